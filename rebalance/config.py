@@ -1,0 +1,203 @@
+"""Every flag of rebalance, described once: name, type, default, range, unit and help.
+
+The command line, Python keyword arguments and YAML files are all read through `parse`, so a flag means the same
+everywhere. Each command has one frozen dataclass; a field made by `flag` is one flag.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, TypeVar, cast, get_type_hints
+
+from rebalance.errors import ConfigError, nearest
+
+T = TypeVar("T")
+
+
+def flag(
+    default: Any,
+    help: str,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    choices: tuple[str, ...] = (),
+    unit: str = "",
+    method: str = "",
+) -> Any:
+    """A dataclass field with the facts that `parse` checks and `help` prints.
+
+    Args:
+        default: value where the flag is not given; its type is the field's annotation.
+        help: one line for the user.
+        low: smallest allowed number, inclusive.
+        high: largest allowed number, inclusive.
+        choices: allowed strings; empty means any.
+        unit: unit of the number, e.g. "epochs".
+        method: the method the flag belongs to; giving the flag without the method is an error.
+    """
+    facts = {"help": help, "low": low, "high": high, "choices": choices, "unit": unit, "method": method}
+    return field(default=default, metadata=facts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainFlags:
+    """What `train` adds to Ultralytics' own flags."""
+
+    loss: str = flag("", "method, or element loss and weighting joined by +; empty: what the other flags imply")
+    head: str = flag("stock", "detection head", choices=("stock", "anchor"))
+
+    obj_drop: float = flag(0.0, "fraction of negatives that leaves the objectness loss", low=0, high=1, method="drop")
+    box_drop: float = flag(0.0, "fraction of low-IoU matches that leaves the box loss", low=0, high=1, method="drop")
+    neg_iou: float = flag(
+        0.3, "a prediction is negative below this IoU with every label of its image", low=0, high=1, method="drop"
+    )
+    drop_scope: str = flag(
+        "background", "what obj_drop draws from", choices=("background", "matched", "literal"), method="drop"
+    )
+    drop_divisor: str = flag(
+        "kept", "the loss is a mean over what is left, or over all as in the host", choices=("kept", "host"),
+        method="drop",
+    )  # fmt: skip
+    drop_select: str = flag(
+        "random", "drop at random, or the most confident first", choices=("random", "confident"), method="drop"
+    )
+    drop_warmup: int = flag(0, "dropping starts after this", low=0, unit="epochs", method="drop")
+
+    anchor_t: float = flag(4.0, "largest side ratio of a label to its anchor", low=1, method="anchor")
+    autoanchor: bool = flag(True, "fit the anchors where their best possible recall is under 0.98", method="anchor")
+    box_gain: float = flag(0.05, "weight of the CIoU loss", low=0, method="anchor")
+    obj_gain: float = flag(1.0, "weight of the objectness loss", low=0, method="anchor")
+    cls_gain: float = flag(0.5, "weight of the classification loss", low=0, method="anchor")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparsifyFlags:
+    """`rebalance sparsify`: withhold labels of the training split."""
+
+    data: str = flag("", "data set YAML (Ultralytics detection format)")
+    protocol: str = flag(
+        "percent",
+        "which boxes are withheld",
+        choices=("normal", "easy", "hard", "extreme", "percent", "per_class", "keep_one_per_class"),
+    )
+    rate: float = flag(0.5, "fraction of boxes withheld (percent, per_class)", low=0, high=1)
+    keep_one: bool = flag(False, "percent: leave every image at least one box")
+    seed: int = flag(0, "seed of the choice", low=0)
+    out: str = flag("", "folder to make; must not exist")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeafloorFlags:
+    """`rebalance seafloor`: the built-in data set."""
+
+    out: str = flag("", "folder to make; default: the data folder of this project")
+    train: int = flag(480, "training images", low=1)
+    val: int = flag(96, "validation images", low=1)
+    test: int = flag(96, "test images", low=1)
+    size: int = flag(256, "image height; width is the same", low=64, high=2048, unit="pixels")
+    labelled: float = flag(0.6, "fraction of the training boxes that is labelled", low=0, high=1)
+    seed: int = flag(0, "seed of everything", low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepFlags:
+    """`rebalance sweep`: a grid of trainings. Every other key is a training flag; a list makes a dimension."""
+
+    name: str = flag("", "run folder runs/benchmark/<name>; the same name continues it; default: a time stamp")
+    seeds: str = flag("0", "training seeds, comma separated")
+    protocol: str = flag("normal", "label protocols of the training split, comma separated")
+    rate: str = flag("0.5", "rates of percent and per_class, comma separated")
+    label_seed: int = flag(0, "seed of the withheld labels", low=0)
+    jobs: int = flag(1, "runs at a time, each with its share of the cores", low=1)
+    series: bool = flag(False, "vary one list at a time from the first values, instead of the product")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchFlags:
+    """`rebalance bench`: time of the losses against the host's own."""
+
+    batch: int = flag(16, "images a batch", low=1)
+    imgsz: int = flag(320, "image size", low=32, unit="pixels")
+    repeats: int = flag(20, "timed repetitions", low=3)
+    device: str = flag("", "cpu, or a CUDA index; empty: CUDA where there is one")
+    out: str = flag("", "write the figures to this JSON file")
+
+
+@cache
+def flags(cls: type[Any]) -> dict[str, dataclasses.Field[Any]]:
+    """Name to field of one command's dataclass."""
+    return {f.name: f for f in dataclasses.fields(cls)}
+
+
+def convert(cls: type[Any], name: str, value: Any) -> Any:
+    """Return `value` as the type of flag `name`, checked against its range and choices.
+
+    Raises:
+        ConfigError: the value has the wrong type, is out of range, or is not among the choices.
+    """
+    kind, facts = get_type_hints(cls)[name], flags(cls)[name].metadata
+    text = str(value).strip()
+    try:
+        if kind is bool:
+            result: Any = {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        elif kind is str:
+            result = "" if value is None else text
+        elif isinstance(value, bool):
+            raise ValueError
+        elif kind is int:
+            if float(value) != int(float(value)):
+                raise ValueError
+            result = int(float(value))
+        else:
+            result = float(value)
+    except (ValueError, TypeError, KeyError, OverflowError):
+        raise ConfigError(f"{name}={value} is not {_KINDS[kind]}") from None
+    if kind in (int, float) and not (facts["low"] <= result <= facts["high"]):  # NaN fails too
+        raise ConfigError(f"{name}={value} is out of range: {span(facts)}")
+    if facts["choices"] and result not in facts["choices"]:
+        raise ConfigError(f"{name}={value} is not one of {', '.join(facts['choices'])}{nearest(text, facts['choices'])}")
+    return result
+
+
+_KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
+
+
+def span(facts: Mapping[str, Any]) -> str:
+    """The allowed range in words, e.g. '0 to 1', 'at least 0', or '' where there is none."""
+    low, high = facts["low"], facts["high"]
+    if math.isinf(high):
+        return "" if math.isinf(low) else f"at least {low:g}"
+    return f"{low:g} to {high:g}"
+
+
+def parse(cls: type[T], given: Mapping[str, Any]) -> T:
+    """Return the flags of one command from what the user gave.
+
+    Args:
+        cls: the command's dataclass.
+        given: flag name to value; texts are converted.
+
+    Raises:
+        ConfigError: an unknown name (with the nearest one) or a bad value.
+    """
+    known = flags(cls)
+    for name in given:
+        if name not in known:
+            raise ConfigError(f"unknown flag {name}={given[name]}{nearest(name, known)}; flags: {', '.join(known)}")
+    return cls(**{name: convert(cls, name, value) for name, value in given.items()})
+
+
+def as_dict(values: Any) -> dict[str, Any]:
+    """A flags dataclass as a plain dict, ready for JSON, YAML or a checkpoint."""
+    return cast("dict[str, Any]", dataclasses.asdict(values))
+
+
+def require(values: Any, *names: str) -> None:
+    """Raise ConfigError where a flag that has no default was not given."""
+    for name in names:
+        if getattr(values, name) == "":
+            raise ConfigError(f"{name}= is missing: {flags(type(values))[name].metadata['help']}")
