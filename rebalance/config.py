@@ -10,8 +10,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Any, TypeVar, cast, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from rebalance.errors import ConfigError, nearest
 
@@ -127,7 +126,6 @@ class BenchFlags:
     out: str = flag("", "write the figures to this JSON file")
 
 
-@cache
 def flags(cls: type[Any]) -> dict[str, dataclasses.Field[Any]]:
     """Name to field of one command's dataclass."""
     return {f.name: f for f in dataclasses.fields(cls)}
@@ -159,7 +157,8 @@ def convert(cls: type[Any], name: str, value: Any) -> Any:
     if kind in (int, float) and not (facts["low"] <= result <= facts["high"]):  # NaN fails too
         raise ConfigError(f"{name}={value} is out of range: {span(facts)}")
     if facts["choices"] and result not in facts["choices"]:
-        raise ConfigError(f"{name}={value} is not one of {', '.join(facts['choices'])}{nearest(text, facts['choices'])}")
+        choices = ", ".join(facts["choices"])
+        raise ConfigError(f"{name}={value} is not one of {choices}{nearest(text, facts['choices'])}")
     return result
 
 
@@ -172,6 +171,16 @@ def span(facts: Mapping[str, Any]) -> str:
     if math.isinf(high):
         return "" if math.isinf(low) else f"at least {low:g}"
     return f"{low:g} to {high:g}"
+
+
+def describe(cls: type[Any]) -> list[tuple[str, str, str, str]]:
+    """One row a flag, for tables: name, default, allowed values with their unit, help."""
+    rows = []
+    for name, item in flags(cls).items():
+        kind, facts = get_type_hints(cls)[name], item.metadata
+        values = ", ".join(facts["choices"]) or span(facts) or _KINDS[kind]
+        rows.append((name, str(item.default), f"{values} {facts['unit']}".strip(), facts["help"]))
+    return rows
 
 
 def parse(cls: type[T], given: Mapping[str, Any]) -> T:
@@ -193,7 +202,7 @@ def parse(cls: type[T], given: Mapping[str, Any]) -> T:
 
 def as_dict(values: Any) -> dict[str, Any]:
     """A flags dataclass as a plain dict, ready for JSON, YAML or a checkpoint."""
-    return cast("dict[str, Any]", dataclasses.asdict(values))
+    return dataclasses.asdict(values)
 
 
 def require(values: Any, *names: str) -> None:
