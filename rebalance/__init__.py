@@ -1,0 +1,24 @@
+"""Object detection training for incomplete labels.
+
+    from rebalance import YOLO
+    YOLO("yolov8n.pt").train(data="my.yaml", loss="drop", obj_drop=0.75)
+
+`YOLO` is Ultralytics' with our flags; `trainer(loss=..., ...)` is a trainer class for Ultralytics' own `YOLO`.
+"""
+
+from typing import Any
+
+__version__ = "0.1.0"
+__all__ = ["YOLO", "__version__", "trainer"]
+
+
+def __getattr__(name: str) -> Any:  # loads torch and the host on first use only, so that `rebalance help` is instant
+    if name == "YOLO":
+        from rebalance.adapters.ultralytics.yolo import YOLO
+
+        return YOLO
+    if name == "trainer":
+        from rebalance.adapters.ultralytics.trainer import trainer
+
+        return trainer
+    raise AttributeError(f"module 'rebalance' has no attribute {name!r}")

@@ -1,0 +1,227 @@
+"""The losses, called the way Ultralytics calls a criterion: predictions and batch in, loss vector and items out.
+
+Criteria are plain classes: as nn.Modules they would enter the state dict. Ultralytics strips them when it saves.
+
+Shapes: B images, T labels in the batch, N candidates an image, L levels, M anchors, C classes, K match slots a level.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from ultralytics.utils import RANK
+from ultralytics.utils.loss import E2ELoss, v8DetectionLoss
+
+from rebalance.boxes import ciou, max_iou, upcast, xywh_to_xyxy
+from rebalance.config import TrainFlags
+from rebalance.heads.anchor import objectness
+from rebalance.losses.bce import bce
+from rebalance.losses.drop import COUNTS, Dropping
+from rebalance.targets.anchor import Matches, match
+
+# Weight of each level's objectness loss in YOLOv5, from fine to coarse, by number of levels
+BALANCE = {2: (4.0, 1.0), 3: (4.0, 1.0, 0.4), 4: (4.0, 1.0, 0.25, 0.06)}
+
+Batch = dict[str, Any]
+Result = tuple[Tensor, dict[str, Tensor]]
+
+
+class DetectionCriterion(v8DetectionLoss):  # type: ignore[misc]
+    """Ultralytics' own loss with dropping, for the anchor-free heads (YOLOv8 and newer; one branch of YOLO26).
+
+    The host's loss is left as it is; its three parts (assigner, classification loss, box loss) are wrapped. Where nothing
+    is dropped the wrappers pass the host's values through unchanged.
+
+    These heads have no objectness, so obj_drop acts on the classification loss: a dropped prediction has no loss in any
+    class. The host divides by the sum of target scores. With `drop_divisor=kept` that is the sum over what is left, which
+    in scope `background` is the host's own divisor, since negatives have no target score.
+    """
+
+    def __init__(self, model: Any, tal_topk: int = 10, tal_topk2: int | None = None, *, flags: TrainFlags, seed: int):
+        super().__init__(model, tal_topk, tal_topk2)
+        self.flags = flags
+        self.dropping = Dropping(flags, seed=seed, rank=max(RANK, 0), stream=0 if tal_topk2 is None else 1)
+        self._host_assigner, self.assigner = self.assigner, self._assign
+        self._host_bce, self.bce = self.bce, self._classification
+        self._host_bbox, self.bbox_loss = self.bbox_loss, self._box
+        self._dropped: tuple[Tensor, Tensor] | None = None
+
+    def _assign(self, scores: Tensor, boxes: Tensor, points: Tensor, *labels: Tensor, **options: Any) -> Any:
+        assigned = self._host_assigner(scores, boxes, points, *labels, **options)
+        self._dropped = None
+        if self.dropping.on:
+            matched = assigned[3]  # (B, N)
+            overlap = max_iou(boxes, labels[1])
+            pairs = torch.arange(matched.numel(), device=matched.device).view_as(matched).where(matched, -1)
+            self._dropped = self.dropping.draw(matched, overlap, scores.amax(-1), pairs)
+        return assigned
+
+    def _classification(self, logits: Tensor, targets: Tensor) -> Tensor:
+        if self._dropped is None or self.flags.obj_drop == 0:
+            return self._host_bce(logits, targets)
+        dropped = self._dropped[0].unsqueeze(-1)  # (B, N, 1)
+        left = targets.masked_fill(dropped, 0)
+        if self.flags.drop_scope == "literal":
+            loss = self._host_bce(logits, left)
+        else:
+            loss = self._host_bce(logits, targets).masked_fill_(dropped, 0)
+        if self.flags.drop_divisor == "host" or self.flags.drop_scope == "background":
+            return loss
+        return loss * (targets.sum().clamp(min=1) / left.sum().clamp(min=1))
+
+    def _box(self, *inputs: Any) -> Any:
+        if self._dropped is None or self.flags.box_drop == 0:
+            return self._host_bbox(*inputs)
+        *predictions, scores, total, matched, size, stride = inputs
+        dropped = self._dropped[1]
+        if self.flags.drop_divisor == "kept":
+            total = scores.masked_fill(dropped.unsqueeze(-1), 0).sum().clamp(min=1)
+        return self._host_bbox(*predictions, scores, total, matched & ~dropped, size, stride)
+
+
+class AnchorCriterion:
+    """YOLOv5's loss on the anchor head, with dropping.
+
+    Box: 1 − CIoU, mean over the matches of a level, summed over levels. Objectness: binary cross-entropy against the CIoU
+    of the match (0 elsewhere), mean over the candidates of a level, times `BALANCE`. Class: binary cross-entropy, mean over
+    the matches of a level and classes. With `drop_divisor=kept` the means are over what is left.
+    """
+
+    def __init__(self, model: Any, *, flags: TrainFlags, seed: int) -> None:
+        self.flags, self.head = flags, model.model[-1]
+        self.dropping = Dropping(flags, seed=seed, rank=max(RANK, 0))
+        nl, nc, size = self.head.nl, self.head.nc, model.args.imgsz
+        # YOLOv5's trainer scales its gains by levels, classes and image size
+        self.gains = (
+            flags.box_gain * 3 / nl,
+            flags.obj_gain * (size / 640) ** 2 * 3 / nl,
+            flags.cls_gain * nc / 80 * 3 / nl,
+        )
+
+    def __call__(self, preds: Any, batch: Batch) -> Result:
+        """Loss of one batch.
+
+        Args:
+            preds: the head's output; in validation a pair (decoded, output).
+            batch: `batch_idx` (T,) sorted, `cls` (T, 1), `bboxes` (T, 4) centre, width, height as fractions; optionally
+                `most_labels`, the number of labels of the fullest image.
+
+        Returns:
+            (3,) box, objectness and class loss times B, and the same without B, detached, by name.
+        """
+        maps = (preds[1] if isinstance(preds, tuple) else preds)["maps"]
+        device = maps[0].device
+        labels = torch.cat([batch[k].to(device).view(-1, n) for k, n in (("batch_idx", 1), ("cls", 1), ("bboxes", 4))], 1)
+        shapes = [(x.shape[-2], x.shape[-1]) for x in maps]
+        found = match(labels.float(), self.head.anchors, shapes, self.flags.anchor_t)
+
+        rows = zip(maps, found.image, found.anchor, found.row, found.column, strict=True)
+        chosen = upcast(torch.stack([x[i, a, :, r, c] for x, i, a, r, c in rows]))  # (L, K, 5 + C)
+        sigmoid = chosen[..., :4].sigmoid()
+        boxes = torch.cat((sigmoid[..., :2] * 2 - 0.5, (sigmoid[..., 2:] * 2) ** 2 * found.anchor_wh), -1)
+        iou = ciou(boxes, found.boxes_xywh)
+
+        logits = upcast(objectness(maps))  # (B, N)
+        winner = self._winners(found, logits.shape)
+        target = torch.where(winner >= 0, iou.detach().clamp(min=0).flatten()[winner.clamp(min=0)], 0)
+
+        counts = found.valid
+        obj_weight: Tensor | None = None
+        box_weight = found.valid
+        if self.dropping.on:
+            pixels = xywh_to_xyxy(self.head.decode([x.detach() for x in maps], objectness=False).transpose(1, 2))
+            overlap = max_iou(pixels, self._padded(labels, batch, shapes, len(logits)))
+            pairs = (found.image * logits.shape[1] + found.candidate).where(found.valid, -1)
+            obj_dropped, box_dropped = self.dropping.draw(winner >= 0, overlap, logits.detach(), pairs)
+            if self.flags.drop_scope == "literal":
+                target = target.masked_fill(obj_dropped, 0)
+            elif self.flags.obj_drop > 0:
+                obj_weight = ~obj_dropped
+            box_weight = found.valid & ~box_dropped
+            if self.flags.drop_divisor == "kept":
+                counts = box_weight
+
+        # where, not a product: a slot that is no match may hold any number
+        box = (torch.where(box_weight, 1 - iou, 0).sum(1) / counts.sum(1).clamp(min=1)).sum()
+        obj = self._objectness(bce(logits, target), obj_weight, shapes)
+        cls = self._classes(chosen[..., 5:], found)
+        loss = torch.stack((box, obj, cls)) * torch.tensor(self.gains, device=device)
+        items = dict(zip(("box_loss", "obj_loss", "cls_loss"), loss.detach(), strict=True))
+        return loss * len(logits), items
+
+    def _objectness(self, loss: Tensor, weight: Tensor | None, shapes: list[tuple[int, int]]) -> Tensor:
+        sizes = [self.head.na * h * w for h, w in shapes]
+        if weight is None:
+            means = [x.mean() for x in loss.split(sizes, 1)]
+        else:
+            left = [x.sum() for x in torch.where(weight, loss, 0).split(sizes, 1)]
+            if self.flags.drop_divisor == "host":
+                means = [x / (len(loss) * n) for x, n in zip(left, sizes, strict=True)]
+            else:
+                means = [x / w.sum().clamp(min=1) for x, w in zip(left, weight.split(sizes, 1), strict=True)]
+        return torch.stack([m * b for m, b in zip(means, BALANCE[len(shapes)], strict=True)]).sum()
+
+    def _classes(self, logits: Tensor, found: Matches) -> Tensor:
+        if self.head.nc == 1:
+            return logits.sum() * 0  # objectness says it all; the parameters stay in the graph
+        target = torch.zeros_like(logits).scatter_(-1, found.label.unsqueeze(-1), 1)
+        loss = torch.where(found.valid, bce(logits, target).mean(-1), 0).sum(1)
+        return (loss / found.valid.sum(1).clamp(min=1)).sum()
+
+    @staticmethod
+    def _winners(found: Matches, shape: torch.Size) -> Tensor:
+        """(B, N) slot that sets each candidate's target, or −1: as in YOLOv5, the last of those that match it."""
+        slots = found.valid.numel()
+        index = torch.where(found.valid, found.image * shape[1] + found.candidate, shape.numel()).flatten()
+        winner = torch.full((shape.numel() + 1,), -1, device=index.device)
+        winner.scatter_reduce_(0, index, torch.arange(slots, device=index.device), "amax")
+        return winner[:-1].view(shape)
+
+    def _padded(self, labels: Tensor, batch: Batch, shapes: list[tuple[int, int]], images: int) -> Tensor:
+        """(B, G, 4) labels of each image in pixels, padded with boxes without area."""
+        image = labels[:, 0].long()
+        most = batch.get("most_labels")
+        if most is None:  # not counted before the batch left the host: read back
+            most = int(image.bincount(minlength=1).max()) if len(image) else 0
+        first = torch.searchsorted(image, torch.arange(images, device=image.device))
+        place = torch.arange(len(image), device=image.device) - first[image]
+        stride = float(self.head.stride[0])
+        size = torch.tensor(shapes[0][::-1], device=labels.device, dtype=labels.dtype).repeat(2) * stride
+        padded = labels.new_zeros(images, most, 4)
+        padded[image, place] = xywh_to_xyxy(labels[:, 2:] * size)
+        return padded
+
+
+def build_criterion(model: Any, flags: TrainFlags, seed: int) -> Any:
+    """The criterion of a model: its head decides which.
+
+    Args:
+        model: Ultralytics detection model whose `args` are set.
+        flags: training flags.
+        seed: of the run.
+    """
+    head = model.model[-1]
+    if hasattr(head, "maps"):
+        return AnchorCriterion(model, flags=flags, seed=seed)
+    make = partial(DetectionCriterion, flags=flags, seed=seed)
+    return E2ELoss(model, make) if getattr(head, "one2one_cv2", None) is not None else make(model)
+
+
+def droppings(criterion: Any) -> list[Dropping]:
+    """The dropping state of each branch of a criterion."""
+    branches = (criterion.one2many, criterion.one2one) if isinstance(criterion, E2ELoss) else (criterion,)
+    return [branch.dropping for branch in branches]
+
+
+def counts(criterion: Any) -> dict[str, int]:
+    """What was seen and dropped since the epoch began, summed over branches and processes; reads from the device once."""
+    seen = [d.counts for d in droppings(criterion) if d.counts is not None]
+    if not seen:
+        return {}
+    total = torch.stack(seen).sum(0)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(total)
+    return dict(zip(COUNTS, total.tolist(), strict=True))

@@ -1,0 +1,193 @@
+"""Ultralytics' detection trainer with our losses and heads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ultralytics.models.yolo.detect import DetectionTrainer
+from ultralytics.nn.modules.head import Detect
+from ultralytics.nn.tasks import DetectionModel
+from ultralytics.utils import LOGGER, RANK
+from ultralytics.utils.loss import E2ELoss
+from ultralytics.utils.torch_utils import unwrap_model
+
+from rebalance.adapters.ultralytics.criterion import build_criterion, counts, droppings
+from rebalance.adapters.ultralytics.model import (
+    AnchorDetect,
+    AnchorDetectionModel,
+    load_by_name,
+    read_state_dict,
+    remember,
+    remembered,
+)
+from rebalance.config import TrainFlags, as_dict
+from rebalance.errors import ConfigError, ModelError
+from rebalance.losses.registry import METHODS, select, train_flags
+from rebalance.targets.autoanchor import best_possible_recall, fit_anchors
+
+HOST_GAINS = ("box", "cls", "dfl")  # Ultralytics' own, which the anchor head does not use
+
+
+class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
+    """Trains with the flags in `given`; see `trainer` for a class with flags.
+
+    Attributes:
+        given: flags as the user gave them.
+        flags: flags of this run, complete.
+        loss_ran: what the criterion says it is; printed, and kept for records.
+        drop_counts: counts of the epoch that ended last.
+    """
+
+    given: Mapping[str, Any] = {}
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.flags: TrainFlags = train_flags(self.given)
+        self.loss_ran: dict[str, Any] = {}
+        self.drop_counts: dict[str, int] = {}
+        self.weights_matched: tuple[int, int] | None = None
+        super().__init__(*args, **kwargs)
+
+    # Building ---------------------------------------------------------------------------------------------------------
+
+    def setup_model(self) -> Any:
+        """Load, create or resume the model; `pretrained` may be a plain state dict."""
+        pretrained, state = self.args.pretrained, None
+        if isinstance(pretrained, (str, Path)) and not self.resume and Path(pretrained).is_file():
+            state = read_state_dict(pretrained)
+        if state is None:
+            return super().setup_model()
+        self.args.pretrained = False
+        checkpoint = super().setup_model()
+        self.args.pretrained = pretrained
+        self.weights_matched = load_by_name(self.model, state, str(pretrained))
+        return checkpoint
+
+    def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> Any:
+        """Build the model with the head asked for, or the head of the checkpoint it starts from."""
+        before = cfg.get("rebalance", {}).get("flags", {}) if isinstance(cfg, dict) else {}
+        if self.resume:
+            if changed := [k for k, v in as_dict(train_flags(self.given)).items() if k in self.given and before.get(k) != v]:
+                LOGGER.warning(f"rebalance: resume keeps the checkpoint's flags; ignored: {', '.join(changed)}")
+            self.flags = train_flags(before)
+        else:
+            self.flags = train_flags(self.given, head=before.get("head", "stock"))
+        build = AnchorDetectionModel if self.flags.head == "anchor" else DetectionModel
+        verbose = verbose and RANK == -1
+        model = build(cfg, nc=self.data["nc"], ch=self.data["channels"], verbose=verbose)
+        if not isinstance(model.model[-1], Detect):
+            raise ModelError(f"loss={self.flags.loss} needs a YOLO detection model, not {type(model.model[-1]).__name__}")
+        self.set_model_names_for_load(model)
+        remember(model, self.flags)
+        if weights:
+            model.load(weights)
+        return model
+
+    def set_class_weights(self) -> None:
+        """The host's class weights, then anchors and criterion: all three need the data, and the EMA copies them."""
+        super().set_class_weights()
+        if self.args.distill_model is not None:
+            raise ConfigError(f"distill_model={self.args.distill_model} cannot be joined with loss={self.flags.loss}")
+        model = unwrap_model(self.model)
+        if isinstance(model.model[-1], AnchorDetect) and not self.resume:
+            self._check_anchors(model.model[-1])
+        model.criterion = build_criterion(model, self.flags, self.args.seed)
+        self.loss_ran = describe(self.flags, model)
+        if RANK in {-1, 0}:
+            LOGGER.info(f"rebalance: {self.loss_ran['text']}")
+
+    def _check_anchors(self, head: AnchorDetect) -> None:
+        """Report how many labels the anchors can reach, and fit them to the labels where that is under 98 %."""
+        data = self.train_loader.dataset
+        sizes = np.array([lb["shape"][::-1] for lb in data.labels], dtype=float).reshape(-1, 2)
+        sizes *= self.args.imgsz / sizes.max(1, keepdims=True)
+        labels = np.concatenate([lb["bboxes"][:, 2:] * s for lb, s in zip(data.labels, sizes, strict=True)])
+        pixels = (head.anchors * head.stride.to(head.anchors).view(-1, 1, 1)).view(-1, 2).cpu().double().numpy()
+        t = self.flags.anchor_t
+        recall = best_possible_recall(labels, pixels, t)
+        text = f"rebalance: anchors reach {recall:.1%} of the labels (best possible recall)"
+        if recall < 0.98 and self.flags.autoanchor and len(np.unique(labels, axis=0)) >= len(pixels):
+            fitted = fit_anchors(labels, len(pixels), t, seed=self.args.seed)
+            better = best_possible_recall(labels, fitted, t)
+            if better > recall:
+                new = torch.from_numpy(fitted).to(head.anchors).view_as(head.anchors)
+                head.anchors.copy_(new / head.stride.to(new).view(-1, 1, 1))
+                text += f"; fitted to the labels they reach {better:.1%}: {fitted.round().astype(int).tolist()}"
+        if RANK in {-1, 0}:
+            LOGGER.info(text)
+
+    def resume_training(self, ckpt: Any) -> None:
+        """Resume; the host builds a new criterion for models with two branches, so ours takes its place again."""
+        super().resume_training(ckpt)
+        model = unwrap_model(self.model)
+        if isinstance(model.criterion, E2ELoss) and self.start_epoch:
+            criterion = build_criterion(model, self.flags, self.args.seed)
+            criterion.updates = self.start_epoch - 1
+            criterion.update()
+            model.criterion = criterion
+
+    # Running ----------------------------------------------------------------------------------------------------------
+
+    def run_callbacks(self, event: str) -> None:
+        """Tell the criterion where the run stands, then run the callbacks."""
+        if event == "on_train_epoch_start":
+            for dropping in droppings(unwrap_model(self.model).criterion):
+                dropping.begin_epoch(self.epoch)
+        elif event == "on_train_epoch_end":
+            self.drop_counts = counts(unwrap_model(self.model).criterion)
+        super().run_callbacks(event)
+
+    def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Count the labels of the fullest image while they are still on the host."""
+        most = int(batch["batch_idx"].long().bincount(minlength=1).max()) if len(batch["batch_idx"]) else 0
+        batch = super().preprocess_batch(batch)
+        batch["most_labels"] = most
+        return batch
+
+    def save_metrics(self, metrics: dict[str, Any]) -> None:
+        """Add the counts of dropped predictions to results.csv."""
+        if "drop" in select(self.flags.loss):
+            names = ("negatives", "obj_dropped", "low_iou_matches", "box_dropped")
+            metrics = {**metrics, **{f"drop/{name}": self.drop_counts.get(name, 0) for name in names}}
+        super().save_metrics(metrics)
+
+
+def describe(flags: TrainFlags, model: Any) -> dict[str, Any]:
+    """What runs, in words and as data, read from the model's criterion rather than from the flags alone."""
+    criterion, selection = model.criterion, select(flags.loss)
+    name = type(criterion).__name__
+    if isinstance(criterion, E2ELoss):
+        name = f"{name} of two {type(criterion.one2one).__name__}"
+    used = {f: v for f, v in as_dict(flags).items() if f.split("_")[0] in ("obj", "box", "neg", "drop")} if (
+        selection.weighting
+    ) else {}
+    if flags.head == "anchor":
+        divisor = "mean over the candidates of a level"
+        used |= {k: v for k, v in as_dict(flags).items() if k in ("anchor_t", "box_gain", "obj_gain", "cls_gain")}
+    else:
+        divisor = "sum of target scores"
+    if selection.weighting:
+        divisor += ", what is left" if flags.drop_divisor == "kept" else ", as in the host"
+    settings = " ".join(f"{k}={v}" for k, v in used.items())
+    return {
+        "loss": flags.loss, "head": flags.head, "element": selection.element, "weighting": selection.weighting,
+        "criterion": name, "settings": used, "divisor": divisor,
+        "text": f"loss={flags.loss} head={flags.head} ({METHODS[selection.weighting or selection.element].title}): "
+        f"{name}, {settings}{', ' if settings else ''}divisor: {divisor}",
+    }  # fmt: skip
+
+
+def trainer(**given: Any) -> type[RebalanceTrainer]:
+    """A trainer class with flags, for `ultralytics.YOLO(...).train(trainer=...)`.
+
+    Args:
+        given: training flags of rebalance, e.g. loss="drop", obj_drop=0.75.
+
+    Raises:
+        ConfigError: an unknown flag, a bad value, or a flag that would have no effect.
+    """
+    train_flags(given)
+    return type("RebalanceTrainer", (RebalanceTrainer,), {"given": dict(given), "__module__": __name__})

@@ -1,0 +1,59 @@
+"""`YOLO` that knows our flags."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ultralytics import YOLO as HostYOLO
+
+from rebalance.adapters.ultralytics.model import remembered
+from rebalance.adapters.ultralytics.trainer import HOST_GAINS, trainer
+from rebalance.config import TrainFlags, flags
+from rebalance.data.seafloor import resolve
+from rebalance.errors import ConfigError
+from rebalance.losses.registry import train_flags
+
+
+def split(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Separate our training flags from Ultralytics' own arguments."""
+    ours = {k: v for k, v in arguments.items() if k in flags(TrainFlags)}
+    return ours, {k: v for k, v in arguments.items() if k not in ours}
+
+
+class YOLO(HostYOLO):  # type: ignore[misc]
+    """`ultralytics.YOLO` whose `train` takes our flags; everything else is as there.
+
+    Without a flag of ours, and from a checkpoint that has no head of ours, training is stock Ultralytics. A checkpoint
+    keeps its head; resuming keeps its loss too.
+    """
+
+    def train(self, trainer: Any = None, **kwargs: Any) -> Any:
+        """Train.
+
+        Args:
+            trainer: a trainer class of your own; cannot be joined with our flags.
+            kwargs: our training flags and Ultralytics' arguments.
+
+        Raises:
+            ConfigError: an unknown flag, a bad value, or a flag that would have no effect.
+        """
+        ours, theirs = split(kwargs)
+        if isinstance(theirs.get("data"), str):
+            theirs["data"] = resolve(theirs["data"])
+        return super().train(trainer=self._trainer(ours, theirs, trainer), **theirs)
+
+    def _trainer(self, ours: dict[str, Any], theirs: dict[str, Any], custom: Any) -> Any:
+        before = remembered(self.model).get("flags", {})
+        head = before.get("head", "stock")
+        if not (ours or head != "stock" or (before and theirs.get("resume"))):
+            return custom
+        if custom is not None:
+            raise ConfigError(f"trainer={custom.__name__} cannot be joined with {', '.join(ours) or f'head={head}'}")
+        if self.task != "detect":
+            raise ConfigError(f"{', '.join(ours)}: only for detection models, and {self.model_name} is a {self.task} model")
+        chosen = train_flags(ours, head=head)
+        if chosen.head == "anchor" and (unused := [k for k in HOST_GAINS if k in theirs]):
+            k = unused[0]
+            raise ConfigError(f"{k}={theirs[k]} has no effect with head=anchor; its gains are box_gain, obj_gain, cls_gain")
+        return trainer(**ours)

@@ -1,0 +1,83 @@
+"""Box arithmetic on tensors.
+
+Shapes: B images, A candidates, G labels an image (padded to the fullest image of the batch).
+Boxes are (x1, y1, x2, y2) unless a name ends in `xywh` (centre, width, height); any unit, the same for both arguments.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+EPS = 1e-7  # keeps divisions finite for boxes without area; the value YOLOv5 uses
+PAIRS = 2**22  # (candidate, label) pairs compared at a time: 16 MiB a temporary, which stays near the cache
+
+
+def upcast(x: Tensor) -> Tensor:
+    """Half precision to float32; float32 and float64 stay."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def xywh_to_xyxy(xywh: Tensor) -> Tensor:
+    """Centre, width, height to corners; (..., 4) -> (..., 4)."""
+    centre, half = xywh[..., :2], xywh[..., 2:] / 2
+    return torch.cat((centre - half, centre + half), -1)
+
+
+def max_iou(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
+    """Overlap: IoU of each candidate with the nearest label of its image, whatever its class.
+
+    Args:
+        boxes: (B, A, 4) candidates.
+        gt_boxes: (B, G, 4) labels; padding is a box without area, e.g. all zeros.
+
+    Returns:
+        (B, A) in [0, 1]; 0 where the image has no label. Not differentiable.
+    """
+    with torch.no_grad():
+        boxes, gt_boxes = upcast(boxes.detach()), upcast(gt_boxes.detach())
+        (b, a), g = boxes.shape[:2], gt_boxes.shape[1]
+        if a == 0 or g == 0:
+            return boxes.new_zeros(b, a)
+        step = max(1, PAIRS // (b * g))  # a number of shapes alone: no value is read back from the device
+        return torch.cat([_max_iou(part, gt_boxes) for part in boxes.split(step, 1)], 1)
+
+
+def _max_iou(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
+    # (B, 1, A) against (B, G, 1): the long dimension is innermost, which is three times faster than (B, A, G)
+    x1, y1, x2, y2 = boxes.transpose(1, 2).contiguous().unsqueeze(2).unbind(1)
+    gx1, gy1, gx2, gy2 = gt_boxes.unsqueeze(2).unbind(3)
+    inter = torch.minimum(x2, gx2).sub_(torch.maximum(x1, gx1)).clamp_(min=0)
+    height = torch.minimum(y2, gy2).sub_(torch.maximum(y1, gy1)).clamp_(min=0)
+    inter.mul_(height)
+    area, gt_area = (x2 - x1) * (y2 - y1), (gx2 - gx1) * (gy2 - gy1)
+    union = torch.add(area, gt_area, out=height).sub_(inter).clamp_(min=EPS)
+    return inter.div_(union).amax(1)
+
+
+def ciou(pred_xywh: Tensor, gt_xywh: Tensor) -> Tensor:
+    """Complete IoU of boxes paired by row (Zheng et al. 2020, "Distance-IoU Loss", equations 9 to 11).
+
+    Args:
+        pred_xywh: (..., 4) centre, width, height.
+        gt_xywh: (..., 4), the same shape.
+
+    Returns:
+        (...) in [-1.5, 1]; differentiable in `pred_xywh`, with the trade-off alpha held constant as in the paper.
+    """
+    (px, py, pw, ph), (gx, gy, gw, gh) = upcast(pred_xywh).unbind(-1), upcast(gt_xywh).unbind(-1)
+    px1, px2, py1, py2 = px - pw / 2, px + pw / 2, py - ph / 2, py + ph / 2
+    gx1, gx2, gy1, gy2 = gx - gw / 2, gx + gw / 2, gy - gh / 2, gy + gh / 2
+    width = (torch.minimum(px2, gx2) - torch.maximum(px1, gx1)).clamp(min=0)
+    height = (torch.minimum(py2, gy2) - torch.maximum(py1, gy1)).clamp(min=0)
+    inter = width * height
+    iou = inter / (pw * ph + gw * gh - inter + EPS)
+    diagonal = (torch.maximum(px2, gx2) - torch.minimum(px1, gx1)) ** 2
+    diagonal = diagonal + (torch.maximum(py2, gy2) - torch.minimum(py1, gy1)) ** 2 + EPS
+    distance = (gx - px) ** 2 + (gy - py) ** 2
+    v = 4 / math.pi**2 * (torch.atan(gw / (gh + EPS)) - torch.atan(pw / (ph + EPS))) ** 2  # aspect ratio
+    with torch.no_grad():
+        alpha = v / (v - iou + (1 + EPS))
+    return iou - distance / diagonal - alpha * v

@@ -1,0 +1,92 @@
+"""The anchor and objectness head of YOLOv3 and YOLOv5.
+
+Shapes: B images, L levels, M anchors a level, C classes, H rows and W columns of a level, N = sum of M·H·W.
+Parameters are named as in YOLOv5 (`m.{level}`, `anchors`), so that its state dicts load by name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+# Width, height in pixels at 640 px, by number of levels. Three levels: YOLOv3's and YOLOv5's k-means on COCO;
+# two: YOLOv3-tiny's; four: YOLOv5's P6 models.
+COCO_ANCHORS: dict[int, tuple[tuple[int, ...], ...]] = {
+    2: ((10, 14, 23, 27, 37, 58), (81, 82, 135, 169, 344, 319)),
+    3: ((10, 13, 16, 30, 33, 23), (30, 61, 62, 45, 59, 119), (116, 90, 156, 198, 373, 326)),
+    4: (
+        (19, 27, 44, 40, 38, 94),
+        (96, 68, 86, 152, 180, 137),
+        (140, 301, 303, 264, 238, 542),
+        (436, 615, 739, 380, 925, 792),
+    ),
+}
+
+
+class AnchorHead(nn.Module):
+    """One 1×1 convolution a level that predicts, for each anchor, a box, an objectness and C class logits."""
+
+    anchors: Tensor  # (L, M, 2) width, height in cells
+    stride: Tensor  # (L,) pixels a cell
+
+    def __init__(self, nc: int, channels: Sequence[int], stride: Tensor, anchors: Sequence[Sequence[float]]) -> None:
+        """Build the head.
+
+        Args:
+            nc: classes.
+            channels: input channels of each level.
+            stride: (L,) pixels a cell.
+            anchors: for each level width, height, width, height, … in pixels.
+        """
+        nn.Module.__init__(self)
+        self.nc, self.nl, self.na = nc, len(channels), len(anchors[0]) // 2
+        self.no = nc + 5  # x, y, w, h, objectness, classes
+        self.stride = stride
+        pixels = torch.tensor(anchors, dtype=torch.float32).view(self.nl, -1, 2)
+        # register_buffer refuses a name that a host's base class has as a plain attribute
+        self._buffers["anchors"] = pixels / stride.view(-1, 1, 1)
+        self.m = nn.ModuleList(nn.Conv2d(c, self.no * self.na, 1) for c in channels)
+        self.bias_init()
+
+    def bias_init(self) -> None:
+        """Prior biases of YOLOv5: about 8 objects in a 640 px image, 0.6 of the classes' mass."""
+        with torch.no_grad():
+            for conv, stride in zip(self.m, self.stride.tolist(), strict=True):
+                bias = conv.bias.view(self.na, -1)  # type: ignore[operator, union-attr]
+                bias[:, 4] += math.log(8 / (640 / stride) ** 2)
+                bias[:, 5:] += math.log(0.6 / (self.nc - 0.99999))
+
+    def maps(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Raw predictions of each level: (B, M, 5 + C, H, W), a view of the convolution's output."""
+        return [conv(x).unflatten(1, (self.na, self.no)) for conv, x in zip(self.m, features, strict=True)]
+
+    def decode(self, maps: Sequence[Tensor], *, objectness: bool = True) -> Tensor:
+        """Predictions in pixels of the input image.
+
+        Args:
+            maps: raw predictions of each level.
+            objectness: score = P(class | object) · P(object); the boxes alone where False.
+
+        Returns:
+            (B, 4 + C, N): centre, width, height, scores in [0, 1]; (B, 4, N) without the scores.
+        """
+        levels = []
+        for level, x in enumerate(maps):
+            h, w = x.shape[-2:]
+            y = x.sigmoid() if objectness else x[:, :, :4].sigmoid()
+            rows = torch.arange(h, device=x.device, dtype=x.dtype).view(h, 1).expand(h, w)
+            columns = torch.arange(w, device=x.device, dtype=x.dtype).expand(h, w)
+            stride, anchors = self.stride[level].to(x), self.anchors[level].to(x)
+            xy = (y[:, :, 0:2] * 2 - 0.5 + torch.stack((columns, rows))) * stride
+            wh = (y[:, :, 2:4] * 2) ** 2 * (anchors * stride).view(1, self.na, 2, 1, 1)
+            parts = (xy, wh, y[:, :, 5:] * y[:, :, 4:5]) if objectness else (xy, wh)
+            levels.append(torch.cat(parts, 2).transpose(1, 2).flatten(2))  # (B, M, 4 + C, H, W) -> (B, 4 + C, M·H·W)
+        return torch.cat(levels, 2)
+
+
+def objectness(maps: Sequence[Tensor]) -> Tensor:
+    """Objectness logits of all candidates: (B, N)."""
+    return torch.cat([x[:, :, 4].flatten(1) for x in maps], 1)

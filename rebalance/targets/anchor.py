@@ -1,0 +1,86 @@
+"""Label assignment of the YOLOv5 anchor head.
+
+Shapes: B images, T labels in the batch, L levels, M anchors a level, N = sum over levels of M·H·W candidates an image.
+A candidate is an (anchor, row, column) of a level; candidates are numbered level by level, anchor, row, column.
+
+A label goes to every anchor whose sides are within a factor `anchor_t` of its own, at the cell that holds its centre and
+at the nearest cell across, and the nearest above or below (offset 0.5). That is up to 5 slots for each (level,
+anchor, label). All slots are kept, with a flag that says which are real: their number depends on shapes alone, so nothing is read
+back from the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# own cell, then left, up, right, down: (column, row) steps, in YOLOv5's order
+NEIGHBOURS = ((0, 0), (-1, 0), (0, -1), (1, 0), (0, 1))
+
+
+class Matches(NamedTuple):
+    """Slots of (candidate, label) pairs, by level; K = 5·M·T slots a level."""
+
+    valid: Tensor  # (L, K) bool: the slot is a match; the other fields mean nothing where False, but stay in range
+    image: Tensor  # (L, K) int64
+    anchor: Tensor  # (L, K) int64 in [0, M)
+    row: Tensor  # (L, K) int64
+    column: Tensor  # (L, K) int64
+    candidate: Tensor  # (L, K) int64 in [0, N)
+    label: Tensor  # (L, K) int64 class
+    boxes_xywh: Tensor  # (L, K, 4) label in cells of its level, centre relative to the candidate's cell
+    anchor_wh: Tensor  # (L, K, 2) anchor width, height in cells
+
+
+def match(labels: Tensor, anchors: Tensor, shapes: Sequence[tuple[int, int]], anchor_t: float = 4.0) -> Matches:
+    """Match labels to the candidates of all levels at once.
+
+    Args:
+        labels: (T, 6) image, class, centre x, centre y, width, height; boxes in fractions of the image.
+        anchors: (L, M, 2) width, height in cells of the level.
+        shapes: (rows, columns) of each level.
+        anchor_t: an anchor fits a label when both side ratios lie strictly between 1/anchor_t and anchor_t.
+    """
+    device, (levels, per_level) = labels.device, anchors.shape[:2]
+    anchors = anchors.to(labels.dtype)
+    grid = torch.tensor([[w, h] for h, w in shapes], device=device, dtype=labels.dtype)[:, None]  # columns, rows
+    start = torch.tensor([0, *(per_level * h * w for h, w in shapes[:-1])], device=device).cumsum(0)
+
+    xy, wh = labels[:, 2:4] * grid, labels[:, 4:6] * grid  # (L, T, 2) in cells
+    ratio = wh[:, None] / anchors[:, :, None]  # (L, M, T, 2)
+    fits = torch.maximum(ratio, 1 / ratio).amax(-1) < anchor_t
+
+    rest = grid - xy  # distance from the far border
+    near_start = (xy % 1 < 0.5) & (xy > 1)  # left or upper half of its cell, and there is a cell before
+    near_end = (rest % 1 < 0.5) & (rest > 1)
+    side = torch.cat((torch.ones_like(near_start[..., :1]), near_start, near_end), -1)  # (L, T, 5) as NEIGHBOURS
+    valid = side.transpose(1, 2)[:, :, None] & fits[:, None]  # (L, 5, M, T)
+
+    step = torch.tensor(NEIGHBOURS, device=device, dtype=labels.dtype)[:, None]
+    cell = (xy[:, None] + step * 0.5).long().clamp_(min=0)  # (L, 5, T, 2): half a step crosses into the neighbour
+    cell = torch.minimum(cell, grid.long()[:, None] - 1)
+    centre = xy[:, None] - cell
+    boxes = torch.cat((centre, wh[:, None].expand_as(centre)), -1)[:, :, None]
+
+    column, row = cell[:, :, None].unbind(-1)  # (L, 5, 1, T)
+    anchor = torch.arange(per_level, device=device).view(1, 1, -1, 1)
+    columns, rows = grid.long().view(levels, 2, 1, 1, 1).unbind(1)
+    candidate = start.view(-1, 1, 1, 1) + (anchor * rows + row) * columns + column
+
+    def spread(x: Tensor) -> Tensor:
+        return x.expand(*valid.shape, *x.shape[4:]).flatten(1, 3)
+
+    return Matches(
+        valid=valid.flatten(1),
+        image=spread(labels[:, 0].long()),
+        anchor=spread(anchor),
+        row=spread(row),
+        column=spread(column),
+        candidate=spread(candidate),
+        label=spread(labels[:, 1].long()),
+        boxes_xywh=spread(boxes),
+        anchor_wh=spread(anchors[:, None, :, None]),
+    )

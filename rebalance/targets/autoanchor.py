@@ -1,0 +1,62 @@
+"""How well anchors fit the labels, and better ones where they do not (YOLOv5's automatic anchors)."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+def _ratios(sizes: Array, anchors: Array) -> Array:
+    """(T, K) in (0, 1]: the worse of the two side ratios of each label to each anchor."""
+    ratio = sizes[:, None] / anchors[None]
+    return np.asarray(np.minimum(ratio, 1 / ratio).min(2))
+
+
+def best_possible_recall(sizes: Array, anchors: Array, anchor_t: float = 4.0) -> float:
+    """Fraction of the labels that at least one anchor fits.
+
+    Args:
+        sizes: (T, 2) label width, height in pixels of the network's input.
+        anchors: (K, 2) anchor width, height in pixels.
+        anchor_t: largest side ratio.
+    """
+    return float((_ratios(sizes, anchors).max(1) > 1 / anchor_t).mean()) if len(sizes) else 1.0
+
+
+def fit_anchors(sizes: Array, count: int, anchor_t: float = 4.0, seed: int = 0, generations: int = 500) -> Array:
+    """K-means on label sizes, then random mutations that are kept when they fit better.
+
+    Args:
+        sizes: (T, 2) label width, height in pixels; labels under 2 px on both sides are left out.
+        count: anchors to find.
+        anchor_t: largest side ratio.
+        seed: of the start and the mutations.
+        generations: mutations tried.
+
+    Returns:
+        (count, 2) from small to large area.
+    """
+    rng = np.random.default_rng(seed)
+    sizes = sizes[(sizes >= 2).any(1)]
+    scale = sizes.std(0) + 1e-9
+    points = sizes / scale
+    # start from distinct labels spread over the sizes, so that no cluster starts empty
+    centres = points[np.argsort(points.prod(1))[np.linspace(0, len(points) - 1, count).round().astype(int)]]
+    for _ in range(30):
+        nearest = ((points[:, None] - centres[None]) ** 2).sum(2).argmin(1)
+        centres = np.stack([points[nearest == k].mean(0) if (nearest == k).any() else c for k, c in enumerate(centres)])
+    anchors = centres * scale
+
+    def fitness(candidate: Array) -> float:
+        best = _ratios(sizes, candidate).max(1)
+        return float((best * (best > 1 / anchor_t)).mean())
+
+    best = fitness(anchors)
+    for _ in range(generations):
+        mutation = np.where(rng.random(anchors.shape) < 0.9, 1 + rng.random() * rng.normal(size=anchors.shape) * 0.1, 1)
+        candidate = np.maximum(anchors * mutation.clip(0.3, 3), 2)
+        if (score := fitness(candidate)) > best:
+            best, anchors = score, candidate
+    return np.asarray(anchors[np.argsort(anchors.prod(1))])
