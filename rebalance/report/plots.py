@@ -1,0 +1,412 @@
+"""Rows and records -> plots/*.png. Colours are Okabe and Ito's, which people with any colour vision tell apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import matplotlib.style
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from rebalance.report import papers
+from rebalance.report.records import SPLITS, Record, Sweep
+from rebalance.report.samples import sample_figure
+from rebalance.report.summary import AXES, Point, Row, Series, Setting, describe, series, setting_of, varying
+from rebalance.report.tables import AXIS_TITLES, group_names, group_text, judge, percent
+
+DPI = 130
+PHOTO_DPI = 100  # photos do not shrink as line drawings do, and the report carries them inside
+BLUE, ORANGE, GREEN, PURPLE, SKY, RED = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
+COLOURS = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY)
+SPLIT_COLOURS = {"test": BLUE, "val": ORANGE}
+GREY = "#6b7280"
+STYLE = {
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelcolor": "#374151",
+    "axes.edgecolor": "#9ca3af",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e5e7eb",
+    "grid.linewidth": 0.8,
+    "lines.linewidth": 2.0,
+    "lines.markersize": 6,
+    "legend.frameon": False,
+    "xtick.color": "#374151",
+    "ytick.color": "#374151",
+    "figure.constrained_layout.use": True,
+}
+_MOST_LINES = 12  # more settings than this are not told apart in one panel
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One file in plots/, with the heading and the caption that the report gives it."""
+
+    file: str
+    title: str
+    caption: str
+
+
+def draw(sweep: Sweep, rows: Sequence[Row], folder: Path) -> tuple[list[Picture], list[str]]:
+    """Write every plot that the records have data for.
+
+    Args:
+        sweep: the records.
+        rows: their summary.
+        folder: where the files go; must exist.
+
+    Returns:
+        the pictures in the order of the report, and a line for each that could not be made.
+    """
+    found = series(rows)
+    pictures, notes = [], []
+    with matplotlib.style.context(["default", STYLE]):  # whatever the user's own style is
+        for file, title, make in _PLOTS:
+            made = make(sweep, rows, found)
+            if isinstance(made, str):
+                notes += [made] if made else []
+                continue
+            figure, caption = made
+            # no metadata: the same records give the same bytes
+            figure.savefig(folder / file, dpi=PHOTO_DPI if file == "samples.png" else DPI, metadata={"Software": None})
+            pictures.append(Picture(file, title, caption))
+    return pictures, notes
+
+
+Made = tuple[Any, str] | str  # a figure and its caption, or why there is none ('' where nobody would miss it)
+
+
+def _change(sweep: Sweep, rows: Sequence[Row], found: Sequence[Series]) -> Made:
+    """Change from the 0 % run, with the paper's on the same scale: both are differences in points."""
+    shown = [s for s in found if any(r.change for p in s.points for r in p.rows.values())]
+    if not shown:
+        return ""
+    axes_shown = [axis for axis in AXES if any(s.axis == axis for s in shown)]
+    names = group_names(found)
+    figure = Figure(figsize=(10.5 if len(axes_shown) > 1 else 6.5, 4.3))
+    panels = figure.subplots(1, len(axes_shown), sharey=True, squeeze=False)[0]
+    for panel, axis in zip(panels, axes_shown, strict=True):
+        own = [s for s in shown if s.axis == axis]
+        panel.axhline(0, color="#111827", linewidth=1)
+        published = papers.removal(axis)
+        curve = published.curve("test")
+        paper = [(100 * x, 100 * (y - curve[0][1])) for x, y in curve]
+        panel.plot(*zip(*paper, strict=True), "--", marker="D", markersize=5, color=GREY, linewidth=1.6)
+        for i, one in enumerate(own):
+            split, colour = judge(one), COLOURS[i % len(COLOURS)]
+            points = [p for p in one.points if split in p.rows and (p.removal == 0 or p.rows[split].change)]
+            stats = [p.rows[split].change.get("mAP50") if p.removal else None for p in points]
+            beside = 1.4 * (i - (len(own) - 1) / 2)  # percent of x axis, so that bars do not hide one another
+            x = [100 * p.removal + beside for p in points]
+            y = [100 * s.mean if s else 0.0 for s in stats]
+            half = [100 * s.half if s and s.half is not None else 0.0 for s in stats]
+            if any(half):
+                panel.errorbar(x, y, half, fmt="none", ecolor=colour, elinewidth=1.6, capsize=4)
+            panel.plot(x, y, "-o", color=colour)
+        _removal_axis(panel, own, [r for r, _ in curve])
+        panel.set_title(f"{AXIS_TITLES[axis]}: {judge(own[0])}, {_count(own)}")
+    panels[0].set_ylabel("mAP50, points above the 0 % run")
+    groups = list(dict.fromkeys(group_text(s.setting, names) for s in shown))
+    handles = [
+        Line2D([], [], color=COLOURS[i % len(COLOURS)], marker="o", label=group) for i, group in enumerate(groups)
+    ]
+    handles.append(
+        Line2D([], [], color=GREY, linestyle="--", marker="D", markersize=5, label="paper: YOLOv5 on DUSIA, test")
+    )
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(3, len(handles)))
+    caption = (
+        "Difference in mAP50 from the 0 % run of the same seed; bars are 95 % intervals of the mean. "
+        "Dashed: the paper's own differences, on another data set, number of runs not stated."
+    )
+    return figure, caption
+
+
+def _removal(sweep: Sweep, rows: Sequence[Row], found: Sequence[Series]) -> Made:
+    """mAP against removal percentage; the paper's curve has a panel of its own, since its data set differs."""
+    if not found:
+        return ""
+    axes_shown = [axis for axis in AXES if any(s.axis == axis for s in found)]
+    names = group_names(found)
+    figure = Figure(figsize=(12.5, 0.7 + 3.4 * len(axes_shown)))
+    grid = figure.subplots(len(axes_shown), 3, sharey="col", squeeze=False)
+    several = max(sum(s.axis == axis for s in found) for axis in axes_shown) > 1
+    for panels, axis in zip(grid, axes_shown, strict=True):
+        own = [s for s in found if s.axis == axis]
+        for panel, metric in zip(panels, ("mAP50", "mAP50-95"), strict=False):
+            for i, one in enumerate(own):
+                for split in one.splits:
+                    colour = COLOURS[i % len(COLOURS)] if several else SPLIT_COLOURS[split]
+                    _line(panel, one, split, metric, colour, band=not several or split == judge(one))
+            _removal_axis(panel, own, [])
+            panel.set_title(f"{AXIS_TITLES[axis]}, {metric}, {_count(own)}")
+        published = papers.removal(axis)
+        for split in SPLITS:
+            curve = [(100 * x, 100 * y) for x, y in published.curve(split)]
+            colour, marker = (GREY, _STROKES[split][1]) if several else (SPLIT_COLOURS[split], "D")
+            panels[2].plot(*zip(*curve, strict=True), "--", marker=marker, markersize=5, color=colour)
+        panels[2].set_title(f"Paper's Table {published.table}: DUSIA, mAP50")
+        panels[2].set_facecolor("#f9fafb")
+        _removal_axis(panels[2], own, [r for r, _ in published.curve("test")])
+        panels[0].set_ylabel("points (0 to 100)")
+    splits = [s for s in SPLITS if any(s in one.splits for one in found)]
+    if several:
+        groups = list(dict.fromkeys(group_text(s.setting, names) for s in found))
+        handles = [Line2D([], [], color=COLOURS[i % len(COLOURS)], label=group) for i, group in enumerate(groups)]
+        handles += [
+            Line2D([], [], color="#374151", linestyle=_STROKES[s][0], marker=_STROKES[s][1], label=s) for s in splits
+        ]
+    else:
+        handles = [Line2D([], [], color=SPLIT_COLOURS[s], marker="o", label=s) for s in splits]
+        handles.append(
+            Line2D([], [], color=GREY, linestyle="--", marker="D", markersize=5, label="paper (same colours)")
+        )
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)))
+    caption = (
+        "mAP against the fraction removed: mean over seeds, 95 % interval of the mean as a band, single runs as small "
+        "dots. Right: the paper's own curve, YOLOv5 on DUSIA: another data set, so another scale."
+    )
+    return figure, caption
+
+
+_STROKES = {"test": ("-", "o"), "val": (":", "s")}
+
+
+def _line(panel: Any, one: Series, split: str, metric: str, colour: str, *, band: bool) -> None:
+    points = [p for p in one.points if split in p.rows]
+    stats = [p.rows[split].stats[metric] for p in points]
+    x, y = [100 * p.removal for p in points], [100 * s.mean for s in stats]
+    if band and any(s.half for s in stats):
+        half = [100 * (s.half or 0.0) for s in stats]
+        panel.fill_between(x, np.subtract(y, half), np.add(y, half), color=colour, alpha=0.16, linewidth=0)
+    if band and any(s.n > 1 for s in stats):
+        runs = [(100 * p.removal, 100 * r.metrics[split][metric]) for p in points for r in p.rows[split].records]
+        panel.plot(*zip(*runs, strict=True), ".", color=colour, alpha=0.45, markersize=5, markeredgewidth=0)
+    stroke, marker = _STROKES[split]
+    panel.plot(x, y, stroke, marker=marker, color=colour)
+
+
+def _removal_axis(panel: Any, own: Sequence[Series], more: Sequence[float]) -> None:
+    removals = sorted({p.removal for s in own for p in s.points} | set(more))
+    panel.set_xticks([100 * r for r in removals], [percent(r) for r in removals])
+    panel.set_xlabel(f"removed ({own[0].axis})")
+
+
+def _count(own: Sequence[Series]) -> str:
+    counts = sorted({len(r.records) for s in own for p in s.points for r in p.rows.values()})
+    return _n_text(counts)
+
+
+def _n_text(counts: Sequence[int]) -> str:
+    """How many runs a setting has, from the sorted counts."""
+    if counts == [1]:
+        return "single runs"
+    return f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
+
+
+def _settings(sweep: Sweep, rows: Sequence[Row], found: Sequence[Series]) -> Made:
+    """mAP50 of every setting, for a grid that is not one of removal fractions."""
+    settings = list(dict.fromkeys(row.setting for row in rows))
+    if found or len(settings) < 2:
+        return ""
+    names = varying(settings)
+    splits = [s for s in SPLITS if any(row.split == s for row in rows)]
+    figure = Figure(figsize=(8.5, 1.3 + 0.42 * len(settings)))
+    panel = figure.subplots()
+    for offset, split in zip((-0.12, 0.12), splits, strict=False):
+        own = [row for row in rows if row.split == split]
+        x = [100 * row.stats["mAP50"].mean for row in own]
+        y = [settings.index(row.setting) + offset for row in own]
+        half = [100 * (row.stats["mAP50"].half or 0.0) for row in own]
+        panel.errorbar(
+            x, y, xerr=half if any(half) else None, fmt="o", color=SPLIT_COLOURS[split], capsize=3, label=split
+        )
+    panel.set_yticks(range(len(settings)), [describe(s, names) for s in settings])
+    panel.invert_yaxis()
+    panel.set_xlabel("mAP50, points (0 to 100)")
+    counts = sorted({len(row.records) for row in rows})
+    panel.set_title(_n_text(counts))
+    figure.legend(loc="outside lower center", ncols=2)
+    return figure, "mAP50 of each setting: mean over seeds, bars are 95 % intervals of the mean."
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """One setting's line in the curve plots."""
+
+    label: str
+    colour: Any
+    records: tuple[Record, ...]
+
+
+def _families(sweep: Sweep, found: Sequence[Series]) -> list[tuple[str, list[_Curve]]]:
+    """The settings in the groups that share a row of panels: a series each, or all settings where there is none."""
+    runs: dict[Setting, list[Record]] = {}
+    for record in sweep.finished:
+        runs.setdefault(setting_of(record), []).append(record)
+    names = group_names(found)
+    families = []
+    for one in found:
+        title = AXIS_TITLES[one.axis] + (f",\n{group_text(one.setting, names)}" if len(found) > 2 else "")
+        curves = [_Curve(percent(p.removal), _shade(p), next(iter(p.rows.values())).records) for p in one.points]
+        families.append((title, curves))
+    if not families:
+        flags = varying(runs)
+        curves = [
+            _Curve(describe(setting, flags), COLOURS[i % len(COLOURS)], tuple(records))
+            for i, (setting, records) in enumerate(runs.items())
+        ]
+        families.append(("", curves[:_MOST_LINES]))
+    return families
+
+
+def _shade(point: Point) -> Any:
+    """Black for the 0 % run, then from dark to light with the removal."""
+    return "#111827" if point.removal == 0 else matplotlib.colormaps["viridis"](0.15 + 0.7 * point.removal)
+
+
+def _training(sweep: Sweep, rows: Sequence[Row], found: Sequence[Series]) -> Made:
+    """Losses and mAP by epoch, mean over seeds."""
+    keys = _epoch_keys(sweep)
+    losses = [k for k in keys if k.startswith("train/") and k.endswith("_loss")]
+    scores = [k for k in ("metrics/mAP50(B)", "metrics/mAP50-95(B)") if k in keys]
+    if not losses and not scores:
+        return "No training curves: the records hold no epochs."
+    panels: list[tuple[str, list[tuple[str, str]]]] = []
+    for key in losses:
+        twin = key.replace("train/", "val/")
+        panels.append(
+            (key.removeprefix("train/").replace("_", " "), [(key, "-"), *([(twin, ":")] if twin in keys else [])])
+        )
+    panels += [(f"val {key.removeprefix('metrics/').removesuffix('(B)')}", [(key, "-")]) for key in scores]
+    figure = _curves(_families(sweep, found), panels, points=scores)
+    dotted = " Dotted: the loss on val." if any(len(lines) > 1 for _, lines in panels) else ""
+    return (
+        figure,
+        f"By epoch, mean over seeds.{dotted} A loss from which terms were removed is not on the scale of one without.",
+    )
+
+
+def _drops(sweep: Sweep, rows: Sequence[Row], found: Sequence[Series]) -> Made:
+    """Negatives seen and predictions dropped, by epoch."""
+    keys = [k for k in _epoch_keys(sweep) if k.startswith("drop/")]
+    if not keys:
+        return ""
+    panels = [(key.removeprefix("drop/").replace("_", " "), [(key, "-")]) for key in keys]
+    figure = _curves(_families(sweep, found), panels, counts=True)
+    return (
+        figure,
+        "Predictions counted by the loss in each epoch, mean over seeds: negatives seen, and dropped from each loss.",
+    )
+
+
+def _epoch_keys(sweep: Sweep) -> list[str]:
+    return list(dict.fromkeys(key for r in sweep.finished for row in r.epochs for key in row))
+
+
+def _curves(
+    families: Sequence[tuple[str, list[_Curve]]],
+    panels: Sequence[tuple[str, Sequence[tuple[str, str]]]],
+    points: Sequence[str] = (),
+    counts: bool = False,
+) -> Any:
+    """A row of panels for each family.
+
+    Args:
+        families: title and lines of each row.
+        panels: title of each column, and its keys of `epochs` with their line styles.
+        points: keys that are fractions, shown in points.
+        counts: the values are counts: from 0, thousands as k and millions as M.
+    """
+    figure = Figure(figsize=(1.6 + 2.4 * len(panels), 0.3 + 2.5 * len(families)))
+    grid = figure.subplots(len(families), len(panels), sharex=True, sharey="col", squeeze=False)
+    for r, (axes, (title, curves)) in enumerate(zip(grid, families, strict=True)):
+        for panel, (name, keys) in zip(axes, panels, strict=True):
+            for curve in curves:
+                for key, stroke in keys:
+                    x, y = _mean_curve(curve.records, key)
+                    panel.plot(
+                        x, np.multiply(y, 100.0 if key in points else 1.0), stroke, color=curve.colour, linewidth=1.6
+                    )
+            panel.set_title(name if r == 0 else "")
+            if counts:
+                panel.yaxis.set_major_formatter(_short)
+            panel.xaxis.get_major_locator().set_params(integer=True)
+        for panel in axes if r == len(families) - 1 else ():
+            panel.set_xlabel("epoch")
+        axes[0].set_ylabel(title)
+        handles = [Line2D([], [], color=c.colour, label=c.label) for c in curves]
+        axes[-1].legend(
+            handles=handles, loc="upper left", bbox_to_anchor=(1.02, 1.0), title=_legend_title(title, curves)
+        )
+    for column in range(len(panels)) if counts else ():
+        highest = max((line.get_ydata().max() for axes in grid for line in axes[column].lines), default=0.0)
+        grid[0][column].set_ylim(0, 1.06 * highest or 1.0)  # the rows share it
+    return figure
+
+
+def _short(value: float, _: int) -> str:
+    """1500000 -> '1.5M'."""
+    size, unit = next((s for s in ((1e6, "M"), (1e3, "k")) if abs(value) >= s[0]), (1.0, ""))
+    return f"{value / size:g}{unit}"
+
+
+def _legend_title(title: str, curves: Sequence[_Curve]) -> str:
+    runs = sorted({len(curve.records) for curve in curves})
+    return f"removed, {_n_text(runs)}" if title else _n_text(runs)
+
+
+def _mean_curve(records: Sequence[Record], key: str) -> tuple[list[float], list[float]]:
+    """Mean over runs of one key, by epoch, over the runs that have it."""
+    values: dict[float, list[float]] = {}
+    for record in records:
+        for i, row in enumerate(record.epochs):
+            if key in row:
+                values.setdefault(row.get("epoch", i + 1), []).append(row[key])
+    return sorted(values), [float(np.mean(v)) for _, v in sorted(values.items())]
+
+
+def _samples(sweep: Sweep, rows: Sequence[Row], found: Sequence[Series]) -> Made:
+    """Detections beside the labels: of the 0 % run, and of the removal with the best mAP50 on val."""
+    runs = _shown_runs(sweep, found)
+    return sample_figure(runs, sweep.folder) if runs else "No sample detections: the records hold none."
+
+
+def _shown_runs(sweep: Sweep, found: Sequence[Series]) -> Mapping[str, Record]:
+    """Heading -> run: the 0 % run and the best of each axis, of a group with withheld labels if there is one."""
+    with_samples = [r for r in sweep.finished if r.samples]
+    if not with_samples:
+        return {}
+    if not found:
+        names = varying(setting_of(r) for r in with_samples)
+        return {f"{describe(setting_of(r), names)}, seed {r.seed}" if names else r.run: r for r in with_samples[:2]}
+    chosen: dict[str, Record] = {}
+    base = next((s.setting for s in found if s.setting.get("protocol") != "normal"), found[0].setting)
+    for one in [s for s in found if s.setting == base]:
+        split = one.splits[0]  # val where there is one: choosing by test would be choosing by the answer
+        points = [(p.removal, p.rows[split]) for p in one.points if split in p.rows]
+        rest = sorted((p for p in points if p[0] > 0), key=lambda p: -p[1].stats["mAP50"].mean)
+        for removal, row in [p for p in points if p[0] == 0] + rest[:1]:
+            if row.records[0].samples:
+                chosen[f"{one.axis}={removal:g}" if removal else "0 %"] = row.records[0]
+    return {f"{name}, seed {r.seed}": r for name, r in chosen.items()}
+
+
+_PLOTS: tuple[tuple[str, str, Callable[[Sweep, Sequence[Row], Sequence[Series]], Made]], ...] = (
+    ("change.png", "Change from the 0 % run", _change),
+    ("removal.png", "mAP against removal percentage", _removal),
+    ("settings.png", "mAP50 by setting", _settings),
+    ("samples.png", "Sample detections", _samples),
+    ("training.png", "Training curves", _training),
+    ("drops.png", "What the loss counted", _drops),
+)
+FILES = tuple(file for file, _, _ in _PLOTS)

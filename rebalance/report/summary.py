@@ -1,0 +1,288 @@
+"""Records -> one row per setting and split: mean, spread and interval over seeds, and the change from the 0 % run.
+
+A *setting* is everything that makes a run but its seed. The *0 % run* of a setting is the one that differs from it only
+in removing nothing; runs are compared with it seed by seed, because a seed moves both alike. Intervals are the
+half-widths of 95 % intervals from Student's t. A single run has no spread, hence no interval.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rebalance.config import TrainFlags, flags
+from rebalance.report.records import METRICS, SPLITS, Record
+from rebalance.report.student import quantile
+
+AXES = ("obj_drop", "box_drop")
+# Ultralytics' flags that say where and how a run is carried out, not what is trained
+INCIDENTAL = frozenset(
+    {
+        *("seed", "name", "project", "save_dir", "exist_ok", "device", "workers", "verbose", "plots", "resume", "save"),
+        *("save_period", "cache", "val", "mode", "task"),
+    }
+)
+_DROP_FLAGS = tuple(name for name, field in flags(TrainFlags).items() if field.metadata["method"] == "drop")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Flag to value, for all flags that make a run what it is; hashable."""
+
+    items: tuple[tuple[str, Any], ...]
+
+    @staticmethod
+    def of(values: Mapping[str, Any]) -> Setting:
+        """A setting from a mapping; lists become tuples."""
+        return Setting(tuple(sorted((k, tuple(v) if isinstance(v, list) else v) for k, v in values.items())))
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The flags as a dict."""
+        return dict(self.items)
+
+    def get(self, name: str) -> Any:
+        """Value of one flag, None where the setting has none of this name."""
+        return self.values.get(name)
+
+    def change(self, **values: Any) -> Setting:
+        """The setting with some values replaced."""
+        return Setting.of({**self.values, **values})
+
+    def removal(self, axis: str) -> float:
+        """The fraction removed on `obj_drop` or `box_drop`, 0 where the flag is absent."""
+        return float(self.get(axis) or 0)
+
+
+@dataclass(frozen=True)
+class Stat:
+    """Mean of n values, their standard deviation (n - 1) and the half-width of the mean's 95 % interval.
+
+    `std` and `half` are None for a single value.
+    """
+
+    n: int
+    mean: float
+    std: float | None
+    half: float | None
+
+    @property
+    def evidence(self) -> bool:
+        """Whether the 95 % interval leaves out 0."""
+        return self.half is not None and abs(self.mean) > self.half
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting on one split.
+
+    Attributes:
+        setting: the flags.
+        split: val or test.
+        records: the runs, by seed.
+        stats: metric -> over the seeds.
+        change: metric -> over the seeds that the 0 % run has too, setting minus 0 % run; {} for the 0 % run itself
+            and where there is none.
+        gap: metric -> gap closed, (setting - 0 % run) / (0 % run on all labels - 0 % run), on withheld labels only.
+    """
+
+    setting: Setting
+    split: str
+    records: tuple[Record, ...]
+    stats: Mapping[str, Stat]
+    change: Mapping[str, Stat]
+    gap: Mapping[str, float]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds, ascending."""
+        return tuple(r.seed for r in self.records)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One removal fraction of a series, with its row on each split that was evaluated."""
+
+    removal: float
+    rows: Mapping[str, Row]
+
+
+@dataclass(frozen=True)
+class Series:
+    """Rising removal on one axis, everything else the same: what one of the paper's tables shows.
+
+    Attributes:
+        axis: obj_drop or box_drop.
+        setting: the flags of the series with the axis at 0.
+        points: by removal, the 0 % run first where there is one.
+    """
+
+    axis: str
+    setting: Setting
+    points: tuple[Point, ...]
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that some point was evaluated on."""
+        return tuple(s for s in SPLITS if any(s in p.rows for p in self.points))
+
+
+def stat(values: Sequence[float]) -> Stat:
+    """Mean, standard deviation and 95 % interval of at least one value."""
+    n, mean = len(values), statistics.fmean(values)
+    if n == 1:
+        return Stat(1, mean, None, None)
+    std = statistics.stdev(values)
+    return Stat(n, mean, std, quantile(n - 1) * std / math.sqrt(n))
+
+
+def setting_of(record: Record) -> Setting:
+    """Everything that makes a run but its seed."""
+    labels = record.labels
+    host = {k: v for k, v in record.host.items() if k not in INCIDENTAL}
+    withheld = {"protocol": labels.get("protocol", "normal"), "rate": labels.get("rate", 0.0)}
+    return Setting.of({**record.train, **host, **withheld, "label_seed": labels.get("seed", 0)})
+
+
+def reference_key(setting: Setting) -> Setting:
+    """What two settings share that have the same 0 % run: the flags of `drop` do nothing at 0, so they are left out."""
+    values = {k: v for k, v in setting.values.items() if k not in _DROP_FLAGS}
+    values["loss"] = "+".join(part for part in str(values.get("loss", "")).split("+") if part not in ("", "drop"))
+    return Setting.of(values)
+
+
+def summarise(records: Iterable[Record]) -> list[Row]:
+    """Return a row for each setting and split, settings in the order of their first run, val before test.
+
+    Runs of the same setting and seed are one run (a sweep has none): the first counts.
+    """
+    runs: dict[Setting, dict[int, Record]] = {}
+    for record in records:
+        if record.finished:
+            runs.setdefault(setting_of(record), {}).setdefault(record.seed, record)
+    references: dict[Setting, Setting] = {}
+    for setting in runs:
+        if not any(setting.removal(axis) for axis in AXES):
+            references.setdefault(reference_key(setting), setting)
+
+    def values(setting: Setting | None, split: str, metric: str) -> dict[int, float]:
+        found = runs.get(setting, {}) if setting else {}
+        return {seed: r.metrics[split][metric] for seed, r in sorted(found.items()) if split in r.metrics}
+
+    rows = []
+    for setting, by_seed in runs.items():
+        zero = references.get(reference_key(setting))
+        own_zero = setting.change(**dict.fromkeys(AXES, 0.0))
+        zero = own_zero if own_zero in runs else zero  # of several 0 % runs, the one with the same idle flags
+        full = _on_all_labels(setting, references)
+        for split in SPLITS:
+            kept = tuple(r for _, r in sorted(by_seed.items()) if split in r.metrics)
+            if not kept:
+                continue
+            stats, change, gap = {}, {}, {}
+            for metric in METRICS:
+                mine, base = values(setting, split, metric), values(zero, split, metric)
+                stats[metric] = stat(list(mine.values()))
+                if zero == setting or not mine.keys() & base.keys():
+                    continue
+                change[metric] = stat([mine[seed] - base[seed] for seed in mine if seed in base])
+                closed = _gap_closed(mine, base, values(full, split, metric))
+                if closed is not None:
+                    gap[metric] = closed
+            rows.append(Row(setting, split, kept, stats, change, gap))
+    return rows
+
+
+def _on_all_labels(setting: Setting, references: Mapping[Setting, Setting]) -> Setting | None:
+    """The 0 % run with nothing withheld, for a setting that has labels withheld."""
+    if setting.get("protocol") == "normal":
+        return None
+    return references.get(reference_key(setting.change(protocol="normal", rate=0.0, label_seed=0)))
+
+
+def _gap_closed(mine: Mapping[int, float], base: Mapping[int, float], full: Mapping[int, float]) -> float | None:
+    """Means over the seeds that all three have; None where all labels are no better than the partial ones."""
+    seeds = mine.keys() & base.keys() & full.keys()
+    if not seeds:
+        return None
+    gained = math.fsum(mine[s] - base[s] for s in seeds)
+    gap = math.fsum(full[s] - base[s] for s in seeds)
+    return gained / gap if gap > 0 else None
+
+
+def series(rows: Sequence[Row]) -> list[Series]:
+    """Return the series in the rows: objectness removal first, each with at least one removal above 0."""
+    by_setting: dict[Setting, dict[str, Row]] = {}
+    for row in rows:
+        by_setting.setdefault(row.setting, {})[row.split] = row
+    result = []
+    for axis, other in (AXES, AXES[::-1]):
+        groups: dict[Setting, list[Setting]] = {}
+        for setting in by_setting:
+            if setting.removal(axis) > 0 and setting.removal(other) == 0:
+                groups.setdefault(setting.change(**dict.fromkeys(AXES, 0.0)), []).append(setting)
+        zeros: dict[Setting, Setting] = {}
+        for setting in by_setting:
+            if not setting.removal(axis) and not setting.removal(other):
+                zeros.setdefault(reference_key(setting), setting)
+        for base, settings in groups.items():
+            zero = base if base in by_setting else zeros.get(reference_key(base))
+            points = [Point(s.removal(axis), by_setting[s]) for s in settings]
+            points += [Point(0.0, by_setting[zero])] if zero else []
+            result.append(Series(axis, base, tuple(sorted(points, key=lambda p: p.removal))))
+    return result
+
+
+def varying(settings: Iterable[Setting]) -> list[str]:
+    """Return the flags that differ between settings; with none, an empty list."""
+    seen: dict[str, set[Any]] = {}
+    settings = list(dict.fromkeys(settings))
+    for name in dict.fromkeys(name for setting in settings for name, _ in setting.items):
+        seen[name] = {setting.get(name) for setting in settings}
+    first = [name for name in (*AXES, "protocol", "rate") if len(seen.get(name, ())) > 1]
+    return first + [name for name, values in seen.items() if len(values) > 1 and name not in first]
+
+
+def describe(setting: Setting, names: Sequence[str]) -> str:
+    """Return the named flags as the user types them: 'obj_drop=0.75 box_drop=0'; 'all runs' where none is named."""
+    return " ".join(f"{name}={value_text(setting.get(name))}" for name in names) or "all runs"
+
+
+def value_text(value: Any) -> str:
+    """Return a value as the user types it: 0.75, 0 for 0.0, True, yolov5n.yaml."""
+    short = f"{value:g}" if isinstance(value, float) else str(value)
+    return short if not isinstance(value, float) or float(short) == value else repr(value)
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """Return summary.csv: fractions, `_ci95` are half-widths, `pairs` is the number of seeds behind `_diff`."""
+    names = ["model", "head", "loss", *AXES, "protocol", "drop_rate", "epochs", "imgsz"]
+    known = {*names, "rate"}
+    extra = [name for name in varying(row.setting for row in rows) if name not in known]
+    parts = ("mean", "std", "ci95", "diff", "diff_ci95", "gap_closed")
+    head = [*names, *extra, "split", "n", "seeds", "pairs", *(f"{m}_{part}" for m in METRICS for part in parts)]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(head)
+    for row in rows:
+        ran, values = row.records[0].loss_ran, {**row.setting.values, "drop_rate": row.setting.get("rate")}
+        values.update({name: ran[name] for name in ("head", "loss") if ran.get(name)})
+        pairs = row.change[METRICS[0]].n if row.change else None
+        cells = [values.get(name) for name in (*names, *extra)]
+        cells += [row.split, len(row.records), " ".join(map(str, row.seeds)), pairs]
+        for metric in METRICS:
+            own, change = row.stats[metric], row.change.get(metric)
+            cells += [_cell(x) for x in (own.mean, own.std, own.half)]
+            cells += [_cell(change.mean if change else None), _cell(change.half if change else None)]
+            cells.append(_cell(row.gap.get(metric)))
+        writer.writerow(["" if cell is None else value_text(cell) for cell in cells])
+    return text.getvalue()
+
+
+def _cell(value: float | None) -> str | None:
+    return None if value is None else f"{round(value, 6) + 0.0:.6f}"  # + 0.0: no minus zero

@@ -1,0 +1,149 @@
+"""Means, intervals, paired differences and gap closed, by hand."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rebalance.report.records import load
+from rebalance.report.summary import Row, series, setting_of, stat, summarise, to_csv
+
+
+def rows_of(folder: Path) -> list[Row]:
+    return summarise(load(folder).records)
+
+
+def row(rows: list[Row], split: str = "test", **flags: Any) -> Row:
+    """The one row with these flags."""
+    (found,) = [r for r in rows if r.split == split and all(r.setting.get(k) == v for k, v in flags.items())]
+    return found
+
+
+def test_stat_by_hand() -> None:
+    three = stat([0.40, 0.42, 0.44])
+    assert three.mean == pytest.approx(0.42)
+    assert three.std == pytest.approx(0.02)
+    assert three.half == pytest.approx(4.302653 * 0.02 / 3**0.5, rel=1e-6)  # 0.049683
+    assert not stat([0.3]).evidence
+    assert (stat([0.3]).std, stat([0.3]).half) == (None, None)
+    assert stat([0.1, 0.101]).evidence
+    assert not stat([-0.1, 0.1]).evidence
+
+
+def test_paired_difference_with_a_missing_seed(make_sweep: Any, make_record: Any) -> None:
+    zero = {0: 0.40, 1: 0.42, 2: 0.44}
+    removed = {0: 0.43, 1: 0.44, 3: 0.50}  # no run of seed 2; a seed 3 that the 0 % run lacks
+    folder = make_sweep(
+        *(make_record(f"zero{s}", s, test=v) for s, v in zero.items()),
+        *(make_record(f"removed{s}", s, test=v, obj_drop=0.75) for s, v in removed.items()),
+    )
+    rows = rows_of(folder)
+    base, mine = row(rows, obj_drop=0.0), row(rows, obj_drop=0.75)
+    assert base.change == {}
+    assert mine.seeds == (0, 1, 3)
+    assert mine.stats["mAP50"].mean == pytest.approx(1.37 / 3)
+    assert mine.stats["mAP50"].half == pytest.approx(0.0940487, abs=1e-6)
+    change = mine.change["mAP50"]  # 0.03 and 0.02
+    assert (change.n, change.mean) == (2, pytest.approx(0.025))
+    assert change.std == pytest.approx(0.01 / 2**0.5)
+    assert change.half == pytest.approx(12.7062047 * 0.005, rel=1e-6)
+    assert mine.change["mAP75"].mean == pytest.approx(0.0125)
+
+
+def test_the_zero_run_is_of_the_same_protocol_and_model(make_sweep: Any, make_record: Any) -> None:
+    folder = make_sweep(
+        make_record("a", 0, test=0.5),
+        make_record("b", 0, test=0.3, protocol="extreme"),
+        make_record("c", 0, test=0.35, protocol="extreme", obj_drop=0.5),
+        make_record("d", 0, test=0.9, host={"model": "yolov8n.yaml"}, obj_drop=0.5),
+    )
+    rows = rows_of(folder)
+    assert row(rows, protocol="extreme", obj_drop=0.5).change["mAP50"].mean == pytest.approx(0.05)
+    assert row(rows, model="yolov8n.yaml").change == {}  # it has no 0 % run
+
+
+def test_idle_flags_of_drop_share_the_zero_run(make_sweep: Any, make_record: Any) -> None:
+    folder = make_sweep(
+        make_record("zero", 0, test=0.4, loss=""),
+        make_record("a", 0, test=0.5, obj_drop=0.5, drop_scope="matched"),
+        make_record("b", 0, test=0.6, box_drop=0.5, neg_iou=0.5),
+        make_record("c", 0, test=0.7, obj_drop=0.5, loss="focal+drop"),
+    )
+    rows = rows_of(folder)
+    assert row(rows, drop_scope="matched").change["mAP50"].mean == pytest.approx(0.1)
+    assert row(rows, neg_iou=0.5).change["mAP50"].mean == pytest.approx(0.2)
+    assert row(rows, loss="focal+drop").change == {}  # the 0 % run of focal is focal
+
+
+def test_gap_closed(make_sweep: Any, make_record: Any) -> None:
+    folder = make_sweep(
+        *(make_record(f"full{s}", s, test=0.60 + 0.1 * s) for s in (0, 1)),
+        *(make_record(f"partial{s}", s, test=0.30 + 0.1 * s, protocol="percent", rate=0.5) for s in (0, 1)),
+        *(
+            make_record(f"method{s}", s, test=0.41 + 0.1 * s, protocol="percent", rate=0.5, obj_drop=0.75)
+            for s in (0, 1)
+        ),
+    )
+    rows = rows_of(folder)
+    # (0.41 - 0.30) / (0.60 - 0.30), for either seed
+    assert row(rows, protocol="percent", obj_drop=0.75).gap["mAP50"] == pytest.approx(0.11 / 0.30)
+    assert row(rows, protocol="percent", obj_drop=0.0).gap == {}
+    assert row(rows, protocol="normal").gap == {}
+
+
+def test_no_gap_where_all_labels_are_no_better(make_sweep: Any, make_record: Any) -> None:
+    folder = make_sweep(
+        make_record("full", 0, test=0.3),
+        make_record("partial", 0, test=0.3, protocol="easy"),
+        make_record("method", 0, test=0.4, protocol="easy", obj_drop=0.5),
+    )
+    assert row(rows_of(folder), protocol="easy", obj_drop=0.5).gap == {}
+
+
+def test_where_and_how_it_ran_is_no_setting(make_sweep: Any, make_record: Any) -> None:
+    folder = make_sweep(
+        make_record("a", 0, host={"device": "0", "workers": 8}),
+        make_record("b", 1, host={"device": "cpu", "workers": 0}),
+        make_record("c", 1, host={"epochs": 3}),
+    )
+    first, second, third = (setting_of(r) for r in load(folder).records)
+    assert first == second != third
+
+
+def test_csv(series_sweep: Path) -> None:
+    rows = list(csv.DictReader(to_csv(rows_of(series_sweep)).splitlines()))
+    assert len(rows) == 4 * 2
+    (zero,) = [r for r in rows if r["obj_drop"] == "0" and r["box_drop"] == "0" and r["split"] == "test"]
+    (most,) = [r for r in rows if r["obj_drop"] == "0.75" and r["split"] == "test"]
+    assert (zero["n"], zero["seeds"], zero["pairs"], zero["mAP50_diff"]) == ("2", "0 1", "", "")
+    assert zero["mAP50_mean"] == "0.405000"
+    assert zero["mAP50_std"] == "0.007071"
+    assert zero["mAP50_ci95"] == "0.063531"  # 12.706205 · 0.0070711 / sqrt 2
+    assert (most["pairs"], most["mAP50_diff"], most["mAP50_diff_ci95"]) == ("2", "0.101000", "0.012706")
+    assert (most["model"], most["head"], most["loss"], most["protocol"]) == ("yolov5n.yaml", "anchor", "drop", "normal")
+
+
+def test_csv_of_single_runs_has_no_interval(make_sweep: Any, make_record: Any) -> None:
+    folder = make_sweep(make_record("a", 0), make_record("b", 0, obj_drop=0.5, host={"lr0": 0.1}))
+    rows = list(csv.DictReader(to_csv(rows_of(folder)).splitlines()))
+    assert [(r["n"], r["mAP50_std"], r["mAP50_ci95"], r["lr0"]) for r in rows] == [
+        ("1", "", "", ""),
+        ("1", "", "", "0.1"),
+    ]
+
+
+def test_series(series_sweep: Path) -> None:
+    objectness, box = series(rows_of(series_sweep))
+    assert (objectness.axis, [p.removal for p in objectness.points]) == ("obj_drop", [0.0, 0.25, 0.75])
+    assert (box.axis, [p.removal for p in box.points]) == ("box_drop", [0.0, 0.75])  # the 0 % run is in both
+    assert objectness.splits == ("val", "test")
+
+
+def test_both_removals_at_once_are_in_no_series(make_sweep: Any, make_record: Any) -> None:
+    folder = make_sweep(make_record("a", 0), make_record("b", 0, obj_drop=0.5, box_drop=0.5))
+    rows = rows_of(folder)
+    assert series(rows) == []
+    assert row(rows, obj_drop=0.5).change["mAP50"].mean == pytest.approx(0.0)

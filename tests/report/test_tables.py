@@ -1,0 +1,123 @@
+"""The tables and verdicts, as a person would write them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rebalance.report.records import load
+from rebalance.report.summary import Series, series, summarise
+from rebalance.report.tables import (
+    as_html,
+    as_markdown,
+    as_text,
+    class_table,
+    cost_table,
+    drop_table,
+    points_of,
+    settings_table,
+    verdict,
+)
+
+GOLDEN = """\
+Objectness removal, protocol normal
+removal pct   n    val mAP50   test mAP50   test vs 0 %  paper val  paper test
+------------------------------------------------------------------------------
+0%           2   50.0 ± 0.0   40.5 ± 6.4                     59.0        48.3
+25%          2   50.3 ± 1.3   40.8 ± 7.6    +0.3 ± 1.3       58.8        48.3
+75%          2   60.1 ± 1.3*  50.6 ± 7.6*  +10.1 ± 1.3       59.6*       49.8*
+* best of the column
+mAP50 in points (0 to 100), mean ± 95 % interval over n seeds (Student t); vs 0 %: paired by seed.
+paper: YOLOv5 on DUSIA, Table 3: another data set, number of runs not stated."""
+
+
+def series_of(folder: Path) -> list[Series]:
+    return series(summarise(load(folder).records))
+
+
+def test_text(series_sweep: Path) -> None:
+    assert as_text(drop_table(series_of(series_sweep)[0], "protocol normal")) == GOLDEN
+
+
+def test_markdown(series_sweep: Path) -> None:
+    lines = as_markdown(drop_table(series_of(series_sweep)[1])).splitlines()
+    assert lines[0] == "| removal pct | n | val mAP50 | test mAP50 | test vs 0 % | paper val | paper test |"
+    assert lines[1] == "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
+    assert lines[2] == "| 0% | 2 | **50.0 ± 0.0** | **40.5 ± 6.4** |  | **59.0** | **48.3** |"
+    # box 0.75: test 0.39 and 0.38, so -0.01 and -0.03 from the 0 % run
+    assert lines[3] == "| 75% | 2 | 48.0 ± 12.7 | 38.5 ± 6.4 | -2.0 ± 12.7 | 57.5 | 47.5 |"
+
+
+def test_html_escapes_and_aligns(series_sweep: Path) -> None:
+    text = as_html(drop_table(series_of(series_sweep)[1], "<b>"))
+    assert "&lt;b&gt;" in text
+    assert '<td class="num">\u22122.0 ± 12.7</td>' in text
+    assert '<td class="num"><b>59.0</b></td>' in text
+
+
+def test_verdicts(series_sweep: Path) -> None:
+    objectness, box = series_of(series_sweep)
+    assert verdict(objectness) == (
+        "obj_drop=0.75: +10.1 ± 1.3 points on test, n = 2; the other does not differ from 0 % beyond its interval."
+    )
+    assert verdict(box) == "No setting differs from 0 % beyond its 95 % interval on test (n = 2)."
+
+
+def test_single_runs_are_called_so(make_sweep: Any, make_record: Any) -> None:
+    folder = make_sweep(make_record("a", 0, test=0.4), make_record("b", 0, test=0.3, obj_drop=0.9))
+    (one,) = series_of(folder)
+    assert verdict(one) == (
+        "Single runs, no interval: differences are not evidence "
+        "(the largest: obj_drop=0.9, -10.0 points on test, n = 1)."
+    )
+    text = as_text(drop_table(one))
+    assert "±" not in text
+    assert "single runs (n = 1), so no interval" in text
+    assert [c.text for c in drop_table(one).rows[1]] == ["90%", "1", "30.0", "-10.0", "-", "-"]  # the paper has no 90 %
+
+
+def test_without_a_zero_run(make_sweep: Any, make_record: Any) -> None:
+    folder = make_sweep(make_record("a", 0, obj_drop=0.1), make_record("b", 0, obj_drop=0.5))
+    (one,) = series_of(folder)
+    assert verdict(one) == "There is no 0 % run with the same seed on test to compare with."
+
+
+def test_without_a_test_split(make_sweep: Any, make_record: Any) -> None:
+    folder = make_sweep(make_record("a", 0, test=None, val=0.4), make_record("b", 0, test=None, val=0.45, obj_drop=0.1))
+    table = drop_table(series_of(folder)[0])
+    assert table.head == ("removal pct", "n", "val mAP50", "val vs 0 %", "paper val", "paper test")
+    assert [c.text for c in table.rows[1]] == ["10%", "1", "45.0", "+5.0", "57.7", "48.6"]
+
+
+def test_ties_are_all_bold(make_sweep: Any, make_record: Any) -> None:
+    folder = make_sweep(make_record("a", 0, test=0.4), make_record("b", 0, test=0.40004, obj_drop=0.1))
+    table = drop_table(series_of(folder)[0])
+    assert [row[2].bold for row in table.rows] == [True, True]
+
+
+def test_settings_table(make_sweep: Any, make_record: Any) -> None:
+    folder = make_sweep(
+        make_record("full", 0, test=0.6),
+        make_record("partial", 0, test=0.3, protocol="extreme"),
+        make_record("method", 0, test=0.4, protocol="extreme", obj_drop=0.75),
+    )
+    table = settings_table(summarise(load(folder).records), "test")
+    assert table.head == ("obj_drop", "protocol", "n", "mAP50", "mAP75", "mAP50-95", "mAP50 vs 0 %", "gap closed")
+    assert [c.text for c in table.rows[1]] == ["0.75", "extreme", "1", "40.0", "20.0", "10.0", "+10.0", "0.33"]
+    assert [c.bold for c in table.rows[0]] == [False, False, False, True, True, True, False, False]
+
+
+def test_class_and_cost_tables(series_sweep: Path) -> None:
+    rows = summarise(load(series_sweep).records)
+    table = class_table(series(rows)[0])
+    assert table is not None
+    assert table.head == ("class", "0%", "25%", "75%")
+    assert [c.text for c in table.rows[1]] == ["lobster", "20.2", "20.4", "25.3"]
+    assert [c.text for c in cost_table(rows).rows[0]] == ["0", "0", "10", "20.0", "1.0", "500"]
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.4837, "48.4"), (-0.0001, "0.0"), (1.0, "100.0"), (-0.012, "-1.2")])
+def test_points(value: float, text: str) -> None:
+    assert points_of(value) == text
