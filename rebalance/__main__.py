@@ -91,7 +91,7 @@ def sparsify(args: list[str]) -> None:
     given = parse(SparsifyFlags, pairs(args, SparsifyFlags))
     from rebalance.data import sparsify as module
 
-    print(module.sparsify(given).summary())
+    print(module.summary(module.sparsify(given)))
 
 
 def seafloor(args: list[str]) -> None:
@@ -106,23 +106,29 @@ def sweep(args: list[str]) -> None:
     """Train a grid."""
     from rebalance.experiments import sweep as module
 
-    module.sweep(pairs(args, SweepFlags))
+    show_report(module.sweep(pairs(args, SweepFlags)))
 
 
 def benchmark(args: list[str]) -> None:
-    """Run the removal-percentage sweep."""
-    from rebalance.experiments import presets
+    """Train the removal-percentage sweep."""
+    from rebalance.experiments import presets, sweep
 
-    presets.benchmark(pairs(args, SweepFlags))
+    show_report(sweep.sweep(presets.benchmark(pairs(args, SweepFlags))))
 
 
 def report(args: list[str]) -> None:
     """Build the report of a run folder."""
-    if len(args) != 1:
-        raise ConfigError("report takes one run folder, e.g. runs/benchmark/mine")
+    if len(args) != 1 or "=" in args[0]:
+        raise ConfigError(f"report takes one run folder, e.g. runs/benchmark/mine; got '{' '.join(args)}'")
+    show_report(Path(args[0]))
+
+
+def show_report(folder: Path) -> None:
+    """Build the report of a run folder and print its tables."""
     from rebalance.report import build
 
-    print(build.report(Path(args[0])))
+    page = build.report(folder)
+    print(f"{build.terminal_table(folder)}\n\n{page}")
 
 
 def bench(args: list[str]) -> None:
@@ -152,8 +158,9 @@ def methods(args: list[str]) -> None:
         raise ConfigError(f"methods takes no arguments; got '{' '.join(args)}'")
     from rebalance.losses.registry import METHODS
 
-    rows = [(name, row.help) for name, row in METHODS.items()]
-    print(table([("loss=", "What it does"), *rows]))
+    rows = [(name, row.kind, ", ".join(row.heads), row.title, row.source) for name, row in METHODS.items()]
+    print(table([("loss=", "Kind", "head=", "What it is", "Source"), *rows]))
+    print("\nAn element loss and a weighting may be joined by +. `rebalance help train` lists the flags.")
 
 
 def version(args: list[str]) -> None:
@@ -288,16 +295,15 @@ def dispatch(args: Sequence[str]) -> None:
         COMMANDS[name].run(rest)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line; return the exit code: 0, 2 for an error of the user's, 130 when interrupted.
+def guarded(call: Callable[[], None], *, debug: bool = False) -> int:
+    """Call; return the exit code: 0, 2 after an error that is the user's to solve, 130 when interrupted.
 
     Args:
-        argv: the arguments after the program's name; default: the process's own.
+        call: what to run.
+        debug: let those two out as they are, with their traceback. Any other exception is a bug and always gets out.
     """
-    args = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in args
     try:
-        dispatch([arg for arg in args if arg != "--debug"])
+        call()
     except RebalanceError as error:
         if debug:
             raise
@@ -309,6 +315,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("rebalance: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; return the exit code.
+
+    Args:
+        argv: the arguments after the program's name; default: the process's own.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    rest = [arg for arg in args if arg != "--debug"]
+    return guarded(lambda: dispatch(rest), debug=len(rest) < len(args))
 
 
 if __name__ == "__main__":

@@ -115,9 +115,10 @@ def _replace_entrypoint(module: ModuleType) -> None:
         if debug:  # a command line given from Python, not by the user
             stock(debug)
         else:
+            from rebalance.__main__ import guarded
             from rebalance.adapters.ultralytics import command
 
-            command.entrypoint()
+            sys.exit(guarded(command.entrypoint))
 
     if stock.__module__ == HOST:
         vars(module)["entrypoint"] = entrypoint

@@ -1,0 +1,107 @@
+"""The import arrows, read from the source: who may import whom, and which packages from outside."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "rebalance"
+MODULES = sorted(path.relative_to(PACKAGE.parent) for path in PACKAGE.rglob("*.py"))
+
+# Part of the house -> (parts it may import, packages from outside). A part is a folder or a top-level module.
+# "rebalance" is the package itself: its version and its lazy names.
+ARROWS: dict[str, tuple[set[str], set[str]]] = {
+    "errors": (set(), set()),
+    "config": ({"errors"}, set()),
+    "boxes": ({"errors"}, {"torch"}),
+    "losses": ({"boxes", "config", "errors"}, {"torch"}),
+    "targets": ({"boxes", "config", "errors"}, {"numpy", "torch"}),  # numpy: the fit of anchors to label sizes
+    "heads": ({"boxes", "config", "errors", "targets"}, {"torch"}),
+    "data": ({"rebalance", "config", "errors"}, {"cv2", "numpy", "yaml"}),
+    "report": ({"rebalance", "config", "errors"}, {"cv2", "matplotlib", "numpy", "pandas"}),
+    "adapters": (
+        {"rebalance", "boxes", "config", "data", "errors", "heads", "losses", "targets"},
+        {"cv2", "numpy", "torch", "torchvision", "ultralytics", "yaml", "yolov5"},
+    ),
+    "experiments": (
+        {"rebalance", "adapters", "boxes", "config", "data", "errors", "heads", "losses", "report", "targets"},
+        {"cv2", "numpy", "torch", "yaml"},
+    ),
+    "hook": ({"__main__", "adapters", "errors"}, set()),
+    "__init__": ({"adapters"}, set()),
+    "__main__": ({"adapters", "config", "data", "errors", "experiments", "hook", "losses", "report"}, set()),
+}
+WITHOUT_TORCH = ("__main__", "config", "data", "errors", "experiments", "hook", "report")  # when only imported
+
+
+def part_of(module: Path) -> str:
+    """'losses' for rebalance/losses/drop.py, 'config' for rebalance/config.py."""
+    return module.parts[1].removesuffix(".py")
+
+
+def imports(source: str, module: Path) -> set[str]:
+    """All modules that a source imports, also within functions; relative names made whole, `from a import b` as a.b."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = list(module.parts[: -node.level]) if node.level else []
+            name = ".".join([*base, *([node.module] if node.module else [])])
+            found |= {f"{name}.{alias.name}" for alias in node.names}
+    return found
+
+
+def wrong(source: str, module: Path) -> list[str]:
+    """The imports of a source that its part of the house does not allow."""
+    parts, outside = ARROWS[part_of(module)]
+    bad = []
+    for name in imports(source, module):
+        top, _, rest = name.partition(".")
+        if top != "rebalance":
+            if top not in sys.stdlib_module_names and top not in outside:
+                bad.append(name)
+            continue
+        target = rest.split(".")[0]
+        known = target if target in ARROWS and target != "__init__" else "rebalance"
+        if known not in parts | {part_of(module)}:
+            bad.append(name)
+    return sorted(bad)
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_module_imports_only_what_its_part_may(module: Path) -> None:
+    assert part_of(module) in ARROWS, "a new part of the house needs its row in ARROWS"
+    assert wrong((PACKAGE.parent / module).read_text("utf-8"), module) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "bad"),
+    [
+        ("losses/drop.py", "import torch\nfrom rebalance.boxes import iou", []),
+        ("losses/drop.py", "from ultralytics.utils import ops", ["ultralytics.utils.ops"]),
+        ("losses/drop.py", "def f():\n    import torchvision", ["torchvision"]),
+        ("losses/drop.py", "from rebalance.adapters import ultralytics", ["rebalance.adapters.ultralytics"]),
+        ("losses/drop.py", "from .bce import bce\nfrom ..data import labels", ["rebalance.data.labels"]),
+        ("data/labels.py", "import torch.nn as nn", ["torch.nn"]),
+        ("data/labels.py", "from rebalance import __version__", []),
+        ("data/labels.py", "import rebalance.report", ["rebalance.report"]),
+        ("report/build.py", "from rebalance.data import labels", ["rebalance.data.labels"]),
+        ("adapters/a/b.py", "from rebalance.experiments.run import run", ["rebalance.experiments.run.run"]),
+        ("config.py", "import yaml", ["yaml"]),
+    ],
+)
+def test_a_wrong_import_is_seen(module: str, source: str, bad: list[str]) -> None:
+    assert wrong(source, Path("rebalance") / module) == bad
+
+
+def test_what_needs_no_torch_loads_none() -> None:
+    names = [str(m.with_suffix("")).replace("/", ".") for m in MODULES if part_of(m) in WITHOUT_TORCH]
+    code = f"import importlib, sys\nfor name in {names}: importlib.import_module(name)\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
+    assert done.returncode == 0, done.stderr
+    assert not {"torch", "torchvision", "ultralytics"} & set(done.stdout.split())
