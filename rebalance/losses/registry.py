@@ -58,7 +58,9 @@ def select(loss: str) -> Selection:
     seen: set[str] = set()
     for name in loss.split("+"):
         if name not in METHODS:
-            raise ConfigError(f"loss={loss}: {name or 'nothing'} is not one of {', '.join(METHODS)}{nearest(name, METHODS)}")
+            raise ConfigError(
+                f"loss={loss}: {name or 'nothing'} is not one of {', '.join(METHODS)}{nearest(name, METHODS)}"
+            )
         kind = METHODS[name].kind
         if kind in seen:
             pairs = [f"{a}+{b}" for a in METHODS for b in METHODS if METHODS[a].kind < METHODS[b].kind]
@@ -93,5 +95,7 @@ def train_flags(given: Mapping[str, Any], *, head: str = "stock") -> TrainFlags:
             raise ConfigError(f"{name}={given[name]} has no effect with loss={loss}; add it: loss={loss}+{method}")
     for name in selected:
         if name and values.head not in METHODS[name].heads:
-            raise ConfigError(f"loss={name} is not defined for head={values.head}; heads: {', '.join(METHODS[name].heads)}")
+            raise ConfigError(
+                f"loss={name} is not defined for head={values.head}; heads: {', '.join(METHODS[name].heads)}"
+            )
     return parse(TrainFlags, {**{k: getattr(values, k) for k in flags(TrainFlags)}, "loss": selected.text})

@@ -114,7 +114,9 @@ class AnchorCriterion:
         """
         maps = (preds[1] if isinstance(preds, tuple) else preds)["maps"]
         device = maps[0].device
-        labels = torch.cat([batch[k].to(device).view(-1, n) for k, n in (("batch_idx", 1), ("cls", 1), ("bboxes", 4))], 1)
+        labels = torch.cat(
+            [batch[k].to(device).view(-1, n) for k, n in (("batch_idx", 1), ("cls", 1), ("bboxes", 4))], 1
+        )
         shapes = [(x.shape[-2], x.shape[-1]) for x in maps]
         found = match(labels.float(), self.head.anchors, shapes, self.flags.anchor_t)
 

@@ -22,7 +22,6 @@ from rebalance.adapters.ultralytics.model import (
     load_by_name,
     read_state_dict,
     remember,
-    remembered,
 )
 from rebalance.config import TrainFlags, as_dict
 from rebalance.errors import ConfigError, ModelError
@@ -70,7 +69,9 @@ class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
         """Build the model with the head asked for, or the head of the checkpoint it starts from."""
         before = cfg.get("rebalance", {}).get("flags", {}) if isinstance(cfg, dict) else {}
         if self.resume:
-            if changed := [k for k, v in as_dict(train_flags(self.given)).items() if k in self.given and before.get(k) != v]:
+            if changed := [
+                k for k, v in as_dict(train_flags(self.given)).items() if k in self.given and before.get(k) != v
+            ]:
                 LOGGER.warning(f"rebalance: resume keeps the checkpoint's flags; ignored: {', '.join(changed)}")
             self.flags = train_flags(before)
         else:
@@ -79,7 +80,9 @@ class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
         verbose = verbose and RANK == -1
         model = build(cfg, nc=self.data["nc"], ch=self.data["channels"], verbose=verbose)
         if not isinstance(model.model[-1], Detect):
-            raise ModelError(f"loss={self.flags.loss} needs a YOLO detection model, not {type(model.model[-1]).__name__}")
+            raise ModelError(
+                f"loss={self.flags.loss} needs a YOLO detection model, not {type(model.model[-1]).__name__}"
+            )
         self.set_model_names_for_load(model)
         remember(model, self.flags)
         if weights:
@@ -161,9 +164,11 @@ def describe(flags: TrainFlags, model: Any) -> dict[str, Any]:
     name = type(criterion).__name__
     if isinstance(criterion, E2ELoss):
         name = f"{name} of two {type(criterion.one2one).__name__}"
-    used = {f: v for f, v in as_dict(flags).items() if f.split("_")[0] in ("obj", "box", "neg", "drop")} if (
-        selection.weighting
-    ) else {}
+    used = (
+        {f: v for f, v in as_dict(flags).items() if f.split("_")[0] in ("obj", "box", "neg", "drop")}
+        if (selection.weighting)
+        else {}
+    )
     if flags.head == "anchor":
         divisor = "mean over the candidates of a level"
         used |= {k: v for k, v in as_dict(flags).items() if k in ("anchor_t", "box_gain", "obj_gain", "cls_gain")}

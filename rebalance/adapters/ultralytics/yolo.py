@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ultralytics import YOLO as HostYOLO
+from ultralytics.utils import YAML
+from ultralytics.utils.checks import check_yaml
 
 from rebalance.adapters.ultralytics.model import remembered
 from rebalance.adapters.ultralytics.trainer import HOST_GAINS, trainer
@@ -38,6 +40,8 @@ class YOLO(HostYOLO):  # type: ignore[misc]
         Raises:
             ConfigError: an unknown flag, a bad value, or a flag that would have no effect.
         """
+        if kwargs.get("cfg") and (held := YAML.load(check_yaml(kwargs["cfg"]))).keys() & flags(TrainFlags).keys():
+            kwargs = {**held, **{k: v for k, v in kwargs.items() if k != "cfg"}}
         ours, theirs = split(kwargs)
         if isinstance(theirs.get("data"), str):
             theirs["data"] = resolve(theirs["data"])
@@ -51,9 +55,13 @@ class YOLO(HostYOLO):  # type: ignore[misc]
         if custom is not None:
             raise ConfigError(f"trainer={custom.__name__} cannot be joined with {', '.join(ours) or f'head={head}'}")
         if self.task != "detect":
-            raise ConfigError(f"{', '.join(ours)}: only for detection models, and {self.model_name} is a {self.task} model")
+            raise ConfigError(
+                f"{', '.join(ours)}: only for detection models, and {self.model_name} is a {self.task} model"
+            )
         chosen = train_flags(ours, head=head)
         if chosen.head == "anchor" and (unused := [k for k in HOST_GAINS if k in theirs]):
             k = unused[0]
-            raise ConfigError(f"{k}={theirs[k]} has no effect with head=anchor; its gains are box_gain, obj_gain, cls_gain")
+            raise ConfigError(
+                f"{k}={theirs[k]} has no effect with head=anchor; its gains are box_gain, obj_gain, cls_gain"
+            )
         return trainer(**ours)

@@ -1,0 +1,146 @@
+"""Ultralytics' command line with our flags: `rebalance train …`, and plain `yolo` where the hook is installed.
+
+Our flags are taken out of the arguments and checked; the rest is left to the host's own entry point, which finds our
+`YOLO` in the place of its own.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ultralytics
+from ultralytics import cfg as host
+from ultralytics.utils import DEFAULT_CFG_DICT, YAML
+from ultralytics.utils.checks import check_yaml
+from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
+
+from rebalance.adapters.ultralytics.yolo import YOLO, split
+from rebalance.config import TrainFlags, flags
+from rebalance.data.seafloor import resolve
+from rebalance.errors import ConfigError, nearest
+from rebalance.losses.registry import train_flags
+
+# Keys that the host takes though its defaults do not list them
+EXTRA = {"half", "int8", "end2end", "nms", "augmentations", "save_dir", "cfg", "mode", "task"}
+
+
+def entrypoint() -> None:
+    """What `yolo` calls: reads the process's arguments. Without a flag of ours the host is left to itself."""
+    _call(sys.argv[1:], strict=False)
+
+
+def run(mode: str, args: list[str]) -> None:
+    """Run one mode of Ultralytics.
+
+    Args:
+        mode: train, val, predict or export.
+        args: key=value arguments.
+
+    Raises:
+        ConfigError: an unknown flag, a bad value, or a missing file; before anything is created.
+    """
+    sys.argv[0] = "yolo"  # the host saves what it predicts only where its own program asks
+    _call([mode, *args], strict=True)
+
+
+def _call(args: list[str], *, strict: bool) -> None:
+    ours, rest = _separate(args)
+    mode = next((a for a in rest if a in host.MODES), None) or _value(rest, "mode")
+    if ours and mode != "train":
+        name = next(iter(ours))
+        raise ConfigError(f"{name}={ours[name]} is a training flag; {mode or 'this command'} does not take it")
+    train_flags(ours, head="anchor" if _value(rest, "model").endswith(".pt") and "head" not in ours else "stock")
+    if strict or ours:
+        _check(rest)
+    else:
+        _check_misspelt(rest)
+    rest = [f"data={resolve(a.removeprefix('data='))}" if a.startswith("data=") else a for a in rest]
+    with _bound(ours):
+        sys.argv[1:] = rest  # in place: the host keeps the list
+        host.entrypoint()
+
+
+def _separate(args: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """Our flags, and the host's arguments; a `cfg` file that holds flags of ours is spelt out."""
+    ours: dict[str, Any] = {}
+    rest: list[str] = []
+    for arg in host.merge_equals_args(args):
+        name, equals, value = arg.removeprefix("--").removesuffix(",").partition("=")
+        if name in flags(TrainFlags):
+            if not equals:
+                raise ConfigError(f"{name} needs a value, e.g. {name}={flags(TrainFlags)[name].default}")
+            ours[name] = value
+        elif name == "cfg" and Path(value).is_file() and (held := split(YAML.load(value)))[0]:
+            ours = {**held[0], **ours}
+            rest = [*(f"{k}={v}" for k, v in held[1].items() if v is not None), *rest]
+        else:
+            rest.append(arg)
+    return ours, rest
+
+
+def _pairs(rest: list[str]) -> dict[str, str]:
+    return dict(a.removeprefix("--").removesuffix(",").split("=", 1) for a in rest if "=" in a)
+
+
+def _value(rest: list[str], name: str) -> str:
+    return _pairs(rest).get(name, "")
+
+
+def _check_misspelt(rest: list[str]) -> None:
+    """Refuse a name that the host does not know and that comes closest to one of our flags."""
+    known = set(DEFAULT_CFG_DICT) | EXTRA
+    for name, value in _pairs(rest).items():
+        hint = nearest(name, [*known, *flags(TrainFlags)])
+        if name not in known and any(f"mean {flag}?" in hint for flag in flags(TrainFlags)):
+            raise ConfigError(f"unknown flag {name}={value}{hint}")
+
+
+def _check(rest: list[str]) -> None:
+    """Refuse what the host would refuse, in one line and before it creates anything."""
+    known = set(DEFAULT_CFG_DICT) | EXTRA
+    for name, value in _pairs(rest).items():
+        if name not in known:
+            raise ConfigError(f"unknown flag {name}={value}{nearest(name, [*known, *flags(TrainFlags)])}")
+    words = {*host.TASKS, *host.MODES, *known}
+    for word in rest:
+        if "=" not in word and word.removeprefix("--") not in words:
+            raise ConfigError(f"'{word}' is not key=value{nearest(word, words)}")
+    given = {k: host.smart_value(v) for k, v in _pairs(rest).items() if k not in EXTRA}
+    try:
+        host.get_cfg(overrides=given)
+    except (TypeError, ValueError, SyntaxError) as error:
+        raise ConfigError(str(error).splitlines()[0]) from None
+    for name in ("data", "model"):
+        file = str(given.get(name) or "")
+        if file.endswith((".yaml", ".yml")) and resolve(file) == file and not check_yaml(file, hard=False):
+            raise ConfigError(f"{name}={file}: no such file")
+    model = str(given.get("model") or "")
+    if (
+        model.endswith(".pt")
+        and "://" not in model
+        and not Path(model).is_file()
+        and Path(model).name not in GITHUB_ASSETS_NAMES
+    ):
+        raise ConfigError(
+            f"model={model}: no such file, and not a published model{nearest(model, GITHUB_ASSETS_NAMES)}"
+        )
+
+
+@contextmanager
+def _bound(ours: dict[str, Any]) -> Iterator[None]:
+    """Put a YOLO that knows these flags in the place of the host's."""
+
+    class Bound(YOLO):
+        def train(self, trainer: Any = None, **kwargs: Any) -> Any:
+            return super().train(trainer, **ours, **kwargs)
+
+    stock = ultralytics.YOLO
+    ultralytics.YOLO = Bound
+    try:
+        yield
+    finally:
+        ultralytics.YOLO = stock
