@@ -102,7 +102,7 @@ def compose(sweep: Sweep, rows: Sequence[Row], pictures: Sequence[Picture], note
 
     splits = [s for s in SPLITS if any(row.split == s for row in rows)]
     results: list[Block] = [*shown("change.png"), *tables]
-    if any(row.stats["mAP50"].half is not None for row in rows):
+    if any(change.half is not None for row in rows for change in row.change.values()):
         results.append(Text("An interval is of one comparison; it is not widened for looking at several."))
     results += shown("removal.png", "settings.png")
     every = [settings_table(rows, split) for split in reversed(splits)]

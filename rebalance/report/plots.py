@@ -23,6 +23,7 @@ DPI = 130
 PHOTO_DPI = 100  # photos do not shrink as line drawings do, and the report carries them inside
 BLUE, ORANGE, GREEN, PURPLE, SKY, RED = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
 COLOURS = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY)
+MORE_COLOURS = (*COLOURS, "#111827", "#999933", "#882255", "#44aa99", "#6b7280", "#ddcc77")  # from Tol's muted scheme
 SPLIT_COLOURS = {"test": BLUE, "val": ORANGE}
 GREY = "#6b7280"
 STYLE = {
@@ -45,7 +46,6 @@ STYLE = {
     "ytick.color": "#374151",
     "figure.constrained_layout.use": True,
 }
-_MOST_LINES = 12  # more settings than this are not told apart in one panel
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def _change(sweep: Sweep, rows: Sequence[Row], found: Sequence[Series]) -> Made:
     )
     figure.legend(handles=handles, loc="outside lower center", ncols=min(3, len(handles)))
     caption = (
-        "Difference in mAP50 from the 0 % run of the same seed; bars are 95 % intervals of the mean. "
+        f"Difference in mAP50 from the 0 % run of the same seed{_bars(rows, 'bars')}. "
         "Dashed: the paper's own differences, on another data set, number of runs not stated."
     )
     return figure, caption
@@ -172,8 +172,8 @@ def _removal(sweep: Sweep, rows: Sequence[Row], found: Sequence[Series]) -> Made
         )
     figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)))
     caption = (
-        "mAP against the fraction removed: mean over seeds, 95 % interval of the mean as a band, single runs as small "
-        "dots. Right: the paper's own curve, YOLOv5 on DUSIA: another data set, so another scale."
+        f"mAP against the fraction removed{_bars(rows, 'bands')}. "
+        "Right: the paper's own curve, YOLOv5 on DUSIA: another data set, so another scale."
     )
     return figure, caption
 
@@ -206,6 +206,13 @@ def _count(own: Sequence[Series]) -> str:
     return _n_text(counts)
 
 
+def _bars(rows: Sequence[Row], name: str) -> str:
+    """The part of a caption that explains the intervals, where there are any."""
+    if all(len(row.records) == 1 for row in rows):
+        return ": single runs, so no interval"
+    return f": mean over seeds; {name} are 95 % intervals of the mean" + ("; dots are single runs" * (name == "bands"))
+
+
 def _n_text(counts: Sequence[int]) -> str:
     """How many runs a setting has, from the sorted counts."""
     if counts == [1]:
@@ -236,7 +243,7 @@ def _settings(sweep: Sweep, rows: Sequence[Row], found: Sequence[Series]) -> Mad
     counts = sorted({len(row.records) for row in rows})
     panel.set_title(_n_text(counts))
     figure.legend(loc="outside lower center", ncols=2)
-    return figure, "mAP50 of each setting: mean over seeds, bars are 95 % intervals of the mean."
+    return figure, f"mAP50 of each setting{_bars(rows, 'bars')}."
 
 
 @dataclass(frozen=True)
@@ -262,10 +269,11 @@ def _families(sweep: Sweep, found: Sequence[Series]) -> list[tuple[str, list[_Cu
     if not families:
         flags = varying(runs)
         curves = [
-            _Curve(describe(setting, flags), COLOURS[i % len(COLOURS)], tuple(records))
-            for i, (setting, records) in enumerate(runs.items())
+            _Curve(describe(setting, flags), colour, tuple(records))
+            # more lines than colours would not be told apart
+            for colour, (setting, records) in zip(MORE_COLOURS, runs.items(), strict=False)
         ]
-        families.append(("", curves[:_MOST_LINES]))
+        families.append(("", curves))
     return families
 
 

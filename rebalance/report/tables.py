@@ -130,7 +130,12 @@ def settings_table(rows: Sequence[Row], split: str) -> Table:
         gap = row.gap.get("mAP50")
         cells += [Cell("" if gap is None else f"{gap:.2f}")] if gaps else []
         body.append(tuple(cells))
-    notes = ["Points (0 to 100), mean ± 95 % interval over n seeds; vs 0 %: paired by seed."]
+    several = any(len(row.records) > 1 for row in rows)
+    notes = [
+        "Points (0 to 100)" + (", mean ± 95 % interval over n seeds." if several else "; single runs, no interval.")
+    ]
+    if changes:
+        notes.append("vs 0 %: difference from the 0 % run, paired by seed.")
     if gaps:
         notes.append(
             "Gap closed: (setting - 0 % run) / (0 % run on all labels - 0 % run), mAP50; 1 is as good as all labels."
