@@ -42,7 +42,7 @@ def max_iou(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
         if a == 0 or g == 0:
             return boxes.new_zeros(b, a)
         step = max(1, PAIRS // (b * g))  # a number of shapes alone: no value is read back from the device
-        return torch.cat([_max_iou(part, gt_boxes) for part in boxes.split(step, 1)], 1)
+        return torch.cat([_max_iou(part, gt_boxes) for part in torch.split(boxes, step, 1)], 1)
 
 
 def _max_iou(boxes: Tensor, gt_boxes: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ class AnchorHead(nn.Module):
         """Prior biases of YOLOv5: about 8 objects in a 640 px image, 0.6 of the classes' mass."""
         with torch.no_grad():
             for conv, stride in zip(self.m, self.stride.tolist(), strict=True):
-                bias = conv.bias.view(self.na, -1)  # type: ignore[operator, union-attr]
+                bias = conv.bias.view(self.na, -1)  # type: ignore[operator]
                 bias[:, 4] += math.log(8 / (640 / stride) ** 2)
                 bias[:, 5:] += math.log(0.6 / (self.nc - 0.99999))
 

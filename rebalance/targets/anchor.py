@@ -3,10 +3,10 @@
 Shapes: B images, T labels in the batch, L levels, M anchors a level, N = sum over levels of M·H·W candidates an image.
 A candidate is an (anchor, row, column) of a level; candidates are numbered level by level, anchor, row, column.
 
-A label goes to every anchor whose sides are within a factor `anchor_t` of its own, at the cell that holds its centre and
-at the nearest cell across, and the nearest above or below (offset 0.5). That is up to 5 slots for each (level,
-anchor, label). All slots are kept, with a flag that says which are real: their number depends on shapes alone, so nothing is read
-back from the device.
+A label goes to every anchor whose sides are within a factor `anchor_t` of its own, at the cell that holds its centre
+and at the nearest cell across, and the nearest above or below (offset 0.5): up to 5 slots for each (level, anchor,
+label). All slots are kept, with a flag that says which are real: their number depends on shapes alone, so nothing is
+read back from the device.
 """
 
 from __future__ import annotations

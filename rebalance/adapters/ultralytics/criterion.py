@@ -32,25 +32,24 @@ Result = tuple[Tensor, dict[str, Tensor]]
 class DetectionCriterion(v8DetectionLoss):  # type: ignore[misc]
     """Ultralytics' own loss with dropping, for the anchor-free heads (YOLOv8 and newer; one branch of YOLO26).
 
-    The host's loss is left as it is; its three parts (assigner, classification loss, box loss) are wrapped. Where nothing
-    is dropped the wrappers pass the host's values through unchanged.
+    The host's loss is left as it is; its three parts (assigner, classification loss, box loss) are wrapped. Where
+    nothing is dropped the wrappers pass the host's values through unchanged.
 
-    These heads have no objectness, so obj_drop acts on the classification loss: a dropped prediction has no loss in any
-    class. The host divides by the sum of target scores. With `drop_divisor=kept` that is the sum over what is left, which
-    in scope `background` is the host's own divisor, since negatives have no target score.
+    These heads have no objectness, so obj_drop acts on the classification loss: a dropped prediction has no loss in
+    any class. The host divides by the sum of target scores. With `drop_divisor=kept` that is the sum over what is left,
+    which in scope `background` is the host's own divisor, since negatives have no target score.
     """
 
     def __init__(self, model: Any, tal_topk: int = 10, tal_topk2: int | None = None, *, flags: TrainFlags, seed: int):
         super().__init__(model, tal_topk, tal_topk2)
         self.flags = flags
         self.dropping = Dropping(flags, seed=seed, rank=max(RANK, 0), stream=0 if tal_topk2 is None else 1)
-        self._host_assigner, self.assigner = self.assigner, self._assign
-        self._host_bce, self.bce = self.bce, self._classification
-        self._host_bbox, self.bbox_loss = self.bbox_loss, self._box
+        self._host: dict[str, Any] = {part: getattr(self, part) for part in ("assigner", "bce", "bbox_loss")}
+        self.assigner, self.bce, self.bbox_loss = self._assign, self._classification, self._box
         self._dropped: tuple[Tensor, Tensor] | None = None
 
     def _assign(self, scores: Tensor, boxes: Tensor, points: Tensor, *labels: Tensor, **options: Any) -> Any:
-        assigned = self._host_assigner(scores, boxes, points, *labels, **options)
+        assigned = self._host["assigner"](scores, boxes, points, *labels, **options)
         self._dropped = None
         if self.dropping.on:
             matched = assigned[3]  # (B, N)
@@ -61,33 +60,37 @@ class DetectionCriterion(v8DetectionLoss):  # type: ignore[misc]
 
     def _classification(self, logits: Tensor, targets: Tensor) -> Tensor:
         if self._dropped is None or self.flags.obj_drop == 0:
-            return self._host_bce(logits, targets)
+            return self._host_loss(logits, targets)
         dropped = self._dropped[0].unsqueeze(-1)  # (B, N, 1)
         left = targets.masked_fill(dropped, 0)
         if self.flags.drop_scope == "literal":
-            loss = self._host_bce(logits, left)
+            loss = self._host_loss(logits, left)
         else:
-            loss = self._host_bce(logits, targets).masked_fill_(dropped, 0)
+            loss = self._host_loss(logits, targets).masked_fill_(dropped, 0)
         if self.flags.drop_divisor == "host" or self.flags.drop_scope == "background":
             return loss
         return loss * (targets.sum().clamp(min=1) / left.sum().clamp(min=1))
 
+    def _host_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        loss: Tensor = self._host["bce"](logits, targets)
+        return loss
+
     def _box(self, *inputs: Any) -> Any:
         if self._dropped is None or self.flags.box_drop == 0:
-            return self._host_bbox(*inputs)
+            return self._host["bbox_loss"](*inputs)
         *predictions, scores, total, matched, size, stride = inputs
         dropped = self._dropped[1]
         if self.flags.drop_divisor == "kept":
             total = scores.masked_fill(dropped.unsqueeze(-1), 0).sum().clamp(min=1)
-        return self._host_bbox(*predictions, scores, total, matched & ~dropped, size, stride)
+        return self._host["bbox_loss"](*predictions, scores, total, matched & ~dropped, size, stride)
 
 
 class AnchorCriterion:
     """YOLOv5's loss on the anchor head, with dropping.
 
-    Box: 1 − CIoU, mean over the matches of a level, summed over levels. Objectness: binary cross-entropy against the CIoU
-    of the match (0 elsewhere), mean over the candidates of a level, times `BALANCE`. Class: binary cross-entropy, mean over
-    the matches of a level and classes. With `drop_divisor=kept` the means are over what is left.
+    Box: 1 − CIoU, mean over the matches of a level, summed over levels. Objectness: binary cross-entropy against the
+    CIoU of the match (0 elsewhere), mean over the candidates of a level, times `BALANCE`. Class: binary cross-entropy,
+    mean over the matches of a level and classes. With `drop_divisor=kept` the means are over what is left.
     """
 
     def __init__(self, model: Any, *, flags: TrainFlags, seed: int) -> None:
@@ -157,13 +160,13 @@ class AnchorCriterion:
     def _objectness(self, loss: Tensor, weight: Tensor | None, shapes: list[tuple[int, int]]) -> Tensor:
         sizes = [self.head.na * h * w for h, w in shapes]
         if weight is None:
-            means = [x.mean() for x in loss.split(sizes, 1)]
+            means = [x.mean() for x in torch.split(loss, sizes, 1)]
         else:
-            left = [x.sum() for x in torch.where(weight, loss, 0).split(sizes, 1)]
+            left = [x.sum() for x in torch.split(torch.where(weight, loss, 0), sizes, 1)]
             if self.flags.drop_divisor == "host":
                 means = [x / (len(loss) * n) for x, n in zip(left, sizes, strict=True)]
             else:
-                means = [x / w.sum().clamp(min=1) for x, w in zip(left, weight.split(sizes, 1), strict=True)]
+                means = [x / w.sum().clamp(min=1) for x, w in zip(left, torch.split(weight, sizes, 1), strict=True)]
         return torch.stack([m * b for m, b in zip(means, BALANCE[len(shapes)], strict=True)]).sum()
 
     def _classes(self, logits: Tensor, found: Matches) -> Tensor:
@@ -219,7 +222,7 @@ def droppings(criterion: Any) -> list[Dropping]:
 
 
 def counts(criterion: Any) -> dict[str, int]:
-    """What was seen and dropped since the epoch began, summed over branches and processes; reads from the device once."""
+    """What was seen and dropped in this epoch, summed over branches and processes; reads from the device once."""
     seen = [d.counts for d in droppings(criterion) if d.counts is not None]
     if not seen:
         return {}

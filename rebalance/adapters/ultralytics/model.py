@@ -31,12 +31,12 @@ class AnchorDetect(AnchorHead, Detect):  # type: ignore[misc]
     cv3 = None
 
     @property
-    def anchors(self) -> Tensor:
+    def anchors(self) -> Tensor:  # type: ignore[override]
         """(L, M, 2) in cells; Detect has an attribute of that name, which would hide the buffer."""
         return self._buffers["anchors"]  # type: ignore[return-value]
 
     def forward(self, features: list[Tensor]) -> Any:
-        """Raw maps in training; in inference (B, 4 + C, N) centre, width, height, scores, with the maps unless exported."""
+        """Raw maps in training; else (B, 4 + C, N) centre, width, height, scores, with the maps unless exported."""
         maps = self.maps(features)
         if self.training:
             return {"maps": maps}
@@ -59,7 +59,7 @@ class AnchorDetectionModel(DetectionModel):  # type: ignore[misc]
                 f"this one ends in {type(old).__name__}" + (f" with {old.nl} levels" if hasattr(old, "nl") else "")
             )
         channels = [branch[0].conv.in_channels for branch in old.cv2]
-        head = AnchorDetect(old.nc, channels, old.stride, COCO_ANCHORS[old.nl])
+        head: Any = AnchorDetect(old.nc, channels, old.stride, COCO_ANCHORS[old.nl])
         head.i, head.f, head.type = old.i, old.f, f"{AnchorDetect.__module__}.AnchorDetect"
         head.np = sum(p.numel() for p in head.parameters())
         self.model[-1] = head
@@ -74,9 +74,9 @@ class AnchorDetectionModel(DetectionModel):  # type: ignore[misc]
         return build_criterion(self, flags, seed=int(getattr(self.args, "seed", 0)))
 
 
-def remember(model: nn.Module, flags: Any) -> None:
+def remember(model: Any, flags: Any) -> None:
     """Write the flags into the model, as plain values that a checkpoint keeps and any installation can read."""
-    model.yaml[KEY] = {"flags": as_dict(flags)}  # type: ignore[index, operator]
+    model.yaml[KEY] = {"flags": as_dict(flags)}
 
 
 def remembered(model: Any) -> dict[str, Any]:

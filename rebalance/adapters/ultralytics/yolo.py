@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ultralytics import YOLO as HostYOLO
+import ultralytics
 from ultralytics.utils import YAML
 from ultralytics.utils.checks import check_yaml
 
@@ -23,7 +23,7 @@ def split(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
     return ours, {k: v for k, v in arguments.items() if k not in ours}
 
 
-class YOLO(HostYOLO):  # type: ignore[misc]
+class YOLO(ultralytics.YOLO):  # type: ignore[misc]
     """`ultralytics.YOLO` whose `train` takes our flags; everything else is as there.
 
     Without a flag of ours, and from a checkpoint that has no head of ours, training is stock Ultralytics. A checkpoint
