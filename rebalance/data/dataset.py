@@ -1,0 +1,284 @@
+"""Ultralytics detection data sets: the YAML and the images, found as Ultralytics 8.4 finds them, without importing it.
+
+    path:   folder the others are relative to; the YAML's own folder where it is not given. A relative one is looked up
+            in the current folder, then in `datasets_dir` of Ultralytics' settings.
+    train, val, test:  a folder (searched with its sub-folders), a text file with one image a line, or a list of these
+    names:  list, or mapping from 0
+
+The label file of an image is found by its name: the last `/images/` becomes `/labels/`, the suffix `.txt`.
+"""
+
+from __future__ import annotations
+
+import glob
+import importlib.util
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rebalance.data import labels
+from rebalance.data.labels import Labels
+from rebalance.errors import DataError, nearest
+
+SPLITS = ("train", "val", "test")
+IMAGE_SUFFIXES = frozenset(
+    ("avif", "bmp", "dng", "heic", "heif", "jp2", "jpeg", "jpg", "mpo", "png", "tif", "tiff", "webp")
+)
+_TYPES: dict[str, tuple[type, ...]] = {
+    "path": (str,), "train": (str, list), "val": (str, list), "test": (str, list), "names": (list, dict),
+    "kpt_shape": (list,),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set YAML with everything resolved.
+
+    Attributes:
+        file: the YAML.
+        root: folder that relative splits are taken from.
+        names: class names by number, complete from 0.
+        splits: split to its absolute folders and list files, for the splits that the YAML names.
+        keypoints: `kpt_shape` of a pose data set, (0, 0) without.
+        raw: the YAML as written.
+    """
+
+    file: Path
+    root: Path
+    names: Mapping[int, str]
+    splits: Mapping[str, tuple[str, ...]]
+    keypoints: tuple[int, int]
+    raw: Mapping[str, Any]
+
+    def images(self, split: str) -> list[str]:
+        """Image paths of a split, sorted; an image that is listed twice is there twice, as in training.
+
+        Raises:
+            DataError: the split is not in the YAML, is not there, or has no image.
+        """
+        if split not in self.splits:
+            raise DataError(f"{self.file} has no '{split}:'; it has {', '.join(self.splits)}")
+        found = sorted(image for entry in self.splits[split] for image in images_of(entry))
+        if not found:
+            raise DataError(f"{self.file}: no images in {split}: {', '.join(self.splits[split])}")
+        return found
+
+    def labels(self, image: str) -> Labels:
+        """Labels of an image; DataError as `labels.parse`."""
+        return labels.read(Path(label_path(image)), classes=len(self.names), keypoints=self.keypoints)
+
+    def withheld(self, image: str) -> Labels:
+        """Boxes that were withheld from an image's labels when the data set was made; none for most data sets."""
+        path = withheld_path(image)
+        if path is None:
+            return labels.parse(b"", classes=len(self.names))
+        return labels.read(Path(path), classes=len(self.names), keypoints=self.keypoints)
+
+
+def load(data: str | Path) -> DataSet:
+    """Read a data set YAML.
+
+    Args:
+        data: the YAML, a folder that holds one, or the name of a YAML that comes with Ultralytics (`coco8.yaml`).
+
+    Raises:
+        DataError: there is no such YAML, it is not a valid data set, or its training or validation images are missing.
+    """
+    file = find(data)
+    raw = _read_yaml(file)
+    for key, types in _TYPES.items():
+        if raw.get(key) is not None and not isinstance(raw[key], types):
+            kinds = " or ".join(t.__name__ for t in types)
+            raise DataError(f"{file}: '{key}' is of type {type(raw[key]).__name__}, not {kinds}")
+    if "val" not in raw and "validation" in raw:
+        raw["val"] = raw.pop("validation")
+    for split in ("train", "val"):
+        if not raw.get(split):
+            raise DataError(f"{file} has no '{split}:'{nearest(split, map(str, raw))}")
+
+    root = Path(raw.get("path") or file.parent)
+    if not root.exists() and not root.is_absolute():
+        root = (datasets_dir() / root).resolve()
+    splits = {split: _entries(file, root, split, raw[split]) for split in SPLITS if raw.get(split)}
+    for split in ("train", "val"):
+        for entry in splits[split]:
+            if not os.path.exists(entry):
+                raise DataError(f"{file}: {split} images not found: {entry} ({_hint(raw, root)})")
+    points = raw.get("kpt_shape") or (0, 0)
+    if len(points) != 2 or not all(isinstance(n, int) for n in points):
+        raise DataError(f"{file}: kpt_shape={points} is not a pair of whole numbers")
+    return DataSet(file, root, _names(file, raw), splits, (points[0], points[1]), raw)
+
+
+def find(data: str | Path) -> Path:
+    """The YAML that `data` means; DataError where there is none, or more than one."""
+    name = str(data).strip()
+    if "://" in name or name.lower().endswith((".ndjson", ".zip", ".tar", ".gz")):
+        raise DataError(f"data={name} is not a YAML on this machine; download and unpack it first")
+    tried = [name] if Path(name).suffix in (".yaml", ".yml") else [name, f"{name}.yaml", f"{name}.yml"]
+    for candidate in filter(None, tried):
+        if Path(candidate).is_dir():
+            return _in_folder(Path(candidate))
+        if Path(candidate).exists():
+            return _checked(Path(candidate))
+        package = _ultralytics()
+        shipped = package and glob.glob(str(package / "**" / candidate), recursive=True)
+        if shipped and len(shipped) == 1:
+            return _checked(Path(shipped[0]))
+    around = [p.name for p in Path(name).parent.glob("*.y*ml")] if Path(name).parent.is_dir() else []
+    raise DataError(f"data={name} does not exist{nearest(Path(name).name, around)}")
+
+
+def images_of(entry: str) -> list[str]:
+    """Images of one entry of a split: those below a folder, or those a text file lists.
+
+    Lines of a list that start with `./` are relative to the list, others are taken as they are. Hidden files and
+    folders, and names without the suffix of an image, are passed over, as Ultralytics does.
+
+    Raises:
+        DataError: the entry does not exist or is not text.
+    """
+    path = Path(entry)
+    if path.is_dir():
+        found = glob.glob(str(Path(glob.escape(entry)) / "**" / "*.*"), recursive=True)
+        return sorted(x for x in found if _is_image(x) and not os.path.isdir(x))
+    try:
+        lines = path.read_text(encoding="utf-8-sig").strip().splitlines()
+    except FileNotFoundError:
+        raise DataError(f"{entry} does not exist") from None
+    except (OSError, UnicodeDecodeError):
+        raise DataError(f"{entry} is neither a folder nor a text file with one image a line") from None
+    parent = str(path.parent) + os.sep
+    lines = [line.replace("./", parent, 1) if line.startswith("./") else line for line in lines]
+    return sorted(line.replace("/", os.sep) for line in lines if _is_image(line))
+
+
+def label_path(image: str) -> str:
+    """The label file that Ultralytics looks for; it need not exist."""
+    return _beside(image, "labels")
+
+
+def withheld_path(image: str) -> str | None:
+    """The file with the boxes withheld from an image, None where the image is in no folder `images`; need not exist."""
+    return _beside(image, "withheld") if f"{os.sep}images{os.sep}" in image else None
+
+
+def datasets_dir() -> Path:
+    """Ultralytics' setting `datasets_dir`, read from its settings file, or its default without one."""
+    try:
+        value = json.loads((_config_dir() / "settings.json").read_text(encoding="utf-8"))["datasets_dir"]
+    except (OSError, ValueError, KeyError, TypeError):
+        value = None
+    if isinstance(value, str):
+        return Path(value)
+    package = _ultralytics()
+    repo = next((d for d in package.resolve().parents if (d / ".git").exists()), None) if package else None
+    if repo is None:
+        return Path.cwd() / "datasets"
+    return (repo.parent if os.access(repo.parent, os.W_OK) else repo) / "datasets"
+
+
+def _beside(image: str, folder: str) -> str:
+    return f"{os.sep}{folder}{os.sep}".join(image.rsplit(f"{os.sep}images{os.sep}", 1)).rsplit(".", 1)[0] + ".txt"
+
+
+def _is_image(name: str) -> bool:
+    return name.rpartition(".")[-1].lower() in IMAGE_SUFFIXES
+
+
+def _config_dir() -> Path:
+    """Ultralytics' settings folder on this machine."""
+    home = Path.home()
+    default = {"win32": home / "AppData" / "Roaming", "darwin": home / "Library" / "Application Support"}.get(
+        sys.platform, Path(os.environ.get("XDG_CONFIG_HOME", home / ".config"))
+    )
+    folder = Path(os.environ.get("YOLO_CONFIG_DIR") or default).expanduser() / "Ultralytics"
+    if folder.is_dir() or not hasattr(os, "getuid"):
+        return folder
+    private = Path(tempfile.gettempdir()) / f"Ultralytics-{os.getuid()}"  # where the first cannot be made
+    return private if private.is_dir() else folder
+
+
+def _ultralytics() -> Path | None:
+    """Folder of the installed Ultralytics package, without importing it."""
+    spec = importlib.util.find_spec("ultralytics")
+    return Path(spec.origin).parent if spec and spec.origin else None
+
+
+def _in_folder(folder: Path) -> Path:
+    """The one YAML in a folder; of several the one named like the folder."""
+    found: list[Path] = []
+    for pattern in ("*.yaml", "*.yml"):
+        found = found or list(folder.glob(pattern)) or list(folder.rglob(pattern))
+    if len(found) > 1:
+        found = [p for p in found if p.stem == folder.stem]
+    if len(found) != 1:
+        raise DataError(f"data={folder} is a folder without exactly one YAML; name the YAML")
+    return found[0]
+
+
+def _checked(file: Path) -> Path:
+    if file.suffix.lower() not in (".yaml", ".yml"):
+        raise DataError(f"data={file} is not a YAML (.yaml or .yml)")
+    return file
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(file.read_text(encoding="utf-8", errors="ignore"))
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror})") from None
+    except yaml.YAMLError as error:
+        raise DataError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise DataError(f"{file}: not a mapping of keys to values, as a data set YAML is")
+    return {key: None if value == "None" else value for key, value in raw.items()}
+
+
+def _entries(file: Path, root: Path, split: str, value: str | list[Any]) -> tuple[str, ...]:
+    """Absolute folders and list files of one split."""
+    if isinstance(value, str):
+        path = (root / value).resolve()
+        if not path.exists() and value.startswith("../"):  # as in YAMLs that Roboflow exports
+            path = (root / value[3:]).resolve()
+        return (str(path),)
+    if not all(isinstance(x, str) for x in value):
+        raise DataError(f"{file}: '{split}' is a list with something else than texts in it")
+    return tuple(str((root / x).resolve()) for x in value)
+
+
+def _names(file: Path, raw: Mapping[str, Any]) -> dict[int, str]:
+    names, count = raw.get("names"), raw.get("nc")
+    if "nc" in raw:
+        try:
+            if isinstance(count, bool) or float(count) != int(float(count)):  # type: ignore[arg-type]
+                raise ValueError
+            count = int(float(count))  # type: ignore[arg-type]
+        except (TypeError, ValueError, OverflowError):
+            raise DataError(f"{file}: nc={raw['nc']} is not a whole number") from None
+    if names is None and count is None:
+        raise DataError(f"{file} has neither 'names:' nor 'nc:'")
+    if names is None:
+        names = [f"class_{i}" for i in range(count or 0)]
+    if count is not None and len(names) != count:
+        raise DataError(f"{file}: {len(names)} names, but nc={count}")
+    try:
+        by_id = dict(enumerate(names)) if isinstance(names, list) else {int(k): v for k, v in names.items()}
+    except (TypeError, ValueError):
+        raise DataError(f"{file}: the keys of 'names' are not whole numbers") from None
+    if not by_id or sorted(by_id) != list(range(len(by_id))):
+        raise DataError(f"{file}: 'names' has the classes {sorted(by_id)}, not 0, 1, 2 ... without a gap")
+    return {i: str(by_id[i]) for i in sorted(by_id)}
+
+
+def _hint(raw: Mapping[str, Any], root: Path) -> str:
+    if not raw.get("path"):
+        return "looked up from the YAML's own folder, because it has no 'path:'"
+    return f"path: {raw['path']} was found to mean {root.absolute()}; datasets_dir is {datasets_dir()}"
