@@ -12,6 +12,7 @@ read back from the device.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -35,6 +36,16 @@ class Matches(NamedTuple):
     anchor_wh: Tensor  # (L, K, 2) anchor width, height in cells
 
 
+@lru_cache(maxsize=64)  # a copy from the host to the device would wait for the device at every step
+def _constants(
+    shapes: tuple[tuple[int, int], ...], per_level: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(L, 1, 2) columns and rows of each level, (L,) its first candidate, (5, 1, 2) steps to the neighbours."""
+    grid = torch.tensor([[w, h] for h, w in shapes], device=device, dtype=dtype)[:, None]
+    start = torch.tensor([0, *(per_level * h * w for h, w in shapes[:-1])], device=device).cumsum(0)
+    return grid, start, torch.tensor(NEIGHBOURS, device=device, dtype=dtype)[:, None]
+
+
 def match(labels: Tensor, anchors: Tensor, shapes: Sequence[tuple[int, int]], anchor_t: float = 4.0) -> Matches:
     """Match labels to the candidates of all levels at once.
 
@@ -46,8 +57,7 @@ def match(labels: Tensor, anchors: Tensor, shapes: Sequence[tuple[int, int]], an
     """
     device, (levels, per_level) = labels.device, anchors.shape[:2]
     anchors = anchors.to(labels.dtype)
-    grid = torch.tensor([[w, h] for h, w in shapes], device=device, dtype=labels.dtype)[:, None]  # columns, rows
-    start = torch.tensor([0, *(per_level * h * w for h, w in shapes[:-1])], device=device).cumsum(0)
+    grid, start, step = _constants(tuple(shapes), per_level, device, labels.dtype)
 
     xy, wh = labels[:, 2:4] * grid, labels[:, 4:6] * grid  # (L, T, 2) in cells
     ratio = wh[:, None] / anchors[:, :, None]  # (L, M, T, 2)
@@ -59,7 +69,6 @@ def match(labels: Tensor, anchors: Tensor, shapes: Sequence[tuple[int, int]], an
     side = torch.cat((torch.ones_like(near_start[..., :1]), near_start, near_end), -1)  # (L, T, 5) as NEIGHBOURS
     valid = side.transpose(1, 2)[:, :, None] & fits[:, None]  # (L, 5, M, T)
 
-    step = torch.tensor(NEIGHBOURS, device=device, dtype=labels.dtype)[:, None]
     cell = (xy[:, None] + step * 0.5).long().clamp_(min=0)  # (L, 5, T, 2): half a step crosses into the neighbour
     cell = torch.minimum(cell, grid.long()[:, None] - 1)
     centre = xy[:, None] - cell

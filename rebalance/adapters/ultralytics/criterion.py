@@ -96,6 +96,7 @@ class AnchorCriterion:
     def __init__(self, model: Any, *, flags: TrainFlags, seed: int) -> None:
         self.flags, self.head = flags, model.model[-1]
         self.dropping = Dropping(flags, seed=seed, rank=max(RANK, 0))
+        self.finest = int(self.head.stride.min())  # pixels a cell of the first level
         nl, nc, size = self.head.nl, self.head.nc, model.args.imgsz
         # YOLOv5's trainer scales its gains by levels, classes and image size
         self.gains = (
@@ -126,8 +127,8 @@ class AnchorCriterion:
         rows = zip(maps, found.image, found.anchor, found.row, found.column, strict=True)
         chosen = upcast(torch.stack([x[i, a, :, r, c] for x, i, a, r, c in rows]))  # (L, K, 5 + C)
         sigmoid = chosen[..., :4].sigmoid()
-        boxes = torch.cat((sigmoid[..., :2] * 2 - 0.5, (sigmoid[..., 2:] * 2) ** 2 * found.anchor_wh), -1)
-        iou = ciou(boxes, found.boxes_xywh)
+        matched = torch.cat((sigmoid[..., :2] * 2 - 0.5, (sigmoid[..., 2:] * 2) ** 2 * found.anchor_wh), -1)
+        iou = ciou(matched, found.boxes_xywh)
 
         logits = upcast(objectness(maps))  # (B, N)
         winner = self._winners(found, logits.shape)
@@ -137,7 +138,8 @@ class AnchorCriterion:
         obj_weight: Tensor | None = None
         box_weight = found.valid
         if self.dropping.on:
-            pixels = xywh_to_xyxy(self.head.decode([x.detach() for x in maps], objectness=False).transpose(1, 2))
+            boxes = self.head.decode([upcast(x[:, :, :4].detach()) for x in maps], objectness=False)
+            pixels = xywh_to_xyxy(boxes.transpose(1, 2))
             overlap = max_iou(pixels, self._padded(labels, batch, shapes, len(logits)))
             pairs = (found.image * logits.shape[1] + found.candidate).where(found.valid, -1)
             obj_dropped, box_dropped = self.dropping.draw(winner >= 0, overlap, logits.detach(), pairs)
@@ -153,7 +155,7 @@ class AnchorCriterion:
         box = (torch.where(box_weight, 1 - iou, 0).sum(1) / counts.sum(1).clamp(min=1)).sum()
         obj = self._objectness(bce(logits, target), obj_weight, shapes)
         cls = self._classes(chosen[..., 5:], found)
-        loss = torch.stack((box, obj, cls)) * torch.tensor(self.gains, device=device)
+        loss = torch.stack([x * gain for x, gain in zip((box, obj, cls), self.gains, strict=True)])
         items = dict(zip(("box_loss", "obj_loss", "cls_loss"), loss.detach(), strict=True))
         return loss * len(logits), items
 
@@ -193,10 +195,11 @@ class AnchorCriterion:
             most = int(image.bincount(minlength=1).max()) if len(image) else 0
         first = torch.searchsorted(image, torch.arange(images, device=image.device))
         place = torch.arange(len(image), device=image.device) - first[image]
-        stride = float(self.head.stride[0])
-        size = torch.tensor(shapes[0][::-1], device=labels.device, dtype=labels.dtype).repeat(2) * stride
+        rows, columns = shapes[0]
+        x, y, w, h = labels[:, 2:].unbind(1)
+        width, height = columns * self.finest, rows * self.finest
         padded = labels.new_zeros(images, most, 4)
-        padded[image, place] = xywh_to_xyxy(labels[:, 2:] * size)
+        padded[image, place] = xywh_to_xyxy(torch.stack((x * width, y * height, w * width, h * height), 1))
         return padded
 
 
