@@ -42,8 +42,8 @@ def drop_mask(
         bits = confidence.detach().float().flatten().view(torch.int32)
         key = ~(bits ^ ((bits >> 31) & 0x7FFFFFFF))  # integers in the order of the floats, reversed: highest first
     order = torch.where(flat, key, 2**31 - 1).argsort(stable=True)
-    part = Fraction(str(rate))
-    count = flat.sum() * part.numerator // part.denominator  # exact in int64
+    part = Fraction(str(rate)).limit_denominator(10**9)  # nine digits, so that the product fits into int64
+    count = flat.sum() * part.numerator // part.denominator
     chosen = torch.arange(flat.numel(), device=flat.device) < count
     return torch.empty_like(flat).scatter_(0, order, chosen).view_as(eligible) & eligible
 
