@@ -99,3 +99,13 @@ def train_flags(given: Mapping[str, Any], *, head: str = "stock") -> TrainFlags:
                 f"loss={name} is not defined for head={values.head}; heads: {', '.join(METHODS[name].heads)}"
             )
     return parse(TrainFlags, {**{k: getattr(values, k) for k in flags(TrainFlags)}, "loss": selected.text})
+
+
+def kept_flags(kept: Mapping[str, Any], *, head: str = "stock") -> TrainFlags:
+    """The flags that a checkpoint keeps: every one, checked when its run began; the host's loss where it keeps none.
+
+    Args:
+        kept: flag name to value.
+        head: the head where none is kept.
+    """
+    return parse(TrainFlags, {"loss": "bce", "head": head, **kept})

@@ -16,7 +16,7 @@ from rebalance.boxes import xywh_to_xyxy
 from rebalance.config import as_dict
 from rebalance.errors import ModelError
 from rebalance.heads.anchor import COCO_ANCHORS, AnchorHead
-from rebalance.losses.registry import train_flags
+from rebalance.losses.registry import kept_flags
 
 KEY = "rebalance"  # of model.yaml: what a checkpoint remembers of our flags
 
@@ -70,7 +70,7 @@ class AnchorDetectionModel(DetectionModel):  # type: ignore[misc]
         """The loss that this model was trained with."""
         from rebalance.adapters.ultralytics.criterion import build_criterion
 
-        flags = train_flags(remembered(self).get("flags", {}), head="anchor")
+        flags = kept_flags(remembered(self).get("flags", {}), head="anchor")
         return build_criterion(self, flags, seed=int(getattr(self.args, "seed", 0)))
 
 

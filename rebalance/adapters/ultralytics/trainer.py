@@ -25,7 +25,7 @@ from rebalance.adapters.ultralytics.model import (
 )
 from rebalance.config import TrainFlags, as_dict
 from rebalance.errors import ConfigError, ModelError
-from rebalance.losses.registry import METHODS, select, train_flags
+from rebalance.losses.registry import METHODS, kept_flags, select, train_flags
 from rebalance.targets.autoanchor import best_possible_recall, fit_anchors
 
 HOST_GAINS = ("box", "cls", "dfl")  # Ultralytics' own, which the anchor head does not use
@@ -73,7 +73,7 @@ class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
                 k for k, v in as_dict(train_flags(self.given)).items() if k in self.given and before.get(k) != v
             ]:
                 LOGGER.warning(f"rebalance: resume keeps the checkpoint's flags; ignored: {', '.join(changed)}")
-            self.flags = train_flags(before)
+            self.flags = kept_flags(before)
         else:
             self.flags = train_flags(self.given, head=before.get("head", "stock"))
         build = AnchorDetectionModel if self.flags.head == "anchor" else DetectionModel
