@@ -9,7 +9,7 @@ import ultralytics
 from ultralytics.utils import YAML
 from ultralytics.utils.checks import check_yaml
 
-from rebalance.adapters.ultralytics.model import remembered
+from rebalance.adapters.ultralytics.model import KEY, remembered
 from rebalance.adapters.ultralytics.trainer import HOST_GAINS, trainer
 from rebalance.config import TrainFlags, flags
 from rebalance.data.seafloor import resolve
@@ -51,6 +51,8 @@ class YOLO(ultralytics.YOLO):  # type: ignore[misc]
         before = remembered(self.model).get("flags", {})
         head = before.get("head", "stock")
         if not (ours or head != "stock" or (before and theirs.get("resume"))):
+            if before:  # the host's loss from here on: a run that resumes this one must not take up the old loss
+                del self.model.yaml[KEY]
             return custom
         if custom is not None:
             raise ConfigError(f"trainer={custom.__name__} cannot be joined with {', '.join(ours) or f'head={head}'}")
@@ -64,4 +66,4 @@ class YOLO(ultralytics.YOLO):  # type: ignore[misc]
             raise ConfigError(
                 f"{k}={theirs[k]} has no effect with head=anchor; its gains are box_gain, obj_gain, cls_gain"
             )
-        return trainer(**ours)
+        return trainer(**{**ours, "head": chosen.head})
