@@ -63,9 +63,8 @@ def heavy_folder() -> Path:
     base = os.environ.get("REBALANCE_CACHE") or os.path.join(
         os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "rebalance"
     )
-    key = digest(
-        content(ROOT / "requirements.txt"), content(UPSTREAM), sys.version, sys.base_prefix, sysconfig.get_platform()
-    )
+    python = f"{sys.implementation.cache_tag}{sys.abiflags} {sys.base_prefix} {sysconfig.get_platform()}"
+    key = digest(content(ROOT / "requirements.txt"), content(UPSTREAM), python)
     return Path(base).resolve() / f"venv-{key}"
 
 
@@ -84,14 +83,15 @@ def locked(path: Path) -> Iterator[int]:
         os.close(handle)
 
 
-def call(lock: int, python: Path, *args: str | Path) -> int:
+def call(lock: int, python: Path, *args: str | Path, quiet: bool = False) -> int:
     """Run an environment's Python, apart from the user's own packages and settings; return its exit code.
 
     The child keeps the lock: where this process is killed and pip lives on, nobody else starts on the same folder.
     """
     settings = {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_REQUIRE_VIRTUALENV": "0", "PIP_USER": "0"}
     command = [str(python), "-I", *map(str, args)]
-    return subprocess.run(command, env={**os.environ, **settings}, pass_fds=(lock,), cwd=ROOT).returncode
+    out = subprocess.DEVNULL if quiet else None
+    return subprocess.run(command, env={**os.environ, **settings}, pass_fds=(lock,), cwd=ROOT, stdout=out).returncode
 
 
 def make_heavy(heavy: Path, lock: int) -> None:
@@ -109,14 +109,16 @@ def make_heavy(heavy: Path, lock: int) -> None:
         if free < 8:
             say(f"warning: only {free:.1f} GB are free there; REBALANCE_CACHE=/another/folder moves it")
         start = time.monotonic()
-        venv.EnvBuilder(with_pip=True, clear=True, symlinks=True).create(heavy)
-        quiet = [] if sys.stdout.isatty() else ["-q"]
-        if call(lock, python, "-m", "pip", "install", *quiet, "-r", ROOT / "requirements.txt"):
+        venv.EnvBuilder(clear=True, symlinks=True).create(heavy)
+        if call(lock, python, "-m", "ensurepip", "--default-pip", quiet=True):
+            fail(f"{sys.executable} cannot put pip into an environment. PYTHON=/path/to/python3 names another Python")
+        progress = [] if sys.stdout.isatty() else ["-q"]
+        if call(lock, python, "-m", "pip", "install", *progress, "-r", ROOT / "requirements.txt"):
             fail(
                 f"pip could not install requirements.txt with Python {sys.version.split()[0]} (its own message is "
                 "above). Known to work: Python 3.10 to 3.13; PYTHON=/path/to/python3 names another one"
             )
-        if call(lock, python, "-c", "import cv2") != 0:
+        if call(lock, python, "-c", "try:\n import cv2\nexcept ImportError:\n raise SystemExit(1)"):
             say(f"the machine has no graphics libraries: {OPENCV_WITHOUT_SCREEN} takes the place of opencv-python")
             pinned = "import importlib.metadata as m; print(m.version('opencv-python'))"
             version = subprocess.run([python, "-I", "-c", pinned], capture_output=True, text=True).stdout.strip()
