@@ -1,0 +1,292 @@
+"""A grid of trainings, from `key=value` texts in which a comma list makes a dimension.
+
+    obj_drop=0,0.5 seeds=0,1 model=yolov5n.yaml data=my.yaml        4 runs, the product
+    obj_drop=0,0.5 box_drop=0,0.5 series=True                       3 runs, one list at a time from the base 0, 0
+
+A value in brackets is one value: `classes=[0,1]`; `freeze=[0],[0,1]` is a dimension of two. `device=0,1` is one value
+too: runs do not differ by device.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import itertools
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import PurePath
+from typing import Any
+
+from rebalance.config import SparsifyFlags, SweepFlags, TrainFlags, as_dict, convert, flags, parse
+from rebalance.data.protocols import uses_rate
+from rebalance.errors import ConfigError
+
+RATED = tuple(p for p in flags(SparsifyFlags)["protocol"].metadata["choices"] if uses_rate(p))
+ONE_VALUE = ("device",)  # keys whose commas belong to the value
+SET_BY_SWEEP = {  # host keys that a sweep decides, and what to give instead
+    "seed": "give seeds=",
+    "project": "give name=",
+    "save_dir": "give name=",
+    "exist_ok": "give name=; the same name continues a sweep",
+    "resume": "the same name= continues a sweep",
+    "mode": "a sweep trains, then evaluates on val and test",
+    "split": "a sweep evaluates on val and test",
+    "save": "a sweep evaluates the checkpoint that training saves",
+}
+
+_OPEN, _CLOSE = "([{", ")]}"
+_LONGEST_ID = 120  # characters; file systems end at 255, and a folder name should fit a line
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """Which training labels a run sees; `rate` is 0 for a protocol that takes none."""
+
+    protocol: str = "normal"
+    rate: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training of a grid.
+
+    Attributes:
+        id: readable, unique in the grid, safe as a folder name, e.g. 'obj_drop=0.75,seed=0'.
+        train: our flags, resolved.
+        given: names of the flags in `train` that were given; only these are passed on, so that what the user left
+            out keeps its meaning of 'what the other flags imply'.
+        host: Ultralytics' own flags that were given.
+        labels: the training labels.
+        seed: of the training.
+        varied: the values in which this run differs from the others.
+    """
+
+    id: str
+    train: TrainFlags
+    given: tuple[str, ...]
+    host: Mapping[str, Any]
+    labels: Labels
+    seed: int
+    varied: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a sweep runs: its own flags, the runs in order, and the values asked for (what a folder was made with)."""
+
+    flags: SweepFlags
+    runs: tuple[Run, ...]
+    asked: Mapping[str, Any]
+
+
+def read_grid(given: Mapping[str, str]) -> Grid:
+    """Return the runs that `given` asks for, seed by seed.
+
+    Args:
+        given: key to text; sweep flags, flags of ours, and any flag of Ultralytics.
+
+    Raises:
+        ConfigError: a bad, empty or repeated value, a key that the sweep sets itself, or no model or data.
+    """
+    own = flags(SweepFlags)
+    sweep = parse(SweepFlags, {key: text for key, text in given.items() if key in own})
+    _check_name(sweep.name)
+    lists = {
+        key: _values(key, str(text)) for key, text in given.items() if key not in own or key in ("protocol", "rate")
+    }
+    for key in ("protocol", "rate"):
+        lists.setdefault(key, _values(key, getattr(sweep, key)))
+    for key in ("model", "data"):
+        if not lists.get(key) or lists[key][0] in ("", None):
+            raise ConfigError(f"{key}= is missing: a sweep needs model= and data=")
+    seeds = [_seed(text) for text in split("seeds", sweep.seeds)]
+    _refuse_repeats("seeds", seeds)
+    _check_labels(given, lists, sweep.series)
+
+    dimensions = {key: values for key, values in lists.items() if len(values) > 1}
+    base = {key: _base(values) if sweep.series else values[0] for key, values in lists.items()}
+    points = list(_series(dimensions, base) if sweep.series else _product(dimensions))
+    runs = [_run({**base, **varied}, varied, sweep.label_seed, seed) for seed in seeds for varied in points]
+    asked: dict[str, Any] = {**lists, "seeds": seeds, "series": sweep.series, "label_seed": sweep.label_seed}
+    return Grid(sweep, tuple(_name(_distinct(runs))), asked)
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Return what differs between the values two grids asked for, '' where nothing does.
+
+    Example: 'epochs was 100, is 14; lr0 was not given, is 0.01'.
+    """
+
+    def text(asked: Mapping[str, Any], key: str) -> str:
+        if key not in asked:
+            return "not given"
+        value = asked[key]
+        return ",".join(value_text(v) for v in value) if isinstance(value, list) else value_text(value)
+
+    keys = [*old, *(key for key in new if key not in old)]
+    changed = [key for key in keys if (old.get(key), key in old) != (new.get(key), key in new)]
+    return "; ".join(f"{key} was {text(old, key)}, is {text(new, key)}" for key in changed)
+
+
+def split(key: str, text: str) -> list[str]:
+    """Split at the commas outside brackets and quotes: '0,[1,2]' gives '0' and '[1,2]'.
+
+    Raises:
+        ConfigError: an empty part, or a bracket or quote that is not closed.
+    """
+    parts, part, inside, quote = [], "", "", ""
+    for char in text:
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in "\"'":
+            quote = char
+        elif char in _OPEN:
+            inside += _CLOSE[_OPEN.index(char)]
+        elif inside and char == inside[-1]:
+            inside = inside[:-1]
+        elif char == "," and not inside:
+            parts.append(part.strip())
+            part = ""
+            continue
+        part += char
+    parts.append(part.strip())
+    if inside or quote:
+        raise ConfigError(f"{key}={text}: a bracket or quote is not closed")
+    if len(parts) > 1 and "" in parts:
+        raise ConfigError(f"{key}={text}: an empty value in the list")
+    return parts
+
+
+def literal(text: str) -> Any:
+    """Return the value a text stands for, as Ultralytics reads its command line: none, true, 0.5, [0,1], else text."""
+    words = {"none": None, "true": True, "false": False}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def value_text(value: Any) -> str:
+    """Return a value as the user would type it: 0.75, 0 for 0.0, True, yolov5n.yaml."""
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+
+
+def _values(key: str, text: str) -> list[Any]:
+    """The values of one key, converted and distinct."""
+    if key in SET_BY_SWEEP:
+        raise ConfigError(f"{key}={text}: {SET_BY_SWEEP[key]}")
+    if key in ONE_VALUE:
+        return [text.strip() if split(key, text)[1:] else literal(text.strip())]
+    parts = split(key, text)
+    ours = SparsifyFlags if key in ("protocol", "rate") else TrainFlags
+    values = [convert(ours, key, part) if key in flags(ours) else literal(part) for part in parts]
+    _refuse_repeats(key, values)
+    return values
+
+
+def _refuse_repeats(key: str, values: list[Any]) -> None:
+    for index, value in enumerate(values):
+        if value in values[:index]:
+            raise ConfigError(f"{key}: {value_text(value)} is given twice")
+
+
+def _seed(text: str) -> int:
+    if not re.fullmatch(r"[0-9]+", text):
+        raise ConfigError(f"seeds={text} is not a list of whole numbers such as 0,1,2")
+    return int(text)
+
+
+def _check_name(name: str) -> None:
+    if name and (name.startswith(".") or re.search(r'[/\\:*?"<>|\x00-\x1f]', name)):
+        raise ConfigError(f'name={name} is not a folder name: no slash, no leading dot, none of : * ? " < > |')
+
+
+def _check_labels(given: Mapping[str, str], lists: Mapping[str, list[Any]], series: bool) -> None:
+    """Refuse a rate or a label seed that no run would use."""
+    protocols = lists["protocol"]
+    if protocols == ["normal"] and "label_seed" in given:
+        raise ConfigError(f"label_seed={given['label_seed']}: protocol=normal withholds nothing")
+    used = uses_rate(_base(protocols)) if series and len(lists["rate"]) > 1 else any(map(uses_rate, protocols))
+    if "rate" in given and not used:
+        raise ConfigError(
+            f"rate={given['rate']} has no meaning with protocol={','.join(protocols)}; it belongs to {', '.join(RATED)}"
+        )
+
+
+def _base(values: list[Any]) -> Any:
+    """The value that the other lists see while they vary: 0 where it is among the values, else the first."""
+    zeros = [value for value in values if isinstance(value, (int, float)) and value == 0]
+    return (zeros or values)[0]
+
+
+def _product(dimensions: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
+    for values in itertools.product(*dimensions.values()):
+        yield dict(zip(dimensions, values, strict=True))
+
+
+def _series(dimensions: Mapping[str, list[Any]], base: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    yield {key: base[key] for key in dimensions}
+    for key, values in dimensions.items():
+        for value in values:
+            if value != base[key]:
+                yield {key: value}
+
+
+def _run(values: Mapping[str, Any], varied: Mapping[str, Any], label_seed: int, seed: int) -> Run:
+    """One run, its id still the plain one."""
+    protocol = values["protocol"]
+    labels = Labels(
+        protocol=protocol,
+        rate=values["rate"] if uses_rate(protocol) else 0.0,
+        seed=label_seed if protocol != "normal" else 0,
+    )
+    varied = {key: value for key, value in varied.items() if key != "rate" or uses_rate(protocol)}
+    given = tuple(key for key in values if key in flags(TrainFlags))
+    return Run(
+        id=",".join(f"{key}={_safe(value)}" for key, value in {**varied, "seed": seed}.items()),
+        train=parse(TrainFlags, {key: values[key] for key in given}),
+        given=given,
+        host={key: value for key, value in values.items() if key not in given and key not in ("protocol", "rate")},
+        labels=labels,
+        seed=seed,
+        varied=varied,
+    )
+
+
+def _safe(value: Any) -> str:
+    """A value in the letters that every file system takes; of a path, its last part."""
+    text = value_text(value)
+    text = PurePath(text).name if isinstance(value, str) and "/" in text else text
+    return re.sub(r"[^A-Za-z0-9._+-]+", "_", text).strip("_") or "none"
+
+
+def _key(run: Run) -> str:
+    """All that makes a run what it is, as one text."""
+    return json.dumps([as_dict(run.train), run.given, dict(run.host), as_dict(run.labels), run.seed], default=str)
+
+
+def _distinct(runs: Iterable[Run]) -> list[Run]:
+    """Without the repeats that arise where a rate varies over protocols that take none."""
+    first: dict[str, Run] = {}
+    for run in runs:
+        first.setdefault(_key(run), run)
+    return list(first.values())
+
+
+def _name(runs: list[Run]) -> list[Run]:
+    """Give a tail from the content to ids that are too long or shared (two paths with the same last part)."""
+    count = Counter(run.id.lower() for run in runs)  # lower: some file systems take a for A
+
+    def name(run: Run) -> Run:
+        if count[run.id.lower()] == 1 and len(run.id) <= _LONGEST_ID:
+            return run
+        tail = hashlib.sha256(_key(run).encode()).hexdigest()[:8]
+        return replace(run, id=f"{run.id[:_LONGEST_ID]}~{tail}")
+
+    return [name(run) for run in runs]

@@ -1,0 +1,79 @@
+"""Stands in for a training: `fake_run.py <plan> <run folder> --watch` does what the plan says for the run's id.
+
+ok: writes a record; fail: writes a failed one; die: is killed after a line of log; quit: ends with code 7 and no record;
+hang: sleeps until somebody ends it; half: writes half a record and is killed. A list of these: one for each attempt.
+`--check` answers with the plan's entry "check", if any. Everything it does is also a line in `<plan>.log`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+plan_path = Path(sys.argv[1])
+plan = json.loads(plan_path.read_text("utf-8"))
+
+
+def log(*words: object) -> None:
+    with open(plan_path.with_suffix(".log"), "a", encoding="utf-8") as file:
+        file.write(" ".join(map(str, words)) + "\n")
+
+
+if "--check" in sys.argv:
+    json.load(sys.stdin)
+    log("check")
+    print("noise of the host\n" + json.dumps(plan.get("check", {"kind": None, "error": None})))
+    sys.exit()
+
+folder = Path(sys.argv[2])
+config = json.loads((folder / "config.json").read_text("utf-8"))
+run = config["run"]
+attempts = folder / "attempts"
+attempt = int(attempts.read_text("utf-8")) if attempts.exists() else 0
+attempts.write_text(str(attempt + 1), "utf-8")
+steps = plan.get(run, "ok")
+step = steps if isinstance(steps, str) else steps[min(attempt, len(steps) - 1)]
+log("start", run, os.getpid(), os.environ["OMP_NUM_THREADS"], round(time.time(), 3))
+
+
+def watch() -> None:
+    while os.read(0, 1):
+        pass
+    os._exit(1)
+
+
+threading.Thread(target=watch, daemon=True).start()
+print(f"a line of log of {run}", flush=True)
+if step == "half":
+    (folder / "record.json").write_text('{"schema": 1, "status": "finished", "run"', "utf-8")
+if step in ("die", "half"):
+    os.kill(os.getpid(), signal.SIGKILL)
+if step == "quit":
+    sys.exit(7)
+if step == "hang":
+    time.sleep(60)
+time.sleep(plan.get("seconds", 0))
+score = 0.5 - config["config"]["train"]["obj_drop"] / 10
+metrics = {"mAP50": score, "mAP75": 0.25, "mAP50-95": 0.2, "precision": 0.6, "recall": 1 / 3, "per_class": {}}
+record = {
+    "schema": 1,
+    "run": run,
+    "status": "finished" if step == "ok" else "failed",
+    "error": None if step == "ok" else "ValueError: as planned",
+    "config": config["config"],
+    "varied": config["varied"],
+    "loss_ran": {"loss": "drop", "head": "anchor"},
+    "timings": {"train_seconds": 81.26, "images_per_second": 61.234} if step == "ok" else None,
+    "peak_memory_mb": 912.34 if step == "ok" else None,
+    "metrics": {"val": {**metrics, "mAP50": 0.9}, "test": metrics} if step == "ok" else None,
+    "epochs": [],
+    "samples": [],
+}
+(folder / ".record").write_text(json.dumps(record), "utf-8")
+(folder / ".record").rename(folder / "record.json")
+log("end", run, os.getpid(), step, round(time.time(), 3))

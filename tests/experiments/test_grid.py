@@ -1,0 +1,155 @@
+"""The grid: what `key=value` texts ask for, and what is refused before anything runs."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from rebalance.errors import ConfigError
+from rebalance.experiments.grid import Labels, difference, literal, read_grid, split
+
+BASE = {"model": "yolov5n.yaml", "data": "my.yaml"}
+PAPER = {"obj_drop": "0,0.1,0.25,0.75,0.9", "box_drop": "0,0.1,0.25,0.75,0.9"}
+
+
+def ids(**given: str) -> list[str]:
+    return [run.id for run in read_grid({**BASE, **given}).runs]
+
+
+def test_product_is_every_combination_seed_by_seed() -> None:
+    assert ids(obj_drop="0,0.5", imgsz="64,96", seeds="0,3") == [
+        f"obj_drop={p},imgsz={size},seed={seed}" for seed in (0, 3) for p in ("0", "0.5") for size in (64, 96)
+    ]
+
+
+def test_series_vary_one_list_at_a_time_and_share_the_base() -> None:
+    assert ids(**PAPER, series="True") == [
+        "obj_drop=0,box_drop=0,seed=0",
+        *(f"obj_drop={p},seed=0" for p in ("0.1", "0.25", "0.75", "0.9")),
+        *(f"box_drop={p},seed=0" for p in ("0.1", "0.25", "0.75", "0.9")),
+    ]
+    runs = read_grid({**BASE, **PAPER, "series": "True", "seeds": "0,1,2"}).runs
+    assert len(runs) == 27
+    assert [(run.train.obj_drop, run.train.box_drop) for run in runs[:2]] == [(0, 0), (0.1, 0)]
+    assert (runs[-1].train.obj_drop, runs[-1].train.box_drop, runs[-1].seed) == (0, 0.9, 2)
+
+
+def test_series_base_is_zero_wherever_it_stands_and_else_the_first() -> None:
+    runs = read_grid({**BASE, "obj_drop": "0.5,0", "lr0": "0.01,0.02", "series": "True"}).runs
+    assert [(run.train.obj_drop, run.host["lr0"]) for run in runs] == [(0, 0.01), (0.5, 0.01), (0, 0.02)]
+    assert [dict(run.varied) for run in runs] == [{"obj_drop": 0, "lr0": 0.01}, {"obj_drop": 0.5}, {"lr0": 0.02}]
+
+
+def test_one_run_where_nothing_varies() -> None:
+    (run,) = read_grid({**BASE, "obj_drop": "0.75", "epochs": "3", "head": "anchor"}).runs
+    assert run.id == "seed=0"
+    assert run.given == ("obj_drop", "head")
+    assert (run.train.obj_drop, run.train.head, run.train.box_drop) == (0.75, "anchor", 0)
+    assert dict(run.host) == {"model": "yolov5n.yaml", "data": "my.yaml", "epochs": 3}
+    assert run.labels == Labels(protocol="normal", rate=0, seed=0)
+    assert dict(run.varied) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("0", ["0"]),
+        ("0, 0.5", ["0", "0.5"]),
+        ("[0,1]", ["[0,1]"]),
+        ("[0,1],[2]", ["[0,1]", "[2]"]),
+        ("(0.5,2.0),0.5", ["(0.5,2.0)", "0.5"]),
+        ("[[0,1],(2,3)],4", ["[[0,1],(2,3)]", "4"]),
+        ("'a,b',c", ["'a,b'", "c"]),
+        ("", [""]),
+    ],
+)
+def test_brackets_and_quotes_protect_commas(text: str, parts: list[str]) -> None:
+    assert split("key", text) == parts
+
+
+def test_lists_that_belong_to_the_host_stay_one_value() -> None:
+    (run,) = read_grid({**BASE, "device": "0,1", "classes": "[0,1]", "scale": "(0.5,2.0)"}).runs
+    assert (run.host["device"], run.host["classes"], run.host["scale"]) == ("0,1", [0, 1], (0.5, 2.0))
+    assert [run.host["freeze"] for run in read_grid({**BASE, "freeze": "[0],[0,1]"}).runs] == [[0], [0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("none", None), ("True", True), ("false", False), ("3", 3), ("0.5", 0.5), ("1e-3", 0.001), ("SGD", "SGD")],
+)
+def test_literals_are_read_as_the_host_reads_them(text: str, value: Any) -> None:
+    assert literal(text) == value
+    assert type(literal(text)) is type(value)
+
+
+def test_protocols_and_rates_are_dimensions_and_a_rate_counts_only_where_it_has_a_meaning() -> None:
+    runs = read_grid({**BASE, "protocol": "normal,extreme,percent", "rate": "0.1,0.5", "label_seed": "7"}).runs
+    assert [run.labels for run in runs] == [
+        Labels(protocol="normal", rate=0, seed=0),
+        Labels(protocol="extreme", rate=0, seed=7),
+        Labels(protocol="percent", rate=0.1, seed=7),
+        Labels(protocol="percent", rate=0.5, seed=7),
+    ]
+    assert [run.id for run in runs] == [
+        "protocol=normal,seed=0",
+        "protocol=extreme,seed=0",
+        "protocol=percent,rate=0.1,seed=0",
+        "protocol=percent,rate=0.5,seed=0",
+    ]
+
+
+def test_ids_are_safe_as_folder_names_unique_and_stable() -> None:
+    given = {
+        "model": "a/m.yaml,b/m.yaml,c d.yaml",
+        "pretrained": "../w:1?.pt,True",
+        "cfg": "x" * 200 + "," + "x" * 199 + "y",
+        "lr0": "1e-05,0.5",
+    }
+    names = ids(**given)
+    assert len(names) == len({name.lower() for name in names}) == 24
+    assert all(re.fullmatch(r"[A-Za-z0-9._+=,~-]{1,150}", name) for name in names)
+    assert names == ids(**given)
+    assert ids(optimizer="SGD,sgd")[0].lower() != ids(optimizer="SGD,sgd")[1].lower()  # one folder on some systems
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"model": ""}, "model= is missing"),
+        ({"data": ""}, "data= is missing"),
+        ({"obj_drop": "0,1.5"}, "obj_drop=1.5 is out of range: 0 to 1"),
+        ({"obj_drop": "0,half"}, "obj_drop=half is not a number"),
+        ({"obj_drop": "0,0.5,0.0"}, "obj_drop: 0 is given twice"),
+        ({"lr0": "0.1,1e-1"}, "lr0: 0.1 is given twice"),
+        ({"obj_drop": "0,,0.5"}, "an empty value in the list"),
+        ({"classes": "[0,1"}, "not closed"),
+        ({"head": "ancor,stock"}, "did you mean anchor?"),
+        ({"protocol": "normal,extrem"}, "did you mean extreme?"),
+        ({"protocol": "percent", "rate": "0.5,2"}, "rate=2 is out of range"),
+        ({"rate": "0.3"}, "rate=0.3 has no meaning with protocol=normal"),
+        ({"rate": "0.3,0.5", "protocol": "normal,percent", "series": "True"}, "has no meaning"),
+        ({"label_seed": "3"}, "protocol=normal withholds nothing"),
+        ({"seeds": "0,0"}, "seeds: 0 is given twice"),
+        ({"seeds": "0,1.5"}, "seeds=1.5 is not"),
+        ({"seeds": "-1"}, "seeds=-1 is not"),
+        ({"seed": "3"}, "give seeds="),
+        ({"project": "x"}, "give name="),
+        ({"jobs": "0"}, "jobs=0 is out of range"),
+        ({"name": "../x"}, "is not a folder name"),
+        ({"name": ".x"}, "is not a folder name"),
+    ],
+)
+def test_a_bad_grid_is_refused(given: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+        read_grid({**BASE, **given})
+    assert "\n" not in str(caught.value)
+
+
+def test_difference_says_what_changed() -> None:
+    old = read_grid({**BASE, "epochs": "100", "obj_drop": "0,0.5"}).asked
+    new = read_grid({**BASE, "lr0": "0.01", "obj_drop": "0,0.9", "epochs": "100", "jobs": "4", "name": "x"}).asked
+    assert difference(old, new) == "obj_drop was 0,0.5, is 0,0.9; lr0 was not given, is 0.01"
+    assert difference(new, old) == "lr0 was 0.01, is not given; obj_drop was 0,0.9, is 0,0.5"
+    assert difference(old, old) == ""
