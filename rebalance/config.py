@@ -96,9 +96,9 @@ class SeafloorFlags:
     out: str = flag("", "folder to make; default: the data folder of this project")
     train: int = flag(480, "training images", low=1)
     val: int = flag(96, "validation images", low=1)
-    test: int = flag(96, "test images", low=1)
+    test: int = flag(128, "test images", low=1)
     size: int = flag(256, "image height; width is the same", low=64, high=2048, unit="pixels")
-    labelled: float = flag(0.6, "fraction of the training boxes that is labelled", low=0, high=1)
+    labelled: float = flag(0.5, "fraction of the training boxes that is labelled", low=0, high=1)
     seed: int = flag(0, "seed of everything", low=0)
 
 
