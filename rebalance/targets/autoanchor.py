@@ -9,9 +9,9 @@ Array = NDArray[np.float64]
 
 
 def _ratios(sizes: Array, anchors: Array) -> Array:
-    """(T, K) in (0, 1]: the worse of the two side ratios of each label to each anchor."""
-    ratio = sizes[:, None] / anchors[None]
-    return np.asarray(np.minimum(ratio, 1 / ratio).min(2))
+    """(T, K) in [0, 1]: the worse of the two side ratios of each label to each anchor."""
+    small, large = np.minimum(sizes[:, None], anchors), np.maximum(sizes[:, None], anchors)
+    return np.asarray((small / large).min(2))  # anchors have an extent; a label may have none
 
 
 def best_possible_recall(sizes: Array, anchors: Array, anchor_t: float = 4.0) -> float:
@@ -29,7 +29,7 @@ def fit_anchors(sizes: Array, count: int, anchor_t: float = 4.0, seed: int = 0, 
     """K-means on label sizes, then random mutations that are kept when they fit better.
 
     Args:
-        sizes: (T, 2) label width, height in pixels; labels under 2 px on both sides are left out.
+        sizes: (T, 2) label width, height in pixels; under 2 px on both sides it is left out where there are larger.
         count: anchors to find.
         anchor_t: largest side ratio.
         seed: of the start and the mutations.
@@ -39,7 +39,8 @@ def fit_anchors(sizes: Array, count: int, anchor_t: float = 4.0, seed: int = 0, 
         (count, 2) from small to large area.
     """
     rng = np.random.default_rng(seed)
-    sizes = sizes[(sizes >= 2).any(1)]
+    visible = (sizes >= 2).any(1)
+    sizes = sizes[visible] if visible.any() else sizes
     scale = sizes.std(0) + 1e-9
     points = sizes / scale
     # start from distinct labels spread over the sizes, so that no cluster starts empty
@@ -47,7 +48,7 @@ def fit_anchors(sizes: Array, count: int, anchor_t: float = 4.0, seed: int = 0, 
     for _ in range(30):
         nearest = ((points[:, None] - centres[None]) ** 2).sum(2).argmin(1)
         centres = np.stack([points[nearest == k].mean(0) if (nearest == k).any() else c for k, c in enumerate(centres)])
-    anchors = centres * scale
+    anchors = np.maximum(centres * scale, 2)
 
     def fitness(candidate: Array) -> float:
         best = _ratios(sizes, candidate).max(1)
