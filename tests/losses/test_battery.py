@@ -1,7 +1,7 @@
 """Properties that every method has, run over the rows of the registry: a new element loss is tested by itself.
 
-An element loss gets (logits, targets) of one shape and returns unreduced losses of that shape. Weightings differ in what
-they look at; `CALLS` says how each is called on a mask of candidates, and a row without an entry there fails.
+An element loss gets (logits, targets) of one shape and returns unreduced losses of that shape. Weightings differ in
+what they look at; `CALLS` says how each is called on a mask of candidates, and a row without an entry there fails.
 """
 
 from __future__ import annotations
