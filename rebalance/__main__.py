@@ -136,7 +136,7 @@ def bench(args: list[str]) -> None:
     given = parse(BenchFlags, pairs(args, BenchFlags))
     from rebalance.experiments import bench as module
 
-    print(module.bench(given))
+    print(module.table(module.bench(given)))
 
 
 def hook(args: list[str]) -> None:

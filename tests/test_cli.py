@@ -113,7 +113,12 @@ def test_report_takes_one_folder(capsys: pytest.CaptureFixture[str], args: list[
 
 
 def test_bench_parses_its_flags(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    stub(monkeypatch, "rebalance.experiments.bench", bench=lambda given: f"batch {given.batch}")
+    stub(
+        monkeypatch,
+        "rebalance.experiments.bench",
+        bench=lambda given: given.batch,
+        table=lambda found: f"batch {found}",
+    )
     assert cli.main(["bench", "batch=2"]) == 0
     assert capsys.readouterr().out == "batch 2\n"
     assert cli.main(["bench", "batch=none"]) == 2

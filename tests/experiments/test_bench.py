@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 
 
+@pytest.mark.slow
 def test_command_prints_a_table_and_writes_every_figure(tmp_path: Path) -> None:
     # In a process of its own: YOLOv5's package, where it is installed, changes settings of OpenCV and PyTorch.
     out = tmp_path / "figures.json"
@@ -46,7 +47,7 @@ def test_command_prints_a_table_and_writes_every_figure(tmp_path: Path) -> None:
     for line in found["skipped"]:
         assert line.startswith("YOLOv5: No module named")
         assert line in done.stdout
-    assert done.stdout.count(" ratio ") == len(found["rows"])
+    assert done.stdout.count("  ratio ") == len(found["rows"])
 
 
 def test_without_yolov5_its_rows_are_skipped_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +108,7 @@ def test_table_says_which_aims_are_met() -> None:
         "precision": "float32",
     }
     text = bench.table({**found, "flags": as_dict(BenchFlags())})
-    lines = [line for line in text.splitlines() if " ratio " in line]
+    lines = [line for line in text.splitlines() if "  ratio " in line]
     assert ["met" in line for line in lines] == [True, False, False]
     assert ["missed" in line for line in lines] == [False, True, False]
     assert "ratio 1.020 [0.900, 1.100]" in lines[0]
@@ -123,8 +124,7 @@ def test_turns_reverse_and_the_warm_up_does_not_count() -> None:
     order: list[str] = []
     taken = bench._take_turns({name: lambda name=name: order.append(name) for name in "ab"}, CPU, 4)  # type: ignore[misc]
     assert {name: len(times) for name, times in taken.items()} == {"a": 4, "b": 4}
-    assert "".join(order) in ("abba" * 4)[: len(order)] + "|" + ("baab" * 4)[: len(order)]
-    assert len(order) == 2 * (4 + bench.WARM_UP)
+    assert "".join(order) == ("abba" * 4)[: 2 * (4 + bench.WARM_UP)]
 
 
 def test_memory_is_the_peak_not_the_sum() -> None:
