@@ -35,9 +35,10 @@ def write_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON whole or not at all; numbers that JSON does not know (NaN, infinity) become null."""
-    write_text(path, json.dumps(_plain(content), indent=1, allow_nan=False) + "\n")
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write an object as JSON, one key a line, whole or not at all; NaN and infinity, which JSON has not, become null."""
+    lines = [f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in _plain(content).items()]
+    write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
