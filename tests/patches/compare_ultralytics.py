@@ -110,7 +110,7 @@ for reg_max in (16, 1):
     for scope in ("background", "matched"):
         for divisor in ("kept", "host"):
             for select in ("random", "confident"):
-                for p, q in ((0.5, 0), (0.29, 0.4), (1.0, 1.0), (0, 0.5)):
+                for p, q in ((0.5, 0), (0.29, 0.4), (1 / 3, 0), (1.0, 1.0), (0, 0.5)):
                     if select == "random" and p == 0:
                         continue  # ours has drawn for the other loss before, so its order differs
                     flags = {"obj_drop": p, "box_drop": q, "drop_scope": scope, "drop_divisor": divisor}
@@ -165,6 +165,8 @@ for scope in ("background", "matched"):
     check.that(f"low IoU alone: boxes, {scope}", not (box & ~(low & matched)).any())
     again = rebalance(boxes, scores, gts, matched)
     check.that(f"fresh each step: {scope}", (again[0] != cls).any() and again[0].sum() == cls.sum())
+    many = torch.ones(40_000, dtype=torch.bool)  # times the digits of 1 / 3: more than 64 bits
+    check.that(f"a third: {scope}", rebalance.draw(many, 1 / 3, None).sum() == 13_333)
     check.that(f"seeded: {scope}", torch.equal(patched.Rebalance(Namespace)(boxes, scores, gts, matched)[0], cls))
 
 preds, batch = inputs(labels=0)

@@ -126,7 +126,7 @@ check.that("focal: p = 1 leaves less of it", 0 < nothing[1] < published_focal[0]
 for scope in ("background", "matched", "literal"):
     for divisor in ("kept", "host"):
         for select in ("random", "confident"):
-            for p, q in ((0.5, 0.0), (0.29, 0.4), (1.0, 1.0), (0.0, 0.5)):
+            for p, q in ((0.5, 0.0), (0.29, 0.4), (1 / 3, 0.0), (1.0, 1.0), (0.0, 0.5)):
                 if select == "random" and 0 < q < 1:
                     continue  # ours draws among padded matches, so its order differs: see "same boxes" below
                 flags = {"obj_drop": p, "box_drop": q, "drop_scope": scope, "drop_divisor": divisor}
