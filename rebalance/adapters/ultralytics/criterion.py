@@ -132,7 +132,7 @@ class AnchorCriterion:
 
         logits = upcast(objectness(maps))  # (B, N)
         winner = self._winners(found, logits.shape)
-        target = torch.where(winner >= 0, iou.detach().clamp(min=0).flatten()[winner.clamp(min=0)], 0)
+        target = torch.cat((iou.detach().clamp(min=0).flatten(), iou.new_zeros(1)))[winner]  # −1 finds the 0 at the end
 
         counts = found.valid
         obj_weight: Tensor | None = None
