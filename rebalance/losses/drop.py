@@ -34,6 +34,8 @@ def drop_mask(
     Returns:
         bool, same shape: True where the element is dropped.
     """
+    if rate == 0:
+        return torch.zeros_like(eligible)
     flat = eligible.flatten()
     if confidence is None:
         # 32-bit integers sort by radix on the CPU, some 15 times faster than floats

@@ -131,8 +131,8 @@ class AnchorCriterion:
         iou = ciou(matched, found.boxes_xywh)
 
         logits = upcast(objectness(maps))  # (B, N)
-        winner = self._winners(found, logits.shape)
-        target = torch.cat((iou.detach().clamp(min=0).flatten(), iou.new_zeros(1)))[winner]  # −1 finds the 0 at the end
+        place = self._places(found, logits.shape)
+        target = self._scatter(iou.detach().clamp(min=0), place, logits.shape)
 
         counts = found.valid
         obj_weight: Tensor | None = None
@@ -142,7 +142,9 @@ class AnchorCriterion:
             pixels = xywh_to_xyxy(boxes.transpose(1, 2))
             overlap = max_iou(pixels, self._padded(labels, batch, shapes, len(logits)))
             pairs = (found.image * logits.shape[1] + found.candidate).where(found.valid, -1)
-            obj_dropped, box_dropped = self.dropping.draw(winner >= 0, overlap, logits.detach(), pairs)
+            obj_dropped, box_dropped = self.dropping.draw(
+                self._scatter(found.valid, place, logits.shape), overlap, logits.detach(), pairs
+            )
             if self.flags.drop_scope == "literal":
                 target = target.masked_fill(obj_dropped, 0)
             elif self.flags.obj_drop > 0:
@@ -179,13 +181,20 @@ class AnchorCriterion:
         return (loss / found.valid.sum(1).clamp(min=1)).sum()
 
     @staticmethod
-    def _winners(found: Matches, shape: torch.Size) -> Tensor:
-        """(B, N) slot that sets each candidate's target, or −1: as in YOLOv5, the last of those that match it."""
-        slots = found.valid.numel()
-        index = torch.where(found.valid, found.image * shape[1] + found.candidate, shape.numel()).flatten()
-        winner = torch.full((shape.numel() + 1,), -1, device=index.device)
-        winner.scatter_reduce_(0, index, torch.arange(slots, device=index.device), "amax")
-        return winner[:-1].view(shape)
+    def _places(found: Matches, shape: torch.Size) -> Tensor:
+        """(L·K,) place in the flattened (B, N) that a slot sets, or B·N.
+
+        Where several match one candidate the last of them sets it, as in YOLOv5, on every device.
+        """
+        place = torch.where(found.valid, found.image * shape[1] + found.candidate, shape.numel()).flatten()
+        slot = torch.arange(len(place), device=place.device, dtype=torch.int32)
+        last = slot.new_full((shape.numel() + 1,), -1).scatter_reduce_(0, place, slot, "amax")
+        return place.where(last[place] == slot, shape.numel())
+
+    @staticmethod
+    def _scatter(values: Tensor, place: Tensor, shape: torch.Size) -> Tensor:
+        """(B, N) of the slots' values at their places, 0 elsewhere."""
+        return values.new_zeros(shape.numel() + 1).scatter_(0, place, values.flatten())[:-1].view(shape)
 
     def _padded(self, labels: Tensor, batch: Batch, shapes: list[tuple[int, int]], images: int) -> Tensor:
         """(B, G, 4) labels of each image in pixels, padded with boxes without area."""
