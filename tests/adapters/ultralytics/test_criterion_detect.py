@@ -254,9 +254,9 @@ def slow(model: DetectionModel, labels: Any, **flags: Any) -> tuple[Tensor, list
 
 RATES = [
     {"obj_drop": 0.5},
-    {"box_drop": 0.5},
+    {"box_drop": 0.5, "neg_iou": 0.6},
     {"obj_drop": 0.29, "box_drop": 0.5, "drop_select": "confident"},
-    {"obj_drop": 1.0, "box_drop": 1.0},
+    {"obj_drop": 1.0, "box_drop": 1.0, "neg_iou": 0.6},
 ]
 
 
@@ -318,7 +318,7 @@ def test_literal_trains_dropped_matches_as_background() -> None:
 def test_each_rate_acts_on_its_own_loss(model: DetectionModel) -> None:
     plain = run(model.init_criterion(), model, batch())
     obj = run(ours(model, obj_drop=0.75), model, batch())
-    box = run(ours(model, box_drop=1.0), model, batch())
+    box = run(ours(model, box_drop=1.0, neg_iou=0.9), model, batch())
     for i, (a, b, c) in enumerate(zip(plain[2], obj[2], box[2], strict=True)):
         is_scores = i % 2 == 1
         assert torch.equal(a, b) != is_scores
