@@ -24,6 +24,7 @@ from rebalance.adapters.ultralytics.model import (
     remember,
 )
 from rebalance.config import TrainFlags, as_dict
+from rebalance.config import flags as fields
 from rebalance.errors import ConfigError, ModelError
 from rebalance.losses.registry import METHODS, kept_flags, select, train_flags
 from rebalance.targets.autoanchor import best_possible_recall, fit_anchors
@@ -164,16 +165,13 @@ def describe(flags: TrainFlags, model: Any) -> dict[str, Any]:
     name = type(criterion).__name__
     if isinstance(criterion, E2ELoss):
         name = f"{name} of two {type(criterion.one2one).__name__}"
-    used = (
-        {f: v for f, v in as_dict(flags).items() if f.split("_")[0] in ("obj", "box", "neg", "drop")}
-        if (selection.weighting)
-        else {}
-    )
-    if flags.head == "anchor":
-        divisor = "mean over the candidates of a level"
-        used |= {k: v for k, v in as_dict(flags).items() if k in ("anchor_t", "box_gain", "obj_gain", "cls_gain")}
-    else:
-        divisor = "sum of target scores"
+    methods = {selection.element, selection.weighting, flags.head}  # a flag of one of these had a say in the loss
+    used = {
+        name: getattr(flags, name)
+        for name, item in fields(TrainFlags).items()
+        if item.metadata["method"] in methods and name != "autoanchor"
+    }
+    divisor = "mean over the candidates of a level" if flags.head == "anchor" else "sum of target scores"
     if selection.weighting:
         divisor += ", what is left" if flags.drop_divisor == "kept" else ", as in the host"
     settings = " ".join(f"{k}={v}" for k, v in used.items())
