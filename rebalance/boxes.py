@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 
 EPS = 1e-7  # keeps divisions finite for boxes without area; the value YOLOv5 uses
-PAIRS = 2**22  # (candidate, label) pairs compared at a time: 16 MiB a temporary, which stays near the cache
+# (candidate, label) pairs compared at a time. On a CPU 1 MiB a temporary, which stays in the cache: over ten times faster
+# than all at once. Elsewhere 64 MiB, which fills a GPU and bounds the memory.
+PAIRS = {"cpu": 2**18}
+PAIRS_ELSEWHERE = 2**24
 
 
 def upcast(x: Tensor) -> Tensor:
@@ -41,7 +44,8 @@ def max_iou(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
         (b, a), g = boxes.shape[:2], gt_boxes.shape[1]
         if a == 0 or g == 0:
             return boxes.new_zeros(b, a)
-        step = max(1, PAIRS // (b * g))  # a number of shapes alone: no value is read back from the device
+        # a number of shapes alone: no value is read back from the device
+        step = max(1, PAIRS.get(boxes.device.type, PAIRS_ELSEWHERE) // (b * g))
         return torch.cat([_max_iou(part, gt_boxes) for part in torch.split(boxes, step, 1)], 1)
 
 
