@@ -14,6 +14,7 @@ from typing import Any
 
 import ultralytics
 from ultralytics import cfg as host
+from ultralytics.nn.tasks import yaml_model_load
 from ultralytics.utils import DEFAULT_CFG_DICT, YAML
 from ultralytics.utils.checks import check_yaml
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
@@ -114,11 +115,14 @@ def _check(rest: list[str]) -> None:
         host.get_cfg(overrides=given)
     except (TypeError, ValueError, SyntaxError) as error:
         raise ConfigError(str(error).splitlines()[0]) from None
-    for name in ("data", "model"):
-        file = str(given.get(name) or "")
-        if file.endswith((".yaml", ".yml")) and resolve(file) == file and not check_yaml(file, hard=False):
-            raise ConfigError(f"{name}={file}: no such file")
-    model = str(given.get("model") or "")
+    data, model = (str(given.get(name) or "") for name in ("data", "model"))
+    if data.endswith((".yaml", ".yml")) and resolve(data) == data and not check_yaml(data, hard=False):
+        raise ConfigError(f"data={data}: no such file")
+    if model.endswith((".yaml", ".yml")):
+        try:
+            yaml_model_load(model)  # knows that yolov5n.yaml is yolov5.yaml, scale n
+        except FileNotFoundError:
+            raise ConfigError(f"model={model}: no such file") from None
     if (
         model.endswith(".pt")
         and "://" not in model
