@@ -36,7 +36,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write an object as JSON, one key a line, whole or not at all; NaN and infinity, which JSON has not, become null."""
+    """Write an object as JSON, one key a line, whole or not at all; NaN and infinity become null."""
     lines = [f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in _plain(content).items()]
     write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
 

@@ -67,7 +67,7 @@ class Keeper:
 
     def __init__(self, path: Path, threads: int, began: float) -> None:
         self.path, self.threads = path, threads
-        self.state = read_json(path) or {"seconds": {}}
+        self.state: dict[str, Any] = read_json(path) or {"seconds": {}}
         self.origin = began - self.state.get("total_seconds", 0.0)
         self.epoch_began = 0.0
 
@@ -88,7 +88,7 @@ class Keeper:
             "host_args": {key: value for key, value in args.items() if value is not None},
             "gpu": _gpu(trainer.device),
         }
-        write_json(self.path, self.state)
+        self._write()
 
     def on_train_epoch_start(self, trainer: Any) -> None:
         """Start the clock."""
@@ -100,7 +100,15 @@ class Keeper:
         self.state["seconds"][str(trainer.epoch + 1)] = round(now - self.epoch_began, 3)
         self.state["total_seconds"] = now - self.origin
         self.state["peak_memory_mb"] = max(self.state.get("peak_memory_mb", 0.0), peak_memory_mb(trainer.device))
-        write_json(self.path, self.state)
+        self._write()
+
+    def reload(self) -> None:
+        """Take up what a multi-GPU training has written from its own processes."""
+        self.state = read_json(self.path) or self.state
+
+    def _write(self) -> None:
+        if os.environ.get("RANK", "-1") in ("-1", "0"):  # of several processes that train together, the first
+            write_json(self.path, self.state)
 
     def timings(self) -> dict[str, float]:
         """Seconds of training, and images in a second of it."""
@@ -189,8 +197,7 @@ def train(folder: Path, config: Mapping[str, Any], keeper: Keeper) -> Path:
             repair_csv(folder / TRAIN / "results.csv")
             keeper.attach(model)
             model.train(resume=True, data=str(_data_yaml(config)), save_dir=str((folder / TRAIN).absolute()))
-        elif path.name == "last.pt" and not _is_whole(weights / "best.pt"):
-            return path
+    keeper.reload()
     best = weights / "best.pt"
     return best if _is_whole(best) else weights / "last.pt"
 

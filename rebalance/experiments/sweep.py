@@ -44,7 +44,7 @@ from rebalance.experiments.record import (
     tail,
     write_json,
 )
-from rebalance.experiments.results import RUNS, SWEEP, headline, write_results
+from rebalance.experiments.results import RUNS, SWEEP, headline, records, write_results
 
 ROOT = Path("runs/benchmark")
 RUNNER = (sys.executable, "-m", "rebalance.experiments.run")
@@ -60,7 +60,6 @@ def sweep(
     root: Path = ROOT,
     runner: Sequence[str] = RUNNER,
     say: Callable[[str], None] | None = None,
-    report: bool = True,
 ) -> Path:
     """Run a grid of trainings and return its folder; the same name again continues it.
 
@@ -73,11 +72,10 @@ def sweep(
         runner: command that trains: with a run folder it makes the record there, with `--check` it reads the grid from
             standard input and answers with its error.
         say: takes each line of progress; default: print.
-        report: write summary.csv, plots and the report at the end.
 
     Raises:
         ConfigError, ModelError, DataError: the grid cannot run; nothing was made.
-        RunError: the folder holds another grid, or another sweep works in it.
+        RunError: the folder holds another grid, another sweep works in it, or not one of the runs finished.
     """
     say = say or _print
     grid = read_grid(args)
@@ -97,11 +95,8 @@ def sweep(
             _write_configs(folder, open_runs, sources)
             _Crew(grid, folder, runner, say).work(open_runs)
         write_results(folder)
-        if report:
-            from rebalance.report import build
-
-            say(f"report: {build.report(folder)}")
     say(_closing(grid, folder))
+    _refuse_no_result(folder)
     return folder
 
 
@@ -201,6 +196,13 @@ def _refuse_other_grid(folder: Path, grid: Grid) -> None:
     changed = difference(made.get("asked", {}), asked)
     if changed:
         raise RunError(f"{folder} was made with another grid: {changed}. Give the same values, or another name=")
+
+
+def _refuse_no_result(folder: Path) -> None:
+    """Raise where there is nothing to report."""
+    over = records(folder)
+    if not any(record["status"] == "finished" for record in over):
+        raise RunError(f"no run finished; the first, {over[0]['run']}: {over[0]['error']}")
 
 
 def _finished(folder: Path, run: Run) -> bool:

@@ -1,6 +1,6 @@
 """Stands in for a training: `fake_run.py <plan> <run folder> --watch` does what the plan says for the run's id.
 
-ok: writes a record; fail: writes a failed one; die: is killed after a line of log; quit: ends with code 7 and no record;
+ok: writes a record; fail: writes a failed one; die: is killed after a line of log; quit: ends with code 7, no record;
 hang: sleeps until somebody ends it; half: writes half a record and is killed. A list of these: one for each attempt.
 `--check` answers with the plan's entry "check", if any. Everything it does is also a line in `<plan>.log`.
 """

@@ -48,7 +48,7 @@ class Bench:
 
     def sweep(self, plan: dict[str, Any] | None = None, **given: str) -> Path:
         self.plan.write_text(json.dumps(plan or {}), "utf-8")
-        return sweep(self.args(**given), root=self.folder, runner=self.runner, say=self.said.append, report=False)
+        return sweep(self.args(**given), root=self.folder, runner=self.runner, say=self.said.append)
 
     def start(self, plan: dict[str, Any], **given: str) -> subprocess.Popen[str]:
         """The same in a process of its own, to be killed."""
@@ -56,7 +56,7 @@ class Bench:
         program = (
             "import json, sys; from pathlib import Path; from rebalance.experiments.sweep import sweep\n"
             "args, root, runner = json.loads(sys.argv[1])\n"
-            "sweep(args, root=Path(root), runner=runner, report=False)"
+            "sweep(args, root=Path(root), runner=runner)"
         )
         passed = json.dumps([self.args(**given), str(self.folder), self.runner])
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -128,7 +128,11 @@ def test_all_runs_once_with_their_configs_results_and_progress(bench: Bench) -> 
     assert config["config"]["train"]["neg_iou"] == 0.3
     assert config["config"]["host"] == {"model": "m.yaml", "data": str(bench.data), "epochs": 7, "imgsz": 64}
     assert config["config"]["labels"] == {
-        **{"protocol": "normal", "rate": 0.0, "seed": 0, "data": str(bench.data), "manifest": None}
+        "protocol": "normal",
+        "rate": 0.0,
+        "seed": 0,
+        "data": str(bench.data),
+        "manifest": None,
     }
     assert config["config"]["seed"] == 1
     assert bench.rows() == [
@@ -173,6 +177,12 @@ def test_a_failed_run_is_recorded_the_others_go_on_and_the_next_call_tries_it_ag
     bench.sweep(plan, epochs="7", imgsz="64")
     assert bench.started() == [*RUNS, *RUNS[:3]]
     assert [row.rpartition(",")[2] for row in bench.rows()] == ["status", *["finished"] * 4]
+
+
+def test_a_sweep_in_which_nothing_finished_is_an_error(bench: Bench) -> None:
+    with pytest.raises(RunError, match=rf"no run finished; the first, {RUNS[0]}: ValueError: as planned"):
+        bench.sweep(dict.fromkeys(RUNS, "fail"))
+    assert [row.rpartition(",")[2] for row in bench.rows()] == ["status", *["failed"] * 4]
 
 
 def test_a_half_written_record_is_not_trusted(bench: Bench) -> None:
@@ -246,8 +256,8 @@ def test_a_grid_that_the_host_refuses_leaves_nothing(bench: Bench, kind: str, ex
 
 
 def test_a_check_that_breaks_is_an_error_too(bench: Bench) -> None:
-    with pytest.raises(RunError, match="could not be checked: .*no such module"):
-        sweep(bench.args(), root=bench.folder, runner=["sh", "-c", "echo no such module >&2; exit 1"], report=False)
+    with pytest.raises(RunError, match=r"could not be checked: .*no such module"):
+        sweep(bench.args(), root=bench.folder, runner=["sh", "-c", "echo no such module >&2; exit 1"])
     assert not (bench.folder / "mine").exists()
 
 
@@ -266,7 +276,7 @@ def test_a_bad_grid_leaves_nothing(bench: Bench, given: dict[str, str], error: t
 
 def test_missing_test_images_are_noticed_before_the_first_run(bench: Bench) -> None:
     bench.data.write_text(bench.data.read_text("utf-8").replace("images/test", "images/tset"), "utf-8")
-    with pytest.raises(DataError, match="test images not found: .*tset"):
+    with pytest.raises(DataError, match=r"test images not found: .*tset"):
         bench.sweep()
     assert not (bench.folder / "mine").exists()
 
@@ -274,7 +284,9 @@ def test_missing_test_images_are_noticed_before_the_first_run(bench: Bench) -> N
 def test_a_folder_of_another_grid_is_refused(bench: Bench) -> None:
     bench.sweep(epochs="7")
     before = sorted(bench.folder.rglob("mine/**"))
-    with pytest.raises(RunError, match="another grid: obj_drop was 0,0.5, is 0,0.9; epochs was 7, is 8; lr0 was not given"):
+    with pytest.raises(
+        RunError, match=r"another grid: obj_drop was 0,0.5, is 0,0.9; epochs was 7, is 8; lr0 was not given"
+    ):
         bench.sweep(obj_drop="0,0.9", epochs="8", lr0="0.1")
     assert sorted(bench.folder.rglob("mine/**")) == before
     bench.sweep(epochs="7", jobs="2")  # how it is run is not what is run
@@ -297,7 +309,11 @@ def test_without_a_name_the_folder_is_a_time_stamp_of_its_own(bench: Bench) -> N
 
 def test_withheld_labels_are_made_once_for_each_protocol(bench: Bench) -> None:
     folder = bench.sweep(protocol="normal,percent,extreme", rate="0.25,0.5", obj_drop="0", label_seed="3", seeds="0,1")
-    assert sorted(path.name for path in (folder / "data").iterdir()) == ["extreme-0-3", "percent-0.25-3", "percent-0.5-3"]
+    assert sorted(path.name for path in (folder / "data").iterdir()) == [
+        "extreme-0-3",
+        "percent-0.25-3",
+        "percent-0.5-3",
+    ]
     made = folder / "data" / "percent-0.5-3"
     labels = bench.record("protocol=percent,rate=0.5,seed=1")["config"]["labels"]
     assert labels["data"] == str(made / "data.yaml")

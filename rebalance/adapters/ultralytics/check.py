@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from ultralytics.cfg import get_cfg
 from ultralytics.utils import DEFAULT_CFG_DICT
+from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 
 from rebalance.adapters.ultralytics.model import AnchorDetectionModel
 from rebalance.adapters.ultralytics.yolo import YOLO
@@ -36,6 +38,9 @@ def check_training(ours: Mapping[str, Any], host: Mapping[str, Any]) -> None:
         get_cfg(overrides=dict(host))
     except (TypeError, ValueError, SyntaxError) as error:
         raise ConfigError(" ".join(str(error).split())) from None
+    weights = host.get("pretrained")
+    if isinstance(weights, str) and not Path(weights).is_file() and Path(weights).name not in GITHUB_ASSETS_NAMES:
+        raise ModelError(f"pretrained={weights}: no such file, and not a published model")
     model = str(host["model"])
     _model(model)._trainer(dict(ours), dict(host), None)
     if ours.get("head") == "anchor":

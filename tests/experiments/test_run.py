@@ -1,0 +1,233 @@
+"""One run: what is kept through a kill, what is checked before, and one real training from end to end."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rebalance.errors import ConfigError, ModelError, RunError
+from rebalance.experiments import run as module
+from rebalance.experiments.sweep import sweep
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = {"model": "yolov5n.yaml", "head": "anchor", "imgsz": "64", "batch": "4", "plots": "False", "amp": "False"}
+
+
+def test_epochs_are_read_once_each_and_half_lines_are_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "results.csv"
+    path.write_text(
+        "epoch, time,train/box_loss\n1,2.0,0.5\n2,4.0,0.4\n2,4.5,0.3\n3,6.0,nan\n4,7.0\n5,x,0.1\n6,8", "utf-8"
+    )
+    rows = module.read_epochs(path)
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert rows[1] == {"epoch": 2, "time": 4.5, "train/box_loss": 0.3}
+    assert module.read_epochs(tmp_path / "none.csv") == []
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("a,b\n1,2\n2,", "a,b\n1,2\n"), ("a,b\n1,2\n", "a,b\n1,2\n"), ("a,", ""), ("", "")],
+)
+def test_a_half_written_line_is_taken_off(tmp_path: Path, before: str, after: str) -> None:
+    path = tmp_path / "results.csv"
+    path.write_text(before, "utf-8")
+    module.repair_csv(path)
+    assert path.read_text("utf-8") == after
+
+
+def test_samples_are_spread_evenly() -> None:
+    items = [str(i) for i in range(10)]
+    assert module.spread(items, 4) == ["0", "3", "6", "9"]
+    assert module.spread(items[:4], 4) == items[:4]
+    assert module.spread(items[:2], 4) == items[:2]
+    assert module.spread([], 4) == []
+
+
+def fake_trainer(epoch: int) -> SimpleNamespace:
+    device = SimpleNamespace(type="cpu")
+    loader = SimpleNamespace(dataset=range(100))
+    args = SimpleNamespace(epochs=3, imgsz=64, lr0=0.01, save_dir="/somewhere", conf=None)
+    return SimpleNamespace(epoch=epoch, device=device, train_loader=loader, args=args, loss_ran={"loss": "drop"})
+
+
+def test_times_outlive_a_kill_and_an_epoch_that_is_trained_again_counts_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "set_threads", lambda _: None)
+    clock = iter([10.0, 12.0, 20.0, 23.0, 105.0, 108.5])
+    monkeypatch.setattr(module.time, "perf_counter", lambda: next(clock))
+    first = module.Keeper(tmp_path / "progress.json", 1, began=5.0)
+    first.on_train_start(fake_trainer(0))
+    for epoch in (0, 1):
+        first.on_train_epoch_start(fake_trainer(epoch))
+        first.on_train_epoch_end(fake_trainer(epoch))
+    second = module.Keeper(tmp_path / "progress.json", 1, began=100.0)
+    assert second.state["host_args"] == {"epochs": 3, "imgsz": 64, "lr0": 0.01}
+    second.on_train_epoch_start(fake_trainer(1))
+    second.on_train_epoch_end(fake_trainer(1))
+    assert second.state["seconds"] == {"1": 2.0, "2": 3.5}
+    assert second.state["total_seconds"] == (23.0 - 5.0) + (108.5 - 100.0)
+    assert second.timings() == {"train_seconds": 5.5, "images_per_second": 200 / 5.5}
+    assert second.state["peak_memory_mb"] > 10
+    assert second.state["loss_ran"] == {"loss": "drop"}
+
+
+def test_a_run_ends_with_the_sweep_that_started_it() -> None:
+    program = "import time; from rebalance.experiments.run import end_with_parent; end_with_parent(); time.sleep(60)"
+    sleeper = (
+        f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {program!r}], stdin=subprocess.PIPE,"
+    )
+    sleeper += " start_new_session=True); print(p.pid, flush=True); import time; time.sleep(60)"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    parent = subprocess.Popen([sys.executable, "-c", sleeper], stdout=subprocess.PIPE, text=True, env=environment)
+    assert parent.stdout
+    child = int(parent.stdout.readline())
+    time.sleep(0.3)
+    os.kill(child, 0)  # it is there
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        state = Path(f"/proc/{child}/stat")
+        if not state.exists() or state.read_text("utf-8").rpartition(")")[2].split()[0] == "Z":
+            return
+        time.sleep(0.02)
+    os.kill(child, signal.SIGKILL)
+    pytest.fail("the run went on without its sweep")
+
+
+def test_a_folder_without_a_config_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="is not a run folder"):
+        module.read_config(tmp_path)
+
+
+def test_errors_are_one_line() -> None:
+    assert module.one_line(ConfigError("a\n  b")) == "a b"
+    assert module.one_line(ValueError("a\nb")) == "ValueError: a b"
+    assert module.one_line(KeyboardInterrupt()) == "KeyboardInterrupt"
+
+
+@pytest.mark.parametrize(
+    ("train", "host", "error", "message"),
+    [
+        ({"obj_drop": 0.5}, {"epoch": 3}, ConfigError, "unknown flag epoch=3 (did you mean epochs?)"),
+        ({}, {"obj_drp": 0.5}, ConfigError, "unknown flag obj_drp=0.5 (did you mean obj_drop?)"),
+        ({}, {"epochs": "many"}, ConfigError, "epochs=many"),
+        ({}, {"lr0": 3.0}, ConfigError, "lr0=3.0"),
+        ({"loss": "drp"}, {}, ConfigError, "did you mean drop?"),
+        ({"anchor_t": 3.0}, {}, ConfigError, "anchor_t=3.0 has no effect with head=stock"),
+        ({"loss": "bce", "obj_drop": 0.5}, {}, ConfigError, "obj_drop=0.5 has no effect with loss=bce"),
+        ({"head": "anchor"}, {"box": 3.0}, ConfigError, "box=3.0 has no effect with head=anchor"),
+        ({}, {"model": "yolov5nn.yaml"}, ModelError, "model=yolov5nn.yaml cannot be loaded"),
+        ({}, {"model": "here/none.pt"}, ModelError, "model=here/none.pt cannot be loaded"),
+        ({}, {"pretrained": "here/none.pt"}, ModelError, "pretrained=here/none.pt: no such file"),
+        ({"head": "anchor"}, {"model": "yolov10n.yaml"}, ModelError, "head=anchor needs"),
+    ],
+)
+def test_what_the_host_would_not_train_is_refused(
+    train: dict[str, Any], host: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    good = {"train": {"head": "anchor", "obj_drop": 0.5}, "host": {"model": "yolov5n.yaml", "data": "x.yaml"}}
+    with pytest.raises(error, match=re.escape(message)) as caught:
+        module.check([good, {"train": train, "host": {"model": "yolov5n.yaml", "data": "x.yaml", **host}}])
+    assert "\n" not in str(caught.value)
+
+
+def test_what_the_host_trains_is_accepted() -> None:
+    host = {"model": "yolov8n.yaml", "data": "x.yaml", "epochs": 3, "device": "0,1", "classes": [0, 1], "amp": "bf16"}
+    module.check([{"train": train, "host": host} for train in ({}, {"obj_drop": 0.5}, {"head": "anchor"})])
+
+
+def arguments(data: Path, **more: str) -> dict[str, str]:
+    return {**TINY, "data": str(data), "name": "mine", **more}
+
+
+@pytest.mark.slow
+def test_a_real_sweep_from_end_to_end(tmp_path: Path, tiny_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    (tiny_dataset.parent / "labels" / "train" / "00.txt").write_text("9 2 2 2 2\n", "utf-8")  # broken: passed over
+    folder = sweep(arguments(tiny_dataset, epochs="1", obj_drop="0,0.5", protocol="percent", jobs="2", loss="drop"))
+    assert folder == Path("runs/benchmark/mine")
+    records = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("runs/*/record.json"))]
+    assert [record["status"] for record in records] == ["finished"] * 2
+    record = records[1]
+    assert record["loss_ran"]["loss"] == record["config"]["train"]["loss"] == "drop"
+    assert record["loss_ran"]["head"] == "anchor"
+    assert record["config"]["host"]["data"] == "tiny/data.yaml"
+    assert record["config"]["labels"]["data"] == "runs/benchmark/mine/data/percent-0.5-0/data.yaml"
+    assert record["config"]["host"]["imgsz"] == 64
+    for split in ("val", "test"):
+        metrics = record["metrics"][split]
+        assert list(metrics) == ["mAP50", "mAP75", "mAP50-95", "precision", "recall", "per_class"]
+        assert all(0 <= metrics[name] <= 1 for name in list(metrics)[:5])
+        assert set(metrics["per_class"]) == {"kind0", "kind1"}
+    assert record["epochs"][0]["drop/obj_dropped"] > 0 == records[0]["epochs"][0]["drop/obj_dropped"]
+    assert record["timings"]["images_per_second"] == pytest.approx(7 / record["timings"]["train_seconds"])
+    assert record["peak_memory_mb"] > 100
+    shown = {sample["split"] for sample in record["samples"]}
+    assert shown == {"train", "test"}
+    for sample in record["samples"]:
+        assert sample["image"].startswith("runs/benchmark/" if sample["split"] == "train" else "tiny/images/test/")
+        assert sample["size"] == [64, 64]
+        assert bool(sample["withheld"]) == (sample["split"] == "train")
+    with open(folder / "results.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["obj_drop"], row["drop_rate"], row["split"], row["status"]) for row in rows] == [
+        ("0.0", "0.5", "test", "finished"),
+        ("0.5", "0.5", "test", "finished"),
+    ]
+
+
+@pytest.mark.slow
+def test_a_killed_training_is_resumed_and_a_finished_one_only_evaluated(
+    tmp_path: Path, tiny_dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    (tmp_path / "plan.json").write_text("{}", "utf-8")
+    given = arguments(tiny_dataset, epochs="6", obj_drop="0.5", val="False")
+    fake = [sys.executable, str(Path(__file__).with_name("fake_run.py")), str(tmp_path / "plan.json")]
+    folder = sweep(given, runner=fake, say=lambda _: None) / "runs" / "seed=0"  # for its config.json
+    (folder / "record.json").unlink()
+    weights, rows = folder / "train" / "weights", folder / "train" / "results.csv"
+    command = [sys.executable, "-m", "rebalance.experiments.run", str(folder)]
+
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 120
+    while time.monotonic() < end and not (rows.exists() and len(rows.read_text("utf-8").splitlines()) >= 3):
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    assert not (folder / "record.json").exists()
+    with open(rows, "a", encoding="utf-8") as file:
+        file.write("4,1")  # as a kill in the middle of a line leaves it
+    (weights / "last.pt").write_bytes((weights / "last.pt").read_bytes()[:1000])  # and in the middle of a checkpoint
+
+    told = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "Resuming training" in told.stdout
+    record = json.loads((folder / "record.json").read_text("utf-8"))
+    assert record["status"] == "finished"
+    assert [row["epoch"] for row in record["epochs"]] == [1, 2, 3, 4, 5, 6]
+    assert record["loss_ran"]["settings"]["obj_drop"] == 0.5
+    assert list(json.loads((folder / "progress.json").read_text("utf-8"))["seconds"]) == ["1", "2", "3", "4", "5", "6"]
+
+    (folder / "record.json").unlink()
+    trained = (weights / "best.pt").stat().st_mtime_ns
+    subprocess.run(command, capture_output=True, check=True)
+    again = json.loads((folder / "record.json").read_text("utf-8"))
+    assert (weights / "best.pt").stat().st_mtime_ns == trained
+    assert again["metrics"] == record["metrics"]
+    assert again["timings"]["train_seconds"] == record["timings"]["train_seconds"]
