@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 EPS = 1e-7  # keeps divisions finite for boxes without area; the value YOLOv5 uses
-# (candidate, label) pairs compared at a time. On a CPU 1 MiB a temporary, which stays in the cache: over ten times faster
-# than all at once. Elsewhere 64 MiB, which fills a GPU and bounds the memory.
+# (candidate, label) pairs compared at a time. On a CPU 1 MiB a temporary, which stays in the cache: over ten times
+# faster than all at once. Elsewhere 64 MiB, which fills a GPU and bounds the memory.
 PAIRS = {"cpu": 2**18}
 PAIRS_ELSEWHERE = 2**24
 
