@@ -61,7 +61,9 @@ class AnchorHead(nn.Module):
 
     def maps(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Raw predictions of each level: (B, M, 5 + C, H, W), a view of the convolution's output."""
-        return [conv(x).unflatten(1, (self.na, self.no)) for conv, x in zip(self.m, features, strict=True)]
+        outputs = [conv(x) for conv, x in zip(self.m, features, strict=True)]
+        # not unflatten: in an ONNX export it would fix the size of the image
+        return [x.view(x.shape[0], self.na, self.no, x.shape[2], x.shape[3]) for x in outputs]
 
     def decode(self, maps: Sequence[Tensor], *, objectness: bool = True) -> Tensor:
         """Predictions in pixels of the input image.
