@@ -24,10 +24,11 @@ PRESETS: dict[str, dict[str, str]] = {
     "cpu": {
         **SERIES,
         "imgsz": "256",
-        "epochs": "14",
-        "batch": "16",
+        "epochs": "8",
+        "batch": "8",
+        "nbs": "8",  # a step a batch: without it the host adds up the gradients of 64 images
         "optimizer": "AdamW",  # from scratch in a few hundred steps SGD does not get going
-        "lr0": "0.002",
+        "lr0": "0.005",
         "warmup_epochs": "1",
         "cos_lr": "True",
         "mosaic": "0",  # small objects get smaller still, and there are few steps to learn that
