@@ -311,6 +311,33 @@ def test_names_that_would_be_equal_or_hidden(tmp_path: Path) -> None:
     assert manifest["images"]["total"] == 4
 
 
+def test_the_order_of_folders_on_a_machine_does_not_matter(tmp_path: Path) -> None:
+    data = {str(i): box(0, i / 10) + box(1, i / 10) for i in range(8)}
+    sets = []
+    for name, places in (("here", ("1/north", "2/south")), ("there", ("2/north", "1/south"))):
+        for place in places:
+            make(tmp_path / name / place, data, "images")
+        yaml_file = tmp_path / name / "data.yaml"
+        yaml_file.write_text(
+            f"train: [{places[0]}/images, {places[1]}/images]\nval: {places[0]}/images\nnames: [a, b]\n"
+        )
+        manifest = run(yaml_file, tmp_path / f"{name}-half")
+        sets.append((manifest["sha256"], gone(tmp_path / f"{name}-half")))
+    assert sets[0] == sets[1]
+
+
+def test_two_images_that_would_get_one_name(tmp_path: Path) -> None:
+    source = make(tmp_path / "set", {"a": box(0, 0.1)})
+    (source.parent / "labels/train/a.jpg").write_bytes(b"beside its label")  # the label file of both is a.txt
+    (source.parent / "all.txt").write_text("./images/train/a.jpg\n./labels/train/a.jpg\n")
+    source.write_text(source.read_text().replace("train: images/train", "train: all.txt"))
+    before = tree(source.parent)
+    with pytest.raises(DataError, match="File exists"):
+        run(source, tmp_path / "out")
+    assert tree(source.parent) == before
+    assert os.listdir(tmp_path) == ["set"]
+
+
 def test_a_sparsified_set_can_be_sparsified(source: Path, tmp_path: Path) -> None:
     run(source, tmp_path / "once", "easy")
     before = tree(tmp_path / "once")
