@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 import rebalance
 from rebalance.config import SparsifyFlags, convert, flags, require
-from rebalance.data import dataset, labels, protocols
+from rebalance.data import dataset, labels, protocols, seafloor
 from rebalance.data.dataset import DataSet
 from rebalance.data.labels import Labels
 from rebalance.errors import ConfigError, DataError
@@ -148,7 +148,7 @@ def sparsify(given: SparsifyFlags) -> Manifest:
     out = Path(given.out)
     if os.path.lexists(out):
         raise DataError(f"out={out} exists; nothing is overwritten, choose another folder")
-    source = dataset.load(given.data)
+    source = dataset.load(seafloor.resolve(given.data))
     items = _read(source)
     for folder in sorted(_source_folders(source, items)):
         if folder in (out.resolve(), *out.resolve().parents):

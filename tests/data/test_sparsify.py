@@ -603,3 +603,10 @@ def test_ultralytics_sees_real_labels(shared_data: Path, tmp_path: Path, monkeyp
     extreme = run(file, tmp_path / "extreme", "extreme")
     assert extreme["total"]["withheld"] == 3324 - extreme["images"]["labelled_before"]
     assert {str(p): p.stat().st_mtime_ns for p in file.parent.rglob("*")} == before
+
+
+def test_the_built_in_set_goes_by_its_name(tmp_path: Path) -> None:
+    named = tmp_path / "frames.yaml"
+    named.write_text("seafloor: {train: 4, val: 1, test: 1, size: 64}\n", "utf-8")
+    manifest = run(named, tmp_path / "out", "extreme")
+    assert manifest["images"]["total"] == 4
