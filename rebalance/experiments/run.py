@@ -192,7 +192,7 @@ def train(folder: Path, config: Mapping[str, Any], keeper: Keeper) -> Path:
         places = {"project": str(folder.absolute()), "name": TRAIN, "exist_ok": True}
         model.train(data=str(_data_yaml(config)), seed=asked["seed"], **ours, **host, **places)
     else:
-        path, model, done = found
+        model, done = found
         if not done:
             repair_csv(folder / TRAIN / "results.csv")
             keeper.attach(model)
@@ -202,8 +202,8 @@ def train(folder: Path, config: Mapping[str, Any], keeper: Keeper) -> Path:
     return best if _is_whole(best) else weights / "last.pt"
 
 
-def _whole_checkpoint(weights: Path) -> tuple[Path, Any, bool] | None:
-    """The newest checkpoint that can be read, its model, and whether its training is complete.
+def _whole_checkpoint(weights: Path) -> tuple[Any, bool] | None:
+    """The model of the newest checkpoint that can be read, and whether its training is complete.
 
     The host writes checkpoints in place, last.pt first: a kill can leave one of the two half-written, not both. A
     half-written best.pt is removed, because the host would stumble over it at the end.
@@ -223,7 +223,7 @@ def _whole_checkpoint(weights: Path) -> tuple[Path, Any, bool] | None:
         except Exception:  # whatever unpickling a damaged file raises: it is of no use
             (weights / name).unlink()
             continue
-        return weights / name, model, epoch < 0 or epoch + 1 >= epochs  # the host writes -1 when it is through
+        return model, epoch < 0 or epoch + 1 >= epochs  # the host writes -1 when it is through
     return None
 
 
