@@ -57,7 +57,7 @@ def _call(args: list[str], *, strict: bool) -> None:
     train_flags(ours, head="anchor" if _value(rest, "model").endswith(".pt") and "head" not in ours else "stock")
     if strict or ours:
         _check(rest)
-    else:
+    elif mode:
         _check_misspelt(rest)
     rest = [f"data={resolve(a.removeprefix('data='))}" if a.startswith("data=") else a for a in rest]
     with _bound(ours):
@@ -116,8 +116,6 @@ def _check(rest: list[str]) -> None:
     except (TypeError, ValueError, SyntaxError) as error:
         raise ConfigError(str(error).splitlines()[0]) from None
     data, model = (str(given.get(name) or "") for name in ("data", "model"))
-    if data.endswith((".yaml", ".yml")) and resolve(data) == data and not check_yaml(data, hard=False):
-        raise ConfigError(f"data={data}: no such file")
     if model.endswith((".yaml", ".yml")):
         try:
             yaml_model_load(model)  # knows that yolov5n.yaml is yolov5.yaml, scale n
@@ -132,6 +130,9 @@ def _check(rest: list[str]) -> None:
         raise ConfigError(
             f"model={model}: no such file, and not a published model{nearest(model, GITHUB_ASSETS_NAMES)}"
         )
+    # last, since resolving makes the built-in data set where it is not there yet
+    if data.endswith((".yaml", ".yml")) and resolve(data) == data and not check_yaml(data, hard=False):
+        raise ConfigError(f"data={data}: no such file")
 
 
 @contextmanager
