@@ -25,7 +25,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "report": ({"rebalance", "config", "errors"}, {"cv2", "matplotlib", "numpy", "pandas"}),
     "adapters": (
         {"rebalance", "boxes", "config", "data", "errors", "heads", "losses", "targets"},
-        {"cv2", "numpy", "torch", "torchvision", "ultralytics", "yaml", "yolov5"},
+        {"PIL", "cv2", "numpy", "torch", "torchvision", "ultralytics", "yaml", "yolov5"},
     ),
     "experiments": (
         {"rebalance", "adapters", "boxes", "config", "data", "errors", "heads", "losses", "report", "targets"},

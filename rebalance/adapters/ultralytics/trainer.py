@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
+from ultralytics.data.utils import exif_size
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.modules.head import Detect
 from ultralytics.nn.tasks import DetectionModel
@@ -106,7 +108,7 @@ class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
     def _check_anchors(self, head: AnchorDetect) -> None:
         """Report how many labels the anchors can reach, and fit them to the labels where that is under 98 %."""
         data = self.train_loader.dataset
-        sizes = np.array([lb["shape"][::-1] for lb in data.labels], dtype=float).reshape(-1, 2)
+        sizes = np.array([_image_size(lb) for lb in data.labels], dtype=float).reshape(-1, 2)
         sizes *= self.args.imgsz / sizes.max(1, keepdims=True)
         labels = np.concatenate([lb["bboxes"][:, 2:] * s for lb, s in zip(data.labels, sizes, strict=True)])
         pixels = (head.anchors * head.stride.to(head.anchors).view(-1, 1, 1)).view(-1, 2).cpu().double().numpy()
@@ -157,6 +159,15 @@ class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
             names = ("negatives", "obj_dropped", "low_iou_matches", "box_dropped")
             metrics = {**metrics, **{f"drop/{name}": self.drop_counts.get(name, 0) for name in names}}
         super().save_metrics(metrics)
+
+
+def _image_size(label: dict[str, Any]) -> tuple[int, int]:
+    """Width, height of the image of one of the host's label entries."""
+    if "shape" in label:
+        return label["shape"][1], label["shape"][0]
+    with Image.open(label["im_file"]) as image:  # for rectangular training the host takes the shapes out of its entries
+        width, height = exif_size(image)
+    return width, height
 
 
 def describe(flags: TrainFlags, model: Any) -> dict[str, Any]:
