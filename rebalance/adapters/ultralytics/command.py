@@ -75,9 +75,12 @@ def _separate(args: list[str]) -> tuple[dict[str, Any], list[str]]:
             if not equals:
                 raise ConfigError(f"{name} needs a value, e.g. {name}={flags(TrainFlags)[name].default}")
             ours[name] = value
-        elif name == "cfg" and Path(value).is_file() and (held := split(YAML.load(value)))[0]:
-            ours = {**held[0], **ours}
-            rest = [*(f"{k}={v}" for k, v in held[1].items() if v is not None), *rest]
+        elif name == "cfg" and value not in ("", "None"):
+            if not (file := check_yaml(value, hard=False)):
+                raise ConfigError(f"cfg={value}: no such file")
+            held, theirs = split(YAML.load(file))
+            ours = {**held, **ours}
+            rest = [*(f"{k}={v}" for k, v in theirs.items() if v is not None), *rest] if held else [*rest, arg]
         else:
             rest.append(arg)
     return ours, rest
@@ -137,15 +140,26 @@ def _check(rest: list[str]) -> None:
 
 @contextmanager
 def _bound(ours: dict[str, Any]) -> Iterator[None]:
-    """Put a YOLO that knows these flags in the place of the host's."""
+    """Put a YOLO that knows these flags in the place of the host's, and refuse the models that know none."""
+
+    def refuse(model: Any, *_: Any, **__: Any) -> None:
+        raise ConfigError(f"{', '.join(ours)}: only for YOLO detection models, not for model={model}")
 
     class Bound(YOLO):
+        def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
+            super().__init__(model, *args, **kwargs)
+            if ours and not isinstance(self, Bound):  # the host has made it one of its other classes
+                refuse(model)
+
         def train(self, trainer: Any = None, **kwargs: Any) -> Any:
             return super().train(trainer, **ours, **kwargs)
 
-    stock = ultralytics.YOLO
-    ultralytics.YOLO = Bound
+    ours_first = {"YOLO": Bound, **(dict.fromkeys(("RTDETR", "SAM", "FastSAM", "NAS"), refuse) if ours else {})}
+    stock = {name: vars(ultralytics)[name] for name in ours_first if name in vars(ultralytics)}
+    vars(ultralytics).update(ours_first)
     try:
         yield
     finally:
-        ultralytics.YOLO = stock
+        for name in ours_first:
+            del vars(ultralytics)[name]  # the host loads its classes when they are first asked for
+        vars(ultralytics).update(stock)
