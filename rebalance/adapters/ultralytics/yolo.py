@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import ultralytics
+from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import YAML
 from ultralytics.utils.checks import check_yaml
 
@@ -48,10 +50,13 @@ class YOLO(ultralytics.YOLO):  # type: ignore[misc]
         return super().train(trainer=self._trainer(ours, theirs, trainer), **theirs)
 
     def _trainer(self, ours: dict[str, Any], theirs: dict[str, Any], custom: Any) -> Any:
-        before = remembered(self.model).get("flags", {})
+        source, resume = self.model, theirs.get("resume")
+        if isinstance(resume, (str, Path)) and Path(resume).is_file():
+            source = load_checkpoint(resume)[0]  # goes on with that file, whatever this model is
+        before = remembered(source).get("flags", {})
         head = before.get("head", "stock")
         if not (ours or head != "stock" or (before and theirs.get("resume"))):
-            if before:  # the host's loss from here on: a run that resumes this one must not take up the old loss
+            if before and source is self.model:  # the host's loss from here on: resuming must not bring this one back
                 del self.model.yaml[KEY]
             return custom
         if custom is not None:
