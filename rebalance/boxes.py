@@ -61,6 +61,21 @@ def _max_iou(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
     return inter.div_(union).amax(1)
 
 
+def inside(points: Tensor, gt_boxes: Tensor) -> Tensor:
+    """Whether a label holds the point.
+
+    Args:
+        points: (N, 2) x, y, the same in every image.
+        gt_boxes: (B, G, 4) labels; padding is a box without area, which holds nothing.
+
+    Returns:
+        (B, N) bool; a point on the border is outside.
+    """
+    x, y = points.unbind(-1)
+    x1, y1, x2, y2 = gt_boxes.unsqueeze(2).unbind(3)  # (B, G, 1) against (N,)
+    return ((x > x1) & (x < x2) & (y > y1) & (y < y2)).any(1)
+
+
 def ciou(pred_xywh: Tensor, gt_xywh: Tensor) -> Tensor:
     """Complete IoU of boxes paired by row (Zheng et al. 2020, "Distance-IoU Loss", equations 9 to 11).
 

@@ -66,6 +66,47 @@ class TrainFlags:
     )
     drop_warmup: int = flag(0, "dropping starts after this", low=0, unit="epochs", method="drop")
 
+    divisor: str = flag(
+        "auto",
+        "what the classification (objectness) loss is divided by; auto: as the method's paper, else the host",
+        choices=("auto", "host", "positives", "candidates"),
+    )
+
+    focal_gamma: float = flag(2.0, "exponent; 0: cross-entropy", low=0, method="focal")
+    focal_alpha: float = flag(
+        0.25, "weight of positives, 1 - alpha of negatives; -1: both 1", low=-1, high=1, method="focal"
+    )
+
+    brl_t: float = flag(
+        0.5, "mirrored where the confidence in background is not above this", low=0, high=1, method="brl"
+    )
+    brl_iou: float = flag(0.1, "negatives below this overlap are confusion", low=0, high=1, method="brl")
+    brl_overlap: str = flag(
+        "box", "overlap of the candidate's box (anchor, else decoded), or whether a label holds its centre",
+        choices=("box", "centre"), method="brl",
+    )  # fmt: skip
+    brl_weight: float = flag(0.1, "weight of the confusion candidates", low=0, method="brl")
+    brl_beta: float = flag(1.0, "weight of the mirrored branch; 0: the paper's BRL-", low=0, method="brl")
+    brl_gamma: float = flag(2.0, "exponent of the focal loss in it", low=0, method="brl")
+    brl_alpha: float = flag(
+        0.25, "weight of positives, 1 - alpha of negatives; -1: both 1", low=-1, high=1, method="brl"
+    )
+    brl_warmup: int = flag(0, "plain focal loss until after this", low=0, unit="epochs", method="brl")
+
+    ghm_bins: int = flag(30, "bins of the gradient norm", low=1, method="ghm")
+    ghm_momentum: float = flag(
+        0.75, "share of the past in the moving average of counts", low=0, high=0.999, method="ghm"
+    )
+    ghm_regions: str = flag(
+        "all", "bins that divide: all as in the paper, or the occupied ones", choices=("all", "occupied"), method="ghm"
+    )
+
+    ohem_ratio: float = flag(3.0, "negatives kept for each positive of an image", low=0, method="ohem")
+
+    soft_a: float = flag(0.25, "least weight of a negative", low=0, high=1, method="soft")
+    soft_b: float = flag(50.0, "displacement of the Gompertz curve", low=0, method="soft")
+    soft_c: float = flag(20.0, "steepness of the Gompertz curve", low=0, method="soft")
+
     anchor_t: float = flag(4.0, "largest side ratio of a label to its anchor", low=1, method="anchor")
     autoanchor: bool = flag(True, "fit the anchors where their best possible recall is under 0.98", method="anchor")
     box_gain: float = flag(0.05, "weight of the CIoU loss", low=0, method="anchor")

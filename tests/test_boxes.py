@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from rebalance import boxes
-from rebalance.boxes import ciou, max_iou, xywh_to_xyxy
+from rebalance.boxes import ciou, inside, max_iou, xywh_to_xyxy
 
 
 def random_boxes(*shape: int, seed: int = 0) -> Tensor:
@@ -156,3 +156,14 @@ def test_ciou_computes_half_precision_boxes_in_single(dtype: torch.dtype) -> Non
 
 def test_ciou_of_no_boxes() -> None:
     assert ciou(torch.zeros(0, 4), torch.zeros(0, 4)).shape == (0,)
+
+
+def test_inside_is_strictly_within_a_label_of_the_image() -> None:
+    # by hand: left of, on the border of, in the first, in both, in the second label; the third is padding
+    points = torch.tensor([[0.0, 5], [1, 5], [3, 5], [5, 5], [9, 9], [0, 0]])
+    labels = torch.tensor(
+        [[[1.0, 1, 6, 8], [4, 4, 10, 10], [0, 0, 0, 0]], [[-1, -1, 1, 1], [0, 0, 0, 0], [0, 0, 0, 0]]]
+    )
+    assert inside(points, labels).int().tolist() == [[0, 0, 1, 1, 1, 0], [0, 0, 0, 0, 0, 1]]
+    assert inside(points, labels[:, :0]).shape == (2, 6)
+    assert not inside(points, labels[:, :0]).any()

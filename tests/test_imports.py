@@ -18,7 +18,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), set()),
     "config": ({"errors"}, set()),
     "boxes": ({"errors"}, {"torch"}),
-    "losses": ({"boxes", "config", "errors"}, {"torch"}),
+    "losses": ({"boxes", "config", "errors", "targets"}, {"torch"}),
     "targets": ({"boxes", "config", "errors"}, {"numpy", "torch"}),  # numpy: the fit of anchors to label sizes
     "heads": ({"boxes", "config", "errors", "targets"}, {"torch"}),
     "data": ({"rebalance", "config", "errors"}, {"cv2", "numpy", "yaml"}),

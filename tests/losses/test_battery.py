@@ -1,7 +1,8 @@
 """Properties that every method has, run over the rows of the registry: a new element loss is tested by itself.
 
-An element loss gets (logits, targets) of one shape and returns unreduced losses of that shape. Weightings differ in
-what they look at; `CALLS` says how each is called on a mask of candidates, and a row without an entry there fails.
+An element loss gets (logits, targets) of one shape and returns unreduced losses of that shape; `BESIDES` says what else
+it gets. Weightings differ in what they look at; `CALLS` says how each is called on a mask of candidates, and a row
+without an entry there fails.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rebalance.losses.registry import METHODS
+from rebalance.targets.state import candidate_state
 
 ELEMENTS = [name for name, row in METHODS.items() if row.kind == "element"]
 WEIGHTINGS = [name for name, row in METHODS.items() if row.kind == "weighting"]
@@ -35,9 +37,20 @@ def inputs(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> tu
 # Element losses -------------------------------------------------------------------------------------------------------
 
 
+# What an element loss gets besides logits and targets. Of brl every negative is confused, unless that is switched off.
+BESIDES: dict[str, Callable[[Tensor, bool], tuple[Tensor, ...]]] = {
+    "brl": lambda targets, plain: ((targets == 0) & (not plain),),
+}
+
+
 @pytest.fixture(params=ELEMENTS)
 def element(request: pytest.FixtureRequest) -> Callable[..., Tensor]:
-    return METHODS[request.param].function
+    row, besides = METHODS[request.param], BESIDES.get(request.param, lambda targets, plain: ())
+
+    def call(logits: Tensor, targets: Tensor, *, plain: bool = False) -> Tensor:
+        return row.function(logits, targets, *besides(targets, plain))
+
+    return call
 
 
 def test_gradient(element: Callable[..., Tensor]) -> None:
@@ -95,7 +108,8 @@ def test_each_candidate_has_its_own_loss_and_gradient(element: Callable[..., Ten
 
 def test_the_right_answer_costs_less(element: Callable[..., Tensor]) -> None:
     logits = torch.tensor([-4.0, 4.0])
-    assert (element(logits, torch.tensor([0.0, 1.0])) < element(logits, torch.tensor([1.0, 0.0]))).all()
+    right, wrong = (element(logits, torch.tensor(y), plain=True) for y in ([0.0, 1.0], [1.0, 0.0]))
+    assert (right < wrong).all()
 
 
 def test_broadcasting_is_not_taken_for_granted(element: Callable[..., Tensor]) -> None:
@@ -109,6 +123,16 @@ def test_broadcasting_is_not_taken_for_granted(element: Callable[..., Tensor]) -
 # How each weighting is called on a mask of candidates and their scores; neutral: nothing is weighted down
 CALLS: dict[str, Callable[..., Tensor]] = {
     "drop": lambda mask, scores, neutral, g: METHODS["drop"].function(mask, 0.0 if neutral else 0.4, generator=g),
+    # of one bin, all elements have the same weight; what is not counted has none, and is left to the others here
+    "ghm": lambda mask, scores, neutral, g: torch.where(
+        mask, METHODS["ghm"].function(scores, torch.zeros_like(scores), mask, bins=1 if neutral else 30)[0], 1
+    ),
+    "ohem": lambda mask, scores, neutral, g: ~METHODS["ohem"].function(
+        scores, candidate_state(~mask), ratio=1e6 if neutral else 0.5
+    ),
+    "soft": lambda mask, scores, neutral, g: METHODS["soft"].function(
+        scores.sigmoid(), candidate_state(~mask), a=1.0 if neutral else 0.25
+    ),
 }
 
 

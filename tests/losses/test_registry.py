@@ -10,7 +10,7 @@ import torch
 from rebalance.config import TrainFlags, as_dict, flags
 from rebalance.errors import ConfigError
 from rebalance.losses.bce import bce
-from rebalance.losses.registry import METHODS, Selection, kept_flags, select, train_flags
+from rebalance.losses.registry import METHODS, Selection, divisor_of, kept_flags, select, train_flags
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 
@@ -22,6 +22,13 @@ README = Path(__file__).resolve().parents[2] / "README.md"
         ("drop", "bce", "drop", "drop"),
         ("bce+drop", "bce", "drop", "drop"),
         ("drop+bce", "bce", "drop", "drop"),
+        ("ce", "bce", "", "bce"),
+        ("ce+drop", "bce", "drop", "drop"),
+        ("focal", "focal", "", "focal"),
+        ("drop+focal", "focal", "drop", "focal+drop"),
+        ("brl+drop", "brl", "drop", "brl+drop"),
+        ("ghm", "bce", "ghm", "ghm"),
+        ("ohem+focal", "focal", "ohem", "focal+ohem"),
     ],
 )
 def test_select(loss: str, element: str, weighting: str, text: str) -> None:
@@ -39,6 +46,12 @@ def test_select(loss: str, element: str, weighting: str, text: str) -> None:
         ("bce+", "loss=bce+: nothing is not one of bce, drop"),
         ("BCE", "loss=BCE: BCE is not one of bce, drop"),
         ("drop+drop", "loss=drop+drop joins two methods of one kind (weighting); valid pairs: bce+drop"),
+        ("ce+bce", "loss=ce+bce joins two methods of one kind (element); valid pairs: bce+drop, focal+drop, brl+drop"),
+        (
+            "focal+ghm",
+            "loss=focal+ghm: ghm has no meaning with focal; valid pairs: bce+drop, focal+drop, brl+drop, bce",
+        ),
+        ("soft+brl", "loss=soft+brl: soft has no meaning with brl; valid pairs: bce+drop"),
         ("bce+drop+bce", "loss=bce+drop+bce joins two methods of one kind (element); valid pairs: bce+drop"),
     ],
 )
@@ -60,6 +73,10 @@ def test_select_refuses(loss: str, message: str) -> None:
         ({"head": "anchor"}, {"loss": "bce", "head": "anchor"}),
         ({"head": "anchor", "anchor_t": "3", "box_drop": 0.25}, {"loss": "drop", "anchor_t": 3.0, "box_drop": 0.25}),
         ({"head": "anchor", "autoanchor": "False"}, {"autoanchor": False}),
+        ({"focal_gamma": 1, "obj_drop": 0.5}, {"loss": "focal+drop", "focal_gamma": 1.0}),
+        ({"brl_weight": 1}, {"loss": "brl", "brl_weight": 1.0}),
+        ({"soft_a": 1}, {"loss": "soft", "soft_a": 1.0}),
+        ({"divisor": "positives"}, {"loss": "bce"}),
     ],
 )
 def test_train_flags(given: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -88,6 +105,13 @@ def test_the_head_of_a_checkpoint_counts_where_none_is_given() -> None:
         ({"loss": "dorp"}, "loss=dorp: dorp is not one of "),
         ({"loss": "bce", "obj_drop": 0.5}, "obj_drop=0.5 has no effect with loss=bce; add it: loss=bce+drop"),
         ({"anchor_t": 3}, "anchor_t=3 has no effect with head=stock; add head=anchor"),
+        ({"loss": "drop", "focal_gamma": 1}, "focal_gamma=1 has no effect with loss=drop; add it: loss=drop+focal"),
+        ({"loss": "focal", "brl_t": 0.5}, "brl_t=0.5 has no effect with loss=focal; use loss=brl"),
+        ({"loss": "brl", "ghm_bins": 5}, "ghm_bins=5 has no effect with loss=brl; use loss=ghm"),
+        ({"brl_t": 0.5, "ghm_bins": 5}, "loss=brl+ghm: ghm has no meaning with brl; valid pairs: "),
+        ({"brl_t": 2}, "brl_t=2 is out of range: 0 to 1"),
+        ({"ghm_bins": 0}, "ghm_bins=0 is out of range: at least 1"),
+        ({"divisor": "positive"}, "divisor=positive is not one of auto, host, positives, candidates (did you mean"),
         ({"obj_drop": 0.5, "autoanchor": False}, "autoanchor=False has no effect with head=stock; add head=anchor"),
     ],
 )
@@ -118,6 +142,35 @@ def test_a_checkpoint_without_flags_has_the_host_s_loss() -> None:
     assert kept_flags({}, head="anchor") == train_flags({"head": "anchor"})
 
 
+@pytest.mark.parametrize(
+    ("loss", "stock", "anchor"),
+    [
+        ("bce", "host", "host"),
+        ("drop", "host", "host"),
+        ("soft", "host", "host"),
+        ("focal", "host", "positives"),
+        ("brl+drop", "host", "positives"),
+        ("focal+soft", "host", "positives"),
+        ("ohem", "host", "positives"),
+        ("ghm", "candidates", "candidates"),
+    ],
+)
+def test_the_divisor_is_the_method_s_own_unless_it_is_given(loss: str, stock: str, anchor: str) -> None:
+    assert divisor_of(train_flags({"loss": loss})) == stock
+    assert divisor_of(train_flags({"loss": loss, "head": "anchor"})) == anchor
+    for given in ("host", "positives", "candidates"):
+        assert divisor_of(train_flags({"loss": loss, "divisor": given})) == given
+
+
+def test_every_pair_that_is_offered_can_be_chosen() -> None:
+    for name, row in METHODS.items():
+        assert (row.kind == "weighting") == bool(row.elements)
+        for element in row.elements:
+            assert select(f"{element}+{name}") == Selection(element, name)
+        assert set(row.divisors) <= set(row.heads)
+        assert set(row.divisors.values()) <= set(flags(TrainFlags)["divisor"].metadata["choices"])
+
+
 def test_every_row_is_complete() -> None:
     methods = {f.metadata["method"] for f in flags(TrainFlags).values()}
     assert methods <= {*METHODS, "", "anchor"}  # a flag of a method that is not there could never be given
@@ -136,6 +189,37 @@ GOLDEN: dict[str, list[tuple[list[float], list[float], dict[str, Any], list[floa
     # log(1 + e^0) = 0.693147; log(1 + e^-2) = 0.126928, for the other label 2 more; a quarter of one and the rest of
     # the other
     "bce": [([0, 2, 2, -2, 2], [1, 1, 0, 1, 0.25], {}, [0.693147, 0.126928, 2.126928, 2.126928, 1.626928])],
+    # the distances from the target are 1/2, sigmoid(-2) = 0.119203, sigmoid(2) = 0.880797, 1/2 - 1/4 and 0; squared and
+    # times the values of bce, 0.25 * 0.693147 = 0.173287, 0.014209 * 0.126928 = 0.001804, 0.775803 * 2.126928 =
+    # 1.650078, 0.0625 * 0.693147 = 0.043322 and 0; times alpha_t 0.25, 0.25, 0.75, 0.0625 + 0.5625 and 0.5
+    "focal": [
+        ([0, 2, 2, 0, 0], [1, 1, 0, 0.25, 0.5], {}, [0.043322, 0.000451, 1.237559, 0.027076, 0]),
+        ([0, 2, 2], [1, 1, 0], {"alpha": -1.0}, [0.173287, 0.001804, 1.650078]),
+        ([0, 2, 2], [1, 1, 0], {"alpha": -1.0, "gamma": 0.0}, [0.693147, 0.126928, 2.126928]),
+        # gamma = 1, alpha = 0.5: 0.119203 * 0.126928 / 2 and 0.880797 * 2.126928 / 2
+        ([2, 2], [1, 0], {"gamma": 1.0, "alpha": 0.5}, [0.007565, 0.936695]),
+    ],
+    # Not confused: focal. Confused at x = -2: p_t = 0.880797 > t, focal's 0.75 * 0.001804 = 0.001353; at x = 2: p_t =
+    # 0.119203 <= t, mirrored, 0.75 * p_t^2 * -log(1 - p_t) = 0.75 * 0.014209 * 0.126928, the same; both times 0.1
+    "brl": [
+        (
+            [2, 2, -2, 2],
+            [1, 0, 0, 0],
+            {"confused": torch.tensor([False, False, True, True])},
+            [0.000451, 1.237559, 0.000135, 0.000135],
+        ),
+        # t = 0: never mirrored, 0.75 * 1.650078 at x = 2; t = 1: always, the same number at x = -2
+        ([-2, 2], [0, 0], {"confused": torch.tensor([True, True]), "t": 0.0}, [0.000135, 0.123756]),
+        ([-2, 2], [0, 0], {"confused": torch.tensor([True, True]), "t": 1.0}, [0.123756, 0.000135]),
+        ([-2, 2], [0, 0], {"confused": torch.tensor([True, True]), "beta": 0.0}, [0.000135, 0]),
+        # t = 0.9: p_t = 0.880797 at x = -2 is below it, mirrored: 0.75 * 0.775803 * 2.126928, halved, times 0.5
+        (
+            [-2, -3],
+            [0, 0],
+            {"confused": torch.tensor([True, True]), "t": 0.9, "beta": 0.5, "weight": 0.5},
+            [0.309390, 0.000041],
+        ),  # x = -3: p_t = 0.952574; 0.75 * 0.047426^2 * 0.048587, halved
+    ],
 }
 
 

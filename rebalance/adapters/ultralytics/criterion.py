@@ -7,6 +7,7 @@ Shapes: B images, T labels in the batch, N candidates an image, L levels, M anch
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -15,12 +16,15 @@ from torch import Tensor
 from ultralytics.utils import RANK
 from ultralytics.utils.loss import E2ELoss, v8DetectionLoss
 
-from rebalance.boxes import ciou, max_iou, upcast, xywh_to_xyxy
+from rebalance.boxes import ciou, inside, max_iou, upcast, xywh_to_xyxy
 from rebalance.config import TrainFlags
 from rebalance.heads.anchor import objectness
 from rebalance.losses.bce import bce
+from rebalance.losses.composition import Composition
 from rebalance.losses.drop import COUNTS, Dropping
+from rebalance.losses.registry import divisor_of
 from rebalance.targets.anchor import Matches, match
+from rebalance.targets.state import Candidates, candidate_state
 
 # Weight of each level's objectness loss in YOLOv5, from fine to coarse, by number of levels
 BALANCE = {2: (4.0, 1.0), 3: (4.0, 1.0, 0.4), 4: (4.0, 1.0, 0.25, 0.06)}
@@ -29,51 +33,100 @@ Batch = dict[str, Any]
 Result = tuple[Tensor, dict[str, Tensor]]
 
 
+def divided_by(divisor: str, matched: Tensor, dropped: Tensor | None, flags: TrainFlags, channels: int) -> Tensor:
+    """The number that a loss is divided by, where it is not the host's; a scalar, at least 1.
+
+    Args:
+        divisor: positives (matched candidates) or candidates (all, times channels).
+        matched: (B, N) bool.
+        dropped: (B, N) bool, what left the loss (in scope `literal`: what became background); None: nothing.
+        flags: drop_divisor, drop_scope.
+        channels: of a candidate.
+    """
+    counted = matched if divisor == "positives" else torch.ones_like(matched)
+    background = divisor == "candidates" and flags.drop_scope == "literal"  # still trained on
+    if dropped is not None and flags.drop_divisor == "kept" and not background:
+        counted = counted & ~dropped
+    return (counted.sum() * (1 if divisor == "positives" else channels)).clamp(min=1)
+
+
 class DetectionCriterion(v8DetectionLoss):  # type: ignore[misc]
-    """Ultralytics' own loss with dropping, for the anchor-free heads (YOLOv8 and newer; one branch of YOLO26).
+    """Ultralytics' own loss with our methods, for the anchor-free heads (YOLOv8 and newer; one branch of YOLO26).
 
     The host's loss is left as it is; its three parts (assigner, classification loss, box loss) are wrapped. Where
-    nothing is dropped the wrappers pass the host's values through unchanged.
+    nothing is dropped and the loss is the host's, the wrappers pass the host's values through unchanged.
 
-    These heads have no objectness, so obj_drop acts on the classification loss: a dropped prediction has no loss in
-    any class. The host divides by the sum of target scores. With `drop_divisor=kept` that is the sum over what is left,
-    which in scope `background` is the host's own divisor, since negatives have no target score.
+    These heads have no objectness, so every method acts on the classification loss, and a prediction is positive,
+    negative or confused in all its classes: a dropped prediction has no loss in any class. A prediction's overlap is
+    that of its decoded box.
+
+    The host divides by the sum of target scores. With `drop_divisor=kept` that is the sum over what is left, which in
+    scope `background` is the host's own divisor, since negatives have no target score. `divisor=positives` divides by
+    the number of matched predictions, `candidates` by the number of predictions times classes.
     """
+
+    # Of the step at hand, from the assigner to the losses
+    _matched: Tensor  # (B, N)
+    _overlap: Tensor  # (B, N)
+    _host_divisor: Tensor  # scalar
+    _dropped: tuple[Tensor, Tensor] | None
 
     def __init__(self, model: Any, tal_topk: int = 10, tal_topk2: int | None = None, *, flags: TrainFlags, seed: int):
         super().__init__(model, tal_topk, tal_topk2)
-        self.flags = flags
+        self.flags, self.divisor = flags, divisor_of(flags)
         self.dropping = Dropping(flags, seed=seed, rank=max(RANK, 0), stream=0 if tal_topk2 is None else 1)
+        self.composition = Composition(flags)
         self._host: dict[str, Any] = {part: getattr(self, part) for part in ("assigner", "bce", "bbox_loss")}
         self.assigner, self.bce, self.bbox_loss = self._assign, self._classification, self._box
-        self._dropped: tuple[Tensor, Tensor] | None = None
+        self._dropped = None
 
     def _assign(self, scores: Tensor, boxes: Tensor, points: Tensor, *labels: Tensor, **options: Any) -> Any:
         assigned = self._host["assigner"](scores, boxes, points, *labels, **options)
+        self._matched = assigned[3]  # (B, N)
+        if self.divisor != "host":
+            self._host_divisor = assigned[2].sum().clamp(min=1)
+        by_box = self.composition.uses_overlap and self.flags.brl_overlap == "box"
+        overlap = boxes.new_zeros(()).expand_as(self._matched)
+        if self.dropping.on or by_box:
+            overlap = max_iou(boxes, labels[1])
         self._dropped = None
         if self.dropping.on:
-            matched = assigned[3]  # (B, N)
-            overlap = max_iou(boxes, labels[1])
+            matched = self._matched
             pairs = torch.arange(matched.numel(), device=matched.device).view_as(matched).where(matched, -1)
             self._dropped = self.dropping.draw(matched, overlap, scores.amax(-1), pairs)
+        if self.composition.uses_overlap and not by_box:
+            overlap = inside(points, labels[1]).to(overlap.dtype)
+        self._overlap = overlap
         return assigned
 
     def _classification(self, logits: Tensor, targets: Tensor) -> Tensor:
+        matched, left, dropped = self._matched, targets, None
         if self._dropped is None or self.flags.obj_drop == 0:
-            return self._host_loss(logits, targets)
-        dropped = self._dropped[0].unsqueeze(-1)  # (B, N, 1)
-        left = targets.masked_fill(dropped, 0)
-        if self.flags.drop_scope == "literal":
-            loss = self._host_loss(logits, left)
+            loss = self._loss(logits, targets, matched)
         else:
-            loss = self._host_loss(logits, targets).masked_fill_(dropped, 0)
-        if self.flags.drop_divisor == "host" or self.flags.drop_scope == "background":
+            dropped = self._dropped[0]
+            left = targets.masked_fill(dropped.unsqueeze(-1), 0)
+            if self.flags.drop_scope == "literal":
+                loss = self._loss(logits, left, matched & ~dropped)
+            else:
+                loss = self._loss(logits, targets, matched).masked_fill_(dropped.unsqueeze(-1), 0)
+        return self._divide(loss, targets, left, dropped)
+
+    def _loss(self, logits: Tensor, targets: Tensor, matched: Tensor) -> Tensor:
+        """(B, N, C) loss of every element."""
+        if self.composition.plain:
+            loss: Tensor = self._host["bce"](logits, targets)
+            return loss
+        return self.composition(Candidates(logits, targets, candidate_state(matched), self._overlap))
+
+    def _divide(self, loss: Tensor, targets: Tensor, left: Tensor, dropped: Tensor | None) -> Tensor:
+        """Make up for the host's division by the sum of target scores, where another divisor is wanted."""
+        if self.divisor != "host":
+            count = divided_by(self.divisor, self._matched, dropped, self.flags, channels=loss.shape[-1])
+            return loss * (self._host_divisor / count)
+        if dropped is None or self.flags.drop_divisor == "host" or self.flags.drop_scope == "background":
             return loss
         return loss * (targets.sum().clamp(min=1) / left.sum().clamp(min=1))
-
-    def _host_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        loss: Tensor = self._host["bce"](logits, targets)
-        return loss
 
     def _box(self, *inputs: Any) -> Any:
         if self._dropped is None or self.flags.box_drop == 0:
@@ -86,16 +139,21 @@ class DetectionCriterion(v8DetectionLoss):  # type: ignore[misc]
 
 
 class AnchorCriterion:
-    """YOLOv5's loss on the anchor head, with dropping.
+    """YOLOv5's loss on the anchor head, with our methods.
 
     Box: 1 − CIoU, mean over the matches of a level, summed over levels. Objectness: binary cross-entropy against the
     CIoU of the match (0 elsewhere), mean over the candidates of a level, times `BALANCE`. Class: binary cross-entropy,
     mean over the matches of a level and classes. With `drop_divisor=kept` the means are over what is left.
+
+    The methods act on the objectness. A candidate's overlap is that of its anchor, placed at its cell. With
+    `divisor=positives` or `candidates` the objectness loss is a sum over all levels, without `BALANCE`, divided by the
+    number of matched candidates or of all.
     """
 
     def __init__(self, model: Any, *, flags: TrainFlags, seed: int) -> None:
-        self.flags, self.head = flags, model.model[-1]
+        self.flags, self.head, self.divisor = flags, model.model[-1], divisor_of(flags)
         self.dropping = Dropping(flags, seed=seed, rank=max(RANK, 0))
+        self.composition = Composition(flags)
         self.finest = int(self.head.stride.min())  # pixels a cell of the first level
         nl, nc, size = self.head.nl, self.head.nc, model.args.imgsz
         # YOLOv5's trainer scales its gains by levels, classes and image size
@@ -135,33 +193,54 @@ class AnchorCriterion:
         target = self._scatter(iou.detach().clamp(min=0), place, logits.shape)
 
         counts = found.valid
-        obj_weight: Tensor | None = None
+        positive, dropped = self._scatter(found.valid, place, logits.shape), None
         box_weight = found.valid
+        overlap = logits.new_zeros(()).expand_as(logits)
+        if self.dropping.on or self.composition.uses_overlap:
+            gt_boxes = self._padded(labels, batch, shapes, len(logits))
+        if self.composition.uses_overlap:
+            overlap = self._overlap(gt_boxes, shapes)
         if self.dropping.on:
             boxes = self.head.decode([upcast(x[:, :, :4].detach()) for x in maps], objectness=False)
             pixels = xywh_to_xyxy(boxes.transpose(1, 2))
-            overlap = max_iou(pixels, self._padded(labels, batch, shapes, len(logits)))
             pairs = (found.image * logits.shape[1] + found.candidate).where(found.valid, -1)
-            obj_dropped, box_dropped = self.dropping.draw(
-                self._scatter(found.valid, place, logits.shape), overlap, logits.detach(), pairs
-            )
+            obj_dropped, box_dropped = self.dropping.draw(positive, max_iou(pixels, gt_boxes), logits.detach(), pairs)
+            dropped = obj_dropped if self.flags.obj_drop > 0 else None
             if self.flags.drop_scope == "literal":
                 target = target.masked_fill(obj_dropped, 0)
-            elif self.flags.obj_drop > 0:
-                obj_weight = ~obj_dropped
             box_weight = found.valid & ~box_dropped
             if self.flags.drop_divisor == "kept":
                 counts = box_weight
 
         # where, not a product: a slot that is no match may hold any number
         box = (torch.where(box_weight, 1 - iou, 0).sum(1) / counts.sum(1).clamp(min=1)).sum()
-        obj = self._objectness(bce(logits, target), obj_weight, shapes)
+        obj = self._objectness(logits, target, positive, dropped, overlap, shapes)
         cls = self._classes(chosen[..., 5:], found)
         loss = torch.stack([x * gain for x, gain in zip((box, obj, cls), self.gains, strict=True)])
         items = dict(zip(("box_loss", "obj_loss", "cls_loss"), loss.detach(), strict=True))
         return loss * len(logits), items
 
-    def _objectness(self, loss: Tensor, weight: Tensor | None, shapes: list[tuple[int, int]]) -> Tensor:
+    def _objectness(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        positive: Tensor,
+        dropped: Tensor | None,
+        overlap: Tensor,
+        shapes: list[tuple[int, int]],
+    ) -> Tensor:
+        """Element loss times weights, divided; tensors are (B, N)."""
+        literal = self.flags.drop_scope == "literal"
+        weight = None if dropped is None or literal else ~dropped
+        if self.composition.plain:
+            loss = bce(logits, target)
+        else:
+            state = candidate_state(positive & ~dropped if dropped is not None and literal else positive)
+            batch = Candidates(logits.unsqueeze(-1), target.unsqueeze(-1), state, overlap)
+            loss = self.composition(batch).squeeze(-1)
+        if self.divisor != "host":
+            total = loss.sum() if weight is None else torch.where(weight, loss, 0).sum()
+            return total / divided_by(self.divisor, positive, dropped, self.flags, 1)
         sizes = [self.head.na * h * w for h, w in shapes]
         if weight is None:
             means = [x.mean() for x in torch.split(loss, sizes, 1)]
@@ -172,6 +251,14 @@ class AnchorCriterion:
             else:
                 means = [x / w.sum().clamp(min=1) for x, w in zip(left, torch.split(weight, sizes, 1), strict=True)]
         return torch.stack([m * b for m, b in zip(means, BALANCE[len(shapes)], strict=True)]).sum()
+
+    def _overlap(self, gt_boxes: Tensor, shapes: list[tuple[int, int]]) -> Tensor:
+        """(B, N) overlap of each anchor at its cell; with brl_overlap=centre, whether a label holds its centre."""
+        centred = [gt_boxes.new_zeros(1, self.head.na, 4, h, w) for h, w in shapes]  # decodes to the anchors themselves
+        anchors = self.head.decode(centred, objectness=False).transpose(1, 2)  # (1, N, 4)
+        if self.flags.brl_overlap == "centre":
+            return inside(anchors[0, :, :2], gt_boxes).to(gt_boxes.dtype)
+        return max_iou(xywh_to_xyxy(anchors).expand(len(gt_boxes), -1, -1), gt_boxes)
 
     def _classes(self, logits: Tensor, found: Matches) -> Tensor:
         if self.head.nc == 1:
@@ -227,10 +314,21 @@ def build_criterion(model: Any, flags: TrainFlags, seed: int) -> Any:
     return E2ELoss(model, make) if getattr(head, "one2one_cv2", None) is not None else make(model)
 
 
+def branches(criterion: Any) -> list[Any]:
+    """The criteria that a criterion is made of: two for YOLO26, else itself."""
+    return [criterion.one2many, criterion.one2one] if isinstance(criterion, E2ELoss) else [criterion]
+
+
 def droppings(criterion: Any) -> list[Dropping]:
     """The dropping state of each branch of a criterion."""
-    branches = (criterion.one2many, criterion.one2one) if isinstance(criterion, E2ELoss) else (criterion,)
-    return [branch.dropping for branch in branches]
+    return [branch.dropping for branch in branches(criterion)]
+
+
+def begin_epoch(criterion: Any, epoch: int) -> None:
+    """Tell every branch of a criterion where the run stands (from 0)."""
+    for branch in branches(criterion):
+        branch.dropping.begin_epoch(epoch)
+        branch.composition.begin_epoch(epoch)
 
 
 def counts(criterion: Any) -> dict[str, int]:
@@ -242,3 +340,15 @@ def counts(criterion: Any) -> dict[str, int]:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(total)
     return dict(zip(COUNTS, total.tolist(), strict=True))
+
+
+def averages(criterion: Any) -> list[list[float] | None]:
+    """The moving average of each branch as plain numbers, which a checkpoint keeps; None where there is none."""
+    found = [branch.composition.average for branch in branches(criterion)]
+    return [None if average is None else average.tolist() for average in found]
+
+
+def restore_averages(criterion: Any, kept: Iterable[list[float] | None]) -> None:
+    """Put back what `averages` gave."""
+    for branch, average in zip(branches(criterion), kept, strict=False):
+        branch.composition.average = None if average is None else torch.tensor(average)

@@ -17,8 +17,16 @@ from ultralytics.utils import LOGGER, RANK
 from ultralytics.utils.loss import E2ELoss
 from ultralytics.utils.torch_utils import unwrap_model
 
-from rebalance.adapters.ultralytics.criterion import build_criterion, counts, droppings
+from rebalance.adapters.ultralytics.criterion import (
+    averages,
+    begin_epoch,
+    branches,
+    build_criterion,
+    counts,
+    restore_averages,
+)
 from rebalance.adapters.ultralytics.model import (
+    KEY,
     AnchorDetect,
     AnchorDetectionModel,
     load_by_name,
@@ -31,6 +39,19 @@ from rebalance.errors import ConfigError, ModelError
 from rebalance.losses.registry import METHODS, kept_flags, select, train_flags
 from rebalance.targets.autoanchor import best_possible_recall, fit_anchors
 
+# What the classification (objectness) loss is divided by, by head and `divisor`, in words
+DIVISORS = {
+    "stock": {
+        "host": "sum of target scores",
+        "positives": "matched predictions of the batch",
+        "candidates": "predictions of the batch times classes",
+    },
+    "anchor": {
+        "host": "mean over the candidates of a level",
+        "positives": "matched candidates of the batch",
+        "candidates": "candidates of the batch",
+    },
+}
 HOST_GAINS = ("box", "cls", "dfl")  # Ultralytics' own, which the anchor head does not use
 
 
@@ -51,6 +72,7 @@ class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
         self.loss_ran: dict[str, Any] = {}
         self.drop_counts: dict[str, int] = {}
         self.weights_matched: tuple[int, int] | None = None
+        self._averages: list[list[float] | None] = []  # of the losses in the checkpoint that is resumed
         super().__init__(*args, **kwargs)
 
     # Building ---------------------------------------------------------------------------------------------------------
@@ -77,6 +99,7 @@ class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
             ]:
                 LOGGER.warning(f"rebalance: resume keeps the checkpoint's flags; ignored: {', '.join(changed)}")
             self.flags = kept_flags(before)
+            self._averages = cfg[KEY].get("state", []) if before else []
         else:
             self.flags = train_flags(self.given, head=before.get("head", "stock"))
         build = AnchorDetectionModel if self.flags.head == "anchor" else DetectionModel
@@ -101,6 +124,7 @@ class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
         if isinstance(model.model[-1], AnchorDetect) and not self.resume:
             self._check_anchors(model.model[-1])
         model.criterion = build_criterion(model, self.flags, self.args.seed)
+        restore_averages(model.criterion, self._averages)
         self.loss_ran = describe(self.flags, model)
         if RANK in {-1, 0}:
             LOGGER.info(f"rebalance: {self.loss_ran['text']}")
@@ -133,6 +157,7 @@ class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
             criterion = build_criterion(model, self.flags, self.args.seed)
             criterion.updates = self.start_epoch - 1
             criterion.update()
+            restore_averages(criterion, self._averages)
             model.criterion = criterion
 
     # Running ----------------------------------------------------------------------------------------------------------
@@ -140,8 +165,8 @@ class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
     def run_callbacks(self, event: str) -> None:
         """Tell the criterion where the run stands, then run the callbacks."""
         if event == "on_train_epoch_start":
-            for dropping in droppings(unwrap_model(self.model).criterion):
-                dropping.begin_epoch(self.epoch)
+            for model in (unwrap_model(self.model), self.ema.ema):  # the EMA's criterion gives the validation loss
+                begin_epoch(model.criterion, self.epoch)
         elif event == "on_train_epoch_end":
             self.drop_counts = counts(unwrap_model(self.model).criterion)
         super().run_callbacks(event)
@@ -152,6 +177,13 @@ class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
         batch = super().preprocess_batch(batch)
         batch["most_labels"] = most
         return batch
+
+    def save_model(self) -> Any:
+        """Save; the moving averages of the loss go along, as plain numbers beside the flags."""
+        kept = averages(unwrap_model(self.model).criterion)
+        if any(kept):
+            self.ema.ema.yaml[KEY]["state"] = kept
+        return super().save_model()
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
         """Add the counts of dropped predictions to results.csv."""
@@ -176,20 +208,21 @@ def describe(flags: TrainFlags, model: Any) -> dict[str, Any]:
     name = type(criterion).__name__
     if isinstance(criterion, E2ELoss):
         name = f"{name} of two {type(criterion.one2one).__name__}"
-    methods = {selection.element, selection.weighting, flags.head}  # a flag of one of these had a say in the loss
+    methods = {*selection, flags.head} - {""}  # a flag of one of these had a say in the loss
     used = {
         name: getattr(flags, name)
         for name, item in fields(TrainFlags).items()
         if item.metadata["method"] in methods and name != "autoanchor"
     }
-    divisor = "mean over the candidates of a level" if flags.head == "anchor" else "sum of target scores"
-    if selection.weighting:
+    divisor = DIVISORS[flags.head][branches(criterion)[0].divisor]
+    if selection.weighting == "drop":
         divisor += ", what is left" if flags.drop_divisor == "kept" else ", as in the host"
     settings = " ".join(f"{k}={v}" for k, v in used.items())
+    titles = " with ".join(METHODS[name].title for name in flags.loss.split("+"))
     return {
         "loss": flags.loss, "head": flags.head, "element": selection.element, "weighting": selection.weighting,
         "criterion": name, "settings": used, "divisor": divisor,
-        "text": f"loss={flags.loss} head={flags.head} ({METHODS[selection.weighting or selection.element].title}): "
+        "text": f"loss={flags.loss} head={flags.head} ({titles}): "
         f"{name}, {settings}{', ' if settings else ''}divisor: {divisor}",
     }  # fmt: skip
 

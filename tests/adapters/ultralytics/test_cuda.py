@@ -38,7 +38,17 @@ def anchor(**given: Any) -> tuple[Any, Any]:
     return model, build_criterion(model, train_flags({"head": "anchor", **given}), seed=0)
 
 
-@pytest.mark.parametrize("given", [{}, {"obj_drop": 0.75, "box_drop": 0.5}, {"obj_drop": 0.5, "drop_scope": "literal"}])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"obj_drop": 0.75, "box_drop": 0.5},
+        {"obj_drop": 0.5, "drop_scope": "literal"},
+        *({"loss": loss} for loss in ("focal", "brl+drop", "ghm", "ohem", "soft")),
+        {"loss": "brl", "brl_overlap": "centre", "divisor": "candidates"},
+    ],
+    ids=str,
+)
 def test_the_anchor_criterion_never_waits_for_the_device(given: dict[str, Any]) -> None:
     model, criterion = anchor(**given)
     labels, images = batch(), torch.rand(IMAGES, 3, SIZE, SIZE, device="cuda")

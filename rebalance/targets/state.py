@@ -1,0 +1,36 @@
+"""What a candidate is to the loss.
+
+Shapes: B images, N candidates an image, C channels (the classes, or 1 for an objectness).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+POSITIVE, NEGATIVE, IGNORE = 1, 0, -1  # int8; IGNORE: no loss and no gradient, whatever the prediction
+
+
+def candidate_state(positive: Tensor, ignored: Tensor | None = None) -> Tensor:
+    """State of each candidate.
+
+    Args:
+        positive: (B, N) bool, matched to a label.
+        ignored: (B, N) bool, takes no part; outweighs `positive`. None: all take part.
+
+    Returns:
+        (B, N) int8: POSITIVE, NEGATIVE or IGNORE.
+    """
+    state = positive.to(torch.int8)  # True is POSITIVE, False is NEGATIVE
+    return state if ignored is None else state.masked_fill(ignored, IGNORE)
+
+
+class Candidates(NamedTuple):
+    """What a loss is computed from."""
+
+    logits: Tensor  # (B, N, C)
+    targets: Tensor  # (B, N, C) in [0, 1]; the host's: IoU, an assigner's score, or 0 and 1
+    state: Tensor  # (B, N) int8; the channels of a candidate share it
+    overlap: Tensor  # (B, N) in [0, 1] with the nearest label of the image; 0 where the loss does not ask for it
