@@ -64,7 +64,7 @@ SLIPS = [
     (["obj_drop"], "obj_drop needs a value, e.g. obj_drop=0.0"),
     (["obj_drop="], "obj_drop= is not a number"),
     (["drop_scope=match"], "drop_scope=match is not one of background, matched, literal (did you mean matched?)"),
-    (["loss=dorp"], "loss=dorp: dorp is not one of bce, drop (did you mean drop?)"),
+    (["loss=dorp"], "loss=dorp: dorp is not one of bce, focal, brl, drop, ghm, ohem, soft (did you mean drop?)"),
     (["loss=bce", "box_drop=0.5"], "box_drop=0.5 has no effect with loss=bce; add it: loss=bce+drop"),
     (["head=ancor"], "head=ancor is not one of stock, anchor (did you mean anchor?)"),
     (["anchor_t=3"], "anchor_t=3 has no effect with head=stock; add head=anchor"),

@@ -29,7 +29,7 @@ from ultralytics.utils.loss import E2ELoss, v8DetectionLoss
 import rebalance
 from rebalance import YOLO
 from rebalance.adapters.ultralytics.criterion import AnchorCriterion, DetectionCriterion, droppings
-from rebalance.adapters.ultralytics.model import AnchorDetect, AnchorDetectionModel, remembered
+from rebalance.adapters.ultralytics.model import AnchorDetect, AnchorDetectionModel, read_state_dict, remembered
 from rebalance.config import SparsifyFlags
 from rebalance.errors import ConfigError, ModelError
 from rebalance.losses.drop import Dropping
@@ -414,6 +414,31 @@ def loaded(data: Path, folder: Path, state: Path, **arguments: Any) -> tuple[Any
     with log() as lines:
         train(model, data, folder, head="anchor", pretrained=str(state), epochs=1, **arguments)
     return model.trainer, started, lines
+
+
+class Code:
+    """Runs when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.mark,)
+
+
+def test_only_tensors_are_read(runs: dict[str, Run], tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(2), "b": Code(tmp_path / "ran")}, tmp_path / "code.pt")
+    torch.save({"a": torch.ones(2), "epoch": 3}, tmp_path / "more.pt")
+    torch.save([torch.ones(2)], tmp_path / "list.pt")
+    (tmp_path / "empty.pt").write_bytes(b"")
+    (tmp_path / "text.pt").write_text("no weights", "utf-8")
+    for file in (*sorted(tmp_path.glob("*.pt")), runs["stock"].best):
+        assert read_state_dict(file) is None
+    assert not (tmp_path / "ran").exists()
+    torch.save({"a": torch.ones(2)}, tmp_path / "tensors.pt")
+    state = read_state_dict(tmp_path / "tensors.pt")
+    assert state is not None
+    assert list(state) == ["a"]
 
 
 def test_a_state_dict_loads_by_name(data: Path, tmp_path: Path) -> None:
