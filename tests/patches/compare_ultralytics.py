@@ -11,8 +11,8 @@ from ultralytics.cfg import get_cfg
 from upstream import Checks
 
 from rebalance.adapters.ultralytics.criterion import DetectionCriterion
-from rebalance.config import TrainFlags
 from rebalance.losses.drop import Dropping
+from rebalance.losses.registry import train_flags
 
 STOCK, COPY = Path(sys.argv[1]), Path(sys.argv[2])
 assert COPY in Path(patched.__file__).parents
@@ -87,7 +87,7 @@ def new_loss(reg_max=16, **flags):
 
 
 def ours(reg_max=16, **flags):
-    return DetectionCriterion(Model(reg_max), flags=TrainFlags(**flags), seed=0)
+    return DetectionCriterion(Model(reg_max), flags=train_flags(flags), seed=0)
 
 
 def same(a, b):
@@ -126,7 +126,7 @@ theirs = run_end_to_end(patched.E2ELoss(Model(1)), preds, batch)
 check.that("end to end: off, as published, to the bit", same(stock, theirs))
 flags = {"obj_drop": 0.29, "box_drop": 0.4}
 theirs = run_end_to_end(seeded(patched.E2ELoss(Model(1, **flags))), preds, batch)
-make = partial(DetectionCriterion, flags=TrainFlags(**flags), seed=0)
+make = partial(DetectionCriterion, flags=train_flags(flags), seed=0)
 check.that("end to end: ours", close(theirs, run_end_to_end(patched.E2ELoss(Model(1), make), preds, batch)))
 branches = patched.E2ELoss(Model(1, **flags))
 check.that("end to end: branches draw apart", branches.one2many.rebalance.seed != branches.one2one.rebalance.seed)

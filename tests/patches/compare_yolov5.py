@@ -11,9 +11,9 @@ import yolov5.utils.loss as patched  # the copy: it comes first on the path
 from upstream import Checks
 
 from rebalance.adapters.ultralytics.criterion import AnchorCriterion
-from rebalance.config import TrainFlags
 from rebalance.heads.anchor import COCO_ANCHORS, AnchorHead
 from rebalance.losses.drop import Dropping
+from rebalance.losses.registry import train_flags
 
 STOCK, COPY = Path(sys.argv[1]), Path(sys.argv[2])
 assert COPY in Path(patched.__file__).parents
@@ -63,7 +63,9 @@ def run_ours(maps, targets, **flags):
     leaves = [x.clone().requires_grad_() for x in maps]
     model = SimpleNamespace(model=[HEAD], args=SimpleNamespace(imgsz=SIZE))
     batch = {"batch_idx": targets[:, 0], "cls": targets[:, 1:2], "bboxes": targets[:, 2:]}
-    total, items = AnchorCriterion(model, flags=TrainFlags(**flags), seed=0)({"maps": leaves}, batch)
+    total, items = AnchorCriterion(model, flags=train_flags({"head": "anchor", **flags}), seed=0)(
+        {"maps": leaves}, batch
+    )
     total.sum().backward()
     return torch.stack(list(items.values())), [x.grad for x in leaves]
 
