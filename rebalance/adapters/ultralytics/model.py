@@ -52,12 +52,7 @@ class AnchorDetectionModel(DetectionModel):  # type: ignore[misc]
 
     def __init__(self, cfg: Any = "yolov5n.yaml", ch: int = 3, nc: int | None = None, verbose: bool = True) -> None:
         super().__init__(cfg, ch=ch, nc=nc, verbose=False)
-        old = self.model[-1]
-        if type(old) is not Detect or old.nl not in COCO_ANCHORS:
-            raise ModelError(
-                f"head=anchor needs a detection model with {', '.join(map(str, COCO_ANCHORS))} levels; "
-                f"this one ends in {type(old).__name__}" + (f" with {old.nl} levels" if hasattr(old, "nl") else "")
-            )
+        old = replaceable_head(self)
         channels = [branch[0].conv.in_channels for branch in old.cv2]
         head: Any = AnchorDetect(old.nc, channels, old.stride, COCO_ANCHORS[old.nl])
         head.i, head.f, head.type = old.i, old.f, f"{AnchorDetect.__module__}.AnchorDetect"
@@ -72,6 +67,21 @@ class AnchorDetectionModel(DetectionModel):  # type: ignore[misc]
 
         flags = kept_flags(remembered(self).get("flags", {}), head="anchor")
         return build_criterion(self, flags, seed=int(getattr(self.args, "seed", 0)))
+
+
+def replaceable_head(model: nn.Module) -> Detect:
+    """The stock head of a model, where the anchor head can take its place.
+
+    Raises:
+        ModelError: it has another kind of head, or too many levels.
+    """
+    head = model.model[-1]  # type: ignore[index]
+    if type(head) is not Detect or head.nl not in COCO_ANCHORS:
+        raise ModelError(
+            f"head=anchor needs a detection model with {', '.join(map(str, COCO_ANCHORS))} levels; "
+            f"this one ends in {type(head).__name__}" + (f" with {head.nl} levels" if hasattr(head, "nl") else "")
+        )
+    return head
 
 
 def remember(model: Any, flags: Any) -> None:

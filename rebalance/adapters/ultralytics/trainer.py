@@ -52,7 +52,7 @@ DIVISORS = {
         "candidates": "candidates of the batch",
     },
 }
-HOST_GAINS = ("box", "cls", "dfl")  # Ultralytics' own, which the anchor head does not use
+HOST_WEIGHTS = ("box", "cls", "dfl", "cls_pw")  # of Ultralytics' own losses, which the anchor head does not use
 
 
 class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]

@@ -8,11 +8,11 @@ from typing import Any
 
 import ultralytics
 from ultralytics.nn.tasks import load_checkpoint
-from ultralytics.utils import YAML
+from ultralytics.utils import DEFAULT_CFG_DICT, YAML
 from ultralytics.utils.checks import check_yaml
 
-from rebalance.adapters.ultralytics.model import KEY, remembered
-from rebalance.adapters.ultralytics.trainer import HOST_GAINS, trainer
+from rebalance.adapters.ultralytics.model import KEY, remembered, replaceable_head
+from rebalance.adapters.ultralytics.trainer import HOST_WEIGHTS, trainer
 from rebalance.config import TrainFlags, flags
 from rebalance.data.seafloor import resolve
 from rebalance.errors import ConfigError
@@ -41,6 +41,7 @@ class YOLO(ultralytics.YOLO):  # type: ignore[misc]
 
         Raises:
             ConfigError: an unknown flag, a bad value, or a flag that would have no effect.
+            ModelError: the model cannot have the head asked for.
         """
         if kwargs.get("cfg") and (held := YAML.load(check_yaml(kwargs["cfg"]))).keys() & flags(TrainFlags).keys():
             kwargs = {**held, **{k: v for k, v in kwargs.items() if k != "cfg"}}
@@ -66,9 +67,12 @@ class YOLO(ultralytics.YOLO):  # type: ignore[misc]
                 f"{', '.join(ours)}: only for detection models, and {self.model_name} is a {self.task} model"
             )
         chosen = train_flags(ours, head=head)
-        if chosen.head == "anchor" and (unused := [k for k in HOST_GAINS if k in theirs]):
-            k = unused[0]
-            raise ConfigError(
-                f"{k}={theirs[k]} has no effect with head=anchor; its gains are box_gain, obj_gain, cls_gain"
-            )
+        if chosen.head == "anchor":
+            for k in HOST_WEIGHTS:
+                if theirs.get(k, DEFAULT_CFG_DICT[k]) != DEFAULT_CFG_DICT[k]:
+                    raise ConfigError(
+                        f"{k}={theirs[k]} has no effect with head=anchor; its gains are box_gain, obj_gain, cls_gain"
+                    )
+            if head != "anchor":
+                replaceable_head(self.model)
         return trainer(**{**ours, "head": chosen.head})
