@@ -19,7 +19,7 @@ from rebalance.config import TrainFlags
 from rebalance.losses.drop import Dropping
 from rebalance.losses.registry import train_flags
 
-MODELS = ("yolov8n.yaml", "yolo11n.yaml", "yolo26n.yaml")
+MODELS = ("yolov8n.yaml", "yolov10n.yaml", "yolo11n.yaml", "yolo26n.yaml")
 SIZE, IMAGES, CLASSES = 64, 2, 2
 Branch = dict[str, Any]
 

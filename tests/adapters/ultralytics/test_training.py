@@ -218,6 +218,8 @@ def test_flags_from_a_file(data: Path, tmp_path: Path) -> None:
         ("yolov8n.yaml", {"obj_drop": 2}, ConfigError, "out of range: 0 to 1"),
         ("yolov8n.yaml", {"anchor_t": 2}, ConfigError, "add head=anchor"),
         ("yolov8n.yaml", {"head": "anchor", "box": 3}, ConfigError, "its gains are box_gain, obj_gain, cls_gain"),
+        ("yolov8n.yaml", {"head": "anchor", "cls_pw": 0.5}, ConfigError, "cls_pw=0.5 has no effect with head=anchor"),
+        ("yolov10n.yaml", {"head": "anchor"}, ModelError, "this one ends in v10Detect"),
         ("yolov8n-seg.yaml", {"obj_drop": 0.5}, ConfigError, "only for detection models"),
         (
             "yolov8n.yaml",
