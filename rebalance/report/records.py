@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rebalance.config import TrainFlags, as_dict
 from rebalance.errors import RunError
 
 SCHEMA = 1
@@ -174,7 +175,8 @@ def _record(raw: Any, folder: Path) -> Record:
         status=status,
         error=str(top.get("error") or ""),
         seed=int(_number(config.get("seed"), "config.seed")),
-        train=_mapping(config.get("train"), "config.train"),
+        # a flag that came after the record was written had its default
+        train={**as_dict(TrainFlags()), **_mapping(config.get("train"), "config.train")},
         host=_mapping(config.get("host"), "config.host"),
         labels=_mapping(config.get("labels"), "config.labels"),
         loss_ran=_optional(top, "loss_ran"),
