@@ -16,6 +16,7 @@ EPS = 1e-7  # keeps divisions finite for boxes without area; the value YOLOv5 us
 # faster than all at once. Elsewhere 64 MiB, which fills a GPU and bounds the memory.
 PAIRS = {"cpu": 2**18}
 PAIRS_ELSEWHERE = 2**24
+MAX_LOG_SCALE = math.log(1000 / 16)  # torchvision's: keeps exp() finite
 
 
 def upcast(x: Tensor) -> Tensor:
@@ -100,3 +101,27 @@ def ciou(pred_xywh: Tensor, gt_xywh: Tensor) -> Tensor:
     with torch.no_grad():
         alpha = v / (v - iou + (1 + EPS))
     return iou - distance / diagonal - alpha * v
+
+
+def encode_deltas(gt_boxes: Tensor, anchors: Tensor, scale: tuple[float, float] = (1, 1)) -> Tensor:
+    """Offsets of a label from an anchor (Girshick et al. 2014, "Rich feature hierarchies", equations 6 to 9).
+
+    Args:
+        gt_boxes: (..., 4) corners.
+        anchors: (..., 4) corners, broadcasts against `gt_boxes`.
+        scale: factors of the centre's and of the size's offsets.
+
+    Returns:
+        (..., 4) dx, dy, dw, dh; not finite where a box has no area.
+    """
+    size, gt_size = anchors[..., 2:] - anchors[..., :2], gt_boxes[..., 2:] - gt_boxes[..., :2]
+    centre, gt_centre = anchors[..., :2] + size / 2, gt_boxes[..., :2] + gt_size / 2
+    return torch.cat(((gt_centre - centre) / size * scale[0], torch.log(gt_size / size) * scale[1]), -1)
+
+
+def decode_deltas(deltas: Tensor, anchors: Tensor, scale: tuple[float, float] = (1, 1)) -> Tensor:
+    """Boxes from the offsets of `encode_deltas`: (..., 4) corners; a side grows at most 62.5-fold."""
+    size = anchors[..., 2:] - anchors[..., :2]
+    centre = anchors[..., :2] + size / 2 + deltas[..., :2] / scale[0] * size
+    half = (deltas[..., 2:] / scale[1]).clamp(max=MAX_LOG_SCALE).exp() * size / 2
+    return torch.cat((centre - half, centre + half), -1)

@@ -69,7 +69,7 @@ class TrainFlags:
     divisor: str = flag(
         "auto",
         "what the classification (objectness) loss is divided by; auto: as the method's paper, else the host",
-        choices=("auto", "host", "positives", "candidates"),
+        choices=("auto", "host", "image", "batch", "candidates"),
     )
 
     focal_gamma: float = flag(2.0, "exponent; 0: cross-entropy", low=0, method="focal")

@@ -26,40 +26,54 @@ class Method(NamedTuple):
 
     kind: str  # "element" or "weighting"
     function: Callable[..., Any]
-    heads: tuple[str, ...]  # where it is defined: values of `head`
+    places: tuple[str, ...]  # where it is defined, see PLACES
     title: str
     source: str  # paper and section or equation
     elements: tuple[str, ...] = ()  # of a weighting: the element losses that it has a meaning for
-    divisors: Mapping[str, str] = {}  # head: what `divisor=auto` means there, if not the host's
+    divisors: Mapping[str, str] = {}  # place: what `divisor=auto` means there, if not the host's
 
 
 YOLO = ("stock", "anchor")
 
+# Where a loss is applied -> the host's own loss there. `stock` is the class scores of an anchor-free YOLO head,
+# `anchor` the objectness of the anchor head; the others are torchvision's detectors.
+PLACES: dict[str, str] = {
+    "stock": "bce",
+    "anchor": "bce",
+    "retinanet": "focal",
+    "ssd": "ohem",
+    "fasterrcnn": "bce",
+}
+# Values of `head` that torchvision's detectors take
+HEADS: dict[str, tuple[str, ...]] = {"retinanet": ("stock",), "ssd": ("stock",), "fasterrcnn": ("stock",)}
+
 METHODS: dict[str, Method] = {
-    "bce": Method("element", bce, YOLO, "binary cross-entropy, the host's own", "YOLOv5, YOLOv8"),
+    "bce": Method("element", bce, tuple(PLACES), "cross-entropy", "YOLOv5, YOLOv8"),
     "focal": Method(
-        "element", focal, YOLO, "focal loss", "Lin et al. 2017, equation 5", divisors={"anchor": "positives"}
+        "element", focal, (*YOLO, "retinanet", "ssd"), "focal loss", "Lin et al. 2017, equation 5",
+        divisors={"anchor": "batch"},
     ),
     "brl": Method(
-        "element", brl, YOLO, "Background Recalibration Loss", "Zhang et al. 2020, equation 2",
-        divisors={"anchor": "positives"},
+        "element", brl, (*YOLO, "retinanet"), "Background Recalibration Loss", "Zhang et al. 2020, equation 2",
+        divisors={"anchor": "batch"},
     ),
     "drop": Method(
-        "weighting", drop_mask, YOLO, "Box Prediction Rebalancing", "Haque & McEver, section 2",
+        "weighting", drop_mask, tuple(PLACES), "Box Prediction Rebalancing", "Haque & McEver, section 2",
         elements=("bce", "focal", "brl"),
     ),
     "ghm": Method(
-        "weighting", ghm_weights, YOLO, "gradient harmonizing (GHM-C)", "Li et al. 2019, unit region approximation",
+        "weighting", ghm_weights, (*YOLO, "retinanet"), "gradient harmonizing (GHM-C)",
+        "Li et al. 2019, unit region approximation",
         elements=("bce",),  # it takes the place of focal loss: g is the gradient of cross-entropy
-        divisors={"stock": "candidates", "anchor": "candidates"},
+        divisors=dict.fromkeys((*YOLO, "retinanet"), "candidates"),
     ),
     "ohem": Method(
-        "weighting", ohem_mask, YOLO, "online hard example mining", "Shrivastava et al. 2016, section 4",
+        "weighting", ohem_mask, tuple(PLACES), "online hard example mining", "Shrivastava et al. 2016, section 4",
         elements=("bce", "focal"),  # BRL lowers the loss of the very candidates that mining would find
-        divisors={"anchor": "positives"},
+        divisors={"anchor": "batch"},
     ),
     "soft": Method(
-        "weighting", soft_weights, YOLO, "soft sampling by overlap (Gompertz)", "Wu et al. 2019",
+        "weighting", soft_weights, tuple(PLACES), "soft sampling by overlap (Gompertz)", "Wu et al. 2019",
         elements=("bce", "focal"),  # BRL has a weight by overlap of its own
     ),
 }  # fmt: skip
@@ -73,22 +87,26 @@ class Selection(NamedTuple):
     element: str
     weighting: str  # "" where every candidate counts the same
 
-    @property
-    def text(self) -> str:
-        """As the user would write it: an element loss that is the host's own goes without saying."""
+    def text(self, place: str = "stock") -> str:
+        """As the user would write it: binary cross-entropy goes without saying where it is the host's own element."""
         if not self.weighting:
             return self.element
-        return self.weighting if self.element == "bce" else f"{self.element}+{self.weighting}"
+        said = self.element != "bce" or _own(place).element != "bce"
+        return f"{self.element}+{self.weighting}" if said else self.weighting
 
 
-def select(loss: str) -> Selection:
+def select(loss: str, place: str = "stock") -> Selection:
     """Read a loss name: an element loss, a weighting, or one of each joined by +.
+
+    Args:
+        loss: the name; a weighting by itself weighs the element loss that is the host's own, where it has a meaning
+            for it, else the first that it has a meaning for.
+        place: where the loss is applied, see PLACES.
 
     Raises:
         ConfigError: an unknown name, two methods of one kind, or a pair without a meaning.
     """
-    found = {"element": "bce", "weighting": ""}
-    seen: set[str] = set()
+    found = {"element": "", "weighting": ""}
     for given in loss.split("+"):
         name = ALIASES.get(given, given)
         if name not in METHODS:
@@ -96,16 +114,25 @@ def select(loss: str) -> Selection:
                 f"loss={loss}: {name or 'nothing'} is not one of {', '.join(METHODS)}{nearest(name, METHODS)}"
             )
         kind = METHODS[name].kind
-        if kind in seen:
+        if found[kind]:
             raise ConfigError(f"loss={loss} joins two methods of one kind ({kind}); valid pairs: {_pairs()}")
-        seen.add(kind)
         found[kind] = name
+    elements = METHODS[found["weighting"]].elements if found["weighting"] else ()
+    if not found["element"]:
+        own = _own(place).element
+        found["element"] = own if own in elements else elements[0]
     selection = Selection(**found)
-    if selection.weighting and selection.element not in METHODS[selection.weighting].elements:
+    if elements and selection.element not in elements:
         raise ConfigError(
             f"loss={loss}: {selection.weighting} has no meaning with {selection.element}; valid pairs: {_pairs()}"
         )
     return selection
+
+
+def _own(place: str) -> Selection:
+    """The host's own loss."""
+    name = PLACES[place]
+    return Selection(name, "") if METHODS[name].kind == "element" else Selection(METHODS[name].elements[0], name)
 
 
 def _pairs() -> str:
@@ -122,21 +149,27 @@ def _remedy(loss: str, method: str) -> str:
     return f"add it: loss={joined}"
 
 
-def divisor_of(values: TrainFlags) -> str:
-    """What the summed loss is divided by: `host`, `positives` or `candidates`; what `auto` means is in the registry."""
+def divisor_of(values: TrainFlags, place: str) -> str:
+    """What the summed loss is divided by: a choice of `divisor`; what `auto` means is in the registry."""
     if values.divisor != "auto":
         return values.divisor
-    element, weighting = select(values.loss)
+    element, weighting = select(values.loss, place)
     rows = [METHODS[name] for name in (weighting, element) if name]
-    return next((row.divisors[values.head] for row in rows if values.head in row.divisors), "host")
+    return next((row.divisors[place] for row in rows if place in row.divisors), "host")
 
 
-def train_flags(given: Mapping[str, Any], *, head: str = "stock") -> TrainFlags:
+def place_of(head: str, host: str = "yolo") -> str:
+    """Where the loss is applied: a key of PLACES, from the head and the host that a model has."""
+    return head if host == "yolo" else host
+
+
+def train_flags(given: Mapping[str, Any], *, head: str = "stock", host: str = "yolo") -> TrainFlags:
     """Parse and check the training flags that a user gave.
 
     Args:
         given: flag name to value.
         head: the head where none is given, e.g. that of the checkpoint.
+        host: yolo, or one of torchvision's detectors: retinanet, ssd, fasterrcnn.
 
     Returns:
         Flags with `loss` and `head` filled in: a method's flag without `loss` selects the method.
@@ -145,28 +178,51 @@ def train_flags(given: Mapping[str, Any], *, head: str = "stock") -> TrainFlags:
         ConfigError: an unknown flag, a bad value, or a flag that would have no effect.
     """
     values = parse(TrainFlags, {"head": head, **given})
+    if host != "yolo" and values.head not in HEADS[host]:
+        raise ConfigError(f"head={values.head} is not defined for {host}; heads: {', '.join(HEADS[host])}")
+    place = place_of(values.head, host)
     facts = {name: flags(TrainFlags)[name].metadata["method"] for name in given}
     implied = sorted({method for method in facts.values() if method in METHODS})
-    loss = values.loss or "+".join(implied) or "bce"
-    selected = select(loss)
+    loss = values.loss or "+".join(implied) or PLACES[place]
+    selected = select(loss, place)
     for name, method in facts.items():
         if method == "anchor" and values.head != "anchor":
             raise ConfigError(f"{name}={given[name]} has no effect with head={values.head}; add head=anchor")
         if method in METHODS and method not in selected:
             raise ConfigError(f"{name}={given[name]} has no effect with loss={loss}; {_remedy(loss, method)}")
     for name in selected:
-        if name and values.head not in METHODS[name].heads:
-            raise ConfigError(
-                f"loss={name} is not defined for head={values.head}; heads: {', '.join(METHODS[name].heads)}"
-            )
-    return parse(TrainFlags, {**{k: getattr(values, k) for k in flags(TrainFlags)}, "loss": selected.text})
+        if name and place not in METHODS[name].places:
+            where = f"head={place}" if place in YOLO else place
+            defined = [m for m, row in METHODS.items() if place in row.places]
+            raise ConfigError(f"loss={name} is not defined for {where}; losses there: {', '.join(defined)}")
+    return parse(TrainFlags, {**{k: getattr(values, k) for k in flags(TrainFlags)}, "loss": selected.text(place)})
 
 
-def kept_flags(kept: Mapping[str, Any], *, head: str = "stock") -> TrainFlags:
+def check_flags(given: Mapping[str, Any], *, head: str = "stock") -> None:
+    """Raise where no model takes these flags; what is wrong with them for YOLO is told.
+
+    Args:
+        given: flag name to value.
+        head: as in `train_flags`.
+    """
+    try:
+        train_flags(given, head=head)
+    except ConfigError:
+        for host in HEADS:
+            try:
+                train_flags(given, host=host)
+                return
+            except ConfigError:
+                continue
+        raise
+
+
+def kept_flags(kept: Mapping[str, Any], *, head: str = "stock", host: str = "yolo") -> TrainFlags:
     """The flags that a checkpoint keeps: every one, checked when its run began; the host's loss where it keeps none.
 
     Args:
         kept: flag name to value.
         head: the head where none is kept.
+        host: as in `train_flags`.
     """
-    return parse(TrainFlags, {"loss": "bce", "head": head, **kept})
+    return parse(TrainFlags, {"loss": PLACES[place_of(head, host)], "head": head, **kept})

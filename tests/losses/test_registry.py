@@ -10,7 +10,7 @@ import torch
 from rebalance.config import TrainFlags, as_dict, flags
 from rebalance.errors import ConfigError
 from rebalance.losses.bce import bce
-from rebalance.losses.registry import METHODS, Selection, divisor_of, kept_flags, select, train_flags
+from rebalance.losses.registry import METHODS, PLACES, Selection, divisor_of, kept_flags, select, train_flags
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 
@@ -33,7 +33,7 @@ README = Path(__file__).resolve().parents[2] / "README.md"
 )
 def test_select(loss: str, element: str, weighting: str, text: str) -> None:
     assert select(loss) == Selection(element, weighting)
-    assert select(loss).text == text
+    assert select(loss).text() == text
     assert select(text) == select(loss)
 
 
@@ -76,7 +76,7 @@ def test_select_refuses(loss: str, message: str) -> None:
         ({"focal_gamma": 1, "obj_drop": 0.5}, {"loss": "focal+drop", "focal_gamma": 1.0}),
         ({"brl_weight": 1}, {"loss": "brl", "brl_weight": 1.0}),
         ({"soft_a": 1}, {"loss": "soft", "soft_a": 1.0}),
-        ({"divisor": "positives"}, {"loss": "bce"}),
+        ({"divisor": "batch"}, {"loss": "bce"}),
     ],
 )
 def test_train_flags(given: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -111,7 +111,7 @@ def test_the_head_of_a_checkpoint_counts_where_none_is_given() -> None:
         ({"brl_t": 0.5, "ghm_bins": 5}, "loss=brl+ghm: ghm has no meaning with brl; valid pairs: "),
         ({"brl_t": 2}, "brl_t=2 is out of range: 0 to 1"),
         ({"ghm_bins": 0}, "ghm_bins=0 is out of range: at least 1"),
-        ({"divisor": "positive"}, "divisor=positive is not one of auto, host, positives, candidates (did you mean"),
+        ({"divisor": "positive"}, "divisor=positive is not one of auto, host, image, batch, candidates"),
         ({"obj_drop": 0.5, "autoanchor": False}, "autoanchor=False has no effect with head=stock; add head=anchor"),
     ],
 )
@@ -123,9 +123,9 @@ def test_train_flags_refuses(given: dict[str, Any], message: str) -> None:
 
 
 def test_a_method_that_is_not_defined_for_a_head_names_the_heads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(METHODS, "drop", METHODS["drop"]._replace(heads=("anchor",)))
+    monkeypatch.setitem(METHODS, "drop", METHODS["drop"]._replace(places=("anchor",)))
     assert train_flags({"loss": "drop", "head": "anchor"}).loss == "drop"
-    with pytest.raises(ConfigError, match=r"^loss=drop is not defined for head=stock; heads: anchor$"):
+    with pytest.raises(ConfigError, match=r"^loss=drop is not defined for head=stock; losses there: bce, focal, "):
         train_flags({"obj_drop": 0.5})
 
 
@@ -148,18 +148,18 @@ def test_a_checkpoint_without_flags_has_the_host_s_loss() -> None:
         ("bce", "host", "host"),
         ("drop", "host", "host"),
         ("soft", "host", "host"),
-        ("focal", "host", "positives"),
-        ("brl+drop", "host", "positives"),
-        ("focal+soft", "host", "positives"),
-        ("ohem", "host", "positives"),
+        ("focal", "host", "batch"),
+        ("brl+drop", "host", "batch"),
+        ("focal+soft", "host", "batch"),
+        ("ohem", "host", "batch"),
         ("ghm", "candidates", "candidates"),
     ],
 )
 def test_the_divisor_is_the_method_s_own_unless_it_is_given(loss: str, stock: str, anchor: str) -> None:
-    assert divisor_of(train_flags({"loss": loss})) == stock
-    assert divisor_of(train_flags({"loss": loss, "head": "anchor"})) == anchor
-    for given in ("host", "positives", "candidates"):
-        assert divisor_of(train_flags({"loss": loss, "divisor": given})) == given
+    assert divisor_of(train_flags({"loss": loss}), "stock") == stock
+    assert divisor_of(train_flags({"loss": loss, "head": "anchor"}), "anchor") == anchor
+    for given in ("host", "image", "batch", "candidates"):
+        assert divisor_of(train_flags({"loss": loss, "divisor": given}), "stock") == given
 
 
 def test_every_pair_that_is_offered_can_be_chosen() -> None:
@@ -167,7 +167,7 @@ def test_every_pair_that_is_offered_can_be_chosen() -> None:
         assert (row.kind == "weighting") == bool(row.elements)
         for element in row.elements:
             assert select(f"{element}+{name}") == Selection(element, name)
-        assert set(row.divisors) <= set(row.heads)
+        assert set(row.divisors) <= set(row.places)
         assert set(row.divisors.values()) <= set(flags(TrainFlags)["divisor"].metadata["choices"])
 
 
@@ -177,8 +177,8 @@ def test_every_row_is_complete() -> None:
     for name, row in METHODS.items():
         assert re.fullmatch(r"[a-z]+", name)
         assert row.kind in ("element", "weighting")
-        assert row.heads
-        assert set(row.heads) <= set(flags(TrainFlags)["head"].metadata["choices"])
+        assert row.places
+        assert set(row.places) <= set(PLACES)
         assert all((row.title, row.source))
 
 
@@ -261,7 +261,7 @@ def test_readme_lists_the_registry() -> None:
     assert list(found) == list(METHODS)
     heads = next(i for i, cell in enumerate(header) if "head=" in cell)
     for name, row in found.items():
-        assert tuple(ticked(row[heads])) == METHODS[name].heads
+        assert tuple(ticked(row[heads])) == METHODS[name].places
         assert METHODS[name].source in row[-1]
 
 

@@ -19,11 +19,12 @@ from ultralytics.utils import DEFAULT_CFG_DICT, YAML
 from ultralytics.utils.checks import check_yaml
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 
+from rebalance.adapters.ultralytics.model import host_of
 from rebalance.adapters.ultralytics.yolo import YOLO, split
 from rebalance.config import TrainFlags, flags
 from rebalance.data.seafloor import resolve
 from rebalance.errors import ConfigError, nearest
-from rebalance.losses.registry import train_flags
+from rebalance.losses.registry import check_flags, train_flags
 
 # Keys that the host takes though its defaults do not list them
 EXTRA = {"half", "int8", "end2end", "nms", "augmentations", "save_dir", "cfg", "mode", "task"}
@@ -54,7 +55,11 @@ def _call(args: list[str], *, strict: bool) -> None:
     if ours and mode != "train":
         name = next(iter(ours))
         raise ConfigError(f"{name}={ours[name]} is a training flag; {mode or 'this command'} does not take it")
-    train_flags(ours, head="anchor" if _value(rest, "model").endswith(".pt") and "head" not in ours else "stock")
+    model = _value(rest, "model")
+    if model.endswith(".pt"):  # only the file knows its host and head; the model checks again
+        check_flags(ours, head="anchor" if "head" not in ours else "stock")
+    else:
+        train_flags(ours, host=host_of(model))
     if strict or ours:
         _check(rest)
     elif mode:

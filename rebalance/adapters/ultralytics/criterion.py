@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,9 +21,11 @@ from rebalance.config import TrainFlags
 from rebalance.heads.anchor import objectness
 from rebalance.losses.bce import bce
 from rebalance.losses.composition import Composition
+from rebalance.losses.divisor import divided_by
 from rebalance.losses.drop import COUNTS, Dropping
 from rebalance.losses.registry import divisor_of
 from rebalance.targets.anchor import Matches, match
+from rebalance.targets.labels import padded_labels
 from rebalance.targets.state import Candidates, candidate_state
 
 # Weight of each level's objectness loss in YOLOv5, from fine to coarse, by number of levels
@@ -31,23 +33,6 @@ BALANCE = {2: (4.0, 1.0), 3: (4.0, 1.0, 0.4), 4: (4.0, 1.0, 0.25, 0.06)}
 
 Batch = dict[str, Any]
 Result = tuple[Tensor, dict[str, Tensor]]
-
-
-def divided_by(divisor: str, matched: Tensor, dropped: Tensor | None, flags: TrainFlags, channels: int) -> Tensor:
-    """The number that a loss is divided by, where it is not the host's; a scalar, at least 1.
-
-    Args:
-        divisor: positives (matched candidates) or candidates (all, times channels).
-        matched: (B, N) bool.
-        dropped: (B, N) bool, what left the loss (in scope `literal`: what became background); None: nothing.
-        flags: drop_divisor, drop_scope.
-        channels: of a candidate.
-    """
-    counted = matched if divisor == "positives" else torch.ones_like(matched)
-    background = divisor == "candidates" and flags.drop_scope == "literal"  # still trained on
-    if dropped is not None and flags.drop_divisor == "kept" and not background:
-        counted = counted & ~dropped
-    return (counted.sum() * (1 if divisor == "positives" else channels)).clamp(min=1)
 
 
 class DetectionCriterion(v8DetectionLoss):  # type: ignore[misc]
@@ -61,9 +46,16 @@ class DetectionCriterion(v8DetectionLoss):  # type: ignore[misc]
     that of its decoded box.
 
     The host divides by the sum of target scores. With `drop_divisor=kept` that is the sum over what is left, which in
-    scope `background` is the host's own divisor, since negatives have no target score. `divisor=positives` divides by
-    the number of matched predictions, `candidates` by the number of predictions times classes.
+    scope `background` is the host's own divisor, since negatives have no target score. `divisor=batch` divides by
+    the number of matched predictions, `image` by that of each image, `candidates` by all predictions times classes.
     """
+
+    divisors: ClassVar = {
+        "host": "sum of target scores",
+        "image": "matched predictions of each image, mean over images",
+        "batch": "matched predictions of the batch",
+        "candidates": "predictions of the batch times classes",
+    }
 
     # Of the step at hand, from the assigner to the losses
     _matched: Tensor  # (B, N)
@@ -73,7 +65,7 @@ class DetectionCriterion(v8DetectionLoss):  # type: ignore[misc]
 
     def __init__(self, model: Any, tal_topk: int = 10, tal_topk2: int | None = None, *, flags: TrainFlags, seed: int):
         super().__init__(model, tal_topk, tal_topk2)
-        self.flags, self.divisor = flags, divisor_of(flags)
+        self.flags, self.divisor = flags, divisor_of(flags, "stock")
         self.dropping = Dropping(flags, seed=seed, rank=max(RANK, 0), stream=0 if tal_topk2 is None else 1)
         self.composition = Composition(flags)
         self._host: dict[str, Any] = {part: getattr(self, part) for part in ("assigner", "bce", "bbox_loss")}
@@ -123,7 +115,7 @@ class DetectionCriterion(v8DetectionLoss):  # type: ignore[misc]
         """Make up for the host's division by the sum of target scores, where another divisor is wanted."""
         if self.divisor != "host":
             count = divided_by(self.divisor, self._matched, dropped, self.flags, channels=loss.shape[-1])
-            return loss * (self._host_divisor / count)
+            return loss * (self._host_divisor / count.view(-1, 1, 1))
         if dropped is None or self.flags.drop_divisor == "host" or self.flags.drop_scope == "background":
             return loss
         return loss * (targets.sum().clamp(min=1) / left.sum().clamp(min=1))
@@ -146,12 +138,19 @@ class AnchorCriterion:
     mean over the matches of a level and classes. With `drop_divisor=kept` the means are over what is left.
 
     The methods act on the objectness. A candidate's overlap is that of its anchor, placed at its cell. With
-    `divisor=positives` or `candidates` the objectness loss is a sum over all levels, without `BALANCE`, divided by the
-    number of matched candidates or of all.
+    `divisor=batch`, `image` or `candidates` the objectness loss is a sum over all levels, without `BALANCE`, divided by
+    the number of matched candidates (of the batch, or of each image) or of all.
     """
 
+    divisors: ClassVar = {
+        "host": "mean over the candidates of a level",
+        "image": "matched candidates of each image, mean over images",
+        "batch": "matched candidates of the batch",
+        "candidates": "candidates of the batch",
+    }
+
     def __init__(self, model: Any, *, flags: TrainFlags, seed: int) -> None:
-        self.flags, self.head, self.divisor = flags, model.model[-1], divisor_of(flags)
+        self.flags, self.head, self.divisor = flags, model.model[-1], divisor_of(flags, "anchor")
         self.dropping = Dropping(flags, seed=seed, rank=max(RANK, 0))
         self.composition = Composition(flags)
         self.finest = int(self.head.stride.min())  # pixels a cell of the first level
@@ -182,8 +181,8 @@ class AnchorCriterion:
         shapes = [(x.shape[-2], x.shape[-1]) for x in maps]
         found = match(labels.float(), self.head.anchors, shapes, self.flags.anchor_t)
 
-        rows = zip(maps, found.image, found.anchor, found.row, found.column, strict=True)
-        chosen = upcast(torch.stack([x[i, a, :, r, c] for x, i, a, r, c in rows]))  # (L, K, 5 + C)
+        slots = zip(maps, found.image, found.anchor, found.row, found.column, strict=True)
+        chosen = upcast(torch.stack([x[i, a, :, r, c] for x, i, a, r, c in slots]))  # (L, K, 5 + C)
         sigmoid = chosen[..., :4].sigmoid()
         matched = torch.cat((sigmoid[..., :2] * 2 - 0.5, (sigmoid[..., 2:] * 2) ** 2 * found.anchor_wh), -1)
         iou = ciou(matched, found.boxes_xywh)
@@ -197,7 +196,11 @@ class AnchorCriterion:
         box_weight = found.valid
         overlap = logits.new_zeros(()).expand_as(logits)
         if self.dropping.on or self.composition.uses_overlap:
-            gt_boxes = self._padded(labels, batch, shapes, len(logits))
+            rows, columns = shapes[0]
+            gt_boxes = padded_labels(
+                labels[:, 0], labels[:, 1], labels[:, 2:], images=len(logits),
+                size=(rows * self.finest, columns * self.finest), most=batch.get("most_labels"),
+            ).boxes  # fmt: skip
         if self.composition.uses_overlap:
             overlap = self._overlap(gt_boxes, shapes)
         if self.dropping.on:
@@ -239,17 +242,17 @@ class AnchorCriterion:
             batch = Candidates(logits.unsqueeze(-1), target.unsqueeze(-1), state, overlap)
             loss = self.composition(batch).squeeze(-1)
         if self.divisor != "host":
-            total = loss.sum() if weight is None else torch.where(weight, loss, 0).sum()
-            return total / divided_by(self.divisor, positive, dropped, self.flags, 1)
+            left = loss if weight is None else torch.where(weight, loss, 0)
+            return (left.sum(1) / divided_by(self.divisor, positive, dropped, self.flags, 1)).sum()
         sizes = [self.head.na * h * w for h, w in shapes]
         if weight is None:
             means = [x.mean() for x in torch.split(loss, sizes, 1)]
         else:
-            left = [x.sum() for x in torch.split(torch.where(weight, loss, 0), sizes, 1)]
+            sums = [x.sum() for x in torch.split(torch.where(weight, loss, 0), sizes, 1)]
             if self.flags.drop_divisor == "host":
-                means = [x / (len(loss) * n) for x, n in zip(left, sizes, strict=True)]
+                means = [x / (len(loss) * n) for x, n in zip(sums, sizes, strict=True)]
             else:
-                means = [x / w.sum().clamp(min=1) for x, w in zip(left, torch.split(weight, sizes, 1), strict=True)]
+                means = [x / w.sum().clamp(min=1) for x, w in zip(sums, torch.split(weight, sizes, 1), strict=True)]
         return torch.stack([m * b for m, b in zip(means, BALANCE[len(shapes)], strict=True)]).sum()
 
     def _overlap(self, gt_boxes: Tensor, shapes: list[tuple[int, int]]) -> Tensor:
@@ -283,21 +286,6 @@ class AnchorCriterion:
         """(B, N) of the slots' values at their places, 0 elsewhere."""
         return values.new_zeros(shape.numel() + 1).scatter_(0, place, values.flatten())[:-1].view(shape)
 
-    def _padded(self, labels: Tensor, batch: Batch, shapes: list[tuple[int, int]], images: int) -> Tensor:
-        """(B, G, 4) labels of each image in pixels, padded with boxes without area."""
-        image = labels[:, 0].long()
-        most = batch.get("most_labels")
-        if most is None:  # not counted before the batch left the host: read back
-            most = int(image.bincount(minlength=1).max()) if len(image) else 0
-        first = torch.searchsorted(image, torch.arange(images, device=image.device))
-        place = torch.arange(len(image), device=image.device) - first[image]
-        rows, columns = shapes[0]
-        x, y, w, h = labels[:, 2:].unbind(1)
-        width, height = columns * self.finest, rows * self.finest
-        padded = labels.new_zeros(images, most, 4)
-        padded[image, place] = xywh_to_xyxy(torch.stack((x * width, y * height, w * width, h * height), 1))
-        return padded
-
 
 def build_criterion(model: Any, flags: TrainFlags, seed: int) -> Any:
     """The criterion of a model: its head decides which.
@@ -308,6 +296,8 @@ def build_criterion(model: Any, flags: TrainFlags, seed: int) -> Any:
         seed: of the run.
     """
     head = model.model[-1]
+    if hasattr(head, "build_criterion"):  # torchvision's
+        return head.build_criterion(flags, seed)
     if hasattr(head, "maps"):
         return AnchorCriterion(model, flags=flags, seed=seed)
     make = partial(DetectionCriterion, flags=flags, seed=seed)

@@ -95,6 +95,14 @@ def remembered(model: Any) -> dict[str, Any]:
     return yaml.get(KEY, {}) if isinstance(yaml, dict) else {}
 
 
+def host_of(cfg: Any) -> str:
+    """The host of a model: yolo, or a detector of torchvision; from its `yaml` or its name."""
+    from rebalance.adapters.torchvision.zoo import ZOO
+
+    name = cfg.get("torchvision") if isinstance(cfg, dict) else cfg
+    return ZOO[name].host if name in ZOO else "yolo"
+
+
 def read_state_dict(path: str | Path) -> dict[str, Tensor] | None:
     """The tensors of a plain state dict file; None where the file is something else, e.g. an Ultralytics checkpoint.
 

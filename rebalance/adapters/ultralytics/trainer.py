@@ -17,6 +17,8 @@ from ultralytics.utils import LOGGER, RANK
 from ultralytics.utils.loss import E2ELoss
 from ultralytics.utils.torch_utils import unwrap_model
 
+from rebalance.adapters.torchvision import weights
+from rebalance.adapters.torchvision.model import TorchvisionModel
 from rebalance.adapters.ultralytics.criterion import (
     averages,
     begin_epoch,
@@ -29,6 +31,7 @@ from rebalance.adapters.ultralytics.model import (
     KEY,
     AnchorDetect,
     AnchorDetectionModel,
+    host_of,
     load_by_name,
     read_state_dict,
     remember,
@@ -36,22 +39,9 @@ from rebalance.adapters.ultralytics.model import (
 from rebalance.config import TrainFlags, as_dict
 from rebalance.config import flags as fields
 from rebalance.errors import ConfigError, ModelError
-from rebalance.losses.registry import METHODS, kept_flags, select, train_flags
+from rebalance.losses.registry import METHODS, check_flags, kept_flags, select, train_flags
 from rebalance.targets.autoanchor import best_possible_recall, fit_anchors
 
-# What the classification (objectness) loss is divided by, by head and `divisor`, in words
-DIVISORS = {
-    "stock": {
-        "host": "sum of target scores",
-        "positives": "matched predictions of the batch",
-        "candidates": "predictions of the batch times classes",
-    },
-    "anchor": {
-        "host": "mean over the candidates of a level",
-        "positives": "matched candidates of the batch",
-        "candidates": "candidates of the batch",
-    },
-}
 HOST_WEIGHTS = ("box", "cls", "dfl", "cls_pw")  # of Ultralytics' own losses, which the anchor head does not use
 
 
@@ -68,10 +58,11 @@ class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
     given: Mapping[str, Any] = {}
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.flags: TrainFlags = train_flags(self.given)
+        self.flags = TrainFlags()  # until the model is there, which has a say in what they mean
         self.loss_ran: dict[str, Any] = {}
         self.drop_counts: dict[str, int] = {}
         self.weights_matched: tuple[int, int] | None = None
+        self._fresh = False  # whether the model started from random weights
         self._averages: list[list[float] | None] = []  # of the losses in the checkpoint that is resumed
         super().__init__(*args, **kwargs)
 
@@ -82,27 +73,36 @@ class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
         pretrained, state = self.args.pretrained, None
         if isinstance(pretrained, (str, Path)) and not self.resume and Path(pretrained).is_file():
             state = read_state_dict(pretrained)
-        if state is None:
-            return super().setup_model()
-        self.args.pretrained = False
+        if state is not None or pretrained == weights.COCO:
+            self.args.pretrained = False  # the host would take it for a checkpoint
         checkpoint = super().setup_model()
         self.args.pretrained = pretrained
-        self.weights_matched = load_by_name(self.model, state, str(pretrained))
+        if isinstance(self.model, TorchvisionModel):
+            if state is not None or self._fresh:
+                self.weights_matched = weights.start(self.model, pretrained)
+        elif state is not None:
+            self.weights_matched = load_by_name(self.model, state, str(pretrained))
         return checkpoint
 
     def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> Any:
         """Build the model with the head asked for, or the head of the checkpoint it starts from."""
-        before = cfg.get("rebalance", {}).get("flags", {}) if isinstance(cfg, dict) else {}
+        before = cfg.get(KEY, {}).get("flags", {}) if isinstance(cfg, dict) else {}
+        host = host_of(cfg)
+        self._fresh = weights is None and not self.resume
         if self.resume:
             if changed := [
-                k for k, v in as_dict(train_flags(self.given)).items() if k in self.given and before.get(k) != v
+                k
+                for k, v in as_dict(train_flags(self.given, host=host)).items()
+                if k in self.given and before.get(k) != v
             ]:
                 LOGGER.warning(f"rebalance: resume keeps the checkpoint's flags; ignored: {', '.join(changed)}")
             self.flags = kept_flags(before)
             self._averages = cfg[KEY].get("state", []) if before else []
         else:
-            self.flags = train_flags(self.given, head=before.get("head", "stock"))
+            self.flags = train_flags(self.given, head=before.get("head", "stock"), host=host)
         build = AnchorDetectionModel if self.flags.head == "anchor" else DetectionModel
+        if host != "yolo":
+            build = TorchvisionModel
         verbose = verbose and RANK == -1
         model = build(cfg, nc=self.data["nc"], ch=self.data["channels"], verbose=verbose)
         if not isinstance(model.model[-1], Detect):
@@ -214,7 +214,8 @@ def describe(flags: TrainFlags, model: Any) -> dict[str, Any]:
         for name, item in fields(TrainFlags).items()
         if item.metadata["method"] in methods and name != "autoanchor"
     }
-    divisor = DIVISORS[flags.head][branches(criterion)[0].divisor]
+    branch = branches(criterion)[0]
+    divisor = branch.divisors[branch.divisor]
     if selection.weighting == "drop":
         divisor += ", what is left" if flags.drop_divisor == "kept" else ", as in the host"
     settings = " ".join(f"{k}={v}" for k, v in used.items())
@@ -236,5 +237,5 @@ def trainer(**given: Any) -> type[RebalanceTrainer]:
     Raises:
         ConfigError: an unknown flag, a bad value, or a flag that would have no effect.
     """
-    train_flags(given)
+    check_flags(given)
     return type("RebalanceTrainer", (RebalanceTrainer,), {"given": dict(given), "__module__": __name__})

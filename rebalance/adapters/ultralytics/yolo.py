@@ -10,12 +10,16 @@ import ultralytics
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import DEFAULT_CFG_DICT, YAML
 from ultralytics.utils.checks import check_yaml
+from ultralytics.utils.downloads import GITHUB_ASSETS_STEMS
 
-from rebalance.adapters.ultralytics.model import KEY, remembered, replaceable_head
+from rebalance.adapters.torchvision.model import TorchvisionModel
+from rebalance.adapters.torchvision.weights import COCO, start
+from rebalance.adapters.torchvision.zoo import ZOO
+from rebalance.adapters.ultralytics.model import KEY, host_of, read_state_dict, remembered, replaceable_head
 from rebalance.adapters.ultralytics.trainer import HOST_WEIGHTS, trainer
 from rebalance.config import TrainFlags, flags
 from rebalance.data.seafloor import resolve
-from rebalance.errors import ConfigError
+from rebalance.errors import ConfigError, ModelError, nearest
 from rebalance.losses.registry import train_flags
 
 
@@ -29,8 +33,49 @@ class YOLO(ultralytics.YOLO):  # type: ignore[misc]
     """`ultralytics.YOLO` whose `train` takes our flags; everything else is as there.
 
     Without a flag of ours, and from a checkpoint that has no head of ours, training is stock Ultralytics. A checkpoint
-    keeps its head; resuming keeps its loss too.
+    keeps its head; resuming keeps its loss too. `YOLO("retinanet_tiny")`, or another name of
+    `rebalance.adapters.torchvision.zoo`, is a detector of torchvision.
     """
+
+    def _load(self, weights: str, task: Any = None) -> None:
+        if str(weights) not in ZOO:
+            if not Path(weights).suffix and not Path(weights).exists() and str(weights) not in GITHUB_ASSETS_STEMS:
+                raise ModelError(f"model={weights} is not one of {', '.join(ZOO)}, nor a file{nearest(weights, ZOO)}")
+            super()._load(weights, task=task)
+            return
+        self.task, self.cfg, self.model_name = "detect", weights, weights
+        self.model = TorchvisionModel(weights, verbose=False)
+        self.overrides |= {"model": weights, "task": "detect"}
+        self.model.args = {**DEFAULT_CFG_DICT, **self.overrides}
+        self.model.task = "detect"
+
+    def load(self, weights: Any = "yolo26n.pt") -> Any:
+        """Fill the model, as there; one of torchvision also with `coco`, or with a state dict of torchvision's."""
+        if isinstance(self.model, TorchvisionModel) and (weights == COCO or read_state_dict(weights) is not None):
+            start(self.model, str(weights))
+            self.ckpt = {"model": self.model}
+            return self
+        return super().load(weights)
+
+    def _ready(self) -> None:
+        """Give a detector of torchvision that was only named COCO's weights: nobody wants random boxes."""
+        if isinstance(self.model, TorchvisionModel) and not self.ckpt:
+            self.load(COCO)
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Predict, as there."""
+        self._ready()
+        return super().predict(*args, **kwargs)
+
+    def val(self, *args: Any, **kwargs: Any) -> Any:
+        """Validate, as there."""
+        self._ready()
+        return super().val(*args, **kwargs)
+
+    def export(self, **kwargs: Any) -> Any:
+        """Export, as there."""
+        self._ready()
+        return super().export(**kwargs)
 
     def train(self, trainer: Any = None, **kwargs: Any) -> Any:
         """Train.
@@ -56,23 +101,24 @@ class YOLO(ultralytics.YOLO):  # type: ignore[misc]
             source = load_checkpoint(resume)[0]  # goes on with that file, whatever this model is
         before = remembered(source).get("flags", {})
         head = before.get("head", "stock")
-        if not (ours or head != "stock" or (before and theirs.get("resume"))):
+        host = host_of(getattr(source, "yaml", None))
+        if host == "yolo" and not (ours or head != "stock" or (before and theirs.get("resume"))):
             if before and source is self.model:  # the host's loss from here on: resuming must not bring this one back
                 del self.model.yaml[KEY]
             return custom
         if custom is not None:
-            raise ConfigError(f"trainer={custom.__name__} cannot be joined with {', '.join(ours) or f'head={head}'}")
+            with_what = ", ".join(ours) or (f"head={head}" if host == "yolo" else f"model={self.model_name}")
+            raise ConfigError(f"trainer={custom.__name__} cannot be joined with {with_what}")
         if self.task != "detect":
             raise ConfigError(
                 f"{', '.join(ours)}: only for detection models, and {self.model_name} is a {self.task} model"
             )
-        chosen = train_flags(ours, head=head)
-        if chosen.head == "anchor":
+        chosen = train_flags(ours, head=head, host=host)
+        if chosen.head == "anchor" or host != "yolo":
+            own = "head=anchor; its gains are box_gain, obj_gain, cls_gain"
             for k in HOST_WEIGHTS:
                 if theirs.get(k, DEFAULT_CFG_DICT[k]) != DEFAULT_CFG_DICT[k]:
-                    raise ConfigError(
-                        f"{k}={theirs[k]} has no effect with head=anchor; its gains are box_gain, obj_gain, cls_gain"
-                    )
-            if head != "anchor":
-                replaceable_head(self.model)
+                    raise ConfigError(f"{k}={theirs[k]} has no effect with {own if host == 'yolo' else host}")
+        if chosen.head == "anchor" and head != "anchor":
+            replaceable_head(self.model)
         return trainer(**{**ours, "head": chosen.head})

@@ -21,7 +21,6 @@ from rebalance.adapters.ultralytics.criterion import (
     begin_epoch,
     branches,
     build_criterion,
-    divided_by,
     restore_averages,
 )
 from rebalance.adapters.ultralytics.model import remembered
@@ -31,6 +30,7 @@ from rebalance.heads.anchor import COCO_ANCHORS, AnchorHead
 from rebalance.losses.bce import bce
 from rebalance.losses.brl import brl
 from rebalance.losses.composition import Composition
+from rebalance.losses.divisor import divided_by
 from rebalance.losses.focal import focal
 from rebalance.losses.ghm import ghm_weights
 from rebalance.losses.ohem import ohem_mask
@@ -147,13 +147,13 @@ def slow(loss: str, seen: Candidates) -> Tensor:
 
 @pytest.mark.parametrize("name", HEADS)
 @pytest.mark.parametrize("loss", [loss for loss in LOSSES if "drop" not in loss and loss != "bce"])
-@pytest.mark.parametrize("divisor", ["positives", "candidates"])
+@pytest.mark.parametrize("divisor", ["batch", "candidates"])
 def test_the_loss_is_the_sum_of_the_formula_by_its_divisor(name: str, loss: str, divisor: str) -> None:
     criterion = make(name, loss, divisor=divisor)
     seen = spied(criterion)
     _, items, _ = run(criterion, name, batch(images=2))  # the last image has no label
     (candidates,) = seen
-    count = (candidates.state == 1).sum() if divisor == "positives" else candidates.logits.numel()
+    count = (candidates.state == 1).sum() if divisor == "batch" else candidates.logits.numel()
     gain = criterion.gains[1] if name == "anchor" else 0.5  # the host's cls
     torch.testing.assert_close(acted_on(items), gain * slow(loss, candidates).sum() / count)
     others = run(make(name, "bce"), name, batch(images=2))[1]
@@ -267,7 +267,7 @@ def test_on_the_other_heads_it_is_that_of_the_decoded_box(name: str) -> None:
 @pytest.mark.parametrize("loss", ["focal+drop", "brl+drop"])
 @pytest.mark.parametrize("scope", ["background", "matched", "literal"])
 def test_dropping_all_negatives_leaves_the_positives_alone(name: str, loss: str, scope: str) -> None:
-    criterion = make(name, loss, obj_drop=1.0, drop_scope=scope, neg_iou=0.7, divisor="positives")
+    criterion = make(name, loss, obj_drop=1.0, drop_scope=scope, neg_iou=0.7, divisor="batch")
     seen, drawn = spied(criterion), []
     dropping = branches(criterion)[-1].dropping
     draw = dropping.draw
@@ -290,20 +290,20 @@ def test_what_the_loss_is_divided_by() -> None:
     def count(divisor: str, dropped: Tensor | None = None, **flags: Any) -> int:
         return int(divided_by(divisor, positive, dropped, TrainFlags(**flags), 4))
 
-    assert count("positives") == 3
+    assert count("batch") == 3
     assert count("candidates") == 20
-    assert count("positives", dropped) == 2
+    assert count("batch", dropped) == 2
     assert count("candidates", dropped) == 12
-    assert count("positives", dropped, drop_divisor="host") == 3
+    assert count("batch", dropped, drop_divisor="host") == 3
     assert count("candidates", dropped, drop_divisor="host") == 20
     assert count("candidates", dropped, drop_scope="literal") == 20  # what became background is still trained on
-    assert count("positives", dropped, drop_scope="literal") == 2
-    assert int(divided_by("positives", torch.zeros(1, 5, dtype=torch.bool), None, TrainFlags(), 4)) == 1
+    assert count("batch", dropped, drop_scope="literal") == 2
+    assert int(divided_by("batch", torch.zeros(1, 5, dtype=torch.bool), None, TrainFlags(), 4)) == 1
 
 
 @pytest.mark.parametrize("name", HEADS)
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("divisor", ["auto", "host", "positives", "candidates"])
+@pytest.mark.parametrize("divisor", ["auto", "host", "image", "batch", "candidates"])
 def test_a_batch_without_labels_is_finite(name: str, loss: str, divisor: str) -> None:
     loss_vector, _, gradients = run(make(name, loss, divisor=divisor), name, batch(0))
     assert loss_vector.isfinite().all()
@@ -368,7 +368,7 @@ def test_the_warm_up_of_brl_reaches_every_branch_and_copy(name: str) -> None:
     [
         ("yolov8n.yaml", "focal+drop", {}, "sum of target scores, what is left"),
         ("yolov8n.yaml", "ghm", {}, "predictions of the batch times classes"),
-        ("yolo26n.yaml", "brl", {"divisor": "positives"}, "matched predictions of the batch"),
+        ("yolo26n.yaml", "brl", {"divisor": "batch"}, "matched predictions of the batch"),
         ("anchor", "brl", {}, "matched candidates of the batch"),
         ("anchor", "brl+drop", {"divisor": "host"}, "mean over the candidates of a level, what is left"),
         ("anchor", "soft", {}, "mean over the candidates of a level"),

@@ -1,0 +1,148 @@
+"""The losses of torchvision's dense detectors, called the way Ultralytics calls a criterion.
+
+Shapes: B images, A candidates, C classes, G labels of the fullest image.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from ultralytics.utils import RANK
+
+from rebalance.adapters.torchvision.head import Raw
+from rebalance.boxes import decode_deltas, encode_deltas, max_iou, upcast
+from rebalance.config import TrainFlags
+from rebalance.losses.composition import Composition
+from rebalance.losses.divisor import divided_by
+from rebalance.losses.drop import Dropping
+from rebalance.losses.registry import divisor_of
+from rebalance.targets.iou import Matched
+from rebalance.targets.labels import Padded, padded_labels
+from rebalance.targets.state import POSITIVE, Candidates
+
+Batch = dict[str, Any]
+Result = tuple[Tensor, dict[str, Tensor]]
+
+
+def labels_of(batch: Batch, images: int, size: tuple[int, int], device: torch.device) -> Padded:
+    """The labels of Ultralytics' batch, image by image."""
+    return padded_labels(
+        batch["batch_idx"].to(device).view(-1), batch["cls"].to(device).view(-1),
+        batch["bboxes"].to(device).view(-1, 4).float(),
+        images=images, size=size, most=batch.get("most_labels"),
+    )  # fmt: skip
+
+
+class DenseCriterion(ABC):
+    """One classification and one box loss over all anchors of the batch.
+
+    The overlap that a method asks for is that of the anchor; a prediction is dropped by the overlap of its decoded box.
+    """
+
+    place: str  # key of rebalance.losses.registry.PLACES
+    by_default: str  # what divisor=host means here
+    scale = (1.0, 1.0)  # of the offsets
+    divisors: ClassVar = {
+        "image": "positives of each image, mean over images",
+        "batch": "positives of the batch",
+        "candidates": "candidates of the batch times classes",
+    }
+
+    def __init__(self, *, flags: TrainFlags, seed: int) -> None:
+        """Start at epoch 0.
+
+        Args:
+            flags: training flags.
+            seed: of the run.
+        """
+        self.flags = flags
+        divisor = divisor_of(flags, self.place)
+        self.divisor = self.by_default if divisor == "host" else divisor
+        self.dropping = Dropping(flags, seed=seed, rank=max(RANK, 0))
+        self.composition = Composition(flags)
+
+    @abstractmethod
+    def match(self, anchors: Tensor, labels: Padded) -> Matched:
+        """What each anchor is matched to."""
+
+    @abstractmethod
+    def class_targets(self, logits: Tensor, classes: Tensor, positive: Tensor) -> Tensor:
+        """What the class logits should be: the shape of `logits`, from (B, A) classes and which are positive."""
+
+    @abstractmethod
+    def box_loss(self, deltas: Tensor, targets: Tensor) -> Tensor:
+        """(B, A) loss of the offsets (B, A, 4)."""
+
+    def __call__(self, preds: Any, batch: Batch) -> Result:
+        """Loss of one batch.
+
+        Args:
+            preds: the head's raw predictions; in validation a pair (decoded, raw).
+            batch: `batch_idx` (T,) sorted, `cls` (T, 1), `bboxes` (T, 4) centre, width, height as fractions; optionally
+                `most_labels`, the number of labels of the fullest image.
+
+        Returns:
+            (2,) classification and box loss times B, and the same without B, detached, by name.
+        """
+        raw: Raw = preds[1] if isinstance(preds, tuple) else preds
+        logits, deltas, anchors = upcast(raw["logits"]), upcast(raw["deltas"]), raw["anchors"]
+        labels = labels_of(batch, len(logits), raw["size"], logits.device)
+        matched = self.match(anchors, labels)
+        positive = matched.state == POSITIVE
+        gt_boxes, classes = _of_label(labels, matched.label)
+
+        state, obj_dropped, in_box_loss = matched.state, None, positive
+        if self.dropping.on:
+            obj_dropped, box_dropped = self._drop(logits, deltas, anchors, labels, positive)
+            in_box_loss = positive & ~box_dropped
+        cls = self._classification(logits, classes, matched._replace(state=state), positive, obj_dropped)
+        box = self._box(deltas, gt_boxes, anchors, positive, in_box_loss)
+        loss = torch.stack((cls, box))
+        items = dict(zip(("cls_loss", "box_loss"), loss.detach(), strict=True))
+        return loss * len(logits), items
+
+    def _drop(
+        self, logits: Tensor, deltas: Tensor, anchors: Tensor, labels: Padded, positive: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(B, A) what leaves the classification and the box loss."""
+        overlap = max_iou(decode_deltas(deltas.detach(), anchors, self.scale), labels.boxes)
+        pairs = torch.arange(positive.numel(), device=positive.device).view_as(positive).where(positive, -1)
+        return self.dropping.draw(positive, overlap, self.confidence(logits.detach()), pairs)
+
+    def confidence(self, logits: Tensor) -> Tensor:
+        """(B, A) how sure a prediction is to be an object, on any monotone scale."""
+        return logits.amax(-1)
+
+    def _classification(
+        self, logits: Tensor, classes: Tensor, matched: Matched, positive: Tensor, dropped: Tensor | None
+    ) -> Tensor:
+        literal = dropped is not None and self.flags.drop_scope == "literal"
+        counted = positive
+        if dropped is not None and literal:
+            positive = positive & ~dropped  # trained as background
+        state = matched.state.masked_fill(counted & ~positive, 0) if literal else matched.state
+        targets = self.class_targets(logits, classes, positive)
+        loss = self.composition(Candidates(logits, targets, state, matched.overlap)).sum(-1)  # (B, A)
+        if dropped is not None and not literal:
+            loss = loss.masked_fill(dropped, 0)
+        count = divided_by(self.divisor, counted, dropped, self.flags, logits.shape[-1])
+        return (loss.sum(1) / count).sum()
+
+    def _box(self, deltas: Tensor, gt_boxes: Tensor, anchors: Tensor, positive: Tensor, chosen: Tensor) -> Tensor:
+        # of what is no match, any box with an area, so that no gradient is lost in an infinity
+        target = encode_deltas(torch.where(chosen.unsqueeze(-1), gt_boxes, anchors), anchors, self.scale)
+        loss = torch.where(chosen, self.box_loss(deltas, target), 0)
+        counted = chosen if self.flags.drop_divisor == "kept" else positive
+        divisor = self.divisor if self.divisor != "candidates" else self.by_default
+        return (loss.sum(1) / divided_by(divisor, counted, None, self.flags, 1)).sum()
+
+
+def _of_label(labels: Padded, index: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, A, 4) boxes and (B, A) classes of the labels that `index` (B, A) points to; zeros where there is none."""
+    if labels.classes.shape[1] == 0:
+        return labels.boxes.new_zeros(*index.shape, 4), torch.zeros_like(index)
+    boxes = labels.boxes.gather(1, index.unsqueeze(-1).expand(-1, -1, 4))
+    return boxes, labels.classes.gather(1, index)

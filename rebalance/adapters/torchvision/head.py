@@ -1,0 +1,107 @@
+"""What torchvision's heads have in common when Ultralytics runs them.
+
+Shapes: B images, A candidates, C classes, K candidates that are kept for non-maximum suppression.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from ultralytics.nn.modules.head import Detect
+
+from rebalance.config import TrainFlags
+
+Raw = dict[str, Any]  # what the head predicts, before boxes are made of it
+
+
+class TorchvisionHead(Detect):  # type: ignore[misc]
+    """A torchvision head as Ultralytics sees a head.
+
+    It is a Detect for exporters and validators, but has none of its layers; `cv2` and `cv3` say so.
+
+    Attributes:
+        host: the detector, a key of `rebalance.losses.registry.PLACES`.
+        nc: classes, background not counted.
+        background: number of logits for it: 1 where it has a class of its own, as the first (softmax), else 0.
+        stride: (1,) that of the coarsest level in pixels; images are padded to multiples of it.
+    """
+
+    cv2 = ()
+    cv3 = None
+    host = ""
+    background = 0
+
+    def __init__(self, nc: int, stride: int) -> None:
+        """Build the part that all heads have.
+
+        Args:
+            nc: classes.
+            stride: of the coarsest level, in pixels.
+        """
+        nn.Module.__init__(self)
+        self.nc, self.nl, self.reg_max = nc, 1, 1
+        self.stride = torch.tensor([float(stride)])
+
+    @abstractmethod
+    def predict(self, features: OrderedDict[str, Tensor], size: tuple[int, int]) -> Raw:
+        """Raw predictions.
+
+        Args:
+            features: maps of the neck, from fine to coarse.
+            size: height, width of the images in pixels.
+        """
+
+    @abstractmethod
+    def decode(self, raw: Raw) -> tuple[Tensor, Tensor, Tensor]:
+        """The best pairs of candidate and class: (B, K, 4) corners in pixels, (B, K) scores, (B, K) classes."""
+
+    @abstractmethod
+    def build_criterion(self, flags: TrainFlags, seed: int) -> Any:
+        """The loss that runs on this head."""
+
+    def class_rows(self) -> Mapping[str, Callable[[Tensor, Tensor], Tensor]]:
+        """For each parameter with a row for each class: (tensor, (C',) classes to keep) -> the smaller tensor."""
+        raise NotImplementedError
+
+    def forward(self, features: OrderedDict[str, Tensor], size: tuple[int, int]) -> Any:
+        """Raw predictions in training; else (B, 4 + C, K) boxes and scores, with the raw ones unless exported."""
+        raw = self.predict(features, size)
+        if self.training:
+            return raw
+        corners, best, classes = self.decode(raw)
+        # one class a candidate, as torchvision has it: the others score 0
+        scores = best.new_zeros(*best.shape, self.nc).scatter(2, classes.unsqueeze(-1), best.unsqueeze(-1))
+        if self.xyxy:
+            boxes = corners
+        else:
+            low, high = corners[..., :2], corners[..., 2:]
+            boxes = torch.cat(((low + high) / 2, high - low), -1)
+        decoded = torch.cat((boxes, scores), -1).transpose(1, 2)
+        return decoded if self.export else (decoded, raw)
+
+
+def best_pairs(scores: Tensor, counts: list[int], most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The pairs of candidate and class of highest score, level by level, as torchvision keeps them.
+
+    Args:
+        scores: (B, A, C).
+        counts: candidates of each level, in order; their sum is A.
+        most: pairs kept of each level.
+
+    Returns:
+        (B, K) scores, candidates and classes.
+    """
+    classes, start, values, places = scores.shape[-1], 0, [], []
+    for count in counts:
+        level = scores[:, start : start + count].flatten(1)
+        value, place = level.topk(min(most, level.shape[1]), 1)
+        values.append(value)
+        places.append(place + start * classes)
+        start += count
+    place = torch.cat(places, 1)
+    return torch.cat(values, 1), place.div(classes, rounding_mode="floor"), place % classes

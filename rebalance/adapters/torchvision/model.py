@@ -1,0 +1,100 @@
+"""torchvision's detectors as models that Ultralytics trains, validates, predicts with and exports."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from ultralytics.nn.tasks import DetectionModel
+
+from rebalance.adapters.torchvision.zoo import ZOO, Detector
+from rebalance.adapters.ultralytics.model import load_by_name, remembered
+from rebalance.errors import ModelError, nearest
+from rebalance.losses.registry import kept_flags
+
+KEY = "torchvision"  # of model.yaml: the detector's name
+
+
+class TorchvisionModel(DetectionModel):  # type: ignore[misc]
+    """A detector of torchvision in three parts, `model.0` its backbone, `model.1` its neck, `model.2` its head.
+
+    Images come as Ultralytics gives them, RGB in [0, 1], and are normalised here as the backbone's weights want it.
+
+    Attributes:
+        host: retinanet, ssd or fasterrcnn.
+        yaml: name, classes and channels; a checkpoint keeps it and builds the model again from it.
+    """
+
+    def __init__(self, cfg: Any = "retinanet_tiny", ch: int = 3, nc: int | None = None, verbose: bool = True) -> None:
+        """Build a detector with random weights.
+
+        Args:
+            cfg: its name, or the `yaml` of a model.
+            ch: channels of an image; 3.
+            nc: classes; None: 80, as COCO.
+            verbose: print its size.
+
+        Raises:
+            ModelError: there is no such detector, or it does not take such images.
+        """
+        nn.Module.__init__(self)
+        self.yaml = dict(cfg) if isinstance(cfg, dict) else {KEY: cfg, "yaml_file": cfg}
+        name = self.yaml[KEY]
+        if name not in ZOO:
+            raise ModelError(f"model={name} is not one of {', '.join(ZOO)}{nearest(name, ZOO)}")
+        if ch != 3:
+            raise ModelError(f"model={name} takes images of 3 channels; the data set has {ch}")
+        self.yaml |= {"nc": nc or self.yaml.get("nc", 80), "channels": ch}
+        detector: Detector = ZOO[name]
+        body, neck, head = detector.build(self.yaml["nc"])
+        self.host, self.nc = head.host, self.yaml["nc"]
+        self.model = nn.Sequential(body, neck, head)
+        parts: list[Any] = [body, neck, head]
+        for index, part in enumerate(parts):
+            part.i, part.f, part.np = index, -1, sum(p.numel() for p in part.parameters())  # as Ultralytics' layers
+            setattr(part, "type", type(part).__name__)  # noqa: B010 - nn.Module has a method of that name
+        self.save: list[int] = []
+        self.names = {i: f"{i}" for i in range(self.nc)}
+        self.inplace = True
+        self.stride = head.stride
+        self.register_buffer("mean", torch.tensor(detector.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(detector.std).view(3, 1, 1), persistent=False)
+        if verbose:
+            self.info()
+
+    def _predict_once(self, x: Tensor, profile: bool = False, embed: Any = None) -> Any:
+        body, neck, head = self.model
+        features = body((x - self.mean) / self.std)
+        if embed:
+            pooled = nn.functional.adaptive_avg_pool2d(list(features.values())[-1], 1).flatten(1)
+            return torch.unbind(pooled, dim=0)
+        return head(neck(features), (x.shape[-2], x.shape[-1]))
+
+    def load(self, weights: Any, verbose: bool = True) -> None:
+        """Copy the tensors of another model that match by name and shape.
+
+        Args:
+            weights: a model, or a checkpoint that holds one.
+            verbose: unused; how many is always told.
+        """
+        model = (weights.get("ema") or weights["model"]) if isinstance(weights, dict) else weights
+        load_by_name(self, model.float().state_dict(), str(getattr(model, "pt_path", "the model given")))
+
+    def init_criterion(self) -> Any:
+        """The loss that this model was trained with."""
+        from rebalance.adapters.ultralytics.criterion import build_criterion
+
+        flags = kept_flags(remembered(self).get("flags", {}), host=self.host)
+        return build_criterion(self, flags, seed=int(getattr(self.args, "seed", 0)))
+
+    def translate(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Rename the tensors of a state dict of torchvision, or of a backbone, as they are named here."""
+        prefixes = ZOO[self.yaml[KEY]].prefixes
+        found = {}
+        for name, tensor in state.items():
+            for theirs, ours in prefixes.items():
+                if name.startswith(theirs):
+                    found[ours + name.removeprefix(theirs)] = tensor
+                    break
+        return found or state
