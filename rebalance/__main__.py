@@ -159,7 +159,7 @@ def methods(args: list[str]) -> None:
     from rebalance.losses.registry import METHODS
 
     rows = [(name, row.kind, ", ".join(row.places), row.title, row.source) for name, row in METHODS.items()]
-    print(table([("loss=", "Kind", "head=", "What it is", "Source"), *rows]))
+    print(table([("loss=", "Kind", "Where", "What it is", "Source"), *rows]))
     print("\nAn element loss and a weighting may be joined by +. `rebalance help train` lists the flags.")
 
 
