@@ -16,6 +16,7 @@ from rebalance.losses.ghm import ghm_weights
 from rebalance.losses.ohem import ohem_mask
 from rebalance.losses.registry import select
 from rebalance.losses.soft import soft_weights
+from rebalance.losses.softmax import softmax_cross_entropy, softmax_focal
 from rebalance.targets.state import IGNORE, Candidates
 
 
@@ -29,13 +30,15 @@ class Composition:
             recorded, uses the counts of its own batch and leaves the average as it is.
     """
 
-    def __init__(self, flags: TrainFlags) -> None:
+    def __init__(self, flags: TrainFlags, *, softmax: bool = False) -> None:
         """Start at epoch 0.
 
         Args:
             flags: training flags.
+            softmax: the classes exclude each other and the first channel is background; `bce` is cross-entropy then,
+                and a candidate's targets are one class.
         """
-        self.flags, self.selected = flags, select(flags.loss)
+        self.flags, self.selected, self.softmax = flags, select(flags.loss), softmax
         self.epoch = 0
         self.average: Tensor | None = None
 
@@ -57,7 +60,7 @@ class Composition:
         """Loss of every element, weighted and not reduced.
 
         Returns:
-            (B, N, C), at least float32; 0 without gradient at IGNORE.
+            (B, N, C), on a softmax (B, N, 1), at least float32; 0 without gradient at IGNORE.
         """
         loss = self._element(candidates)
         weights = self._weights(candidates, loss)
@@ -67,6 +70,12 @@ class Composition:
 
     def _element(self, candidates: Candidates) -> Tensor:
         (logits, targets, state, overlap), flags = candidates, self.flags
+        if self.softmax:
+            if self.selected.element == "focal":
+                loss = softmax_focal(logits, targets, gamma=flags.focal_gamma, alpha=flags.focal_alpha)
+            else:
+                loss = softmax_cross_entropy(logits, targets)
+            return loss.unsqueeze(-1)
         if self.selected.element == "focal":
             return focal(logits, targets, gamma=flags.focal_gamma, alpha=flags.focal_alpha)
         if self.selected.element == "brl":

@@ -31,6 +31,7 @@ class Candidates(NamedTuple):
     """What a loss is computed from."""
 
     logits: Tensor  # (B, N, C)
-    targets: Tensor  # (B, N, C) in [0, 1]; the host's: IoU, an assigner's score, or 0 and 1
+    # (B, N, C) in [0, 1]; the host's: IoU, an assigner's score, or 0 and 1. On a softmax (B, N) int64, 0: background
+    targets: Tensor
     state: Tensor  # (B, N) int8; the channels of a candidate share it
     overlap: Tensor  # (B, N) in [0, 1] with the nearest label of the image; 0 where the loss does not ask for it

@@ -45,6 +45,7 @@ class DenseCriterion(ABC):
     place: str  # key of rebalance.losses.registry.PLACES
     by_default: str  # what divisor=host means here
     scale = (1.0, 1.0)  # of the offsets
+    softmax = False  # whether the first channel is background, and the targets of a candidate one class
     divisors: ClassVar = {
         "image": "positives of each image, mean over images",
         "batch": "positives of the batch",
@@ -62,7 +63,7 @@ class DenseCriterion(ABC):
         divisor = divisor_of(flags, self.place)
         self.divisor = self.by_default if divisor == "host" else divisor
         self.dropping = Dropping(flags, seed=seed, rank=max(RANK, 0))
-        self.composition = Composition(flags)
+        self.composition = Composition(flags, softmax=self.softmax)
 
     @abstractmethod
     def match(self, anchors: Tensor, labels: Padded) -> Matched:
@@ -70,7 +71,7 @@ class DenseCriterion(ABC):
 
     @abstractmethod
     def class_targets(self, logits: Tensor, classes: Tensor, positive: Tensor) -> Tensor:
-        """What the class logits should be: the shape of `logits`, from (B, A) classes and which are positive."""
+        """What a candidate's targets are (see `Candidates`), from (B, A) classes and which are positive."""
 
     @abstractmethod
     def box_loss(self, deltas: Tensor, targets: Tensor) -> Tensor:
@@ -92,7 +93,7 @@ class DenseCriterion(ABC):
         labels = labels_of(batch, len(logits), raw["size"], logits.device)
         matched = self.match(anchors, labels)
         positive = matched.state == POSITIVE
-        gt_boxes, classes = _of_label(labels, matched.label)
+        gt_boxes, classes = of_label(labels, matched.label)
 
         state, obj_dropped, in_box_loss = matched.state, None, positive
         if self.dropping.on:
@@ -128,7 +129,7 @@ class DenseCriterion(ABC):
         loss = self.composition(Candidates(logits, targets, state, matched.overlap)).sum(-1)  # (B, A)
         if dropped is not None and not literal:
             loss = loss.masked_fill(dropped, 0)
-        count = divided_by(self.divisor, counted, dropped, self.flags, logits.shape[-1])
+        count = divided_by(self.divisor, counted, dropped, self.flags, 1 if self.softmax else logits.shape[-1])
         return (loss.sum(1) / count).sum()
 
     def _box(self, deltas: Tensor, gt_boxes: Tensor, anchors: Tensor, positive: Tensor, chosen: Tensor) -> Tensor:
@@ -140,7 +141,7 @@ class DenseCriterion(ABC):
         return (loss.sum(1) / divided_by(divisor, counted, None, self.flags, 1)).sum()
 
 
-def _of_label(labels: Padded, index: Tensor) -> tuple[Tensor, Tensor]:
+def of_label(labels: Padded, index: Tensor) -> tuple[Tensor, Tensor]:
     """(B, A, 4) boxes and (B, A) classes of the labels that `index` (B, A) points to; zeros where there is none."""
     if labels.classes.shape[1] == 0:
         return labels.boxes.new_zeros(*index.shape, 4), torch.zeros_like(index)

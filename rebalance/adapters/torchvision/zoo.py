@@ -8,19 +8,39 @@ from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor, nn
-from torchvision.models import ResNet50_Weights, ResNet101_Weights, WeightsEnum, resnet50, resnet101
+from torch.nn.functional import batch_norm, pad
+from torchvision.models import (
+    MobileNet_V3_Large_Weights,
+    ResNet50_Weights,
+    ResNet101_Weights,
+    VGG16_Weights,
+    WeightsEnum,
+    resnet50,
+    resnet101,
+)
 from torchvision.models._utils import IntermediateLayerGetter
-from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights
+from torchvision.models.detection import (
+    RetinaNet_ResNet50_FPN_Weights,
+    SSD300_VGG16_Weights,
+    SSDLite320_MobileNet_V3_Large_Weights,
+    ssd300_vgg16,
+    ssdlite320_mobilenet_v3_large,
+)
 from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.models.detection.ssd import SSDHead
+from torchvision.ops import Conv2dNormActivation
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, FeaturePyramidNetwork, LastLevelP6P7
 from ultralytics.nn.tasks import DetectionModel
 
 from rebalance.adapters.torchvision.anchors import Anchors
 from rebalance.adapters.torchvision.head import TorchvisionHead
 from rebalance.adapters.torchvision.retinanet import RetinaNetDetect
+from rebalance.adapters.torchvision.ssd import DefaultBoxes, SSDDetect
 
 Parts = tuple[nn.Module, nn.Module, TorchvisionHead]  # backbone, neck, head
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+ROUND_ZERO = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+CAFFE = {"mean": (0.48235, 0.45882, 0.40784), "std": (1 / 255, 1 / 255, 1 / 255)}
 AS_IT_IS = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
 
@@ -101,10 +121,146 @@ def retinanet_tiny(nc: int) -> Parts:
     return yolov5n_levels(), neck, RetinaNetDetect(layers, anchors, nc, stride=64, most=300)
 
 
+class Unpadded(nn.Conv2d):
+    """A convolution without padding that also takes maps smaller than its kernel, with zeros at their end."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve."""
+        missing = [max(0, k - n) for k, n in zip(self.kernel_size, x.shape[2:], strict=True)]
+        return super().forward(pad(x, (0, missing[1], 0, missing[0])) if any(missing) else x)
+
+
+class LastImageNorm(nn.BatchNorm2d):
+    """Batch normalisation that in training also takes one value a channel: a 1×1 map of an epoch's last, single image.
+
+    It has no variance, so the moving statistics are used, and left as they are.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise."""
+        if self.training and x.numel() == x.shape[1]:
+            return batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        return super().forward(x)
+
+
+class Smaller(nn.Module):
+    """Further levels, each by a 1×1 and a 3×3 convolution of stride 2 from the one before."""
+
+    def __init__(self, channels: int, added: tuple[int, ...]) -> None:
+        """Build them: `channels` of the coarsest level there is, and of each level added."""
+        super().__init__()
+        blocks = []
+        for out in added:
+            blocks.append(_smaller(channels, out, partial(nn.GroupNorm, 8), nn.SiLU))
+            channels = out
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, features: OrderedDict[str, Tensor]) -> OrderedDict[str, Tensor]:
+        """All levels, by name."""
+        found = OrderedDict(features)
+        x = list(features.values())[-1]
+        for index, block in enumerate(self.blocks):
+            x = block(x)
+            found[f"smaller{index}"] = x
+        return found
+
+
+def _smaller(inside: int, out: int, norm: Callable[..., nn.Module], activation: Callable[..., nn.Module]) -> nn.Module:
+    made = partial(Conv2dNormActivation, norm_layer=norm, activation_layer=activation)
+    return nn.Sequential(made(inside, out // 2, 1), made(out // 2, out, 3, 2))
+
+
+def ssd_vgg(nc: int) -> Parts:
+    """torchvision's SSD300: six levels, four or six default boxes a cell.
+
+    The last two convolutions have no padding, and would not take maps of less than 257 px.
+    """
+    whole = ssd300_vgg16(weights=None, weights_backbone=None, num_classes=nc + 1)
+    for block in whole.backbone.extra[3:]:
+        old = block[2]
+        block[2] = Unpadded(old.in_channels, old.out_channels, old.kernel_size)
+        block[2].load_state_dict(old.state_dict())
+    boxes = DefaultBoxes(
+        (0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05),
+        ((2,), (2, 3), (2, 3), (2, 3), (2,), (2,)),
+        (8, 16, 32, 64),  # of 300 px the other two are thirds and the whole, torchvision's 100 and 300
+    )
+    return whole.backbone, nn.Identity(), SSDDetect(whole.head, boxes, nc)
+
+
+SIX_LEVELS = DefaultBoxes((0.2, 0.35, 0.5, 0.65, 0.8, 0.95, 1.0), ((2, 3),) * 6)  # SSDLite's
+
+
+def ssdlite_mobilenet(nc: int) -> Parts:
+    """torchvision's SSDLite320, its last stage halved as in the detector trained on COCO.
+
+    Of a MobileNet-v3 trained on ImageNet, whose last stage is not, the stages before it fit.
+    """
+    norm = partial(LastImageNorm, eps=0.001, momentum=0.03)
+    whole = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=nc + 1, norm_layer=norm)
+    return whole.backbone, nn.Identity(), SSDDetect(whole.head, SIX_LEVELS, nc)
+
+
+def mobilenet_v1_levels() -> Levels:
+    """MobileNet-v1 (Howard et al. 2017, table 1) and four smaller levels: 512 channels at stride 16, 1024 at 32, 512 …
+
+    torchvision has no MobileNet-v1; the blocks are its own.
+    """
+    made = partial(Conv2dNormActivation, norm_layer=LastImageNorm, activation_layer=nn.ReLU6)
+    layers: list[nn.Module] = [made(3, 32, 3, 2)]
+    inside = 32
+    for out, stride in (
+        (64, 1),
+        (128, 2),
+        (128, 1),
+        (256, 2),
+        (256, 1),
+        (512, 2),
+        *((512, 1),) * 5,
+        (1024, 2),
+        (1024, 1),
+    ):
+        layers.append(nn.Sequential(made(inside, inside, 3, stride, groups=inside), made(inside, out, 1)))
+        inside = out
+    for out in (512, 256, 256, 128):
+        layers.append(_smaller(inside, out, LastImageNorm, nn.ReLU6))
+        inside = out
+    return Levels(layers, kept=(11, 13, 14, 15, 16, 17))
+
+
+def ssd_mobilenet_v1(nc: int) -> Parts:
+    """The label-noise paper's: MobileNet-v1 with SSD's heads at six levels, default boxes of side 0.2 to 0.95.
+
+    The paper's is TensorFlow's, trained on COCO. That one has 1×1 convolutions for heads where torchvision's are 3×3,
+    and only three default boxes a cell on the finest level; its weights do not fit, so this one starts from scratch.
+    """
+    layers = SSDHead([512, 1024, 512, 256, 256, 128], SIX_LEVELS.per_cell, nc + 1)
+    return mobilenet_v1_levels(), nn.Identity(), SSDDetect(layers, SIX_LEVELS, nc)
+
+
+def ssd_tiny(nc: int) -> Parts:
+    """For CPUs: YOLOv5n's backbone and two smaller levels, from stride 8 to 128; no pyramid."""
+    boxes = DefaultBoxes((0.08, 0.18, 0.35, 0.55, 0.75, 0.95), ((2,), (2, 3), (2, 3), (2, 3), (2,)), (8, 16, 32))
+    layers = SSDHead([64, 128, 256, 128, 128], boxes.per_cell, nc + 1)
+    return yolov5n_levels(), Smaller(256, (128, 128)), SSDDetect(layers, boxes, nc, most=1000)
+
+
 WHOLE = {"backbone.body.": "model.0.", "backbone.fpn.": "model.1.", "head.": "model.2.layers."}
 RESNET = {
     **WHOLE,
     **{part: f"model.0.{part}" for part in ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.")},
+}
+SSD = {"backbone.": "model.0.", "head.": "model.2.layers."}
+# SSD cuts the backbone in the middle of a stage
+VGG = {
+    **SSD, **{f"features.{i}.": f"model.0.extra.0.{i - 23}." for i in (24, 26, 28)}, "features.": "model.0.features.",
+}  # fmt: skip
+MOBILENET_V3 = {
+    **SSD,
+    "features.13.block.0.": "model.0.features.0.13.",
+    "features.13.block.": "model.0.features.1.0.",
+    **{f"features.{i}.": f"model.0.features.1.{i - 13}." for i in (14, 15, 16)},
+    "features.": "model.0.features.0.",
 }
 YOLOV5 = {"model.": "model.0."}  # its later layers have no place here
 
@@ -120,5 +276,20 @@ ZOO: dict[str, Detector] = {
     "retinanet_tiny": Detector(
         "retinanet", retinanet_tiny, "RetinaNet for CPUs: YOLOv5n's backbone, narrow FPN, shallow head", **AS_IT_IS,
         prefixes=YOLOV5,
+    ),
+    "ssd300_vgg16": Detector(
+        "ssd", ssd_vgg, "SSD300, VGG-16; imgsz=300 is rounded up to 320", **CAFFE, prefixes=VGG,
+        backbone=VGG16_Weights.IMAGENET1K_FEATURES, coco=SSD300_VGG16_Weights.COCO_V1,
+    ),
+    "ssdlite320_mobilenet_v3_large": Detector(
+        "ssd", ssdlite_mobilenet, "SSDLite320, MobileNet-v3", **ROUND_ZERO, prefixes=MOBILENET_V3,
+        backbone=MobileNet_V3_Large_Weights.IMAGENET1K_V1, coco=SSDLite320_MobileNet_V3_Large_Weights.COCO_V1,
+    ),
+    "ssd_mobilenet_v1": Detector(
+        "ssd", ssd_mobilenet_v1, "SSD, MobileNet-v1 built here (torchvision has none), no weights", **ROUND_ZERO,
+        prefixes={},
+    ),
+    "ssd_tiny": Detector(
+        "ssd", ssd_tiny, "SSD for CPUs: YOLOv5n's backbone and two smaller levels", **AS_IT_IS, prefixes=YOLOV5,
     ),
 }  # fmt: skip
