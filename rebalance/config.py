@@ -26,6 +26,7 @@ def flag(
     choices: tuple[str, ...] = (),
     unit: str = "",
     method: str = "",
+    places: tuple[str, ...] = (),
 ) -> Any:
     """A dataclass field with the facts that `parse` checks and `help` prints.
 
@@ -37,8 +38,11 @@ def flag(
         choices: allowed strings; empty means any.
         unit: unit of the number, e.g. "epochs".
         method: the method the flag belongs to; giving the flag without the method is an error.
+        places: where it counts, see `rebalance.losses.registry.PLACES`; empty: wherever the method is defined.
     """
-    facts = {"help": help, "low": low, "high": high, "choices": choices, "unit": unit, "method": method}
+    facts = {
+        "help": help, "low": low, "high": high, "choices": choices, "unit": unit, "method": method, "places": places,
+    }  # fmt: skip
     return field(default=default, metadata=facts)
 
 
@@ -101,11 +105,24 @@ class TrainFlags:
         "all", "bins that divide: all as in the paper, or the occupied ones", choices=("all", "occupied"), method="ghm"
     )
 
-    ohem_ratio: float = flag(3.0, "negatives kept for each positive of an image", low=0, method="ohem")
+    ohem_ratio: float = flag(
+        3.0, "negatives kept for each positive of an image", low=0, method="ohem",
+        places=("stock", "anchor", "retinanet", "ssd"),
+    )  # fmt: skip
+    ohem_rois: int = flag(
+        128, "Faster R-CNN: proposals of an image that are trained on", low=1, method="ohem", places=("fasterrcnn",)
+    )
 
     soft_a: float = flag(0.25, "least weight of a negative", low=0, high=1, method="soft")
     soft_b: float = flag(50.0, "displacement of the Gompertz curve", low=0, method="soft")
     soft_c: float = flag(20.0, "steepness of the Gompertz curve", low=0, method="soft")
+
+    nrd_rate: float = flag(
+        0.75, "fraction of the sampled negatives that leaves the classification loss", low=0, high=1, method="nrd"
+    )
+    nrd_stage: str = flag(
+        "roi", "whose negatives: proposals in the RoI head, or anchors in the RPN", choices=("roi", "rpn"), method="nrd"
+    )
 
     anchor_t: float = flag(4.0, "largest side ratio of a label to its anchor", low=1, method="anchor")
     autoanchor: bool = flag(True, "fit the anchors where their best possible recall is under 0.98", method="anchor")
@@ -244,6 +261,11 @@ def parse(cls: type[T], given: Mapping[str, Any]) -> T:
 def as_dict(values: Any) -> dict[str, Any]:
     """A flags dataclass as a plain dict, ready for JSON, YAML or a checkpoint."""
     return dataclasses.asdict(values)
+
+
+def value_text(value: Any) -> str:
+    """Return a value as the user types it: 0.75, 0 for 0.0, True, yolov5n.yaml."""
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
 
 
 def require(values: Any, *names: str) -> None:

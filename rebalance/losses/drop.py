@@ -50,6 +50,11 @@ def drop_mask(
     return torch.empty_like(flat).scatter_(0, order, chosen).view_as(eligible) & eligible
 
 
+def seed_of(*key: int | str) -> int:
+    """A seed for torch's generators, the same for the same key on every machine."""
+    return int.from_bytes(blake2b(repr(key).encode(), digest_size=7).digest(), "big")
+
+
 class Dropping:
     """Chooses what leaves the losses of one criterion.
 
@@ -111,5 +116,4 @@ class Dropping:
 
     def _seed(self) -> int:
         self.step += 1
-        digest = blake2b(repr((*self.key, self.epoch, self.step)).encode(), digest_size=7).digest()
-        return int.from_bytes(digest, "big")
+        return seed_of(*self.key, self.epoch, self.step)

@@ -17,6 +17,7 @@ from rebalance.losses.brl import brl
 from rebalance.losses.drop import drop_mask
 from rebalance.losses.focal import focal
 from rebalance.losses.ghm import ghm_weights
+from rebalance.losses.nrd import nrd_mask
 from rebalance.losses.ohem import ohem_mask
 from rebalance.losses.soft import soft_weights
 
@@ -44,6 +45,8 @@ PLACES: dict[str, str] = {
     "ssd": "ohem",
     "fasterrcnn": "bce",
 }
+# Places whose loss is a mean over sampled candidates, which leaves nothing to choose for `divisor`
+SAMPLED = ("fasterrcnn",)
 # Values of `head` that torchvision's detectors take
 HEADS: dict[str, tuple[str, ...]] = {"retinanet": ("stock",), "ssd": ("stock",), "fasterrcnn": ("stock",)}
 
@@ -75,6 +78,10 @@ METHODS: dict[str, Method] = {
     "soft": Method(
         "weighting", soft_weights, tuple(PLACES), "soft sampling by overlap (Gompertz)", "Wu et al. 2019",
         elements=("bce", "focal"),  # BRL has a weight by overlap of its own
+    ),
+    "nrd": Method(
+        "weighting", nrd_mask, ("fasterrcnn",), "negative region dropping", "McEver et al. 2022",
+        elements=("bce",),
     ),
 }  # fmt: skip
 
@@ -149,6 +156,14 @@ def _remedy(loss: str, method: str) -> str:
     return f"add it: loss={joined}"
 
 
+def _where(place: str) -> str:
+    return f"head={place}" if place in YOLO else place
+
+
+def _listed(places: tuple[str, ...]) -> str:
+    return ", ".join(map(_where, places))
+
+
 def divisor_of(values: TrainFlags, place: str) -> str:
     """What the summed loss is divided by: a choice of `divisor`; what `auto` means is in the registry."""
     if values.divisor != "auto":
@@ -188,13 +203,17 @@ def train_flags(given: Mapping[str, Any], *, head: str = "stock", host: str = "y
     for name, method in facts.items():
         if method == "anchor" and values.head != "anchor":
             raise ConfigError(f"{name}={given[name]} has no effect with head={values.head}; add head=anchor")
+        counts_at = flags(TrainFlags)[name].metadata["places"]
+        if counts_at and place not in counts_at:
+            raise ConfigError(f"{name}={given[name]} has no effect with {_where(place)}; it is for {_listed(counts_at)}")
         if method in METHODS and method not in selected:
             raise ConfigError(f"{name}={given[name]} has no effect with loss={loss}; {_remedy(loss, method)}")
     for name in selected:
         if name and place not in METHODS[name].places:
-            where = f"head={place}" if place in YOLO else place
             defined = [m for m, row in METHODS.items() if place in row.places]
-            raise ConfigError(f"loss={name} is not defined for {where}; losses there: {', '.join(defined)}")
+            raise ConfigError(f"loss={name} is not defined for {_where(place)}; losses there: {', '.join(defined)}")
+    if place in SAMPLED and values.divisor not in ("auto", "host"):
+        raise ConfigError(f"divisor={values.divisor} is not defined for {place}, which divides by what it sampled")
     return parse(TrainFlags, {**{k: getattr(values, k) for k in flags(TrainFlags)}, "loss": selected.text(place)})
 
 

@@ -133,6 +133,9 @@ CALLS: dict[str, Callable[..., Tensor]] = {
     "soft": lambda mask, scores, neutral, g: METHODS["soft"].function(
         scores.sigmoid(), candidate_state(~mask), a=1.0 if neutral else 0.25
     ),
+    "nrd": lambda mask, scores, neutral, g: METHODS["nrd"].function(
+        candidate_state(~mask), 0.0 if neutral else 0.4, generator=g
+    ),
 }
 
 

@@ -14,7 +14,10 @@ from rebalance.losses.registry import METHODS, train_flags
 from rebalance.targets.state import IGNORE, NEGATIVE, POSITIVE, Candidates
 
 LOSSES = [name for name, row in METHODS.items() if row.kind == "element"] + [
-    f"{element}+{name}" for name, row in METHODS.items() for element in row.elements if name != "drop"
+    f"{element}+{name}"
+    for name, row in METHODS.items()
+    for element in row.elements
+    if name != "drop" and "stock" in row.places
 ]
 
 

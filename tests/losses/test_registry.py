@@ -83,6 +83,38 @@ def test_train_flags(given: dict[str, Any], expected: dict[str, Any]) -> None:
     assert as_dict(train_flags(given)) == {**as_dict(TrainFlags(loss="bce")), **given, **expected}
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"loss": "bce"}),
+        ({"nrd_rate": 0.5}, {"loss": "nrd", "nrd_rate": 0.5}),
+        ({"ohem_rois": 64}, {"loss": "ohem", "ohem_rois": 64}),
+        ({"loss": "soft", "divisor": "host"}, {"loss": "soft"}),
+    ],
+)
+def test_flags_of_faster_rcnn(given: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert as_dict(train_flags(given, host="fasterrcnn")) == {**as_dict(TrainFlags()), **given, **expected}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"ohem_ratio": 2}, "ohem_ratio=2 has no effect with fasterrcnn; it is for head=stock, head=anchor, retinanet"),
+        ({"divisor": "batch"}, "divisor=batch is not defined for fasterrcnn, which divides by what it sampled"),
+        ({"loss": "focal"}, "loss=focal is not defined for fasterrcnn; losses there: bce, drop, ohem, soft, nrd"),
+        ({"loss": "bce", "nrd_rate": 0.5}, "nrd_rate=0.5 has no effect with loss=bce; add it: loss=bce+nrd"),
+        ({"loss": "focal+nrd"}, "loss=focal+nrd: nrd has no meaning with focal; valid pairs: "),
+        ({"nrd_stage": "head"}, "nrd_stage=head is not one of roi, rpn"),
+        ({"ohem_rois": 0}, "ohem_rois=0 is out of range: at least 1"),
+        ({"head": "anchor"}, "head=anchor is not defined for fasterrcnn; heads: stock"),
+    ],
+)
+def test_flags_of_faster_rcnn_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        train_flags(given, host="fasterrcnn")
+    assert str(error.value).startswith(message)
+
+
 def test_the_head_of_a_checkpoint_counts_where_none_is_given() -> None:
     assert train_flags({"anchor_t": 3}, head="anchor").head == "anchor"
     assert train_flags({"head": "stock"}, head="anchor").head == "stock"
@@ -112,6 +144,8 @@ def test_the_head_of_a_checkpoint_counts_where_none_is_given() -> None:
         ({"brl_t": 2}, "brl_t=2 is out of range: 0 to 1"),
         ({"ghm_bins": 0}, "ghm_bins=0 is out of range: at least 1"),
         ({"divisor": "positive"}, "divisor=positive is not one of auto, host, image, batch, candidates"),
+        ({"ohem_rois": 64}, "ohem_rois=64 has no effect with head=stock; it is for fasterrcnn"),
+        ({"nrd_rate": 0.5}, "loss=nrd is not defined for head=stock; losses there: bce, focal, brl, drop, "),
         ({"obj_drop": 0.5, "autoanchor": False}, "autoanchor=False has no effect with head=stock; add head=anchor"),
     ],
 )

@@ -41,7 +41,7 @@ from rebalance.targets.state import Candidates, candidate_state
 SIZE, IMAGES, CLASSES = 64, 3, 2
 HEADS = ("yolov8n.yaml", "yolo26n.yaml", "anchor")
 LOSSES = [name for name, row in METHODS.items() if row.kind == "element"] + [
-    f"{element}+{name}" for name, row in METHODS.items() for element in row.elements
+    f"{element}+{name}" for name, row in METHODS.items() for element in row.elements if "stock" in row.places
 ]
 
 
