@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any
 
-from rebalance.config import SparsifyFlags, SweepFlags, TrainFlags, as_dict, convert, flags, parse
+from rebalance.config import SparsifyFlags, SweepFlags, TrainFlags, as_dict, convert, flags, parse, value_text
 from rebalance.data.protocols import uses_rate
 from rebalance.errors import ConfigError
 
@@ -170,11 +170,6 @@ def literal(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
-
-
-def value_text(value: Any) -> str:
-    """Return a value as the user would type it: 0.75, 0 for 0.0, True, yolov5n.yaml."""
-    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
 
 
 def _values(key: str, text: str) -> list[Any]:

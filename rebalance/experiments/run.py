@@ -53,6 +53,8 @@ SCORE = 0.25  # least score of a detection that is shown, Ultralytics' own for p
 MOST_SHOWN = 100  # detections of one image
 ALSO_IN_VAL = ("imgsz", "device", "workers", "classes", "single_cls", "iou", "max_det", "agnostic_nms")
 
+IOU_THRESHOLDS = tuple(f"{0.5 + 0.05 * k:.2f}" for k in range(10))  # of a match, as COCO and the host have them
+
 _FILLED_IN = ("epochs", "imgsz", "batch")  # host flags that a record always names
 _NOT_A_SETTING = ("save_dir", "project", "name", "exist_ok", "model", "data", "mode", "resume", "source")
 
@@ -255,12 +257,14 @@ def evaluate(weights: Path, split: str, config: Mapping[str, Any], keeper: Keepe
         str(found.names[int(index)]): {"mAP50": float(ap[0]), "mAP50-95": float(ap.mean())}
         for index, ap in zip(box.ap_class_index, box.all_ap, strict=True)
     }
+    by_iou = dict(zip(IOU_THRESHOLDS, box.all_ap.mean(0).tolist(), strict=True))
     return {
         "mAP50": float(box.map50),
         "mAP75": float(box.map75),
         "mAP50-95": float(box.map),
         "precision": float(box.mp),
         "recall": float(box.mr),
+        "mAP_by_iou": by_iou,
         "per_class": per_class,
     }
 

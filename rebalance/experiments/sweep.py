@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import Any
 
 from rebalance import errors
-from rebalance.config import SparsifyFlags, as_dict, parse
+from rebalance.config import SparsifyFlags, as_dict, parse, value_text
 from rebalance.data.protocols import uses_rate
 from rebalance.errors import DataError, RunError
-from rebalance.experiments.grid import Grid, Labels, Run, difference, read_grid, value_text
+from rebalance.experiments.grid import Grid, Labels, Run, difference, read_grid
 from rebalance.experiments.record import (
     CONFIG,
     LOG,

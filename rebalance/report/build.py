@@ -10,7 +10,7 @@ from pathlib import Path
 from rebalance.report import html, markdown, plots
 from rebalance.report.page import compose, state
 from rebalance.report.records import load
-from rebalance.report.summary import series, summarise, to_csv
+from rebalance.report.summary import series, summary, to_csv
 from rebalance.report.tables import as_text, drop_table, group_names, group_text, settings_table, verdict
 
 
@@ -28,7 +28,7 @@ def report(folder: str | Path) -> Path:
     """
     folder = Path(folder)
     sweep = load(folder)
-    rows = summarise(sweep.records)
+    rows = summary(sweep)
     made = Path(tempfile.mkdtemp(prefix=".report-", dir=folder))
     try:
         (made / "plots").mkdir()
@@ -57,7 +57,7 @@ def terminal_table(folder: str | Path) -> str:
         RunError: the folder is not a sweep's.
     """
     sweep = load(folder)
-    rows = summarise(sweep.records)
+    rows = summary(sweep)
     found = series(rows)
     names = group_names(found)
     parts = [f"{as_text(drop_table(s, group_text(s.setting, names)))}\nVerdict: {verdict(s)}" for s in found]

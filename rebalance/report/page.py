@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rebalance.config import value_text
 from rebalance.report.plots import Picture
 from rebalance.report.records import SPLITS, Record, Sweep
-from rebalance.report.summary import Row, describe, series, setting_of, value_text, varying
+from rebalance.report.summary import Row, describe, series, setting_of, varying
 from rebalance.report.tables import (
     Table,
     class_table,

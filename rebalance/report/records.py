@@ -19,6 +19,7 @@ from rebalance.errors import RunError
 SCHEMA = 1
 METRICS = ("mAP50", "mAP75", "mAP50-95")
 SPLITS = ("val", "test")
+TABLES = ("per_class", "mAP_by_iou")  # entries of a split's metrics that are no single number
 
 Box = tuple[float, float, float, float]
 
@@ -63,6 +64,7 @@ class Record:
     peak_memory_mb: float | None
     metrics: Mapping[str, Mapping[str, float]]  # split -> metric -> fraction
     per_class: Mapping[str, Mapping[str, Mapping[str, float]]]  # split -> class -> metric -> fraction
+    by_iou: Mapping[str, Mapping[str, float]]  # split -> IoU threshold, e.g. '0.55' -> mAP; none in older records
     epochs: tuple[Mapping[str, float], ...]
     samples: tuple[Sample, ...]
     log_tail: tuple[str, ...]  # last lines of the log of a failed run
@@ -80,6 +82,8 @@ class Sweep:
     Attributes:
         folder: the sweep folder.
         asked: key to list of values that the sweep was started with; empty where it left no sweep.json.
+        study: of a paper's table or figure: `key`, `title`, `compared`, `note`, `tables` (paper and table of the
+            reported numbers), `figures`, `baseline` (a loss), `command`; else empty.
         records: runs that are over, in the order of the grid, else of their ids.
         missing: ids of runs that were planned or begun and have no record.
         warnings: one line for each record that was skipped.
@@ -87,6 +91,7 @@ class Sweep:
 
     folder: Path
     asked: Mapping[str, Any]
+    study: Mapping[str, Any]
     records: tuple[Record, ...]
     missing: tuple[str, ...]
     warnings: tuple[str, ...]
@@ -124,7 +129,9 @@ def load(folder: str | Path) -> Sweep:
             records.append(read(path))
         except RunError as error:
             warnings.append(f"skipped: {error}")
-    return Sweep(folder, plan.get("asked", {}), tuple(records), tuple(missing), tuple(warnings))
+    return Sweep(
+        folder, plan.get("asked", {}), plan.get("study") or {}, tuple(records), tuple(missing), tuple(warnings)
+    )
 
 
 def _plan(path: Path) -> dict[str, Any]:
@@ -187,6 +194,11 @@ def _record(raw: Any, folder: Path) -> Record:
         peak_memory_mb=None if memory is None else _number(memory, "peak_memory_mb"),
         metrics=metrics,
         per_class={s: _mapping(splits[s].get("per_class") or {}, f"metrics.{s}.per_class") for s in metrics},
+        by_iou={
+            s: _fractions(splits[s]["mAP_by_iou"], f"metrics.{s}.mAP_by_iou")
+            for s in metrics
+            if "mAP_by_iou" in splits[s]
+        },
         epochs=tuple(
             # a loss that overflowed is written as NaN or null; a curve has a gap there, the record stays readable
             {k: float(v) for k, v in _mapping(row, f"epochs[{i}]").items() if _is_number(v)}
@@ -198,13 +210,20 @@ def _record(raw: Any, folder: Path) -> Record:
 
 
 def _metrics(raw: Any, name: str) -> dict[str, float]:
-    values = {k: v for k, v in _mapping(raw, name).items() if k != "per_class"}
+    values = {k: v for k, v in _mapping(raw, name).items() if k not in TABLES}
     result = {k: _number(v, f"{name}.{k}") for k, v in values.items()}
     for metric in METRICS:
         if metric not in result:
             raise RunError(f"{name}.{metric} is missing")
         if not 0 <= result[metric] <= 1:
             raise RunError(f"{name}.{metric} is {result[metric]}, not a fraction in [0, 1]")
+    return result
+
+
+def _fractions(raw: Any, name: str) -> dict[str, float]:
+    result = {k: _number(v, f"{name}.{k}") for k, v in _mapping(raw, name).items()}
+    if bad := [k for k, v in result.items() if not 0 <= v <= 1]:
+        raise RunError(f"{name}.{bad[0]} is {result[bad[0]]}, not a fraction in [0, 1]")
     return result
 
 

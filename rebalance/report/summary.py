@@ -1,8 +1,9 @@
-"""Records -> one row per setting and split: mean, spread and interval over seeds, and the change from the 0 % run.
+"""Records -> one row per setting and split: mean, spread and interval over seeds, and the change from its baseline.
 
-A *setting* is everything that makes a run but its seed. The *0 % run* of a setting is the one that differs from it only
-in removing nothing; runs are compared with it seed by seed, because a seed moves both alike. Intervals are the
-half-widths of 95 % intervals from Student's t. A single run has no spread, hence no interval.
+A *setting* is everything that makes a run but its seed. Its *baseline* is, where it removes predictions, the *0 % run*:
+the setting that differs from it only in removing nothing; else the first loss of the sweep with the same model, head,
+labels and budget. Runs are compared with it seed by seed, because a seed moves both alike. Intervals are half-widths of
+95 % intervals from Student's t. A single run has no spread, hence no interval.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rebalance.config import TrainFlags, flags
-from rebalance.report.records import METRICS, SPLITS, Record
+from rebalance.config import TrainFlags, flags, value_text
+from rebalance.report.papers import METHOD_FLAGS, base_head, labels_key, loss_name, loss_of
+from rebalance.report.records import METRICS, SPLITS, Record, Sweep
 from rebalance.report.student import quantile
 
 AXES = ("obj_drop", "box_drop")
@@ -86,15 +88,16 @@ class Row:
         split: val or test.
         records: the runs, by seed.
         stats: metric -> over the seeds.
-        change: metric -> over the seeds that the 0 % run has too, setting minus 0 % run; {} for the 0 % run itself
-            and where there is none.
-        gap: metric -> gap closed, (setting - 0 % run) / (0 % run on all labels - 0 % run), on withheld labels only.
+        base: the baseline; None for a baseline itself and where there is none.
+        change: metric -> over the seeds that the baseline has too, setting minus baseline.
+        gap: metric -> gap closed, (setting - baseline) / (baseline on all labels - baseline), on withheld labels only.
     """
 
     setting: Setting
     split: str
     records: tuple[Record, ...]
     stats: Mapping[str, Stat]
+    base: Setting | None
     change: Mapping[str, Stat]
     gap: Mapping[str, float]
 
@@ -152,23 +155,37 @@ def setting_of(record: Record) -> Setting:
 def reference_key(setting: Setting) -> Setting:
     """What two settings share that have the same 0 % run: the flags of `drop` do nothing at 0, so they are left out."""
     values = {k: v for k, v in setting.values.items() if k not in _DROP_FLAGS}
-    values["loss"] = "+".join(part for part in str(values.get("loss", "")).split("+") if part not in ("", "drop"))
+    parts = loss_name(str(values.get("loss", ""))).split("+")
+    values["loss"] = "+".join(part for part in parts if part not in ("", "drop"))
     return Setting.of(values)
 
 
-def summarise(records: Iterable[Record]) -> list[Row]:
+def loss_key(setting: Setting) -> Setting:
+    """What two settings share whose losses are compared: all but the loss and the flags of the methods."""
+    values = {k: v for k, v in setting.values.items() if k != "loss" and k not in METHOD_FLAGS}
+    return Setting.of({**values, "head": base_head(setting.values)})
+
+
+def summarise(records: Iterable[Record], first: str = "") -> list[Row]:
     """Return a row for each setting and split, settings in the order of their first run, val before test.
 
     Runs of the same setting and seed are one run (a sweep has none): the first counts.
+
+    Args:
+        records: of a sweep, in its order.
+        first: the loss that others are compared with; default: the first that has finished.
     """
     runs: dict[Setting, dict[int, Record]] = {}
     for record in records:
         if record.finished:
             runs.setdefault(setting_of(record), {}).setdefault(record.seed, record)
     references: dict[Setting, Setting] = {}
+    firsts: dict[Setting, Setting] = {}
     for setting in runs:
         if not any(setting.removal(axis) for axis in AXES):
             references.setdefault(reference_key(setting), setting)
+            if not first or loss_of(setting.values) == loss_name(first):
+                firsts.setdefault(loss_key(setting), setting)
 
     def values(setting: Setting | None, split: str, metric: str) -> dict[int, float]:
         found = runs.get(setting, {}) if setting else {}
@@ -176,33 +193,54 @@ def summarise(records: Iterable[Record]) -> list[Row]:
 
     rows = []
     for setting, by_seed in runs.items():
-        zero = references.get(reference_key(setting))
-        own_zero = setting.change(**dict.fromkeys(AXES, 0.0))
-        zero = own_zero if own_zero in runs else zero  # of several 0 % runs, the one with the same idle flags
-        full = _on_all_labels(setting, references)
+        base = _baseline(setting, runs, references, firsts)
+        full = _on_all_labels(base, references) if base else None
         for split in SPLITS:
             kept = tuple(r for _, r in sorted(by_seed.items()) if split in r.metrics)
             if not kept:
                 continue
             stats, change, gap = {}, {}, {}
             for metric in METRICS:
-                mine, base = values(setting, split, metric), values(zero, split, metric)
+                mine, theirs = values(setting, split, metric), values(base, split, metric)
                 stats[metric] = stat(list(mine.values()))
-                if zero == setting or not mine.keys() & base.keys():
+                if not mine.keys() & theirs.keys():
                     continue
-                change[metric] = stat([mine[seed] - base[seed] for seed in mine if seed in base])
-                closed = _gap_closed(mine, base, values(full, split, metric))
+                change[metric] = stat([mine[seed] - theirs[seed] for seed in mine if seed in theirs])
+                closed = _gap_closed(mine, theirs, values(full, split, metric))
                 if closed is not None:
                     gap[metric] = closed
-            rows.append(Row(setting, split, kept, stats, change, gap))
+            rows.append(Row(setting, split, kept, stats, base, change, gap))
     return rows
 
 
-def _on_all_labels(setting: Setting, references: Mapping[Setting, Setting]) -> Setting | None:
-    """The 0 % run with nothing withheld, for a setting that has labels withheld."""
-    if setting.get("protocol") == "normal":
+def summary(sweep: Sweep) -> list[Row]:
+    """Return the rows of a sweep; its losses are compared with the first that was asked for."""
+    asked = sweep.study.get("baseline") or (sweep.asked.get("loss") or [""])[0]
+    return summarise(sweep.records, str(asked))
+
+
+def _baseline(
+    setting: Setting,
+    runs: Mapping[Setting, Any],
+    references: Mapping[Setting, Setting],
+    firsts: Mapping[Setting, Setting],
+) -> Setting | None:
+    if any(setting.removal(axis) for axis in AXES):
+        own = setting.change(**dict.fromkeys(AXES, 0.0))
+        # of several 0 % runs, the one with the same idle flags
+        return own if own in runs else references.get(reference_key(setting))
+    first = firsts.get(loss_key(setting))
+    # two 0 % runs that differ in idle flags only are the same run
+    return None if first is None or reference_key(first) == reference_key(setting) else first
+
+
+def _on_all_labels(base: Setting, references: Mapping[Setting, Setting]) -> Setting | None:
+    """The baseline with nothing withheld, for one that has labels withheld."""
+    protocol = base.get("protocol")
+    if labels_key(protocol, base.get("rate"))[0] == "normal":
         return None
-    return references.get(reference_key(setting.change(protocol="normal", rate=0.0, label_seed=0)))
+    normal = base.change(protocol="normal", rate=0.0, label_seed=0)
+    return references.get(reference_key(normal)) or references.get(reference_key(base.change(rate=0.0)))
 
 
 def _gap_closed(mine: Mapping[int, float], base: Mapping[int, float], full: Mapping[int, float]) -> float | None:
@@ -238,6 +276,44 @@ def series(rows: Sequence[Row]) -> list[Series]:
     return result
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """Losses on the same model, head, labels and budget.
+
+    Attributes:
+        key: what they share.
+        rows: by setting in the order of the sweep, each with its row on each split that was evaluated.
+        base: the loss that the others are compared with, None where it has not finished.
+    """
+
+    key: Setting
+    rows: Mapping[Setting, Mapping[str, Row]]
+    base: Setting | None
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that some setting was evaluated on."""
+        return tuple(s for s in SPLITS if any(s in rows for rows in self.rows.values()))
+
+
+def comparisons(rows: Sequence[Row]) -> list[Comparison]:
+    """Return the groups of at least two losses, or settings of a loss, that differ in nothing else.
+
+    Removal fractions are in the series; a sweep that has only those has no comparison.
+    """
+    groups: dict[Setting, dict[Setting, dict[str, Row]]] = {}
+    for row in rows:
+        groups.setdefault(loss_key(row.setting), {}).setdefault(row.setting, {})[row.split] = row
+    found = []
+    for key, settings in groups.items():
+        if len({reference_key(s) for s in settings}) < 2:
+            continue
+        bases = [row.base for by_split in settings.values() for row in by_split.values() if row.base]
+        unremoved = [base for base in bases if not any(base.removal(axis) for axis in AXES)]
+        found.append(Comparison(key, settings, unremoved[0] if unremoved else None))
+    return found
+
+
 def varying(settings: Iterable[Setting]) -> list[str]:
     """Return the flags that differ between settings; with none, an empty list."""
     seen: dict[str, set[Any]] = {}
@@ -251,12 +327,6 @@ def varying(settings: Iterable[Setting]) -> list[str]:
 def describe(setting: Setting, names: Sequence[str]) -> str:
     """Return the named flags as the user types them: 'obj_drop=0.75 box_drop=0'; 'all runs' where none is named."""
     return " ".join(f"{name}={value_text(setting.get(name))}" for name in names) or "all runs"
-
-
-def value_text(value: Any) -> str:
-    """Return a value as the user types it: 0.75, 0 for 0.0, True, yolov5n.yaml."""
-    short = f"{value:g}" if isinstance(value, float) else str(value)
-    return short if not isinstance(value, float) or float(short) == value else repr(value)
 
 
 def to_csv(rows: Sequence[Row]) -> str:

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from rebalance.config import value_text
 from rebalance.report import papers
 from rebalance.report.records import METRICS, SPLITS, Record
-from rebalance.report.summary import AXES, Row, Series, Setting, Stat, describe, value_text, varying
+from rebalance.report.summary import AXES, Row, Series, Setting, Stat, describe, varying
 
 AXIS_TITLES = {"obj_drop": "Objectness removal", "box_drop": "Box removal"}
 

@@ -171,8 +171,12 @@ def test_a_real_sweep_from_end_to_end(tmp_path: Path, tiny_dataset: Path, monkey
     assert record["config"]["host"]["imgsz"] == 64
     for split in ("val", "test"):
         metrics = record["metrics"][split]
-        assert list(metrics) == ["mAP50", "mAP75", "mAP50-95", "precision", "recall", "per_class"]
+        assert list(metrics) == ["mAP50", "mAP75", "mAP50-95", "precision", "recall", "mAP_by_iou", "per_class"]
         assert all(0 <= metrics[name] <= 1 for name in list(metrics)[:5])
+        by_iou = metrics["mAP_by_iou"]
+        assert list(by_iou) == [f"{t / 100:.2f}" for t in range(50, 100, 5)]
+        assert (by_iou["0.50"], by_iou["0.75"]) == pytest.approx((metrics["mAP50"], metrics["mAP75"]))
+        assert sum(by_iou.values()) / 10 == pytest.approx(metrics["mAP50-95"])
         assert set(metrics["per_class"]) == {"kind0", "kind1"}
     assert record["epochs"][0]["drop/obj_dropped"] > 0 == records[0]["epochs"][0]["drop/obj_dropped"]
     assert record["timings"]["images_per_second"] == pytest.approx(7 / record["timings"]["train_seconds"])
