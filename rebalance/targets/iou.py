@@ -35,51 +35,46 @@ def match_by_iou(candidates: Tensor, labels: Padded, *, high: float, low: float,
     Args:
         candidates: (A, 4), the same in every image, or (B, A, 4).
         labels: of the batch, in the same unit.
-        high: least IoU of a match.
+        high: least IoU of a match, over 0.
         low: at most `high`.
         rescue: what else is a match: "" nothing; "ties": of each label all candidates of highest IoU, matched to
             their own nearest label (RetinaNet, RPN); "first": of each label the first such, matched to that label, of
             several such labels the last (SSD).
     """
-    boxes, (gt_boxes, _, valid) = upcast(candidates.detach()), labels
+    boxes, gt_boxes = upcast(candidates.detach()), upcast(labels.boxes)
     b, g = gt_boxes.shape[:2]
     a = boxes.shape[-2]
     if g == 0 or a == 0:
         negative = torch.full((b, a), NEGATIVE, dtype=torch.int8, device=boxes.device)
         return Matched(negative, negative.long(), boxes.new_zeros(b, a))
-    boxes = boxes.expand(b, -1, -1)
+    # the long dimension innermost; shared anchors are not copied
+    boxes = boxes.transpose(-2, -1).contiguous().expand(b, -1, -1)
     step = max(1, PAIRS.get(boxes.device.type, PAIRS_ELSEWHERE) // (a * g))
-    parts = [
-        _match(boxes[i : i + step], gt_boxes[i : i + step], valid[i : i + step], high, low, rescue)
-        for i in range(0, b, step)
-    ]
+    parts = [_match(boxes[i : i + step], gt_boxes[i : i + step], high, low, rescue) for i in range(0, b, step)]
     return parts[0] if len(parts) == 1 else Matched(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
-def _match(boxes: Tensor, gt_boxes: Tensor, valid: Tensor, high: float, low: float, rescue: str) -> Matched:
-    iou = _iou(gt_boxes, boxes).masked_fill_(~valid.unsqueeze(-1), -1)  # (B, G, A)
+def _match(boxes: Tensor, gt_boxes: Tensor, high: float, low: float, rescue: str) -> Matched:
+    iou = _iou(gt_boxes, boxes)  # (B, G, A); padding has no area, so its IoU is 0, which matches nothing
     overlap, label = iou.max(1)
-    overlap = overlap.clamp(min=0)
     positive = overlap >= high
-    if rescue:
+    if rescue == "ties":
         best = iou.amax(2, keepdim=True)
-        hit = best > 0  # padding has none
-        if rescue == "ties":
-            positive |= ((iou == best) & hit).any(1)
-        else:
-            first = iou.argmax(2)  # (B, G)
-            place = torch.where(hit.squeeze(2), first, iou.shape[2])
-            order = torch.arange(first.shape[1], device=first.device).expand_as(first)
-            owner = label.new_full((len(label), iou.shape[2] + 1), -1).scatter_reduce_(1, place, order, "amax")[:, :-1]
-            positive |= owner >= 0
-            label = torch.where(owner >= 0, owner, label)
+        positive |= (iou == best.where(best > 0, 2)).any(1)
+    elif rescue == "first":
+        best, first = iou.max(2)  # (B, G)
+        place = first.where(best > 0, iou.shape[2])
+        order = torch.arange(first.shape[1], device=first.device).expand_as(first)
+        owner = label.new_full((len(label), iou.shape[2] + 1), -1).scatter_reduce_(1, place, order, "amax")[:, :-1]
+        positive |= owner >= 0
+        label = torch.where(owner >= 0, owner, label)
     state = torch.where(overlap < low, NEGATIVE, IGNORE)
     return Matched(torch.where(positive, POSITIVE, state).to(torch.int8), label, overlap)
 
 
 def _iou(gt_boxes: Tensor, boxes: Tensor) -> Tensor:
     """(B, G, A) IoU of every label with every candidate."""
-    x1, y1, x2, y2 = boxes.transpose(1, 2).unsqueeze(2).unbind(1)  # (B, 1, A)
+    x1, y1, x2, y2 = boxes.unsqueeze(2).unbind(1)  # (B, 4, A) -> (B, 1, A)
     gx1, gy1, gx2, gy2 = gt_boxes.unsqueeze(2).unbind(3)  # (B, G, 1)
     inter = torch.minimum(x2, gx2).sub_(torch.maximum(x1, gx1)).clamp_(min=0)
     inter.mul_(torch.minimum(y2, gy2).sub_(torch.maximum(y1, gy1)).clamp_(min=0))

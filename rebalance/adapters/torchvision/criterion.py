@@ -21,7 +21,7 @@ from rebalance.losses.drop import Dropping
 from rebalance.losses.registry import divisor_of
 from rebalance.targets.iou import Matched
 from rebalance.targets.labels import Padded, padded_labels
-from rebalance.targets.state import POSITIVE, Candidates
+from rebalance.targets.state import IGNORE, NEGATIVE, POSITIVE, Candidates
 
 Batch = dict[str, Any]
 Result = tuple[Tensor, dict[str, Tensor]]
@@ -95,21 +95,23 @@ class DenseCriterion(ABC):
         positive = matched.state == POSITIVE
         gt_boxes, classes = of_label(labels, matched.label)
 
-        state, obj_dropped, in_box_loss = matched.state, None, positive
+        obj_dropped, in_box_loss = None, positive
         if self.dropping.on:
-            obj_dropped, box_dropped = self._drop(logits, deltas, anchors, labels, positive)
+            obj_dropped, box_dropped = self._drop(logits, deltas, anchors, labels, matched.state)
             in_box_loss = positive & ~box_dropped
-        cls = self._classification(logits, classes, matched._replace(state=state), positive, obj_dropped)
+        cls = self._classification(logits, classes, matched, obj_dropped if self.flags.obj_drop > 0 else None)
         box = self._box(deltas, gt_boxes, anchors, positive, in_box_loss)
         loss = torch.stack((cls, box))
         items = dict(zip(("cls_loss", "box_loss"), loss.detach(), strict=True))
         return loss * len(logits), items
 
     def _drop(
-        self, logits: Tensor, deltas: Tensor, anchors: Tensor, labels: Padded, positive: Tensor
+        self, logits: Tensor, deltas: Tensor, anchors: Tensor, labels: Padded, state: Tensor
     ) -> tuple[Tensor, Tensor]:
         """(B, A) what leaves the classification and the box loss."""
+        positive = state == POSITIVE
         overlap = max_iou(decode_deltas(deltas.detach(), anchors, self.scale), labels.boxes)
+        overlap = overlap.masked_fill(state == IGNORE, 1)  # what takes no part anyway is not counted as dropped
         pairs = torch.arange(positive.numel(), device=positive.device).view_as(positive).where(positive, -1)
         return self.dropping.draw(positive, overlap, self.confidence(logits.detach()), pairs)
 
@@ -117,19 +119,17 @@ class DenseCriterion(ABC):
         """(B, A) how sure a prediction is to be an object, on any monotone scale."""
         return logits.amax(-1)
 
-    def _classification(
-        self, logits: Tensor, classes: Tensor, matched: Matched, positive: Tensor, dropped: Tensor | None
-    ) -> Tensor:
-        literal = dropped is not None and self.flags.drop_scope == "literal"
-        counted = positive
-        if dropped is not None and literal:
-            positive = positive & ~dropped  # trained as background
-        state = matched.state.masked_fill(counted & ~positive, 0) if literal else matched.state
-        targets = self.class_targets(logits, classes, positive)
+    def _classification(self, logits: Tensor, classes: Tensor, matched: Matched, dropped: Tensor | None) -> Tensor:
+        state, positive = matched.state, matched.state == POSITIVE
+        trained, left = positive, dropped
+        if dropped is not None and self.flags.drop_scope == "literal":  # it becomes background
+            state, trained, left = state.masked_fill(dropped, NEGATIVE), positive & ~dropped, None
+        targets = self.class_targets(logits, classes, trained)
         loss = self.composition(Candidates(logits, targets, state, matched.overlap)).sum(-1)  # (B, A)
-        if dropped is not None and not literal:
-            loss = loss.masked_fill(dropped, 0)
-        count = divided_by(self.divisor, counted, dropped, self.flags, 1 if self.softmax else logits.shape[-1])
+        if left is not None:
+            loss = loss.masked_fill(left, 0)
+        channels = 1 if self.softmax else logits.shape[-1]
+        count = divided_by(self.divisor, positive, dropped, self.flags, channels, ignored=state == IGNORE)
         return (loss.sum(1) / count).sum()
 
     def _box(self, deltas: Tensor, gt_boxes: Tensor, anchors: Tensor, positive: Tensor, chosen: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ class DenseCriterion(ABC):
         target = encode_deltas(torch.where(chosen.unsqueeze(-1), gt_boxes, anchors), anchors, self.scale)
         loss = torch.where(chosen, self.box_loss(deltas, target), 0)
         counted = chosen if self.flags.drop_divisor == "kept" else positive
-        divisor = self.divisor if self.divisor != "candidates" else self.by_default
+        divisor = self.by_default if self.divisor == "candidates" else self.divisor
         return (loss.sum(1) / divided_by(divisor, counted, None, self.flags, 1)).sum()
 
 

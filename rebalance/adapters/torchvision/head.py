@@ -28,7 +28,7 @@ class TorchvisionHead(Detect):  # type: ignore[misc]
         host: the detector, a key of `rebalance.losses.registry.PLACES`.
         nc: classes, background not counted.
         background: number of logits for it: 1 where it has a class of its own, as the first (softmax), else 0.
-        stride: (1,) that of the coarsest level in pixels; images are padded to multiples of it.
+        stride: (1,) pixels; the sides of images are multiples of it.
     """
 
     cv2 = ()
@@ -41,7 +41,7 @@ class TorchvisionHead(Detect):  # type: ignore[misc]
 
         Args:
             nc: classes.
-            stride: of the coarsest level, in pixels.
+            stride: what the sides of images are multiples of, in pixels.
         """
         nn.Module.__init__(self)
         self.nc, self.nl, self.reg_max = nc, 1, 1

@@ -17,7 +17,7 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from rebalance.adapters.torchvision.anchors import Anchors
 from rebalance.adapters.torchvision.criterion import DenseCriterion
 from rebalance.adapters.torchvision.head import Raw, TorchvisionHead, best_pairs
-from rebalance.boxes import decode_deltas
+from rebalance.boxes import decode_deltas, upcast
 from rebalance.config import TrainFlags
 from rebalance.targets.iou import Matched, match_by_iou
 from rebalance.targets.labels import Padded
@@ -30,14 +30,14 @@ class RetinaNetDetect(TorchvisionHead):
 
     host = "retinanet"
 
-    def __init__(self, layers: RetinaNetHead, anchors: Anchors, nc: int, stride: int, most: int = 1000) -> None:
+    def __init__(self, layers: RetinaNetHead, anchors: Anchors, nc: int, stride: int = 32, most: int = 1000) -> None:
         """Build the head.
 
         Args:
             layers: torchvision's classification and regression towers.
             anchors: of all levels.
             nc: classes.
-            stride: of the coarsest level, in pixels.
+            stride: images are padded to multiples of it; 32 as in torchvision. Coarser levels round their cells up.
             most: pairs of anchor and class that each level keeps for non-maximum suppression.
         """
         super().__init__(nc, stride)
@@ -55,9 +55,10 @@ class RetinaNetDetect(TorchvisionHead):
 
     def decode(self, raw: Raw) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes, scores and classes of the best pairs of each level."""
-        scores, kept, classes = best_pairs(raw["logits"].sigmoid(), raw["counts"], self.most)
-        deltas = raw["deltas"].gather(1, kept.unsqueeze(-1).expand(-1, -1, 4))
-        return decode_deltas(deltas, raw["anchors"].to(deltas.dtype)[kept]), scores, classes
+        logits, kept, classes = best_pairs(raw["logits"], raw["counts"], self.most)
+        # at least float32: half precision knows pixels beyond 512 by halves only
+        deltas = upcast(raw["deltas"].gather(1, kept.unsqueeze(-1).expand(-1, -1, 4)))
+        return decode_deltas(deltas, raw["anchors"][kept]), logits.sigmoid(), classes
 
     def class_rows(self) -> Mapping[str, Callable[[Tensor, Tensor], Tensor]]:
         """The last layer of the classification tower: (anchors · C, …)."""
