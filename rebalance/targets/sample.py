@@ -16,7 +16,7 @@ from rebalance.targets.state import IGNORE, NEGATIVE, POSITIVE
 class Sampled(NamedTuple):
     """What was chosen in each image; the same number of places in every image."""
 
-    index: Tensor  # (B, S) int64 into the candidates
+    place: Tensor  # (B, S) int64 into the candidates
     state: Tensor  # (B, S) int8, see `rebalance.targets.state`; IGNORE where the image had no more to choose
 
 
@@ -36,12 +36,12 @@ def sample(state: Tensor, count: int, share: float, *, generator: torch.Generato
     key = torch.randint(2**31 - 1, state.shape, dtype=torch.int32, device=state.device, generator=generator)
     parts = []
     for kind, most in ((POSITIVE, int(count * share)), (NEGATIVE, count)):
-        value, place = torch.where(state == kind, key, -1).topk(min(most, total), 1)
-        parts.append((place, value >= 0))
-    (positive, found), (negative, left) = parts
-    left = left & (torch.arange(left.shape[1], device=left.device) < count - found.sum(1, keepdim=True))
-    index, chosen = torch.cat((positive, negative), 1), torch.cat((found, left), 1)
+        value, found = torch.where(state == kind, key, -1).topk(min(most, total), 1)
+        parts.append((found, value >= 0))
+    (positive, kept), (negative, left) = parts
+    left = left & (torch.arange(left.shape[1], device=left.device) < count - kept.sum(1, keepdim=True))
+    place, chosen = torch.cat((positive, negative), 1), torch.cat((kept, left), 1)
     kinds = torch.cat((torch.full_like(positive, POSITIVE), torch.full_like(negative, NEGATIVE)), 1)
     kinds = kinds.masked_fill(~chosen, IGNORE).to(torch.int8)
     first = chosen.byte().argsort(stable=True, dim=1, descending=True)[:, : min(count, total)]
-    return Sampled(index.gather(1, first), kinds.gather(1, first))
+    return Sampled(place.gather(1, first), kinds.gather(1, first))

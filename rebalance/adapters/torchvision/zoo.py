@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -20,22 +21,32 @@ from torchvision.models import (
 )
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.detection import (
+    FasterRCNN_ResNet50_FPN_Weights,
     RetinaNet_ResNet50_FPN_Weights,
     SSD300_VGG16_Weights,
     SSDLite320_MobileNet_V3_Large_Weights,
     ssd300_vgg16,
     ssdlite320_mobilenet_v3_large,
 )
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.detection.ssd import SSDHead
-from torchvision.ops import Conv2dNormActivation
-from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, FeaturePyramidNetwork, LastLevelP6P7
+from torchvision.ops import Conv2dNormActivation, MultiScaleRoIAlign
+from torchvision.ops.feature_pyramid_network import (
+    ExtraFPNBlock,
+    FeaturePyramidNetwork,
+    LastLevelMaxPool,
+    LastLevelP6P7,
+)
 from ultralytics.nn.tasks import DetectionModel
 
 from rebalance.adapters.torchvision.anchors import Anchors
+from rebalance.adapters.torchvision.faster_rcnn import FasterRCNNDetect, Numbers
 from rebalance.adapters.torchvision.head import TorchvisionHead
 from rebalance.adapters.torchvision.retinanet import RetinaNetDetect
 from rebalance.adapters.torchvision.ssd import DefaultBoxes, SSDDetect
+from rebalance.losses.softmax import BACKGROUND
 
 Parts = tuple[nn.Module, nn.Module, TorchvisionHead]  # backbone, neck, head
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -106,7 +117,7 @@ def retinanet_resnet(network: Callable[..., nn.Module], nc: int) -> Parts:
         (float(x), float(int(x * 2 ** (1 / 3))), float(int(x * 2 ** (2 / 3)))) for x in (32, 64, 128, 256, 512)
     )
     anchors = Anchors(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
-    head = RetinaNetDetect(RetinaNetHead(256, anchors.per_cell, nc), anchors, nc, stride=128)
+    head = RetinaNetDetect(RetinaNetHead(256, anchors.per_cell, nc), anchors, nc)
     return resnet_levels(network, 2), neck, head
 
 
@@ -118,7 +129,7 @@ def retinanet_tiny(nc: int) -> Parts:
     layers = RetinaNetHead(64, anchors.per_cell, nc, norm_layer=partial(nn.GroupNorm, 8))
     for tower in (layers.classification_head, layers.regression_head):
         tower.conv = tower.conv[:2]
-    return yolov5n_levels(), neck, RetinaNetDetect(layers, anchors, nc, stride=64, most=300)
+    return yolov5n_levels(), neck, RetinaNetDetect(layers, anchors, nc, most=300)
 
 
 class Unpadded(nn.Conv2d):
@@ -201,6 +212,17 @@ def ssdlite_mobilenet(nc: int) -> Parts:
     return whole.backbone, nn.Identity(), SSDDetect(whole.head, SIX_LEVELS, nc)
 
 
+def ssd_head(channels: list[int], boxes: DefaultBoxes, nc: int, **kwargs: int) -> SSDDetect:
+    """SSD's 3×3 convolutions, one a level. At first a box is background with a probability of 0.99.
+
+    That is Lin et al. 2017, section 4.1: without mining, the sum over all that is background would swamp the loss.
+    """
+    layers = SSDHead(channels, boxes.per_cell, nc + 1)
+    for conv in layers.classification_head.module_list:
+        conv.bias.data.view(-1, nc + 1)[:, BACKGROUND] = math.log(nc * 0.99 / 0.01)
+    return SSDDetect(layers, boxes, nc, **kwargs)
+
+
 def mobilenet_v1_levels() -> Levels:
     """MobileNet-v1 (Howard et al. 2017, table 1) and four smaller levels: 512 channels at stride 16, 1024 at 32, 512 …
 
@@ -234,15 +256,36 @@ def ssd_mobilenet_v1(nc: int) -> Parts:
     The paper's is TensorFlow's, trained on COCO. That one has 1×1 convolutions for heads where torchvision's are 3×3,
     and only three default boxes a cell on the finest level; its weights do not fit, so this one starts from scratch.
     """
-    layers = SSDHead([512, 1024, 512, 256, 256, 128], SIX_LEVELS.per_cell, nc + 1)
-    return mobilenet_v1_levels(), nn.Identity(), SSDDetect(layers, SIX_LEVELS, nc)
+    return mobilenet_v1_levels(), nn.Identity(), ssd_head([512, 1024, 512, 256, 256, 128], SIX_LEVELS, nc)
 
 
 def ssd_tiny(nc: int) -> Parts:
     """For CPUs: YOLOv5n's backbone and two smaller levels, from stride 8 to 128; no pyramid."""
     boxes = DefaultBoxes((0.08, 0.18, 0.35, 0.55, 0.75, 0.95), ((2,), (2, 3), (2, 3), (2, 3), (2,)), (8, 16, 32))
-    layers = SSDHead([64, 128, 256, 128, 128], boxes.per_cell, nc + 1)
-    return yolov5n_levels(), Smaller(256, (128, 128)), SSDDetect(layers, boxes, nc, most=1000)
+    return yolov5n_levels(), Smaller(256, (128, 128)), ssd_head([64, 128, 256, 128, 128], boxes, nc, most=1000)
+
+
+def fasterrcnn_resnet(network: Callable[..., nn.Module], nc: int) -> Parts:
+    """torchvision's Faster R-CNN: five levels from stride 4 to 64, three anchors a cell, 7×7 RoIs of four levels."""
+    neck = FeaturePyramidNetwork([256, 512, 1024, 2048], 256, extra_blocks=LastLevelMaxPool())
+    anchors = Anchors(tuple((float(x),) for x in (32, 64, 128, 256, 512)), ((0.5, 1.0, 2.0),) * 5)
+    head = FasterRCNNDetect(
+        RPNHead(256, anchors.per_cell), MultiScaleRoIAlign(["0", "1", "2", "3"], output_size=7, sampling_ratio=2),
+        TwoMLPHead(256 * 7**2, 1024), FastRCNNPredictor(1024, 1 + nc), anchors, nc, stride=64,
+    )  # fmt: skip
+    return resnet_levels(network, 1), neck, head
+
+
+def fasterrcnn_tiny(nc: int) -> Parts:
+    """For CPUs: YOLOv5n's backbone, a pyramid of 64 channels from stride 8 to 64, 5×5 RoIs, few proposals."""
+    neck = FeaturePyramidNetwork([64, 128, 256], 64, extra_blocks=LastLevelMaxPool())
+    anchors = Anchors(tuple((float(x),) for x in (24, 48, 96, 192)), ((0.5, 1.0, 2.0),) * 4)  # for images of 256 px
+    head = FasterRCNNDetect(
+        RPNHead(64, anchors.per_cell), MultiScaleRoIAlign(["4", "6", "9"], output_size=5, sampling_ratio=2),
+        TwoMLPHead(64 * 5**2, 128), FastRCNNPredictor(128, 1 + nc), anchors, nc, stride=64,
+        numbers=Numbers(before=(300, 300), after=(200, 200), anchors=128, rois=64, most=300),
+    )  # fmt: skip
+    return yolov5n_levels(), neck, head
 
 
 WHOLE = {"backbone.body.": "model.0.", "backbone.fpn.": "model.1.", "head.": "model.2.layers."}
@@ -250,6 +293,16 @@ RESNET = {
     **WHOLE,
     **{part: f"model.0.{part}" for part in ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.")},
 }
+# Files from before torchvision 0.14 have other names for single convolutions
+OLD_FPN = {
+    f"backbone.fpn.{part}.{i}.{k}": f"model.1.{part}.{i}.0.{k}"
+    for part in ("inner_blocks", "layer_blocks") for i in range(4) for k in ("weight", "bias")
+}  # fmt: skip
+FASTER_RCNN = {
+    **OLD_FPN, **{f"rpn.head.conv.{k}": f"model.2.rpn.conv.0.0.{k}" for k in ("weight", "bias")},
+    "rpn.head.": "model.2.rpn.", "roi_heads.box_head.": "model.2.mlp.",
+    "roi_heads.box_predictor.": "model.2.predictor.", **RESNET,
+}  # fmt: skip
 SSD = {"backbone.": "model.0.", "head.": "model.2.layers."}
 # SSD cuts the backbone in the middle of a stage
 VGG = {
@@ -276,6 +329,18 @@ ZOO: dict[str, Detector] = {
     "retinanet_tiny": Detector(
         "retinanet", retinanet_tiny, "RetinaNet for CPUs: YOLOv5n's backbone, narrow FPN, shallow head", **AS_IT_IS,
         prefixes=YOLOV5,
+    ),
+    "fasterrcnn_resnet50_fpn": Detector(
+        "fasterrcnn", partial(fasterrcnn_resnet, resnet50), "Faster R-CNN, ResNet-50 and FPN", **IMAGENET,
+        prefixes=FASTER_RCNN, backbone=ResNet50_Weights.IMAGENET1K_V1, coco=FasterRCNN_ResNet50_FPN_Weights.COCO_V1,
+    ),
+    "fasterrcnn_resnet101_fpn": Detector(
+        "fasterrcnn", partial(fasterrcnn_resnet, resnet101), "Faster R-CNN, ResNet-101 and FPN", **IMAGENET,
+        prefixes=FASTER_RCNN, backbone=ResNet101_Weights.IMAGENET1K_V1,
+    ),
+    "fasterrcnn_tiny": Detector(
+        "fasterrcnn", fasterrcnn_tiny, "Faster R-CNN for CPUs: YOLOv5n's backbone, narrow FPN, few small RoIs",
+        **AS_IT_IS, prefixes=YOLOV5,
     ),
     "ssd300_vgg16": Detector(
         "ssd", ssd_vgg, "SSD300, VGG-16; imgsz=300 is rounded up to 320", **CAFFE, prefixes=VGG,
