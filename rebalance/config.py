@@ -51,7 +51,10 @@ class TrainFlags:
     """What `train` adds to Ultralytics' own flags."""
 
     loss: str = flag("", "method, or element loss and weighting joined by +; empty: what the other flags imply")
-    head: str = flag("stock", "detection head", choices=("stock", "anchor"))
+    head: str = flag(
+        "stock", "detection head; obj, resobj: on anchors for YOLOv3 and YOLOv5, else beside the class scores",
+        choices=("stock", "anchor", "obj", "resobj"),
+    )  # fmt: skip
 
     obj_drop: float = flag(0.0, "fraction of negatives that leaves the objectness loss", low=0, high=1, method="drop")
     box_drop: float = flag(0.0, "fraction of low-IoU matches that leaves the box loss", low=0, high=1, method="drop")
@@ -107,7 +110,7 @@ class TrainFlags:
 
     ohem_ratio: float = flag(
         3.0, "negatives kept for each positive of an image", low=0, method="ohem",
-        places=("stock", "anchor", "retinanet", "ssd"),
+        places=("stock", "anchor", "obj", "retinanet", "ssd"),
     )  # fmt: skip
     ohem_rois: int = flag(
         128, "Faster R-CNN: proposals of an image that are trained on", low=1, method="ohem", places=("fasterrcnn",)
@@ -123,6 +126,16 @@ class TrainFlags:
     nrd_stage: str = flag(
         "roi", "whose negatives: proposals in the RoI head, or anchors in the RPN", choices=("roi", "rpn"), method="nrd"
     )
+
+    resobj_steps: int = flag(2, "T, refinements of the objectness; 0: as head=obj", low=0, high=5, method="resobj")
+    resobj_grad: str = flag(
+        "isolated", "residual losses train the residual subnets alone, or jointly with the objectness",
+        choices=("isolated", "joint"), method="resobj",
+    )  # fmt: skip
+    resobj_on: str = flag(
+        "obj", "features that the residual subnets see: the objectness subnet's or the class tower's",
+        choices=("obj", "cls"), method="resobj",
+    )  # fmt: skip
 
     anchor_t: float = flag(4.0, "largest side ratio of a label to its anchor", low=1, method="anchor")
     autoanchor: bool = flag(True, "fit the anchors where their best possible recall is under 0.98", method="anchor")

@@ -65,12 +65,15 @@ class AnchorHead(nn.Module):
         # not unflatten: in an ONNX export it would fix the size of the image
         return [x.view(x.shape[0], self.na, self.no, x.shape[2], x.shape[3]) for x in outputs]
 
-    def decode(self, maps: Sequence[Tensor], *, objectness: bool = True) -> Tensor:
+    def decode(
+        self, maps: Sequence[Tensor], *, objectness: bool = True, refined: Sequence[Tensor] | None = None
+    ) -> Tensor:
         """Predictions in pixels of the input image.
 
         Args:
             maps: raw predictions of each level.
             objectness: score = P(class | object) · P(object); the boxes alone where False.
+            refined: for each level (B, M, 1, H, W), objectness logits in the place of those in `maps`.
 
         Returns:
             (B, 4 + C, N): centre, width, height, scores in [0, 1]; (B, 4, N) without the scores.
@@ -84,7 +87,8 @@ class AnchorHead(nn.Module):
             stride, anchors = self.stride[level].to(x), self.anchors[level].to(x)
             xy = (y[:, :, 0:2] * 2 - 0.5 + torch.stack((columns, rows))) * stride
             wh = (y[:, :, 2:4] * 2) ** 2 * (anchors * stride).view(1, self.na, 2, 1, 1)
-            parts = (xy, wh, y[:, :, 5:] * y[:, :, 4:5]) if objectness else (xy, wh)
+            score = y[:, :, 4:5] if refined is None else refined[level].sigmoid()
+            parts = (xy, wh, y[:, :, 5:] * score) if objectness else (xy, wh)
             levels.append(torch.cat(parts, 2).transpose(1, 2).flatten(2))  # (B, M, 4 + C, H, W) -> (B, 4 + C, M·H·W)
         return torch.cat(levels, 2)
 

@@ -1,13 +1,14 @@
 """Every method, one row each.
 
 A method is an element loss (what one candidate costs) or a weighting (how much each candidate counts). One of each may
-be joined: `loss=focal+drop`. To add a method: one file beside this one, one row here, one row in the tests' golden
-numbers, one row in the README's table.
+be joined: `loss=focal+drop`. A head is a row too: its name among the losses chooses it, `loss=resobj+drop`. To add a
+method: one file beside this one, one row here, one row in the tests' golden numbers, one row in the README's table.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from rebalance.config import TrainFlags, flags, parse
@@ -19,13 +20,14 @@ from rebalance.losses.focal import focal
 from rebalance.losses.ghm import ghm_weights
 from rebalance.losses.nrd import nrd_mask
 from rebalance.losses.ohem import ohem_mask
+from rebalance.losses.resobj import residual_objectness
 from rebalance.losses.soft import soft_weights
 
 
 class Method(NamedTuple):
     """One row of the registry."""
 
-    kind: str  # "element" or "weighting"
+    kind: str  # "element", "weighting" or "head"
     function: Callable[..., Any]
     places: tuple[str, ...]  # where it is defined, see PLACES
     title: str
@@ -34,13 +36,18 @@ class Method(NamedTuple):
     divisors: Mapping[str, str] = {}  # place: what `divisor=auto` means there, if not the host's
 
 
-YOLO = ("stock", "anchor")
+YOLO = ("stock", "anchor", "obj", "resobj")
+UNREFINED = ("stock", "anchor", "obj")  # mining and counting say nothing about the candidates of a refinement
+OBJECTNESS = ("anchor", "obj", "resobj")
 
 # Where a loss is applied -> the host's own loss there. `stock` is the class scores of an anchor-free YOLO head,
-# `anchor` the objectness of the anchor head; the others are torchvision's detectors.
+# `anchor` the objectness of the anchor head, `obj` that of a head with an objectness, `resobj` that in each of its
+# steps; the others are torchvision's detectors.
 PLACES: dict[str, str] = {
     "stock": "bce",
     "anchor": "bce",
+    "obj": "bce",
+    "resobj": "bce",
     "retinanet": "focal",
     "ssd": "ohem",
     "fasterrcnn": "bce",
@@ -54,26 +61,27 @@ METHODS: dict[str, Method] = {
     "bce": Method("element", bce, tuple(PLACES), "cross-entropy", "YOLOv5, YOLOv8"),
     "focal": Method(
         "element", focal, (*YOLO, "retinanet", "ssd"), "focal loss", "Lin et al. 2017, equation 5",
-        divisors={"anchor": "batch"},
+        divisors=dict.fromkeys(OBJECTNESS, "batch"),
     ),
     "brl": Method(
         "element", brl, (*YOLO, "retinanet"), "Background Recalibration Loss", "Zhang et al. 2020, equation 2",
-        divisors={"anchor": "batch"},
+        divisors=dict.fromkeys(OBJECTNESS, "batch"),
     ),
     "drop": Method(
         "weighting", drop_mask, tuple(PLACES), "Box Prediction Rebalancing", "Haque & McEver, section 2",
         elements=("bce", "focal", "brl"),
     ),
     "ghm": Method(
-        "weighting", ghm_weights, (*YOLO, "retinanet"), "gradient harmonizing (GHM-C)",
+        "weighting", ghm_weights, (*UNREFINED, "retinanet"), "gradient harmonizing (GHM-C)",
         "Li et al. 2019, unit region approximation",
         elements=("bce",),  # it takes the place of focal loss: g is the gradient of cross-entropy
-        divisors=dict.fromkeys((*YOLO, "retinanet"), "candidates"),
+        divisors=dict.fromkeys((*UNREFINED, "retinanet"), "candidates"),
     ),
     "ohem": Method(
-        "weighting", ohem_mask, tuple(PLACES), "online hard example mining", "Shrivastava et al. 2016, section 4",
+        "weighting", ohem_mask, (*UNREFINED, "retinanet", "ssd", "fasterrcnn"),
+        "online hard example mining", "Shrivastava et al. 2016, section 4",
         elements=("bce", "focal"),  # BRL lowers the loss of the very candidates that mining would find
-        divisors={"anchor": "batch"},
+        divisors={"anchor": "batch", "obj": "batch"},
     ),
     "soft": Method(
         "weighting", soft_weights, tuple(PLACES), "soft sampling by overlap (Gompertz)", "Wu et al. 2019",
@@ -83,6 +91,8 @@ METHODS: dict[str, Method] = {
         "weighting", nrd_mask, ("fasterrcnn",), "negative region dropping", "McEver et al. 2022",
         elements=("bce",),
     ),
+    "obj": Method("head", bce, ("obj",), "objectness module", "Chen et al. 2019, section 3.1"),
+    "resobj": Method("head", residual_objectness, ("resobj",), "Residual Objectness", "Chen et al. 2019, Algorithm 1"),
 }  # fmt: skip
 
 ALIASES = {"ce": "bce"}  # on a sigmoid they are one loss
@@ -106,14 +116,14 @@ def select(loss: str, place: str = "stock") -> Selection:
     """Read a loss name: an element loss, a weighting, or one of each joined by +.
 
     Args:
-        loss: the name; a weighting by itself weighs the element loss that is the host's own, where it has a meaning
-            for it, else the first that it has a meaning for.
+        loss: the name, a head in it has no say; a weighting by itself weighs the element loss that is the host's own,
+            where it has a meaning for it, else the first that it has a meaning for.
         place: where the loss is applied, see PLACES.
 
     Raises:
         ConfigError: an unknown name, two methods of one kind, or a pair without a meaning.
     """
-    found = {"element": "", "weighting": ""}
+    found = {"element": "", "weighting": "", "head": ""}
     for given in loss.split("+"):
         name = ALIASES.get(given, given)
         if name not in METHODS:
@@ -128,7 +138,7 @@ def select(loss: str, place: str = "stock") -> Selection:
     if not found["element"]:
         own = _own(place).element
         found["element"] = own if own in elements else elements[0]
-    selection = Selection(**found)
+    selection = Selection(found["element"], found["weighting"])
     if elements and selection.element not in elements:
         raise ConfigError(
             f"loss={loss}: {selection.weighting} has no meaning with {selection.element}; valid pairs: {_pairs()}"
@@ -160,10 +170,6 @@ def _where(place: str) -> str:
     return f"head={place}" if place in YOLO else place
 
 
-def _listed(places: tuple[str, ...]) -> str:
-    return ", ".join(map(_where, places))
-
-
 def divisor_of(values: TrainFlags, place: str) -> str:
     """What the summed loss is divided by: a choice of `divisor`; what `auto` means is in the registry."""
     if values.divisor != "auto":
@@ -178,13 +184,32 @@ def place_of(head: str, host: str = "yolo") -> str:
     return head if host == "yolo" else host
 
 
-def train_flags(given: Mapping[str, Any], *, head: str = "stock", host: str = "yolo") -> TrainFlags:
+def _head_of(values: TrainFlags, given: Mapping[str, Any]) -> tuple[str, str]:
+    """The head, which a loss may choose, and the loss without it.
+
+    Raises:
+        ConfigError: the head given is another.
+    """
+    parts = values.loss.split("+")
+    heads = [name for name in parts if name in METHODS and METHODS[name].kind == "head"]
+    for name in heads:
+        if "head" in given and given["head"] != name:
+            raise ConfigError(f"loss={values.loss} is for head={name}, but head={given['head']} was given")
+    if len(heads) > 1:
+        raise ConfigError(f"loss={values.loss} chooses more than one head")
+    return (heads or [values.head])[0], "+".join(name for name in parts if name not in heads)
+
+
+def train_flags(
+    given: Mapping[str, Any], *, head: str = "stock", host: str = "yolo", anchored: bool = False
+) -> TrainFlags:
     """Parse and check the training flags that a user gave.
 
     Args:
         given: flag name to value.
         head: the head where none is given, e.g. that of the checkpoint.
         host: yolo, or one of torchvision's detectors: retinanet, ssd, fasterrcnn.
+        anchored: whether heads obj and resobj are built on the anchor head (YOLOv3, YOLOv5), whose flags they take.
 
     Returns:
         Flags with `loss` and `head` filled in: a method's flag without `loss` selects the method.
@@ -193,20 +218,25 @@ def train_flags(given: Mapping[str, Any], *, head: str = "stock", host: str = "y
         ConfigError: an unknown flag, a bad value, or a flag that would have no effect.
     """
     values = parse(TrainFlags, {"head": head, **given})
+    head, loss = _head_of(values, given)
+    values = replace(values, head=head)
     if host != "yolo" and values.head not in HEADS[host]:
         raise ConfigError(f"head={values.head} is not defined for {host}; heads: {', '.join(HEADS[host])}")
     place = place_of(values.head, host)
     facts = {name: flags(TrainFlags)[name].metadata["method"] for name in given}
-    implied = sorted({method for method in facts.values() if method in METHODS})
-    loss = values.loss or "+".join(implied) or PLACES[place]
+    implied = sorted({method for method in facts.values() if method in METHODS and method != "resobj"})
+    loss = loss or "+".join(implied) or PLACES[place]
     selected = select(loss, place)
     for name, method in facts.items():
-        if method == "anchor" and values.head != "anchor":
+        if method == "anchor" and not (values.head == "anchor" or (anchored and values.head in ("obj", "resobj"))):
             raise ConfigError(f"{name}={given[name]} has no effect with head={values.head}; add head=anchor")
+        if method == "resobj" and values.head != "resobj":
+            raise ConfigError(f"{name}={given[name]} has no effect with head={values.head}; add head=resobj")
         counts_at = flags(TrainFlags)[name].metadata["places"]
         if counts_at and place not in counts_at:
-            raise ConfigError(f"{name}={given[name]} has no effect with {_where(place)}; it is for {_listed(counts_at)}")
-        if method in METHODS and method not in selected:
+            there = ", ".join(map(_where, counts_at))
+            raise ConfigError(f"{name}={given[name]} has no effect with {_where(place)}; it is for {there}")
+        if method in METHODS and method not in (*selected, "resobj"):
             raise ConfigError(f"{name}={given[name]} has no effect with loss={loss}; {_remedy(loss, method)}")
     for name in selected:
         if name and place not in METHODS[name].places:
@@ -225,11 +255,11 @@ def check_flags(given: Mapping[str, Any], *, head: str = "stock") -> None:
         head: as in `train_flags`.
     """
     try:
-        train_flags(given, head=head)
+        train_flags(given, head=head, anchored=True)
     except ConfigError:
-        for host in HEADS:
+        for other, host in (("resobj", "yolo"), *(("stock", host) for host in HEADS)):
             try:
-                train_flags(given, host=host)
+                train_flags(given, head=other, host=host, anchored=True)
                 return
             except ConfigError:
                 continue

@@ -77,6 +77,13 @@ def test_select_refuses(loss: str, message: str) -> None:
         ({"brl_weight": 1}, {"loss": "brl", "brl_weight": 1.0}),
         ({"soft_a": 1}, {"loss": "soft", "soft_a": 1.0}),
         ({"divisor": "batch"}, {"loss": "bce"}),
+        ({"loss": "resobj"}, {"loss": "bce", "head": "resobj"}),
+        ({"loss": "obj"}, {"loss": "bce", "head": "obj"}),
+        ({"loss": "resobj", "resobj_steps": "3"}, {"loss": "bce", "head": "resobj", "resobj_steps": 3}),
+        ({"loss": "resobj+drop", "obj_drop": 0.5}, {"loss": "drop", "head": "resobj"}),
+        ({"loss": "resobj", "obj_drop": 0.5}, {"loss": "drop", "head": "resobj"}),
+        ({"loss": "brl+resobj", "head": "resobj"}, {"loss": "brl"}),
+        ({"head": "resobj", "resobj_grad": "joint", "resobj_on": "cls"}, {"loss": "bce"}),
     ],
 )
 def test_train_flags(given: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -99,7 +106,7 @@ def test_flags_of_faster_rcnn(given: dict[str, Any], expected: dict[str, Any]) -
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"ohem_ratio": 2}, "ohem_ratio=2 has no effect with fasterrcnn; it is for head=stock, head=anchor, retinanet"),
+        ({"ohem_ratio": 2}, "ohem_ratio=2 has no effect with fasterrcnn; it is for head=stock, head=anchor"),
         ({"divisor": "batch"}, "divisor=batch is not defined for fasterrcnn, which divides by what it sampled"),
         ({"loss": "focal"}, "loss=focal is not defined for fasterrcnn; losses there: bce, drop, ohem, soft, nrd"),
         ({"loss": "bce", "nrd_rate": 0.5}, "nrd_rate=0.5 has no effect with loss=bce; add it: loss=bce+nrd"),
@@ -133,7 +140,7 @@ def test_the_head_of_a_checkpoint_counts_where_none_is_given() -> None:
             {"drop_scope": "match"},
             "drop_scope=match is not one of background, matched, literal (did you mean matched?)",
         ),
-        ({"head": "anchors"}, "head=anchors is not one of stock, anchor (did you mean anchor?)"),
+        ({"head": "anchors"}, "head=anchors is not one of stock, anchor, obj, resobj (did you mean anchor?)"),
         ({"loss": "dorp"}, "loss=dorp: dorp is not one of "),
         ({"loss": "bce", "obj_drop": 0.5}, "obj_drop=0.5 has no effect with loss=bce; add it: loss=bce+drop"),
         ({"anchor_t": 3}, "anchor_t=3 has no effect with head=stock; add head=anchor"),
@@ -146,6 +153,14 @@ def test_the_head_of_a_checkpoint_counts_where_none_is_given() -> None:
         ({"divisor": "positive"}, "divisor=positive is not one of auto, host, image, batch, candidates"),
         ({"ohem_rois": 64}, "ohem_rois=64 has no effect with head=stock; it is for fasterrcnn"),
         ({"nrd_rate": 0.5}, "loss=nrd is not defined for head=stock; losses there: bce, focal, brl, drop, "),
+        ({"resobj_steps": 1}, "resobj_steps=1 has no effect with head=stock; add head=resobj"),
+        ({"head": "obj", "resobj_on": "cls"}, "resobj_on=cls has no effect with head=obj; add head=resobj"),
+        ({"loss": "resobj", "resobj_steps": 6}, "resobj_steps=6 is out of range: 0 to 5"),
+        ({"loss": "resobj", "head": "anchor"}, "loss=resobj is for head=resobj, but head=anchor was given"),
+        ({"loss": "resobj+obj"}, "loss=resobj+obj chooses more than one head"),
+        ({"loss": "resobj+ghm"}, "loss=ghm is not defined for head=resobj; losses there: bce, focal, brl, drop, soft"),
+        ({"loss": "resobj", "ohem_ratio": 1}, "ohem_ratio=1 has no effect with head=resobj; it is for head=stock"),
+        ({"head": "resobj", "anchor_t": 3}, "anchor_t=3 has no effect with head=resobj; add head=anchor"),
         ({"obj_drop": 0.5, "autoanchor": False}, "autoanchor=False has no effect with head=stock; add head=anchor"),
     ],
 )
@@ -176,6 +191,14 @@ def test_a_checkpoint_without_flags_has_the_host_s_loss() -> None:
     assert kept_flags({}, head="anchor") == train_flags({"head": "anchor"})
 
 
+def test_heads_on_anchors_take_the_flags_of_the_anchor_head() -> None:
+    given = {"loss": "resobj", "anchor_t": 3, "obj_gain": 2, "resobj_steps": 1}
+    parsed = train_flags(given, anchored=True)
+    assert (parsed.head, parsed.anchor_t, parsed.obj_gain, parsed.resobj_steps) == ("resobj", 3, 2, 1)
+    with pytest.raises(ConfigError, match="anchor_t=3 has no effect with head=stock"):
+        train_flags({"anchor_t": 3}, anchored=True)
+
+
 @pytest.mark.parametrize(
     ("loss", "stock", "anchor"),
     [
@@ -192,6 +215,7 @@ def test_a_checkpoint_without_flags_has_the_host_s_loss() -> None:
 def test_the_divisor_is_the_method_s_own_unless_it_is_given(loss: str, stock: str, anchor: str) -> None:
     assert divisor_of(train_flags({"loss": loss}), "stock") == stock
     assert divisor_of(train_flags({"loss": loss, "head": "anchor"}), "anchor") == anchor
+    assert divisor_of(train_flags({"loss": loss, "head": "obj"}), "obj") == anchor
     for given in ("host", "image", "batch", "candidates"):
         assert divisor_of(train_flags({"loss": loss, "divisor": given}), "stock") == given
 
@@ -210,7 +234,7 @@ def test_every_row_is_complete() -> None:
     assert methods <= {*METHODS, "", "anchor"}  # a flag of a method that is not there could never be given
     for name, row in METHODS.items():
         assert re.fullmatch(r"[a-z]+", name)
-        assert row.kind in ("element", "weighting")
+        assert row.kind in ("element", "weighting", "head")
         assert row.places
         assert set(row.places) <= set(PLACES)
         assert all((row.title, row.source))

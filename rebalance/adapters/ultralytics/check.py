@@ -11,10 +11,11 @@ from ultralytics.cfg import get_cfg
 from ultralytics.utils import DEFAULT_CFG_DICT
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 
-from rebalance.adapters.ultralytics.model import AnchorDetectionModel
+from rebalance.adapters.ultralytics.model import anchored, given_or_kept, host_of, model_class, remembered
 from rebalance.adapters.ultralytics.yolo import YOLO
 from rebalance.config import TrainFlags, flags
 from rebalance.errors import ConfigError, ModelError, nearest
+from rebalance.losses.registry import train_flags
 
 
 def check_training(ours: Mapping[str, Any], host: Mapping[str, Any]) -> None:
@@ -43,8 +44,13 @@ def check_training(ours: Mapping[str, Any], host: Mapping[str, Any]) -> None:
         raise ModelError(f"pretrained={weights}: no such file, and not a published model")
     model = str(host["model"])
     _model(model)._trainer(dict(ours), dict(host), None)
-    if ours.get("head") == "anchor":
-        _with_anchor_head(model)
+    source = _model(model).model
+    on_anchors, before = anchored(source.yaml), remembered(source).get("flags", {})
+    if host_of(source.yaml) == "yolo":
+        chosen = train_flags(given_or_kept(ours, before), head=before.get("head", "stock"), anchored=on_anchors)
+        if chosen.head != "stock":
+            kept = ("head", "resobj_steps", "resobj_on", "resobj_grad")  # what the head is built from
+            _with_head(model, TrainFlags(**{name: getattr(chosen, name) for name in kept}))
 
 
 @lru_cache
@@ -56,6 +62,7 @@ def _model(name: str) -> YOLO:
 
 
 @lru_cache
-def _with_anchor_head(name: str) -> None:
-    """Build the model once with the anchor head."""
-    AnchorDetectionModel(_model(name).model.yaml, verbose=False)
+def _with_head(name: str, chosen: TrainFlags) -> None:
+    """Build the model once with the head asked for."""
+    yaml = _model(name).model.yaml
+    model_class(yaml, chosen.head)(yaml, verbose=False, flags=chosen)

@@ -19,7 +19,7 @@ from ultralytics.utils import DEFAULT_CFG_DICT, YAML
 from ultralytics.utils.checks import check_yaml
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 
-from rebalance.adapters.ultralytics.model import host_of
+from rebalance.adapters.ultralytics.model import anchored, host_of
 from rebalance.adapters.ultralytics.yolo import YOLO, split
 from rebalance.config import TrainFlags, flags
 from rebalance.data.seafloor import resolve
@@ -59,7 +59,7 @@ def _call(args: list[str], *, strict: bool) -> None:
     if model.endswith(".pt"):  # only the file knows its host and head; the model checks again
         check_flags(ours, head="anchor" if "head" not in ours else "stock")
     else:
-        train_flags(ours, host=host_of(model))
+        train_flags(ours, host=host_of(model), anchored=anchored(model))
     if strict or ours:
         _check(rest)
     elif mode:

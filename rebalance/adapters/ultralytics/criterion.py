@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +23,8 @@ from rebalance.losses.bce import bce
 from rebalance.losses.composition import Composition
 from rebalance.losses.divisor import divided_by
 from rebalance.losses.drop import COUNTS, Dropping
-from rebalance.losses.registry import divisor_of
+from rebalance.losses.registry import divisor_of, place_of
+from rebalance.losses.resobj import means
 from rebalance.targets.anchor import Matches, match
 from rebalance.targets.labels import padded_labels
 from rebalance.targets.state import Candidates, candidate_state
@@ -33,6 +34,17 @@ BALANCE = {2: (4.0, 1.0), 3: (4.0, 1.0, 0.4), 4: (4.0, 1.0, 0.25, 0.06)}
 
 Batch = dict[str, Any]
 Result = tuple[Tensor, dict[str, Tensor]]
+
+
+class Objectness(NamedTuple):
+    """What the objectness loss of one batch is computed from."""
+
+    logits: Tensor  # (B, N)
+    target: Tensor  # (B, N) in [0, 1]
+    positive: Tensor  # (B, N) bool
+    dropped: Tensor | None  # (B, N) bool
+    overlap: Tensor  # (B, N)
+    shapes: list[tuple[int, int]]  # rows, columns of each level
 
 
 class DetectionCriterion(v8DetectionLoss):  # type: ignore[misc]
@@ -65,7 +77,7 @@ class DetectionCriterion(v8DetectionLoss):  # type: ignore[misc]
 
     def __init__(self, model: Any, tal_topk: int = 10, tal_topk2: int | None = None, *, flags: TrainFlags, seed: int):
         super().__init__(model, tal_topk, tal_topk2)
-        self.flags, self.divisor = flags, divisor_of(flags, "stock")
+        self.flags, self.divisor = flags, divisor_of(flags, place_of(flags.head))
         self.dropping = Dropping(flags, seed=seed, rank=max(RANK, 0), stream=0 if tal_topk2 is None else 1)
         self.composition = Composition(flags)
         self._host: dict[str, Any] = {part: getattr(self, part) for part in ("assigner", "bce", "bbox_loss")}
@@ -150,7 +162,7 @@ class AnchorCriterion:
     }
 
     def __init__(self, model: Any, *, flags: TrainFlags, seed: int) -> None:
-        self.flags, self.head, self.divisor = flags, model.model[-1], divisor_of(flags, "anchor")
+        self.flags, self.head, self.divisor = flags, model.model[-1], divisor_of(flags, place_of(flags.head))
         self.dropping = Dropping(flags, seed=seed, rank=max(RANK, 0))
         self.composition = Composition(flags)
         self.finest = int(self.head.stride.min())  # pixels a cell of the first level
@@ -173,7 +185,8 @@ class AnchorCriterion:
         Returns:
             (3,) box, objectness and class loss times B, and the same without B, detached, by name.
         """
-        maps = (preds[1] if isinstance(preds, tuple) else preds)["maps"]
+        raw = preds[1] if isinstance(preds, tuple) else preds
+        maps = raw["maps"]
         device = maps[0].device
         labels = torch.cat(
             [batch[k].to(device).view(-1, n) for k, n in (("batch_idx", 1), ("cls", 1), ("bboxes", 4))], 1
@@ -217,34 +230,40 @@ class AnchorCriterion:
 
         # where, not a product: a slot that is no match may hold any number
         box = (torch.where(box_weight, 1 - iou, 0).sum(1) / counts.sum(1).clamp(min=1)).sum()
-        obj = self._objectness(logits, target, positive, dropped, overlap, shapes)
+        seen = Objectness(logits, target, positive, dropped, overlap, shapes)
         cls = self._classes(chosen[..., 5:], found)
-        loss = torch.stack([x * gain for x, gain in zip((box, obj, cls), self.gains, strict=True)])
-        items = dict(zip(("box_loss", "obj_loss", "cls_loss"), loss.detach(), strict=True))
+        parts = dict(zip(("box_loss", "obj_loss", "cls_loss"), (box, self._objectness(seen), cls), strict=True))
+        more = self._more(raw, seen)
+        gains = (*self.gains, *(self.gains[1] for _ in more))
+        loss = torch.stack([x * gain for x, gain in zip((parts | more).values(), gains, strict=True)])
+        items = dict(zip(parts | more, loss.detach(), strict=True))
         return loss * len(logits), items
 
-    def _objectness(
-        self,
-        logits: Tensor,
-        target: Tensor,
-        positive: Tensor,
-        dropped: Tensor | None,
-        overlap: Tensor,
-        shapes: list[tuple[int, int]],
-    ) -> Tensor:
-        """Element loss times weights, divided; tensors are (B, N)."""
-        literal = self.flags.drop_scope == "literal"
-        weight = None if dropped is None or literal else ~dropped
+    def _more(self, raw: dict[str, Any], seen: Objectness) -> dict[str, Tensor]:
+        """Objectness losses of heads that predict more than this one, by name."""
+        return {}
+
+    def _objectness(self, seen: Objectness) -> Tensor:
+        return self._divide(self._element(seen, seen.logits), seen)
+
+    def _element(self, seen: Objectness, logits: Tensor) -> Tensor:
+        """(B, N) loss of each candidate with these logits."""
         if self.composition.plain:
-            loss = bce(logits, target)
-        else:
-            state = candidate_state(positive & ~dropped if dropped is not None and literal else positive)
-            batch = Candidates(logits.unsqueeze(-1), target.unsqueeze(-1), state, overlap)
-            loss = self.composition(batch).squeeze(-1)
+            return bce(logits, seen.target)
+        batch = Candidates(logits.unsqueeze(-1), seen.target.unsqueeze(-1), self._state(seen), seen.overlap)
+        return self.composition(batch).squeeze(-1)
+
+    def _state(self, seen: Objectness) -> Tensor:
+        literal = seen.dropped is not None and self.flags.drop_scope == "literal"
+        return candidate_state(seen.positive & ~seen.dropped if literal else seen.positive)  # type: ignore[operator]
+
+    def _divide(self, loss: Tensor, seen: Objectness) -> Tensor:
+        """Sum of the (B, N) losses of what is not dropped, divided."""
+        weight = None if seen.dropped is None or self.flags.drop_scope == "literal" else ~seen.dropped
         if self.divisor != "host":
             left = loss if weight is None else torch.where(weight, loss, 0)
-            return (left.sum(1) / divided_by(self.divisor, positive, dropped, self.flags, 1)).sum()
-        sizes = [self.head.na * h * w for h, w in shapes]
+            return (left.sum(1) / divided_by(self.divisor, seen.positive, seen.dropped, self.flags, 1)).sum()
+        sizes = [self.head.na * h * w for h, w in seen.shapes]
         if weight is None:
             means = [x.mean() for x in torch.split(loss, sizes, 1)]
         else:
@@ -253,7 +272,7 @@ class AnchorCriterion:
                 means = [x / (len(loss) * n) for x, n in zip(sums, sizes, strict=True)]
             else:
                 means = [x / w.sum().clamp(min=1) for x, w in zip(sums, torch.split(weight, sizes, 1), strict=True)]
-        return torch.stack([m * b for m, b in zip(means, BALANCE[len(shapes)], strict=True)]).sum()
+        return torch.stack([m * b for m, b in zip(means, BALANCE[len(sizes)], strict=True)]).sum()
 
     def _overlap(self, gt_boxes: Tensor, shapes: list[tuple[int, int]]) -> Tensor:
         """(B, N) overlap of each anchor at its cell; with brl_overlap=centre, whether a label holds its centre."""
@@ -298,9 +317,13 @@ def build_criterion(model: Any, flags: TrainFlags, seed: int) -> Any:
     head = model.model[-1]
     if hasattr(head, "build_criterion"):  # torchvision's
         return head.build_criterion(flags, seed)
+    from rebalance.adapters.ultralytics import objectness as heads  # whose criteria are made from these
+
+    refined = flags.head in ("obj", "resobj")
     if hasattr(head, "maps"):
-        return AnchorCriterion(model, flags=flags, seed=seed)
-    make = partial(DetectionCriterion, flags=flags, seed=seed)
+        anchor = heads.RefinedAnchorCriterion if refined else AnchorCriterion
+        return anchor(model, flags=flags, seed=seed)
+    make = partial(heads.ObjectnessCriterion if refined else DetectionCriterion, flags=flags, seed=seed)
     return E2ELoss(model, make) if getattr(head, "one2one_cv2", None) is not None else make(model)
 
 
@@ -319,6 +342,8 @@ def begin_epoch(criterion: Any, epoch: int) -> None:
     for branch in branches(criterion):
         branch.dropping.begin_epoch(epoch)
         branch.composition.begin_epoch(epoch)
+        if hasattr(branch, "steps"):
+            branch.steps.begin_epoch()
 
 
 def counts(criterion: Any) -> dict[str, int]:
@@ -326,10 +351,22 @@ def counts(criterion: Any) -> dict[str, int]:
     seen = [d.counts for d in droppings(criterion) if d.counts is not None]
     if not seen:
         return {}
-    total = torch.stack(seen).sum(0)
+    return dict(zip(COUNTS, _summed(seen).tolist(), strict=True))
+
+
+def step_means(criterion: Any) -> dict[str, float]:
+    """Mean objectness of this epoch's positives and negatives after each step; empty without an objectness of ours."""
+    seen = [branch.steps.sums for branch in branches(criterion) if hasattr(branch, "steps")]
+    found = [sums for sums in seen if sums is not None]
+    return means(_summed(found)) if found else {}
+
+
+def _summed(parts: list[Tensor]) -> Tensor:
+    """Over branches and processes."""
+    total = torch.stack(parts).sum(0)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(total)
-    return dict(zip(COUNTS, total.tolist(), strict=True))
+    return total
 
 
 def averages(criterion: Any) -> list[list[float] | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,17 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import LOGGER
 
 from rebalance.boxes import xywh_to_xyxy
-from rebalance.config import as_dict
+from rebalance.config import TrainFlags, as_dict
+from rebalance.config import flags as fields
 from rebalance.errors import ModelError
 from rebalance.heads.anchor import COCO_ANCHORS, AnchorHead
+from rebalance.heads.objectness import (
+    CLASS_PRIOR,
+    ResidualObjectness,
+    SharedResiduals,
+    logit,
+    objectness_prior,
+)
 from rebalance.losses.registry import kept_flags
 
 KEY = "rebalance"  # of model.yaml: what a checkpoint remembers of our flags
@@ -37,25 +46,136 @@ class AnchorDetect(AnchorHead, Detect):  # type: ignore[misc]
 
     def forward(self, features: list[Tensor]) -> Any:
         """Raw maps in training; else (B, 4 + C, N) centre, width, height, scores, with the maps unless exported."""
-        maps = self.maps(features)
+        raw = self.raw(features)
         if self.training:
-            return {"maps": maps}
-        decoded = self.decode(maps)
+            return raw
+        decoded = self.decoded(raw)
         if self.xyxy:
             corners = xywh_to_xyxy(decoded[:, :4].transpose(1, 2)).transpose(1, 2)
             decoded = torch.cat((corners, decoded[:, 4:]), 1)
-        return decoded if self.export else (decoded, {"maps": maps})
+        return decoded if self.export else (decoded, raw)
+
+    def raw(self, features: list[Tensor]) -> dict[str, Any]:
+        """What the loss is computed from."""
+        return {"maps": self.maps(features)}
+
+    def decoded(self, raw: dict[str, Any], steps: int | None = None) -> Tensor:
+        """(B, 4 + C, N) of raw predictions; `steps` is for heads that refine them."""
+        return self.decode(raw["maps"])
 
 
-class AnchorDetectionModel(DetectionModel):  # type: ignore[misc]
-    """Any Ultralytics detection model with two to four levels, its head replaced by the anchor head."""
+class RefinedAnchorDetect(AnchorDetect):
+    """The anchor head with residual subnets that refine its objectness."""
 
-    def __init__(self, cfg: Any = "yolov5n.yaml", ch: int = 3, nc: int | None = None, verbose: bool = True) -> None:
-        super().__init__(cfg, ch=ch, nc=nc, verbose=False)
-        old = replaceable_head(self)
-        channels = [branch[0].conv.in_channels for branch in old.cv2]
-        head: Any = AnchorDetect(old.nc, channels, old.stride, COCO_ANCHORS[old.nl])
-        head.i, head.f, head.type = old.i, old.f, f"{AnchorDetect.__module__}.AnchorDetect"
+    def refined_by(self, channels: list[int], flags: TrainFlags) -> None:
+        """Add the residual subnets.
+
+        Args:
+            channels: of each level's features.
+            flags: resobj_steps, at least 1; resobj_grad, resobj_on.
+        """
+        self.steps = flags.resobj_steps
+        self.residual = nn.ModuleList(
+            SharedResiduals(c, anchors=self.na, steps=self.steps, on=flags.resobj_on, grad=flags.resobj_grad)
+            for c in channels
+        )
+
+    def raw(self, features: list[Tensor]) -> dict[str, Any]:
+        """Maps, and for each level the residual logits (B, T, M, H, W)."""
+        residuals = [subnet(x) for subnet, x in zip(self.residual, features, strict=True)]
+        return {**super().raw(features), "residuals": residuals}
+
+    def decoded(self, raw: dict[str, Any], steps: int | None = None) -> Tensor:
+        """(B, 4 + C, N) after `steps` refinements; None: all."""
+        pairs = zip(raw["maps"], raw["residuals"], strict=True)
+        refined = [x[:, :, 4:5] + r[:, :steps].sum(1).unsqueeze(2) for x, r in pairs]
+        return self.decode(raw["maps"], refined=refined)
+
+
+class ObjectnessDetect(Detect):  # type: ignore[misc]
+    """Ultralytics' anchor-free head with an objectness on the class tower of each level, and its refinements.
+
+    Its class scores are P(class | object); what it puts out is their product with P(object). Of a model with two
+    branches each has its own objectness. It is made from a stock head, see `from_stock`.
+    """
+
+    @classmethod
+    def from_stock(cls, head: Detect, flags: TrainFlags) -> ObjectnessDetect:
+        """Make a stock head into this one.
+
+        Args:
+            head: is changed.
+            flags: head, resobj_steps, resobj_grad, resobj_on.
+        """
+        head.__class__ = cls  # whatever the host's parser set up stays as it is
+        made: Any = head
+        made.steps = flags.resobj_steps if flags.head == "resobj" else 0
+        for prefix in ("", "one2one_"):
+            towers = getattr(made, f"{prefix}cv3", None)
+            if towers is None:
+                continue
+            modules = nn.ModuleList(
+                ResidualObjectness(
+                    tower[-1].in_channels, steps=made.steps, on=flags.resobj_on, grad=flags.resobj_grad,
+                    prior=objectness_prior(made.nc),
+                )
+                for tower in towers
+            )  # fmt: skip
+            setattr(made, f"{prefix}objectness", modules)
+            for tower in towers:
+                nn.init.constant_(tower[-1].bias, logit(CLASS_PRIOR))
+        return made  # type: ignore[no-any-return]
+
+    @property
+    def one2many(self) -> dict[str, Any]:
+        """Layers of the branch that all models have."""
+        return {**super().one2many, "objectness": self.objectness}
+
+    @property
+    def one2one(self) -> dict[str, Any]:
+        """Layers of the branch without non-maximum suppression."""
+        return {**super().one2one, "objectness": self.one2one_objectness}
+
+    def forward_head(
+        self, x: list[Tensor], box_head: Any = None, cls_head: Any = None, objectness: Any = None
+    ) -> dict[str, Any]:
+        """The host's raw predictions, and `objectness` (B, 1, N), `residuals` (B, T, N)."""
+        if box_head is None or cls_head is None:
+            return {}
+        towers = []
+        for level, features in enumerate(x):
+            for layer in cls_head[level][:-1]:
+                features = layer(features)
+            towers.append(features)
+        images = x[0].shape[0]
+        boxes = [head(y).view(images, 4 * self.reg_max, -1) for head, y in zip(box_head, x, strict=True)]
+        scores = [head[-1](y).view(images, self.nc, -1) for head, y in zip(cls_head, towers, strict=True)]
+        logits, residuals = zip(*(head(y) for head, y in zip(objectness, towers, strict=True)), strict=True)
+        found = {"boxes": torch.cat(boxes, -1), "scores": torch.cat(scores, -1), "feats": x}
+        found["objectness"] = torch.cat([o.flatten(2) for o in logits], -1)
+        if self.steps:
+            found["residuals"] = torch.cat([r.flatten(2) for r in residuals], -1)  # one anchor a cell
+        return found
+
+    def _inference(self, x: dict[str, Any], steps: int | None = None) -> Tensor:
+        objectness = x["objectness"]
+        if self.steps:
+            objectness = objectness + x["residuals"][:, :steps].sum(1, keepdim=True)
+        return torch.cat((self._get_decode_boxes(x), x["scores"].sigmoid() * objectness.sigmoid()), 1)
+
+
+class RebalancedModel(DetectionModel):  # type: ignore[misc]
+    """An Ultralytics detection model with a head of ours.
+
+    Attributes:
+        own_head: value of `head` where the model's `yaml` keeps no flags.
+    """
+
+    own_head = "anchor"
+
+    def placed(self, head: Any, old: Detect, verbose: bool) -> None:
+        """Put a head in the place of `old`, with what the host's parser would have given it."""
+        head.i, head.f, head.type = old.i, old.f, f"{type(head).__module__}.{type(head).__name__}"
         head.np = sum(p.numel() for p in head.parameters())
         self.model[-1] = head
         if verbose:
@@ -65,17 +185,95 @@ class AnchorDetectionModel(DetectionModel):  # type: ignore[misc]
         """The loss that this model was trained with."""
         from rebalance.adapters.ultralytics.criterion import build_criterion
 
-        flags = kept_flags(remembered(self).get("flags", {}), head="anchor")
+        flags = kept_flags(remembered(self).get("flags", {}), head=self.own_head)
         return build_criterion(self, flags, seed=int(getattr(self.args, "seed", 0)))
 
 
-def replaceable_head(model: nn.Module) -> Detect:
-    """The stock head of a model, where the anchor head can take its place.
+class AnchorDetectionModel(RebalancedModel):
+    """Any Ultralytics detection model with two to four levels, its head replaced by the anchor head.
+
+    With head=resobj and at least one step the head refines its objectness; with head=obj it is the anchor head as is.
+    """
+
+    def __init__(
+        self, cfg: Any = "yolov5n.yaml", ch: int = 3, nc: int | None = None, verbose: bool = True,
+        flags: TrainFlags | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(cfg, ch=ch, nc=nc, verbose=False)
+        old = replaceable_head(self)
+        channels = [branch[0].conv.in_channels for branch in old.cv2]
+        refined = flags is not None and flags.head == "resobj" and flags.resobj_steps > 0
+        kind = RefinedAnchorDetect if refined else AnchorDetect
+        head: Any = kind(old.nc, channels, old.stride, COCO_ANCHORS[old.nl])
+        if refined:
+            head.refined_by(channels, flags)
+        self.placed(head, old, verbose)
+
+
+class ObjectnessDetectionModel(RebalancedModel):
+    """An Ultralytics detection model with the stock head, which gets an objectness."""
+
+    own_head = "obj"
+
+    def __init__(
+        self, cfg: Any = "yolov8n.yaml", ch: int = 3, nc: int | None = None, verbose: bool = True,
+        flags: TrainFlags | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(cfg, ch=ch, nc=nc, verbose=False)
+        flags = flags or TrainFlags(head="obj")
+        old = replaceable_head(self, flags.head)
+        self.placed(ObjectnessDetect.from_stock(old, flags), old, verbose)
+
+
+def anchored(cfg: Any) -> bool:
+    """Whether heads obj and resobj of a model are the anchor head: those whose file is named yolov3… or yolov5….
+
+    Args:
+        cfg: the model's `yaml`, or the name of its file.
+    """
+    name = cfg.get("yaml_file", "") if isinstance(cfg, dict) else cfg
+    return Path(str(name)).name.startswith(("yolov3", "yolov5"))
+
+
+def model_class(cfg: Any, head: str) -> Any:
+    """The model that has this head: a subclass of RebalancedModel.
+
+    Args:
+        cfg: as in `anchored`.
+        head: anchor, obj or resobj.
+    """
+    return AnchorDetectionModel if head == "anchor" or anchored(cfg) else ObjectnessDetectionModel
+
+
+def given_or_kept(given: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags that were given, and what a checkpoint keeps about a head of several steps where that head stays.
+
+    Args:
+        given: flag name to value.
+        kept: the same, from the checkpoint; may be empty.
+    """
+    stays = given.get("head", "resobj") == kept.get("head") == "resobj"
+    own = {k for k, v in fields(TrainFlags).items() if v.metadata["method"] == "resobj"} if stays else set()
+    return {**{k: v for k, v in kept.items() if k in own}, **given}
+
+
+def replaceable_head(model: nn.Module, wanted: str = "anchor") -> Detect:
+    """The stock head of a model, where a head of ours can take its place.
+
+    Args:
+        model: whose head it is.
+        wanted: anchor; obj or resobj on the anchor-free head.
 
     Raises:
-        ModelError: it has another kind of head, or too many levels.
+        ModelError: it has another kind of head, or for the anchor head too many levels.
     """
     head = model.model[-1]  # type: ignore[index]
+    if wanted != "anchor":
+        if type(head) is not Detect:
+            raise ModelError(
+                f"head={wanted} needs a detection model that ends in Detect; this one ends in {type(head).__name__}"
+            )
+        return head
     if type(head) is not Detect or head.nl not in COCO_ANCHORS:
         raise ModelError(
             f"head=anchor needs a detection model with {', '.join(map(str, COCO_ANCHORS))} levels; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,23 @@ from ultralytics.utils.torch_utils import unwrap_model
 from rebalance.adapters.torchvision import weights
 from rebalance.adapters.torchvision.model import TorchvisionModel
 from rebalance.adapters.ultralytics.criterion import (
+    AnchorCriterion,
     averages,
     begin_epoch,
     branches,
     build_criterion,
     counts,
     restore_averages,
+    step_means,
 )
 from rebalance.adapters.ultralytics.model import (
     KEY,
     AnchorDetect,
-    AnchorDetectionModel,
+    anchored,
+    given_or_kept,
     host_of,
     load_by_name,
+    model_class,
     read_state_dict,
     remember,
 )
@@ -53,6 +58,7 @@ class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
         flags: flags of this run, complete.
         loss_ran: what the criterion says it is; printed, and kept for records.
         drop_counts: counts of the epoch that ended last.
+        step_means: mean objectness of positives and negatives after each step, of the epoch that ended last.
     """
 
     given: Mapping[str, Any] = {}
@@ -61,6 +67,7 @@ class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
         self.flags = TrainFlags()  # until the model is there, which has a say in what they mean
         self.loss_ran: dict[str, Any] = {}
         self.drop_counts: dict[str, int] = {}
+        self.step_means: dict[str, float] = {}
         self.weights_matched: tuple[int, int] | None = None
         self._fresh = False  # whether the model started from random weights
         self._averages: list[list[float] | None] = []  # of the losses in the checkpoint that is resumed
@@ -92,15 +99,20 @@ class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
         if self.resume:
             if changed := [
                 k
-                for k, v in as_dict(train_flags(self.given, host=host)).items()
+                for k, v in as_dict(train_flags(self.given, host=host, anchored=anchored(cfg))).items()
                 if k in self.given and before.get(k) != v
             ]:
                 LOGGER.warning(f"rebalance: resume keeps the checkpoint's flags; ignored: {', '.join(changed)}")
             self.flags = kept_flags(before)
             self._averages = cfg[KEY].get("state", []) if before else []
         else:
-            self.flags = train_flags(self.given, head=before.get("head", "stock"), host=host)
-        build = AnchorDetectionModel if self.flags.head == "anchor" else DetectionModel
+            given = given_or_kept(self.given, before)
+            self.flags = train_flags(given, head=before.get("head", "stock"), host=host, anchored=anchored(cfg))
+        build = (
+            DetectionModel
+            if self.flags.head == "stock"
+            else partial(model_class(cfg, self.flags.head), flags=self.flags)
+        )
         if host != "yolo":
             build = TorchvisionModel
         verbose = verbose and RANK == -1
@@ -169,6 +181,7 @@ class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
                 begin_epoch(model.criterion, self.epoch)
         elif event == "on_train_epoch_end":
             self.drop_counts = counts(unwrap_model(self.model).criterion)
+            self.step_means = step_means(unwrap_model(self.model).criterion)
         super().run_callbacks(event)
 
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -186,10 +199,11 @@ class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
         return super().save_model()
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
-        """Add the counts of dropped predictions to results.csv."""
+        """Add the counts of dropped predictions and the objectness after each step to results.csv."""
         if "drop" in select(self.flags.loss):
             names = ("negatives", "obj_dropped", "low_iou_matches", "box_dropped")
             metrics = {**metrics, **{f"drop/{name}": self.drop_counts.get(name, 0) for name in names}}
+        metrics = {**metrics, **{f"resobj/{name}": round(mean, 5) for name, mean in self.step_means.items()}}
         super().save_metrics(metrics)
 
 
@@ -208,13 +222,14 @@ def describe(flags: TrainFlags, model: Any) -> dict[str, Any]:
     name = type(criterion).__name__
     if isinstance(criterion, E2ELoss):
         name = f"{name} of two {type(criterion.one2one).__name__}"
-    methods = {*selection, flags.head} - {""}  # a flag of one of these had a say in the loss
+    branch = branches(criterion)[0]
+    # a flag of one of these had a say in the loss
+    methods = {*selection, flags.head, "anchor" if isinstance(branch, AnchorCriterion) else ""} - {""}
     used = {
         name: getattr(flags, name)
         for name, item in fields(TrainFlags).items()
         if item.metadata["method"] in methods and name != "autoanchor"
     }
-    branch = branches(criterion)[0]
     divisor = branch.divisors[branch.divisor]
     if selection.weighting == "drop":
         divisor += ", what is left" if flags.drop_divisor == "kept" else ", as in the host"

@@ -15,7 +15,15 @@ from ultralytics.utils.downloads import GITHUB_ASSETS_STEMS
 from rebalance.adapters.torchvision.model import TorchvisionModel
 from rebalance.adapters.torchvision.weights import COCO, start
 from rebalance.adapters.torchvision.zoo import ZOO
-from rebalance.adapters.ultralytics.model import KEY, host_of, read_state_dict, remembered, replaceable_head
+from rebalance.adapters.ultralytics.model import (
+    KEY,
+    anchored,
+    given_or_kept,
+    host_of,
+    read_state_dict,
+    remembered,
+    replaceable_head,
+)
 from rebalance.adapters.ultralytics.trainer import HOST_WEIGHTS, trainer
 from rebalance.config import TrainFlags, flags
 from rebalance.data.seafloor import resolve
@@ -113,12 +121,14 @@ class YOLO(ultralytics.YOLO):  # type: ignore[misc]
             raise ConfigError(
                 f"{', '.join(ours)}: only for detection models, and {self.model_name} is a {self.task} model"
             )
-        chosen = train_flags(ours, head=head, host=host)
-        if chosen.head == "anchor" or host != "yolo":
-            own = "head=anchor; its gains are box_gain, obj_gain, cls_gain"
+        on_anchors = anchored(getattr(source, "yaml", None))
+        chosen = train_flags(given_or_kept(ours, before), head=head, host=host, anchored=on_anchors)
+        kind = "anchor" if chosen.head in ("obj", "resobj") and on_anchors else chosen.head
+        if kind == "anchor" or host != "yolo":
+            own = f"head={chosen.head}; its gains are box_gain, obj_gain, cls_gain"
             for k in HOST_WEIGHTS:
                 if theirs.get(k, DEFAULT_CFG_DICT[k]) != DEFAULT_CFG_DICT[k]:
                     raise ConfigError(f"{k}={theirs[k]} has no effect with {own if host == 'yolo' else host}")
-        if chosen.head == "anchor" and head != "anchor":
-            replaceable_head(self.model)
+        if host == "yolo" and chosen.head != "stock" and head == "stock":
+            replaceable_head(self.model, kind)
         return trainer(**{**ours, "head": chosen.head})

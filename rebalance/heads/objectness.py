@@ -1,0 +1,174 @@
+"""Objectness and residual subnets, for any dense head.
+
+Chen et al., "Residual Objectness for Imbalance Reduction", sections 3.1 and 3.2.
+Shapes: B images, K channels, A anchors a cell, T steps, H rows and W columns of a feature map.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+CLASS_PRIOR = 0.01  # P(class | object) at the start, section 3.1
+STD = 0.01  # of the weights of a last layer, as in RetinaNet
+
+
+def objectness_prior(nc: int) -> float:
+    """P(object) at the start: 1/C (section 3.1), but at most 0.1, so that few classes do not start with a huge loss."""
+    return min(1 / nc, 0.1)
+
+
+def logit(p: float) -> float:
+    """The bias that a sigmoid turns into probability `p` in (0, 1)."""
+    return math.log(p / (1 - p))
+
+
+class ObjectnessSubnet(nn.Module):
+    """Two 3×3 convolutions that give an objectness for each anchor of a cell."""
+
+    def __init__(
+        self, channels: int, width: int, *, anchors: int = 1, prior: float = 0.01, act: type[nn.Module] = nn.SiLU
+    ) -> None:
+        """Build with random weights.
+
+        Args:
+            channels: of the features.
+            width: channels between the two convolutions.
+            anchors: A, logits a cell.
+            prior: objectness at the start, in (0, 1).
+            act: activation between the two.
+        """
+        super().__init__()
+        self.hidden = nn.Conv2d(channels, width, 3, padding=1)
+        self.act = act()
+        self.logits = nn.Conv2d(width, anchors, 3, padding=1)
+        nn.init.normal_(self.logits.weight, std=STD)
+        nn.init.constant_(self.logits.bias, logit(prior))  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, K, H, W) -> logits (B, A, H, W), and the features (B, width, H, W) between the convolutions."""
+        features = self.act(self.hidden(x))
+        return self.logits(features), features
+
+
+class ResidualSubnets(nn.Module):
+    """The residual subnets of all steps: two 3×3 convolutions each, which share nothing but their input.
+
+    The first convolutions are computed as one, the second as one with a group for each step, which is the same and
+    faster. They start as good as without effect: weights of 0.01, no bias.
+    """
+
+    def __init__(
+        self, channels: int, width: int, *, anchors: int = 1, steps: int = 2, act: type[nn.Module] = nn.SiLU
+    ) -> None:
+        """Build with random weights.
+
+        Args:
+            channels: of the features.
+            width: channels of one step between the two convolutions.
+            anchors: A, logits a cell and step.
+            steps: T, at least 1.
+            act: activation between the two.
+        """
+        super().__init__()
+        self.steps, self.anchors = steps, anchors
+        self.hidden = nn.Conv2d(channels, steps * width, 3, padding=1)
+        self.act = act()
+        self.logits = nn.Conv2d(steps * width, steps * anchors, 3, padding=1, groups=steps)
+        nn.init.normal_(self.logits.weight, std=STD)
+        nn.init.zeros_(self.logits.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, K, H, W) -> residual logits (B, T, A, H, W)."""
+        x = self.logits(self.act(self.hidden(x)))
+        return x.view(x.shape[0], self.steps, self.anchors, x.shape[2], x.shape[3])
+
+
+class ResidualObjectness(nn.Module):
+    """An objectness subnet on a class tower, and the residual subnets of T steps.
+
+    With `on="obj"` the residual subnets see the features within the objectness subnet; these are part of it, so where
+    the gradient is isolated they are detached, and the residual losses train the residual subnets alone. With
+    `on="cls"` they see the features of the class tower, which the residual losses train along.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        width: int = 0,
+        anchors: int = 1,
+        steps: int = 2,
+        on: str = "obj",
+        grad: str = "isolated",
+        prior: float = 0.01,
+        act: type[nn.Module] = nn.SiLU,
+    ) -> None:
+        """Build with random weights.
+
+        Args:
+            channels: of the class tower.
+            width: of each subnet; 0: a quarter of `channels`, at least 16.
+            anchors: A, logits a cell.
+            steps: T; 0: the objectness alone.
+            on: obj or cls, see above.
+            grad: isolated or joint.
+            prior: objectness at the start, in (0, 1).
+            act: activation.
+        """
+        super().__init__()
+        width = width or max(16, channels // 4)
+        self.on, self.grad = on, grad
+        self.objectness = ObjectnessSubnet(channels, width, anchors=anchors, prior=prior, act=act)
+        source = width if on == "obj" else channels
+        self.residual = ResidualSubnets(source, width, anchors=anchors, steps=steps, act=act) if steps else None
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(B, K, H, W) -> objectness logits (B, A, H, W), and residual logits (B, T, A, H, W) or None where T = 0."""
+        logits, features = self.objectness(x)
+        if self.residual is None:
+            return logits, None
+        if self.on == "cls":
+            return logits, self.residual(x)
+        return logits, self.residual(features.detach() if self.grad == "isolated" else features)
+
+
+class SharedResiduals(nn.Module):
+    """Residual subnets for a head whose last convolution gives boxes, objectness and classes at once.
+
+    That head has no objectness tower: its objectness comes straight from the features that boxes and classes share. A
+    1×1 convolution squeezes them for all steps. With `on="obj"` they count as the objectness subnet's own, so that
+    isolated residual losses do not train them; with `on="cls"` as the class tower's, which they do train.
+    """
+
+    def __init__(
+        self, channels: int, *, anchors: int, steps: int, on: str = "obj", grad: str = "isolated", width: int = 0
+    ) -> None:
+        """Build with random weights.
+
+        Args:
+            channels: of the features.
+            anchors: A, logits a cell.
+            steps: T, at least 1.
+            on: obj or cls, see above.
+            grad: isolated or joint.
+            width: of the squeezed features and of each subnet; 0: an eighth of `channels`, at least 16.
+        """
+        super().__init__()
+        width = width or max(16, channels // 8)
+        self.detached = on == "obj" and grad == "isolated"
+        self.squeeze = nn.Conv2d(channels, width, 1)
+        self.act = nn.SiLU()
+        self.residual = ResidualSubnets(width, width, anchors=anchors, steps=steps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, K, H, W) -> residual logits (B, T, A, H, W)."""
+        logits: Tensor = self.residual(self.act(self.squeeze(x.detach() if self.detached else x)))
+        return logits
+
+
+def flatten_steps(levels: list[Tensor]) -> Tensor:
+    """Residual logits of all levels, (B, T, A, H, W) each -> (T, B, N), candidates in the order of A, H, W."""
+    return torch.cat([x.flatten(2) for x in levels], 2).transpose(0, 1)
