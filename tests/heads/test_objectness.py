@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from rebalance.heads.objectness import (
+    ObjectnessSubnet,
+    ResidualObjectness,
+    ResidualSubnets,
+    SharedResiduals,
+    flatten_steps,
+    logit,
+    objectness_prior,
+)
+
+X = torch.randn(2, 12, 5, 4, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(("nc", "prior"), [(80, 1 / 80), (20, 0.05), (10, 0.1), (7, 0.1), (1, 0.1)])
+def test_prior(nc: int, prior: float) -> None:
+    assert objectness_prior(nc) == pytest.approx(prior)
+    torch.manual_seed(0)
+    logits, _ = ObjectnessSubnet(12, 16, anchors=3, prior=objectness_prior(nc))(X)
+    assert logits.shape == (2, 3, 5, 4)
+    assert logits.sigmoid().mean().item() == pytest.approx(prior, rel=0.1)
+    assert torch.tensor(logit(prior)).sigmoid().item() == pytest.approx(prior)
+
+
+@pytest.mark.parametrize("anchors", [1, 3])
+def test_steps_are_independent_subnets(anchors: int) -> None:
+    """The grouped convolutions are T times two convolutions, one step after the other."""
+    torch.manual_seed(0)
+    made = ResidualSubnets(12, 8, anchors=anchors, steps=3)
+    found = made(X)
+    assert found.shape == (2, 3, anchors, 5, 4)
+    for t in range(3):
+        first, second = nn.Conv2d(12, 8, 3, padding=1), nn.Conv2d(8, anchors, 3, padding=1)
+        for conv, source, rows in ((first, made.hidden, 8), (second, made.logits, anchors)):
+            part = slice(t * rows, (t + 1) * rows)
+            conv.load_state_dict({k: v[part] for k, v in source.state_dict().items()})
+        torch.testing.assert_close(found[:, t], second(nn.functional.silu(first(X))))
+
+
+def test_residuals_start_near_zero() -> None:
+    torch.manual_seed(0)
+    for made in (ResidualSubnets(12, 16), SharedResiduals(12, anchors=3, steps=2)):
+        assert 0 < made(X).detach().abs().max() < 0.1
+
+
+def test_width() -> None:
+    assert ResidualObjectness(12).objectness.logits.in_channels == 16
+    assert ResidualObjectness(256).objectness.logits.in_channels == 64
+    assert ResidualObjectness(256, width=20).objectness.logits.in_channels == 20
+    assert SharedResiduals(64, anchors=3, steps=1).squeeze.out_channels == 16
+    assert SharedResiduals(1024, anchors=3, steps=1).squeeze.out_channels == 128
+
+
+@pytest.mark.parametrize(
+    ("on", "grad", "into_subnet", "into_tower"),
+    [("obj", "isolated", False, False), ("obj", "joint", True, True), ("cls", "isolated", False, True)],
+)
+def test_where_the_residual_gradient_goes(on: str, grad: str, into_subnet: bool, into_tower: bool) -> None:
+    torch.manual_seed(0)
+    made = ResidualObjectness(12, steps=2, on=on, grad=grad, anchors=3)
+    x = X.clone().requires_grad_()
+    logits, residuals = made(x)
+    assert logits.shape == (2, 3, 5, 4)
+    assert residuals.shape == (2, 2, 3, 5, 4)
+    residuals.square().sum().backward()
+    assert all(p.grad is not None for p in made.residual.parameters())
+    assert (made.objectness.hidden.weight.grad is not None) == into_subnet
+    assert made.objectness.logits.weight.grad is None
+    assert (x.grad is not None) == into_tower
+
+
+@pytest.mark.parametrize(
+    ("on", "grad", "into"), [("obj", "isolated", False), ("obj", "joint", True), ("cls", "isolated", True)]
+)
+def test_shared_features(on: str, grad: str, into: bool) -> None:
+    torch.manual_seed(0)
+    x = X.clone().requires_grad_()
+    found = SharedResiduals(12, anchors=3, steps=2, on=on, grad=grad)(x)
+    assert found.shape == (2, 2, 3, 5, 4)
+    found.square().sum().backward()
+    assert (x.grad is not None) == into
+
+
+def test_no_steps() -> None:
+    logits, residuals = ResidualObjectness(12, steps=0)(X)
+    assert logits.shape == (2, 1, 5, 4)
+    assert residuals is None
+
+
+def test_steps_flattened_as_candidates_are() -> None:
+    levels = [torch.randn(2, 4, 3, h, w) for h, w in ((2, 3), (1, 2))]
+    found = flatten_steps(levels)
+    assert found.shape == (4, 2, 3 * 6 + 3 * 2)
+    for t in range(4):
+        for b in range(2):
+            expected = [x for level in levels for x in level[b, t].flatten().tolist()]
+            assert found[t, b].tolist() == expected
