@@ -116,6 +116,28 @@ def benchmark(args: list[str]) -> None:
     show_report(sweep.sweep(presets.benchmark(pairs(args, SweepFlags))))
 
 
+def paper(args: list[str]) -> None:
+    """Run the grid of one table or figure of a paper, or list them."""
+    from rebalance.experiments import studies
+
+    if not args:
+        rows = [(study.key, study.title, study.compared) for study in studies.STUDIES]
+        print(table([("Key", "In the paper", "What is compared"), *rows]))
+        print("\nrebalance paper KEY data=my.yaml preset=cpu|gpu; any key of `rebalance sweep` overrides the preset.")
+        return
+    study, given = studies.find(args[0]), pairs(args[1:], SweepFlags)
+    if study.cells:
+        from rebalance.experiments import sweep
+
+        show_report(sweep.sweep(studies.arguments(study, given), study=studies.about(study, given)))
+        return
+    if given:
+        raise ConfigError(f"{study.key} is the plot of a function and takes no arguments; got '{' '.join(args[1:])}'")
+    from rebalance.report import curves
+
+    print(curves.write(study.figures[0], Path("runs/benchmark") / study.key))
+
+
 def report(args: list[str]) -> None:
     """Build the report of a run folder."""
     if len(args) != 1 or "=" in args[0]:
@@ -238,6 +260,14 @@ COMMANDS: dict[str, Command] = {
         help="the removal-percentage sweep: obj_drop and box_drop 0, 10, 25, 75, 90 %",
         flags=SweepFlags,
         more="preset=cpu (default) or preset=full (640 pixels, 3 seeds). Any key of `rebalance sweep` overrides it.",
+    ),
+    "paper": Command(
+        run=paper,
+        usage="rebalance paper brl.table4 data=my.yaml preset=cpu",
+        help="run a table or figure of a paper, its numbers beside; without a key: list them",
+        flags=SweepFlags,
+        more="preset=cpu (default) or preset=gpu (the paper's detector and schedule). Any key of `rebalance sweep` "
+        "overrides the preset; the same command continues what was stopped.",
     ),
     "report": Command(
         run=report,

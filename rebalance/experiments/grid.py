@@ -15,7 +15,7 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any
@@ -38,6 +38,7 @@ SET_BY_SWEEP = {  # host keys that a sweep decides, and what to give instead
 }
 
 _OPEN, _CLOSE = "([{", ")]}"
+_ABSENT = "\0"  # what no value is
 _LONGEST_ID = 120  # characters; file systems end at 255, and a folder name should fit a line
 
 
@@ -115,6 +116,53 @@ def read_grid(given: Mapping[str, str]) -> Grid:
     return Grid(sweep, tuple(_name(_distinct(runs))), asked)
 
 
+def read_grids(cells: Sequence[Mapping[str, str]]) -> Grid:
+    """Return one grid of several, seed by seed, a run that is in two of them once.
+
+    A run is named by the values in which it differs from any other of them.
+
+    Args:
+        cells: as `given` of `read_grid`; `name`, `seeds`, `jobs` and the like are the same in all.
+
+    Raises:
+        ConfigError: as `read_grid`.
+    """
+    grids = [read_grid(cell) for cell in cells]
+    if len(grids) == 1:
+        return grids[0]
+    first: dict[str, Run] = {}
+    for run in (run for grid in grids for run in grid.runs):
+        content = [as_dict(run.train), dict(run.host), as_dict(run.labels), run.seed]
+        first.setdefault(json.dumps(content, default=str, sort_keys=True), run)
+    runs = list(first.values())
+    values = [_values_of(run) for run in runs]
+    keys = dict.fromkeys(key for own in values for key in own)
+    order = ("model", "data", "head", "loss", *flags(TrainFlags), *keys)  # detector, loss with its flags, labels
+    differing = [
+        key
+        for key in dict.fromkeys(order)
+        if len({json.dumps(own.get(key, _ABSENT), default=str) for own in values}) > 1
+    ]
+    named = []
+    for run, own in zip(runs, values, strict=True):
+        varied = {key: own[key] for key in differing if key in own}
+        named.append(replace(run, id=_id(varied, run.seed), varied=varied))
+    seeds = list(dict.fromkeys(run.seed for run in named))
+    asked = [grid.asked for grid in grids]
+    common = {key: value for key, value in asked[0].items() if all(other.get(key) == value for other in asked)}
+    texts = [
+        " ".join(f"{key}={asked_text(value)}" for key, value in own.items() if key not in common and value is not None)
+        for own in asked
+    ]
+    named.sort(key=lambda run: seeds.index(run.seed))
+    return Grid(grids[0].flags, tuple(_name(named)), {**common, "cells": texts})
+
+
+def asked_text(value: Any) -> str:
+    """Return what was asked for one key as typed: 0,0.5 for a list."""
+    return ",".join(value_text(v) for v in value) if isinstance(value, list) else value_text(value)
+
+
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """Return what differs between the values two grids asked for, '' where nothing does.
 
@@ -124,8 +172,7 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     def text(asked: Mapping[str, Any], key: str) -> str:
         if key not in asked:
             return "not given"
-        value = asked[key]
-        return ",".join(value_text(v) for v in value) if isinstance(value, list) else value_text(value)
+        return asked_text(asked[key])
 
     keys = [*old, *(key for key in new if key not in old)]
     changed = [key for key in keys if (old.get(key), key in old) != (new.get(key), key in new)]
@@ -244,7 +291,7 @@ def _run(values: Mapping[str, Any], varied: Mapping[str, Any], label_seed: int, 
     varied = {key: value for key, value in varied.items() if key != "rate" or uses_rate(protocol)}
     given = tuple(key for key in values if key in flags(TrainFlags))
     return Run(
-        id=",".join(f"{key}={_safe(value)}" for key, value in {**varied, "seed": seed}.items()),
+        id=_id(varied, seed),
         train=parse(TrainFlags, {key: values[key] for key in given}),
         given=given,
         host={key: value for key, value in values.items() if key not in given and key not in ("protocol", "rate")},
@@ -252,6 +299,17 @@ def _run(values: Mapping[str, Any], varied: Mapping[str, Any], label_seed: int, 
         seed=seed,
         varied=varied,
     )
+
+
+def _values_of(run: Run) -> dict[str, Any]:
+    """All values of a run that were given."""
+    ours = {key: getattr(run.train, key) for key in run.given}
+    labels = {"protocol": run.labels.protocol, **({"rate": run.labels.rate} if uses_rate(run.labels.protocol) else {})}
+    return {**ours, **labels, **run.host}
+
+
+def _id(varied: Mapping[str, Any], seed: int) -> str:
+    return ",".join(f"{key}={_safe(value)}" for key, value in {**varied, "seed": seed}.items())
 
 
 def _safe(value: Any) -> str:

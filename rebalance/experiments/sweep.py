@@ -30,7 +30,7 @@ from rebalance import errors
 from rebalance.config import SparsifyFlags, as_dict, parse, value_text
 from rebalance.data.protocols import uses_rate
 from rebalance.errors import DataError, RunError
-from rebalance.experiments.grid import Grid, Labels, Run, difference, read_grid
+from rebalance.experiments.grid import Grid, Labels, Run, difference, read_grids
 from rebalance.experiments.record import (
     CONFIG,
     LOG,
@@ -55,8 +55,9 @@ _GRACE = 10.0  # seconds that a stopped child gets to end by itself
 
 
 def sweep(
-    args: Mapping[str, str],
+    args: Mapping[str, str] | Sequence[Mapping[str, str]],
     *,
+    study: Mapping[str, Any] | None = None,
     root: Path = ROOT,
     runner: Sequence[str] = RUNNER,
     say: Callable[[str], None] | None = None,
@@ -67,7 +68,9 @@ def sweep(
     others go on.
 
     Args:
-        args: key to text: flags of a sweep, of ours and of Ultralytics; a comma list makes a dimension.
+        args: key to text: flags of a sweep, of ours and of Ultralytics; a comma list makes a dimension. Several of
+            these are grids that share a folder.
+        study: what the report says about the table or figure that this is.
         root: where the folder `name` is made.
         runner: command that trains: with a run folder it makes the record there, with `--check` it reads the grid from
             standard input and answers with its error.
@@ -78,7 +81,7 @@ def sweep(
         RunError: the folder holds another grid, another sweep works in it, or not one of the runs finished.
     """
     say = say or _print
-    grid = read_grid(args)
+    grid = read_grids([args] if isinstance(args, Mapping) else args)
     folder = root / (grid.flags.name or _time_stamp(root))
     _refuse_other_grid(folder, grid)
     open_runs = [run for run in grid.runs if not _finished(folder, run)]
@@ -88,7 +91,8 @@ def sweep(
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         _refuse_other_grid(folder, grid)  # somebody may have made the folder since
-        write_json(folder / SWEEP, {"schema": SCHEMA, "asked": grid.asked, "runs": [run.id for run in grid.runs]})
+        plan: dict[str, Any] = {"schema": SCHEMA, "asked": grid.asked, "runs": [run.id for run in grid.runs]}
+        write_json(folder / SWEEP, {**plan, "study": dict(study)} if study else plan)
         open_runs = [run for run in grid.runs if not _finished(folder, run)]
         say(_opening(grid, folder, len(open_runs)))
         if open_runs:

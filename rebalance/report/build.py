@@ -8,10 +8,10 @@ import tempfile
 from pathlib import Path
 
 from rebalance.report import html, markdown, plots
-from rebalance.report.page import compose, state
+from rebalance.report.page import compose, result_tables, state, study_tables
 from rebalance.report.records import load
-from rebalance.report.summary import series, summary, to_csv
-from rebalance.report.tables import as_text, drop_table, group_names, group_text, settings_table, verdict
+from rebalance.report.summary import summary, to_csv
+from rebalance.report.tables import as_text, settings_table
 
 
 def report(folder: str | Path) -> Path:
@@ -58,10 +58,11 @@ def terminal_table(folder: str | Path) -> str:
     """
     sweep = load(folder)
     rows = summary(sweep)
-    found = series(rows)
-    names = group_names(found)
-    parts = [f"{as_text(drop_table(s, group_text(s.setting, names)))}\nVerdict: {verdict(s)}" for s in found]
-    if not found and rows:
+    tables, sentences = result_tables(sweep, rows)
+    parts = [f"{as_text(table)}\nVerdict: {text}" for table, text in zip(tables, sentences, strict=True)]
+    if made := study_tables(sweep, rows):
+        parts = [*map(as_text, made), *(f"{t.title}: {text}" for t, text in zip(tables, sentences, strict=True))]
+    if not parts and rows:
         parts = [as_text(settings_table(rows, max(rows, key=lambda row: row.split == "test").split))]
     failed = [f"failed: {r.run}: {r.error or 'no message'}" for r in sweep.failed]
     return "\n\n".join([*parts, "\n".join([state(sweep), *failed, *sweep.warnings])])

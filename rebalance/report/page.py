@@ -10,18 +10,25 @@ from pathlib import Path
 from typing import Any
 
 from rebalance.config import value_text
+from rebalance.report.papers import TITLES
 from rebalance.report.plots import Picture
 from rebalance.report.records import SPLITS, Record, Sweep
-from rebalance.report.summary import Row, describe, series, setting_of, varying
+from rebalance.report.summary import Row, comparisons, describe, series, setting_of, varying
 from rebalance.report.tables import (
+    LABELS,
     Table,
     class_table,
     cost_table,
     drop_table,
     group_names,
     group_text,
+    loss_table,
+    loss_verdict,
+    rate_table,
     runs_table,
     settings_table,
+    study_numbers,
+    study_table,
     verdict,
 )
 
@@ -93,21 +100,22 @@ def compose(sweep: Sweep, rows: Sequence[Row], pictures: Sequence[Picture], note
         notes: why others were not.
     """
     found = series(rows)
-    names = group_names(found)
-    tables = [drop_table(one, group_text(one.setting, names)) for one in found]
-    verdicts = tuple((table.title, verdict(one)) for table, one in zip(tables, found, strict=True))
+    tables, sentences = result_tables(sweep, rows)
+    verdicts = tuple((table.title, text) for table, text in zip(tables, sentences, strict=True))
+    tables = study_tables(sweep, rows) or tables
     by_file = {p.file: p for p in pictures}
 
     def shown(*files: str) -> list[Block]:
         return [by_file[file] for file in files if file in by_file]
 
     splits = [s for s in SPLITS if any(row.split == s for row in rows)]
-    results: list[Block] = [*shown("change.png"), *tables]
+    results: list[Block] = [Text(text) for text in _study_text(sweep)]
+    results += [*shown("rates.png", "gamma.png", "iou.png", "change.png"), *tables]
     if any(change.half is not None for row in rows for change in row.change.values()):
         results.append(Text("An interval is of one comparison; it is not widened for looking at several."))
     results += shown("removal.png", "settings.png")
     every = [settings_table(rows, split) for split in reversed(splits)]
-    if found:
+    if tables:
         classes = [table for one in found if (table := class_table(one))]
         results += [Fold("All settings and metrics", tuple(every))] if every else []
         results += [Fold("By class", tuple(classes))] if classes else []
@@ -124,6 +132,35 @@ def compose(sweep: Sweep, rows: Sequence[Row], pictures: Sequence[Picture], note
         Section("Run it again", tuple(_again(sweep))),
     ]
     return Page(_title(sweep), _lead(sweep), verdicts, tuple(s for s in sections if s))
+
+
+def result_tables(sweep: Sweep, rows: Sequence[Row]) -> tuple[list[Table], list[str]]:
+    """Return the tables of removal and of losses in a sweep, and the verdict on each."""
+    found, compared = series(rows), comparisons(rows)
+    names = group_names(found)
+    tables = [drop_table(one, group_text(one.setting, names)) for one in found]
+    apart = [name for name in varying(one.key for one in compared) if name not in LABELS]
+    published = study_numbers(sweep)
+    tables += [loss_table(one, group_text(one.key, apart), published) for one in compared]
+    return tables, [*map(verdict, found), *map(loss_verdict, compared)]
+
+
+def study_tables(sweep: Sweep, rows: Sequence[Row]) -> list[Table]:
+    """Return the tables of a paper's table or figure in the paper's layout, none where the sweep is neither."""
+    if not sweep.study or series(rows):
+        return []
+    title = str(sweep.study.get("title", ""))
+    made = [rate_table(rows, f"{title}: missing labels", study_numbers(sweep))]
+    made.append(study_table(rows, title, study_numbers(sweep)))
+    return [table for table in made if table]
+
+
+def _study_text(sweep: Sweep) -> list[str]:
+    if not sweep.study:
+        return []
+    paper = TITLES.get(str(sweep.study["title"]).partition(",")[0], "")
+    told = f"{sweep.study['title']} ({paper}): {sweep.study['compared']}."
+    return [told, *([f"Differs from the paper: {sweep.study['note']}"] if sweep.study.get("note") else [])]
 
 
 def state(sweep: Sweep) -> str:
@@ -144,6 +181,10 @@ def shown_folder(folder: Path) -> str:
 
 def command(sweep: Sweep) -> str:
     """Return the command that makes the sweep again, '' where it left no sweep.json."""
+    if sweep.study:
+        given = (f"{key}={text}" for key, text in sweep.study.get("given", {}).items())
+        words = ["rebalance", "paper", str(sweep.study["key"]), f"name={sweep.folder.resolve().name}", *given]
+        return " ".join(map(shlex.quote, words))
     asked = dict(sweep.asked)
     if not asked:
         return ""

@@ -1,4 +1,4 @@
-"""Rows and records -> plots/*.png. Colours are Okabe and Ito's, which people with any colour vision tell apart."""
+"""Rows and records -> plots/*.png."""
 
 from __future__ import annotations
 
@@ -16,36 +16,35 @@ from matplotlib.lines import Line2D
 from rebalance.report import papers
 from rebalance.report.records import SPLITS, Record, Sweep
 from rebalance.report.samples import sample_figure
-from rebalance.report.summary import AXES, Point, Row, Series, Setting, describe, series, setting_of, varying
-from rebalance.report.tables import AXIS_TITLES, group_names, group_text, judge, percent
-
-DPI = 130
-PHOTO_DPI = 100  # photos do not shrink as line drawings do, and the report carries them inside
-BLUE, ORANGE, GREEN, PURPLE, SKY, RED = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
-COLOURS = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY)
-MORE_COLOURS = (*COLOURS, "#111827", "#999933", "#882255", "#44aa99", "#6b7280", "#ddcc77")  # from Tol's muted scheme
-SPLIT_COLOURS = {"test": BLUE, "val": ORANGE}
-GREY = "#6b7280"
-STYLE = {
-    "font.size": 11,
-    "axes.titlesize": 12,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.labelcolor": "#374151",
-    "axes.edgecolor": "#9ca3af",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e5e7eb",
-    "grid.linewidth": 0.8,
-    "lines.linewidth": 2.0,
-    "lines.markersize": 6,
-    "legend.frameon": False,
-    "xtick.color": "#374151",
-    "ytick.color": "#374151",
-    "figure.constrained_layout.use": True,
-}
+from rebalance.report.style import COLOURS, DPI, GREY, MORE_COLOURS, PHOTO_DPI, SPLIT_COLOURS, STYLE
+from rebalance.report.summary import (
+    AXES,
+    Comparison,
+    Point,
+    Row,
+    Series,
+    Setting,
+    Stat,
+    comparisons,
+    describe,
+    series,
+    setting_of,
+    stat,
+    varying,
+)
+from rebalance.report.tables import (
+    AXIS_TITLES,
+    LABELS,
+    describe_loss,
+    group_names,
+    group_text,
+    judge,
+    labels_text,
+    loss_names,
+    percent,
+    rate_lines,
+    study_numbers,
+)
 
 
 @dataclass(frozen=True)
@@ -225,6 +224,8 @@ def _settings(sweep: Sweep, rows: Sequence[Row], found: Sequence[Series]) -> Mad
     settings = list(dict.fromkeys(row.setting for row in rows))
     if found or len(settings) < 2:
         return ""
+    if compared := comparisons(rows):
+        return _losses(rows, compared)
     names = varying(settings)
     splits = [s for s in SPLITS if any(row.split == s for row in rows)]
     figure = Figure(figsize=(8.5, 1.3 + 0.42 * len(settings)))
@@ -246,6 +247,152 @@ def _settings(sweep: Sweep, rows: Sequence[Row], found: Sequence[Series]) -> Mad
     return figure, f"mAP50 of each setting{_bars(rows, 'bars')}."
 
 
+def _rates(sweep: Sweep, rows: Sequence[Row], found: Sequence[Series]) -> Made:
+    """mAP50 and its relative drop against the fraction of missing labels, with the paper's in a panel of its own."""
+    lines = rate_lines(rows)
+    if not lines:
+        return ""
+    names = varying(lines)
+    published = {k: _published(line, study_numbers(sweep)) for k, line in lines.items()}
+    with_all = {key: line for key, line in lines.items() if 0.0 in line}
+    titles = ["mAP50", *(["relative drop"] if with_all else []), *(["paper"] if any(published.values()) else [])]
+    figure = Figure(figsize=(1.5 + 3.8 * len(titles), 4.3))
+    panels = dict(zip(titles, figure.subplots(1, len(titles), squeeze=False)[0], strict=True))
+    for (key, line), colour in zip(lines.items(), MORE_COLOURS, strict=False):
+        rates = sorted(line)
+        x = [100 * rate for rate in rates]
+        _band(panels["mAP50"], x, [line[rate].stats["mAP50"] for rate in rates], colour, describe_loss(key, names))
+        if key in with_all:
+            _band(panels["relative drop"], x, [relative_drop(line[0.0], line[rate]) for rate in rates], colour)
+        if published[key]:
+            points = sorted((100 * rate, 100 * value) for rate, value in published[key].items())
+            panels["paper"].plot(*zip(*points, strict=True), "--", marker="D", markersize=5, color=colour)
+    panels["mAP50"].set_title(f"mAP50 on {next(iter(next(iter(lines.values())).values())).split}, points")
+    if with_all:
+        panels["relative drop"].set_title("drop, % of that on all labels")
+    if any(published.values()):
+        panels["paper"].set_title("paper's mAP50: other data")
+        panels["paper"].set_facecolor("#f9fafb")
+    for panel in panels.values():
+        panel.set_xlabel("missing labels, %")
+    figure.legend(loc="outside lower center", ncols=3)
+    return figure, f"mAP50 against the fraction of training labels that is missing{_bars(rows, 'bands')}."
+
+
+def relative_drop(full: Row, partial: Row) -> Stat | None:
+    """1 - mAP50 / mAP50 on all labels, over the seeds that both have; None where there is none."""
+    base = {r.seed: r.metrics[full.split]["mAP50"] for r in full.records}
+    mine = {r.seed: r.metrics[partial.split]["mAP50"] for r in partial.records}
+    drops = [1 - mine[seed] / base[seed] for seed in mine if base.get(seed)]
+    return stat(drops) if drops else None
+
+
+def _gamma(sweep: Sweep, rows: Sequence[Row], found: Sequence[Series]) -> Made:
+    """mAP50 against focal loss's gamma, a line for each set of labels."""
+    judged = max((row.split for row in rows), key=SPLITS.index, default="val")
+    lines: dict[Setting, dict[float, Row]] = {}
+    for row in rows:
+        if row.split == judged and "focal" in str(row.setting.get("loss")):
+            values = {k: v for k, v in row.setting.values.items() if k != "focal_gamma"}
+            lines.setdefault(Setting.of(values), {})[float(row.setting.get("focal_gamma"))] = row
+    lines = {key: line for key, line in lines.items() if len(line) > 2}
+    if not lines:
+        return ""
+    names = [name for name in varying(lines) if name not in LABELS]
+    published = [_published(line, study_numbers(sweep)) for line in lines.values()]
+    figure = Figure(figsize=(10.5 if any(published) else 6.5, 4.3))
+    panels = figure.subplots(1, 2 if any(published) else 1, squeeze=False)[0]
+    for (key, line), theirs, colour in zip(lines.items(), published, MORE_COLOURS, strict=False):
+        gammas = sorted(line)
+        _band(panels[0], gammas, [line[g].stats["mAP50"] for g in gammas], colour, group_text(key, names))
+        if theirs:
+            points = sorted((gamma, 100 * value) for gamma, value in theirs.items())
+            panels[1].plot(*zip(*points, strict=True), "--", marker="D", markersize=5, color=colour)
+    panels[0].set_title(f"mAP50 on {judged}, points")
+    if any(published):
+        panels[1].set_title("paper's mAP50: other data")
+        panels[1].set_facecolor("#f9fafb")
+    for panel in panels:
+        panel.set_xlabel("gamma")
+    figure.legend(loc="outside lower center", ncols=2)
+    return figure, f"mAP50 against the exponent of focal loss{_bars(rows, 'bands')}."
+
+
+def _published(line: Mapping[float, Row], tables: Sequence[tuple[str, str]]) -> dict[float, float]:
+    """The paper's mAP50 where it has one, by the same x."""
+    found = {x: papers.beside(row.setting.values, tables).get("mAP50") for x, row in line.items()}
+    return {x: number.value for x, number in found.items() if number}
+
+
+def _iou(sweep: Sweep, rows: Sequence[Row], found: Sequence[Series]) -> Made:
+    """mAP at each IoU threshold of a match."""
+    wanted = "iou" in sweep.study.get("figures", [])
+    judged = max((row.split for row in rows), key=SPLITS.index, default="val")
+    with_them = [row for row in rows if row.split == judged and all(r.by_iou.get(judged) for r in row.records)]
+    if not with_them:
+        return "No mAP over IoU thresholds: the records hold none." * wanted
+    if not wanted and (found or len(with_them) > len(COLOURS)):
+        return ""
+    names = varying(row.setting for row in with_them)
+    several = len({labels_text(row.setting) for row in with_them}) > 1
+    figure = Figure(figsize=(7.5, 4.8))
+    panel = figure.subplots()
+    for row, colour in zip(with_them, MORE_COLOURS, strict=False):
+        thresholds = list(row.records[0].by_iou[judged])
+        stats = [stat([r.by_iou[judged][t] for r in row.records]) for t in thresholds]
+        label = describe_loss(row.setting, names) + (f", {labels_text(row.setting)}" if several else "")
+        _band(panel, [float(t) for t in thresholds], stats, colour, label)
+    panel.set_xlabel("IoU threshold of a match")
+    panel.set_ylabel(f"mAP on {judged}, points")
+    figure.legend(loc="outside lower center", ncols=2)
+    return figure, f"mAP at each IoU threshold{_bars(with_them, 'bands')}."
+
+
+def _band(panel: Any, x: Sequence[float], stats: Sequence[Stat | None], colour: Any, label: str = "") -> None:
+    """A line of means in points with its 95 % intervals."""
+    known = [(at, one) for at, one in zip(x, stats, strict=True) if one]
+    xs, y = [at for at, _ in known], [100 * one.mean for _, one in known]
+    half = [100 * (one.half or 0.0) for _, one in known]
+    if any(half):
+        panel.fill_between(xs, np.subtract(y, half), np.add(y, half), color=colour, alpha=0.14, linewidth=0)
+    panel.plot(xs, y, "-o", color=colour, markersize=4.5, label=label or None)
+
+
+def _losses(rows: Sequence[Row], compared: Sequence[Comparison]) -> Made:
+    """mAP50 of each loss, a panel for each group of losses that are compared."""
+    apart = _apart(compared)
+    columns = min(2, len(compared))
+    lines = [list(compared[i : i + columns]) for i in range(0, len(compared), columns)]
+    heights = [1.0 + 0.36 * max(len(one.rows) for one in line) for line in lines]
+    figure = Figure(figsize=(6.5 * columns, 0.5 + sum(heights)))
+    grid = figure.subplots(len(lines), columns, sharex=True, squeeze=False, height_ratios=heights)
+    for panels, line in zip(grid, lines, strict=True):
+        for panel in panels[len(line) :]:
+            panel.set_axis_off()
+        for panel, one in zip(panels, line, strict=False):
+            names = loss_names(one)
+            for offset, split in zip((-0.12, 0.12), one.splits, strict=False):
+                own = [(y, rows_of[split]) for y, rows_of in enumerate(one.rows.values()) if split in rows_of]
+                half = [100 * (row.stats["mAP50"].half or 0.0) for _, row in own]
+                panel.errorbar(
+                    [100 * row.stats["mAP50"].mean for _, row in own], [y + offset for y, _ in own],
+                    xerr=half if any(half) else None, fmt="o", color=SPLIT_COLOURS[split], capsize=3,
+                )  # fmt: skip
+            panel.set_yticks(range(len(one.rows)), [names[s] for s in one.rows])
+            panel.set_ylim(len(one.rows) - 0.5, -0.5)
+            panel.set_title(group_text(one.key, apart))
+            panel.tick_params(labelbottom=True)
+    splits = [s for s in SPLITS if any(s in one.splits for one in compared)]
+    handles = [Line2D([], [], color=SPLIT_COLOURS[s], marker="o", label=s) for s in splits]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    return figure, f"mAP50 of each loss, points (0 to 100){_bars(rows, 'bars')}."
+
+
+def _apart(compared: Sequence[Comparison]) -> list[str]:
+    """The flags, other than the labels, that set comparisons apart."""
+    return [name for name in varying(one.key for one in compared) if name not in LABELS]
+
+
 @dataclass(frozen=True)
 class _Curve:
     """One setting's line in the curve plots."""
@@ -255,7 +402,7 @@ class _Curve:
     records: tuple[Record, ...]
 
 
-def _families(sweep: Sweep, found: Sequence[Series]) -> list[tuple[str, list[_Curve]]]:
+def _families(sweep: Sweep, rows: Sequence[Row], found: Sequence[Series]) -> list[tuple[str, list[_Curve]]]:
     """The settings in the groups that share a row of panels: a series each, or all settings where there is none."""
     runs: dict[Setting, list[Record]] = {}
     for record in sweep.finished:
@@ -266,6 +413,15 @@ def _families(sweep: Sweep, found: Sequence[Series]) -> list[tuple[str, list[_Cu
         title = AXIS_TITLES[one.axis] + (f",\n{group_text(one.setting, names)}" if len(found) > 2 else "")
         curves = [_Curve(percent(p.removal), _shade(p), next(iter(p.rows.values())).records) for p in one.points]
         families.append((title, curves))
+    compared = [] if families else comparisons(rows)
+    apart = _apart(compared)
+    for group in compared:
+        shown = loss_names(group)
+        curves = [
+            _Curve(shown[setting], colour, next(iter(by_split.values())).records)
+            for colour, (setting, by_split) in zip(MORE_COLOURS, group.rows.items(), strict=False)
+        ]
+        families.append((group_text(group.key, apart).replace(", ", ",\n") if len(compared) > 1 else "", curves))
     if not families:
         flags = varying(runs)
         curves = [
@@ -296,7 +452,7 @@ def _training(sweep: Sweep, rows: Sequence[Row], found: Sequence[Series]) -> Mad
             (key.removeprefix("train/").replace("_", " "), [(key, "-"), *([(twin, ":")] if twin in keys else [])])
         )
     panels += [(f"val {key.removeprefix('metrics/').removesuffix('(B)')}", [(key, "-")]) for key in scores]
-    figure = _curves(_families(sweep, found), panels, points=scores)
+    figure = _curves(_families(sweep, rows, found), panels, points=scores, removals=bool(found))
     dotted = " Dotted: the loss on val." if any(len(lines) > 1 for _, lines in panels) else ""
     return (
         figure,
@@ -310,7 +466,7 @@ def _drops(sweep: Sweep, rows: Sequence[Row], found: Sequence[Series]) -> Made:
     if not keys:
         return ""
     panels = [(key.removeprefix("drop/").replace("_", " "), [(key, "-")]) for key in keys]
-    figure = _curves(_families(sweep, found), panels, counts=True)
+    figure = _curves(_families(sweep, rows, found), panels, counts=True, removals=bool(found))
     return (
         figure,
         "Predictions counted by the loss in each epoch, mean over seeds: negatives seen, and dropped from each loss.",
@@ -326,6 +482,7 @@ def _curves(
     panels: Sequence[tuple[str, Sequence[tuple[str, str]]]],
     points: Sequence[str] = (),
     counts: bool = False,
+    removals: bool = True,
 ) -> Any:
     """A row of panels for each family.
 
@@ -334,9 +491,10 @@ def _curves(
         panels: title of each column, and its keys of `epochs` with their line styles.
         points: keys that are fractions, shown in points.
         counts: the values are counts: from 0, thousands as k and millions as M.
+        removals: the lines are removal fractions, else losses, which are on scales of their own.
     """
     figure = Figure(figsize=(1.6 + 2.4 * len(panels), 0.3 + 2.5 * len(families)))
-    grid = figure.subplots(len(families), len(panels), sharex=True, sharey="col", squeeze=False)
+    grid = figure.subplots(len(families), len(panels), sharex=True, sharey="col" if removals else False, squeeze=False)
     for r, (axes, (title, curves)) in enumerate(zip(grid, families, strict=True)):
         for panel, (name, keys) in zip(axes, panels, strict=True):
             for curve in curves:
@@ -354,11 +512,15 @@ def _curves(
         axes[0].set_ylabel(title)
         handles = [Line2D([], [], color=c.colour, label=c.label) for c in curves]
         axes[-1].legend(
-            handles=handles, loc="upper left", bbox_to_anchor=(1.02, 1.0), title=_legend_title(title, curves)
+            handles=handles,
+            loc="upper left",
+            bbox_to_anchor=(1.02, 1.0),
+            title=_legend_title(title if removals else "", curves),
         )
     for column in range(len(panels)) if counts else ():
         highest = max((line.get_ydata().max() for axes in grid for line in axes[column].lines), default=0.0)
-        grid[0][column].set_ylim(0, 1.06 * highest or 1.0)  # the rows share it
+        for axes in grid if not removals else grid[:1]:  # else the rows share it
+            axes[column].set_ylim(0, 1.06 * highest or 1.0)
     return figure
 
 
@@ -385,22 +547,30 @@ def _mean_curve(records: Sequence[Record], key: str) -> tuple[list[float], list[
 
 def _samples(sweep: Sweep, rows: Sequence[Row], found: Sequence[Series]) -> Made:
     """Detections beside the labels: of the 0 % run, and of the removal with the best mAP50 on val."""
-    runs = _shown_runs(sweep, found)
+    runs = _shown_runs(sweep, rows, found)
     return sample_figure(runs, sweep.folder) if runs else "No sample detections: the records hold none."
 
 
-def _shown_runs(sweep: Sweep, found: Sequence[Series]) -> Mapping[str, Record]:
-    """Heading -> run: the 0 % run and the best of each axis, of a group with withheld labels if there is one."""
+def _shown_runs(sweep: Sweep, rows: Sequence[Row], found: Sequence[Series]) -> Mapping[str, Record]:
+    """Heading -> run: the baseline and the best beside it, of a group with withheld labels if there is one."""
     with_samples = [r for r in sweep.finished if r.samples]
     if not with_samples:
         return {}
+    if compared := [] if found else comparisons(rows):
+        losses = next((c for c in compared if c.key.get("protocol") != "normal"), compared[0])
+        split = losses.splits[0]  # val where there is one: choosing by test would be choosing by the answer
+        own = [by_split[split] for by_split in losses.rows.values() if split in by_split]
+        own.sort(key=lambda row: (row.setting != losses.base, -row.stats["mAP50"].mean))
+        names = varying(row.setting for row in own)
+        shown = [(describe_loss(row.setting, names), row.records[0]) for row in own[:2] if row.records[0].samples]
+        return {f"{name}, {labels_text(setting_of(r))}, seed {r.seed}": r for name, r in shown}
     if not found:
         names = varying(setting_of(r) for r in with_samples)
         return {f"{describe(setting_of(r), names)}, seed {r.seed}" if names else r.run: r for r in with_samples[:2]}
     chosen: dict[str, Record] = {}
     base = next((s.setting for s in found if s.setting.get("protocol") != "normal"), found[0].setting)
     for one in [s for s in found if s.setting == base]:
-        split = one.splits[0]  # val where there is one: choosing by test would be choosing by the answer
+        split = one.splits[0]
         points = [(p.removal, p.rows[split]) for p in one.points if split in p.rows]
         rest = sorted((p for p in points if p[0] > 0), key=lambda p: -p[1].stats["mAP50"].mean)
         for removal, row in [p for p in points if p[0] == 0] + rest[:1]:
@@ -412,6 +582,9 @@ def _shown_runs(sweep: Sweep, found: Sequence[Series]) -> Mapping[str, Record]:
 _PLOTS: tuple[tuple[str, str, Callable[[Sweep, Sequence[Row], Sequence[Series]], Made]], ...] = (
     ("change.png", "Change from the 0 % run", _change),
     ("removal.png", "mAP against removal percentage", _removal),
+    ("rates.png", "mAP50 against missing labels", _rates),
+    ("gamma.png", "mAP50 against gamma", _gamma),
+    ("iou.png", "mAP over IoU thresholds", _iou),
     ("settings.png", "mAP50 by setting", _settings),
     ("samples.png", "Sample detections", _samples),
     ("training.png", "Training curves", _training),

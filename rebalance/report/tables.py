@@ -6,14 +6,16 @@ Metrics are shown in points, 0 to 100, with one decimal, as the papers do.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import PurePath
+from typing import Any
 
-from rebalance.config import value_text
+from rebalance.config import TrainFlags, flags, value_text
 from rebalance.report import papers
-from rebalance.report.records import METRICS, SPLITS, Record
-from rebalance.report.summary import AXES, Row, Series, Setting, Stat, describe, varying
+from rebalance.report.records import METRICS, SPLITS, Record, Sweep
+from rebalance.report.summary import AXES, Comparison, Row, Series, Setting, Stat, varying
 
 AXIS_TITLES = {"obj_drop": "Objectness removal", "box_drop": "Box removal"}
 
@@ -88,27 +90,42 @@ def verdict(series: Series) -> str:
     """Return what the paired intervals of a series say, in one sentence about the split that it is judged by."""
     split = judge(series)
     rows = [p.rows[split] for p in series.points if p.removal > 0 and split in p.rows]
-    changes = [(row, row.change["mAP50"]) for row in rows if row.change]
-    if not changes:
-        return f"There is no 0 % run with the same seed on {split} to compare with."
+    changes = [(_named(row, series.axis), row.change["mAP50"]) for row in rows if row.change]
+    return _verdict(changes, "0 %", split) if changes else _nothing("0 % run", split)
+
+
+def loss_verdict(comparison: Comparison) -> str:
+    """Return what the paired intervals of a comparison of losses say, in one sentence."""
+    split, base = comparison.splits[-1], comparison.base
+    names = loss_names(comparison)
+    rows = [(names[s], by_split[split]) for s, by_split in comparison.rows.items() if s != base and split in by_split]
+    changes = [(name, row.change["mAP50"]) for name, row in rows if row.change and row.base == base]
+    return _verdict(changes, names[base], split) if base and changes else _nothing("run of the first loss", split)
+
+
+def _nothing(what: str, split: str) -> str:
+    return f"There is no {what} with the same seed on {split} to compare with."
+
+
+def _verdict(changes: Sequence[tuple[str, Stat]], base: str, split: str) -> str:
+    """What named differences from a baseline say; there is at least one."""
     most = max(changes, key=lambda pair: abs(pair[1].mean))
     if all(change.half is None for _, change in changes):
         return (
-            f"Single runs, no interval: differences are not evidence (the largest: {_named(most[0], series.axis)}, "
+            f"Single runs, no interval: differences are not evidence (the largest: {most[0]}, "
             f"{points(most[1], sign=True)} points on {split}, n = 1)."
         )
-    clear = [(row, change) for row, change in changes if change.evidence]
+    clear = [(name, change) for name, change in changes if change.evidence]
     if not clear:
         counts = sorted({change.n for _, change in changes})
         pairs = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-        return f"No setting differs from 0 % beyond its 95 % interval on {split} (n = {pairs})."
+        return f"No setting differs from {base} beyond its 95 % interval on {split} (n = {pairs})."
     found = "; ".join(
-        f"{_named(row, series.axis)}: {points(change, sign=True)} points on {split}, n = {change.n}"
-        for row, change in clear
+        f"{name}: {points(change, sign=True)} points on {split}, n = {change.n}" for name, change in clear
     )
     rest = len(changes) - len(clear)
-    others = {0: "", 1: "; the other does not differ from 0 % beyond its interval"}
-    return found + others.get(rest, f"; the other {rest} do not differ from 0 % beyond their intervals") + "."
+    others = {0: "", 1: f"; the other does not differ from {base} beyond its interval"}
+    return found + others.get(rest, f"; the other {rest} do not differ from {base} beyond their intervals") + "."
 
 
 def judge(series: Series) -> str:
@@ -121,27 +138,222 @@ def settings_table(rows: Sequence[Row], split: str) -> Table:
     rows = [row for row in rows if row.split == split]
     names = varying(row.setting for row in rows) or ["model"]
     gaps, changes = any(row.gap for row in rows), any(row.change for row in rows)
-    head = [*names, "n", *METRICS, *(["mAP50 vs 0 %"] if changes else []), *(["gap closed"] if gaps else [])]
+    zero = all(row.base is None or any(row.setting.removal(axis) for axis in AXES) for row in rows)
+    base = "0 %" if zero else "baseline"
+    head = [*names, "n", *METRICS, *([f"mAP50 vs {base}"] if changes else []), *(["gap closed"] if gaps else [])]
     best = {m: _best([row.stats[m].mean for row in rows]) for m in METRICS}
     body = []
     for row in rows:
         cells = [Cell(value_text(row.setting.get(name))) for name in names] + [Cell(str(len(row.records)))]
         cells += [Cell(points(row.stats[m]), points_of(row.stats[m].mean) == best[m]) for m in METRICS]
         cells += [Cell(points(row.change.get("mAP50"), sign=True))] if changes else []
-        gap = row.gap.get("mAP50")
-        cells += [Cell("" if gap is None else f"{gap:.2f}")] if gaps else []
+        cells += [Cell(_gap(row))] if gaps else []
         body.append(tuple(cells))
     several = any(len(row.records) > 1 for row in rows)
     notes = [
         "Points (0 to 100)" + (", mean ± 95 % interval over n seeds." if several else "; single runs, no interval.")
     ]
     if changes:
-        notes.append("vs 0 %: difference from the 0 % run, paired by seed.")
+        what = "the 0 % run" if zero else "the first loss with the same model, head and labels"
+        notes.append(f"vs {base}: difference from {what}, paired by seed.")
     if gaps:
-        notes.append(
-            "Gap closed: (setting - 0 % run) / (0 % run on all labels - 0 % run), mAP50; 1 is as good as all labels."
-        )
+        notes.append(GAP_NOTE)
     return Table(f"All settings, {split}", tuple(head), tuple(body), tuple(notes), len(names))
+
+
+def loss_names(comparison: Comparison) -> dict[Setting, str]:
+    """Return what each setting of a comparison is called: its loss, and the flags in which it differs from others."""
+    names = [name for name in varying(comparison.rows) if name not in ("loss", "head")]
+    return {
+        s: " ".join([papers.loss_of(s.values) or "the host's loss", *_own_flags(s, names)]) for s in comparison.rows
+    }
+
+
+def _own_flags(setting: Setting, names: Sequence[str]) -> list[str]:
+    """Of the flags that differ, those of the setting's own methods, as typed."""
+    methods = {"", *papers.loss_of(setting.values).split("+")}
+    facts = {name: flags(TrainFlags)[name].metadata["method"] for name in names if name in flags(TrainFlags)}
+    return [f"{name}={value_text(setting.get(name))}" for name in names if facts.get(name, "") in methods]
+
+
+def loss_table(comparison: Comparison, group: str, tables: Sequence[tuple[str, str]] = ()) -> Table:
+    """Return losses that differ in nothing else, with the paired difference from the first and a paper's numbers.
+
+    Args:
+        comparison: the runs.
+        group: what sets it apart from the others in the sweep, for the title.
+        tables: (paper, table) whose numbers may stand beside; default: all that the package carries.
+    """
+    splits, names = comparison.splits, loss_names(comparison)
+    judged = splits[-1]
+    rows = [row for by_split in comparison.rows.values() for row in by_split.values()]
+    base = names[comparison.base] if comparison.base else ""
+    gaps = any(row.gap for row in rows)
+    numbers = {s: papers.beside(s.values, tables) for s in comparison.rows}
+    told = [m for m in METRICS if any(m in found for found in numbers.values())]
+    head = ["loss", "n", *(f"{s} mAP50" for s in splits), f"{judged} mAP75", f"{judged} mAP50-95"]
+    head += [*([f"mAP50 vs {base}"] if base else []), *(["gap closed"] if gaps else []), *(f"paper {m}" for m in told)]
+    columns = [*((s, "mAP50") for s in splits), (judged, "mAP75"), (judged, "mAP50-95")]
+    best = {(s, m): _best([row.stats[m].mean for row in rows if row.split == s]) for s, m in columns}
+    body = []
+    for setting, by_split in comparison.rows.items():
+        cells = [Cell(names[setting]), Cell(str(max(len(row.records) for row in by_split.values())))]
+        for split, metric in columns:
+            own = by_split[split].stats[metric] if split in by_split else None
+            cells.append(Cell(points(own), own is not None and points_of(own.mean) == best[split, metric]))
+        row = by_split.get(judged)
+        cells += [Cell(points(row.change.get("mAP50") if row else None, sign=True))] if base else []
+        cells += [Cell(_gap(row))] if gaps else []
+        cells += [Cell(points_of(numbers[setting][m].value) if m in numbers[setting] else "-") for m in told]
+        body.append(tuple(cells))
+    notes = [_intervals(rows) + (f"; vs {base}: {judged}, paired by seed." if base else ".")]
+    notes += [GAP_NOTE] if gaps else []
+    notes += [source_note(n for found in numbers.values() for n in found.values())] if told else []
+    return Table(f"Losses, {group}", tuple(head), tuple(body), tuple(notes))
+
+
+def study_table(rows: Sequence[Row], title: str, tables: Sequence[tuple[str, str]]) -> Table | None:
+    """Return every setting of a study on the split it is judged by, each metric beside the paper's; None without rows.
+
+    Args:
+        rows: of the sweep.
+        title: of the table.
+        tables: (paper, table) whose numbers stand beside.
+    """
+    rows = [row for row in rows if row.split == _judged(rows)]
+    if not rows:
+        return None
+    names = [name for name in varying(row.setting for row in rows) if name not in ("rate", "label_seed", "protocol")]
+    names = [name for name in ("model", "data", "head", "loss") if name in names] + [
+        name for name in names if name in papers.METHOD_FLAGS
+    ]
+    numbers = [papers.beside(row.setting.values, tables) for row in rows]
+    told = [m for m in METRICS if any(m in found for found in numbers)]
+    gaps, changes = any(row.gap for row in rows), any(row.change for row in rows)
+    head = [*names, "labels", "n"]
+    for metric in METRICS:
+        head += [metric, *([f"paper {metric}"] if metric in told else [])]
+    head += [*(["mAP50 vs baseline"] if changes else []), *(["gap closed"] if gaps else [])]
+    body = []
+    for row, found in zip(rows, numbers, strict=True):
+        cells = [Cell(_flag_text(row.setting, name)) for name in names]
+        cells += [Cell(labels_text(row.setting)), Cell(str(len(row.records)))]
+        for metric in METRICS:
+            cells.append(Cell(points(row.stats[metric])))
+            cells += [Cell(points_of(found[metric].value) if metric in found else "-")] if metric in told else []
+        cells += [Cell(points(row.change.get("mAP50"), sign=True))] if changes else []
+        cells += [Cell(_gap(row))] if gaps else []
+        body.append(tuple(cells))
+    notes = [f"{_judged(rows)}; " + _intervals(rows) + ("; vs baseline: paired by seed." if changes else ".")]
+    bases = list(dict.fromkeys(papers.loss_of(row.base.values) for row in rows if row.base))
+    notes += [f"Baseline: loss={', '.join(bases)} with the same model and labels."] if bases else []
+    notes += [GAP_NOTE] if gaps else []
+    notes += [source_note(n for found in numbers for n in found.values())] if told else []
+    return Table(title, tuple(head), tuple(body), tuple(notes), len(names) + 1)
+
+
+def rate_table(rows: Sequence[Row], title: str, tables: Sequence[tuple[str, str]]) -> Table | None:
+    """Return mAP50 with a column for each fraction of missing labels, the paper's row below ours; None without them."""
+    lines = rate_lines(rows)
+    rates = sorted({rate for line in lines.values() for rate in line})
+    if len(rates) < 2:
+        return None
+    names = varying(lines)
+    body, found = [], []
+    for key, line in lines.items():
+        name = describe_loss(key, names)
+        cells = [points(line[rate].stats["mAP50"]) if rate in line else "" for rate in rates]
+        body.append((Cell(name), Cell("ours"), *map(Cell, cells)))
+        numbers = {rate: papers.beside(row.setting.values, tables).get("mAP50") for rate, row in line.items()}
+        if any(numbers.values()):
+            own = [numbers.get(rate) for rate in rates]
+            body.append((Cell(name), Cell("paper"), *(Cell(points_of(n.value) if n else "-") for n in own)))
+            found += [n for n in own if n]
+    notes = [f"mAP50 on {_judged(rows)}; {_intervals(rows)}."] + ([source_note(found)] if found else [])
+    return Table(title, ("loss", "", *map(percent, rates)), tuple(body), tuple(notes), 2)
+
+
+def study_numbers(sweep: Sweep) -> list[tuple[str, str]]:
+    """(paper, table) of the numbers that stand beside a study's; none: all that there are."""
+    return [(str(paper), str(table)) for paper, table in sweep.study.get("tables", [])]
+
+
+def rate_lines(rows: Sequence[Row]) -> dict[Setting, dict[float, Row]]:
+    """Return, for what a run is but its labels, fraction of missing labels -> row on the judged split.
+
+    The fractions are those of `percent` and `per_class`; all labels (`normal`) are 0 of the protocol that is there.
+    """
+    rows = [row for row in rows if row.split == _judged(rows)]
+    rated = {str(row.setting.get("protocol")) for row in rows} & set(papers.RATED)
+    if len(rated) != 1:
+        return {}
+    lines: dict[Setting, dict[float, Row]] = {}
+    for row in rows:
+        if row.setting.get("protocol") in (*rated, "normal"):
+            key = Setting.of({k: v for k, v in row.setting.values.items() if k not in LABELS})
+            lines.setdefault(key, {}).setdefault(float(row.setting.get("rate") or 0.0), row)
+    return {key: line for key, line in lines.items() if len(line) > 1}
+
+
+def describe_loss(setting: Setting, names: Sequence[str]) -> str:
+    """Return what a setting is called among others that differ in `names`: its loss first."""
+    rest = [n for n in names if n not in ("loss", "head", *LABELS)]
+    where = [f"{n}={_flag_text(setting, n)}" for n in rest if n not in papers.METHOD_FLAGS]
+    own = _own_flags(setting, [n for n in rest if n in papers.METHOD_FLAGS])
+    return " ".join([papers.loss_of(setting.values) or "the host's loss", *own, *where])
+
+
+def labels_text(setting: Setting) -> str:
+    """Return the training labels in words: 'extreme', 'percent 0.5'."""
+    protocol, rate = setting.get("protocol"), setting.get("rate") or 0.0
+    return f"{protocol} {value_text(rate)}" if protocol in papers.RATED else str(protocol)
+
+
+def source_note(numbers: Iterable[papers.Number]) -> str:
+    """Return where numbers beside ours come from, and that they are not on the same data."""
+    found = list(dict.fromkeys((n.source, n.model, n.data) for n in numbers))
+    return (
+        "paper: " + "; ".join(f"{source}: {model} on {data}" for source, model, data in found)
+        + ". Other data, another detector and schedule; number of runs not stated."
+    )  # fmt: skip
+
+
+LABELS = ("protocol", "rate", "label_seed")
+GAP_NOTE = "Gap closed: (setting - baseline) / (baseline on all labels - baseline), mAP50; 1 is as good as all labels."
+
+
+def _judged(rows: Sequence[Row]) -> str:
+    """The split that rows are judged by: test where there is one, else val."""
+    return max((row.split for row in rows), key=SPLITS.index, default="val")
+
+
+def _intervals(rows: Sequence[Row]) -> str:
+    several = any(len(row.records) > 1 for row in rows)
+    told = "mean ± 95 % interval over n seeds (Student t)" if several else "single runs (n = 1), so no interval"
+    return f"points (0 to 100), {told}"
+
+
+def _gap(row: Row | None) -> str:
+    gap = row.gap.get("mAP50") if row else None
+    return "" if gap is None else f"{gap:.2f}"
+
+
+def _flag_text(setting: Setting, name: str) -> str:
+    """A value in a table: the loss without what goes without saying, a data set by its folder, an idle flag empty."""
+    value = setting.get(name)
+    if name == "loss":
+        return papers.loss_of(setting.values) or "the host's"
+    if name == "data":
+        return data_text(value)
+    if name in papers.METHOD_FLAGS:
+        return value_text(value) if _own_flags(setting, [name]) else ""
+    return value_text(value)
+
+
+def data_text(value: Any) -> str:
+    """A data set in a word: of data/aquarium/data.yaml, aquarium; else the file's name."""
+    path = PurePath(str(value))
+    return path.parent.name if path.stem in ("data", "dataset") and path.parent.name else path.name
 
 
 def class_table(series: Series) -> Table | None:
@@ -196,13 +408,12 @@ def runs_table(records: Sequence[Record]) -> Table:
 
 def group_names(all_series: Sequence[Series]) -> list[str]:
     """The flags, other than the removals, that set series apart; the protocol is always told."""
-    return [n for n in varying(s.setting for s in all_series) if n not in (*AXES, "protocol", "rate", "label_seed")]
+    return [n for n in varying(s.setting for s in all_series) if n not in (*AXES, *LABELS)]
 
 
 def group_text(setting: Setting, names: Sequence[str]) -> str:
     """Return what sets a series apart, in words: 'protocol percent 0.5, head=anchor'."""
-    rate = f" {value_text(setting.get('rate'))}" if setting.get("rate") else ""
-    return ", ".join([f"protocol {setting.get('protocol')}{rate}", *([describe(setting, names)] if names else [])])
+    return ", ".join([f"protocol {labels_text(setting)}", *(f"{name}={_flag_text(setting, name)}" for name in names)])
 
 
 def points_of(value: float) -> str:

@@ -1,0 +1,119 @@
+"""Plots of the losses themselves, for the papers' figures that need no training, with their numbers as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import matplotlib.style
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike, NDArray
+
+from rebalance.report.style import DPI, GREY, MORE_COLOURS, STYLE
+
+Values = NDArray[np.float64]
+STEP = 0.005  # of the prediction
+
+
+def focal(p_t: ArrayLike, *, gamma: float = 2.0, alpha: float = 1.0) -> Values:
+    """Focal loss of a candidate; Lin et al. 2017, equation 5; Adhikari et al., equation 2.
+
+    Args:
+        p_t: confidence in the truth, in (0, 1).
+        gamma: exponent; 0: cross-entropy.
+        alpha: weight of the candidate: alpha of a positive, 1 - alpha of a negative.
+
+    Returns:
+        -alpha (1 - p_t)^gamma log(p_t).
+    """
+    p = np.asarray(p_t, dtype=np.float64)
+    loss: Values = -alpha * (1 - p) ** gamma * np.log(p)
+    return loss
+
+
+def brl(p_t: ArrayLike, *, t: float = 0.5, beta: float = 1.0, gamma: float = 2.0, alpha: float = 0.25) -> Values:
+    """Background Recalibration Loss of a confusion candidate; Zhang et al. 2020, equation 2.
+
+    Args:
+        p_t: confidence in background, in (0, 1).
+        t: up to here the branch is the mirrored one.
+        beta: weight of the mirrored branch; 0: the paper's BRL-.
+        gamma: exponent.
+        alpha: weight of positives; a confusion candidate has 1 - alpha, in both branches.
+    """
+    p = np.asarray(p_t, dtype=np.float64)
+    negative, mirrored = (focal(q, gamma=gamma, alpha=1 - alpha) for q in (p, 1 - p))
+    return np.where(p > t, negative, beta * mirrored)
+
+
+def write(name: str, folder: Path) -> Path:
+    """Draw one of FIGURES into `folder`, with a CSV of its numbers beside it, and return the path of the picture.
+
+    Args:
+        name: brl or focal.
+        folder: is made where it is missing.
+    """
+    x = np.arange(STEP, 1 - STEP / 2, STEP, dtype=np.float64)
+    folder.mkdir(parents=True, exist_ok=True)
+    with matplotlib.style.context(["default", STYLE]):
+        figure, columns = FIGURES[name](np.asarray(x))
+        temporary = folder / f".{name}.{os.getpid()}.png"
+        figure.savefig(temporary, dpi=DPI, metadata={"Software": None})
+    os.replace(temporary, folder / f"{name}.png")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([f"{value:.6g}" for value in row] for row in zip(*columns.values(), strict=True))
+    temporary = folder / f".{name}.{os.getpid()}.csv"
+    temporary.write_text(text.getvalue(), encoding="utf-8")
+    os.replace(temporary, folder / f"{name}.csv")
+    return folder / f"{name}.png"
+
+
+Drawn = tuple[Any, Mapping[str, Values]]  # a figure, and its numbers by column
+
+
+def _brl(x: Values) -> Drawn:
+    """Figure 2 of Zhang et al.: the negative branch and its mirror below t."""
+    columns = {"p_t": x, "focal": focal(x, alpha=0.75), **{f"brl_t={t:g}": brl(x, t=t) for t in (0.1, 0.25, 0.5)}}
+    figure = Figure(figsize=(6.5, 4.3))
+    panel = figure.subplots()
+    panel.plot(x, columns["focal"], "--", color=GREY, label="focal loss of a negative")
+    for colour, t in zip(MORE_COLOURS, (0.5, 0.25, 0.1), strict=False):
+        panel.plot(
+            x, columns[f"brl_t={t:g}"], color=colour, label=f"BRL, t = {t:g}", linewidth=2.4 if t == 0.5 else 1.4
+        )
+    panel.set_xlabel("p_t, confidence in background")
+    panel.set_ylabel("loss (gamma 2, alpha 0.25, weight 1)")
+    panel.set_ylim(0, 1.5)
+    panel.legend()
+    panel.set_title("BRL on a confusion candidate")
+    return figure, columns
+
+
+def _focal(x: Values) -> Drawn:
+    """Figure 6 of Adhikari et al. (gamma 8), and the smaller gammas."""
+    gammas = (0, 1, 2, 4, 8)
+    columns: dict[str, Values] = {"prediction": x}
+    figure = Figure(figsize=(10.5, 4.3))
+    panels = figure.subplots(1, 2, sharey=True)
+    for panel, kind, p in ((panels[0], "positive", x), (panels[1], "negative", 1 - x)):
+        panel.axvspan(0.3, 0.7, color="#e5e7eb", linewidth=0)
+        for colour, gamma in zip(MORE_COLOURS, gammas, strict=False):
+            columns[f"{kind}_gamma={gamma}"] = focal(p, gamma=gamma)
+            panel.plot(x, columns[f"{kind}_gamma={gamma}"], color=colour, label=f"gamma = {gamma}")
+        panel.set_title(f"{kind} candidate")
+        panel.set_xlabel("predicted probability of the object")
+        panel.set_ylim(0, 3)
+    panels[0].set_ylabel("focal loss (alpha 1)")
+    panels[0].legend(title="grey: 'don't care' at gamma 8")
+    return figure, columns
+
+
+FIGURES: Mapping[str, Callable[[Values], Drawn]] = {"brl": _brl, "focal": _focal}
