@@ -1,8 +1,8 @@
 """SSD and SSDLite: torchvision's layers, default boxes and matching; the loss is ours, for the whole batch at once.
 
 Liu et al. 2016, "SSD: Single Shot MultiBox Detector". torchvision squeezes every image into a square of 300 or 320 px;
-here images have any size and keep their shape, so the default boxes are measured by the longer side of the image. In a
-square image they are torchvision's.
+here images keep their shape and validation pads them, so default boxes have the size in pixels that they had in
+training, measured by the longer side of a training image. In a square image of that size they are torchvision's.
 Shapes: B images, A default boxes, C classes, G labels of the fullest image.
 """
 
@@ -29,15 +29,20 @@ from rebalance.targets.iou import Matched, match_by_iou
 from rebalance.targets.labels import Padded
 
 MATCH_IOU = 0.5
+STRIDE = 32  # images are padded to multiples of it; the coarser levels need no more
 SCALE = (10.0, 5.0)  # of the offsets of centre and size; SSD calls the inverse variances
 
 
 class DefaultBoxes(NamedTuple):
     """What default boxes are made from (section 2.2): one entry a level, from fine to coarse."""
 
-    scales: tuple[float, ...]  # side as a fraction of the image's longer side; one more than there are levels
+    scales: tuple[float, ...]  # side as a fraction of a training image's; one more than there are levels
     ratios: tuple[tuple[float, ...], ...]  # width over height and the inverse, besides 1
-    strides: tuple[int, ...] = ()  # of the first levels in pixels; the cells of the others divide the image evenly
+    strides: tuple[int, ...]  # in pixels
+    exact: int = (
+        0  # so many levels, the first, have a box every `stride` pixels; of the others the cells divide the image
+    )
+    lost: tuple[int, ...] = ()  # cells that convolutions without padding have taken from a side
 
     @property
     def per_cell(self) -> list[int]:
@@ -45,7 +50,7 @@ class DefaultBoxes(NamedTuple):
         return [2 + 2 * len(ratios) for ratios in self.ratios]
 
     def sides(self, level: int) -> list[tuple[float, float]]:
-        """Width and height of a level's default boxes, as fractions of the longer side; in torchvision's order."""
+        """Width and height of a level's default boxes as fractions of a training image's, in torchvision's order."""
         scale, following = self.scales[level : level + 2]
         between = math.sqrt(scale * following)
         found = [(scale, scale), (between, between)]
@@ -54,39 +59,48 @@ class DefaultBoxes(NamedTuple):
             found += [(w, h), (h, w)]
         return [(min(w, 1), min(h, 1)) for w, h in found]
 
-    def __call__(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    def spacing(self, level: int, side: int) -> float:
+        """Pixels between the centres of a level's cells."""
+        stride = self.strides[level]
+        if level < self.exact:
+            return stride
+        lost = self.lost[level] if self.lost else 0
+        return side / max(1, math.ceil(side / stride) - lost)
+
+    def __call__(self, maps: Sequence[Tensor], side: int) -> Tensor:
         """(A, 4) corners in pixels, float32, in the order of the predictions.
 
         Args:
             maps: features of each level, (…, H, W).
-            size: height, width of the image in pixels.
+            side: longer side of the images in training, in pixels.
         """
         shapes = tuple((int(x.shape[-2]), int(x.shape[-1])) for x in maps)
-        return _default_boxes(self, shapes, (int(size[0]), int(size[1])), maps[0].device)
+        return _default_boxes(self, shapes, side, maps[0].device)
 
 
 @lru_cache(maxsize=32)
-def _default_boxes(
-    boxes: DefaultBoxes, shapes: tuple[tuple[int, int], ...], size: tuple[int, int], device: torch.device
-) -> Tensor:
+def _default_boxes(boxes: DefaultBoxes, shapes: tuple[tuple[int, int], ...], side: int, device: torch.device) -> Tensor:
     levels = []
     for level, shape in enumerate(shapes):
-        stride = boxes.strides[level] if level < len(boxes.strides) else None
-        y, x = ((torch.arange(n) + 0.5) * (stride or s / n) for n, s in zip(shape, size, strict=True))
-        sides = torch.tensor(boxes.sides(level)) * max(size)
+        y, x = ((torch.arange(n) + 0.5) * boxes.spacing(level, side) for n in shape)
+        sides = torch.tensor(boxes.sides(level)) * side
         centres = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).view(-1, 1, 2)  # (H·W, 1, 2)
         levels.append(torch.cat((centres - sides / 2, centres + sides / 2), -1).view(-1, 4))
     return torch.cat(levels).to(device)
 
 
 class SSDDetect(TorchvisionHead):
-    """torchvision's SSD or SSDLite head with its default boxes."""
+    """torchvision's SSD or SSDLite head with its default boxes.
+
+    Attributes:
+        side: longer side of the images in training, in pixels; the trainer sets it.
+    """
 
     host = "ssd"
     background = 1
 
     def __init__(
-        self, layers: SSDHead | SSDLiteHead, boxes: DefaultBoxes, nc: int, stride: int = 32, most: int = 2000
+        self, layers: SSDHead | SSDLiteHead, boxes: DefaultBoxes, nc: int, *, side: int, most: int = 2000
     ) -> None:
         """Build the head.
 
@@ -94,20 +108,20 @@ class SSDDetect(TorchvisionHead):
             layers: torchvision's convolutions for nc + 1 classes.
             boxes: the default boxes.
             nc: classes, background not counted.
-            stride: images are padded to multiples of it; 32, whatever the coarsest level has, as no level needs more.
+            side: of the images that published weights were trained on; a training of ours sets its own.
             most: pairs of default box and class kept for non-maximum suppression. torchvision keeps 400 of each class,
                 which for 80 classes would be 32000.
         """
-        super().__init__(nc, stride)
-        self.layers, self.boxes_of, self.most = layers, boxes, most
+        super().__init__(nc, STRIDE)
+        self.layers, self.boxes_of, self.side, self.most = layers, boxes, side, most
 
     def predict(self, features: OrderedDict[str, Tensor], size: tuple[int, int]) -> Raw:
         """`logits` (B, A, 1 + C), `deltas` (B, A, 4), `anchors` (A, 4) in pixels."""
         maps = list(features.values())
         found = self.layers(maps)
         return {
-            "logits": found["cls_logits"], "deltas": found["bbox_regression"], "anchors": self.boxes_of(maps, size),
-            "size": size,
+            "logits": found["cls_logits"], "deltas": found["bbox_regression"],
+            "anchors": self.boxes_of(maps, self.side), "size": size,
         }  # fmt: skip
 
     def decode(self, raw: Raw) -> tuple[Tensor, Tensor, Tensor]:

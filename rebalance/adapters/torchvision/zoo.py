@@ -194,12 +194,15 @@ def ssd_vgg(nc: int) -> Parts:
     boxes = DefaultBoxes(
         (0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05),
         ((2,), (2, 3), (2, 3), (2, 3), (2,), (2,)),
-        (8, 16, 32, 64),  # of 300 px the other two are thirds and the whole, torchvision's 100 and 300
+        (8, 16, 32, 64, 64, 64),
+        exact=4,
+        lost=(0, 0, 0, 0, 2, 4),
     )
-    return whole.backbone, nn.Identity(), SSDDetect(whole.head, boxes, nc)
+    return whole.backbone, nn.Identity(), SSDDetect(whole.head, boxes, nc, side=300)
 
 
-SIX_LEVELS = DefaultBoxes((0.2, 0.35, 0.5, 0.65, 0.8, 0.95, 1.0), ((2, 3),) * 6)  # SSDLite's
+# SSDLite's
+SIX_LEVELS = DefaultBoxes((0.2, 0.35, 0.5, 0.65, 0.8, 0.95, 1.0), ((2, 3),) * 6, (16, 32, 64, 128, 256, 512))
 
 
 def ssdlite_mobilenet(nc: int) -> Parts:
@@ -209,10 +212,10 @@ def ssdlite_mobilenet(nc: int) -> Parts:
     """
     norm = partial(LastImageNorm, eps=0.001, momentum=0.03)
     whole = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=nc + 1, norm_layer=norm)
-    return whole.backbone, nn.Identity(), SSDDetect(whole.head, SIX_LEVELS, nc)
+    return whole.backbone, nn.Identity(), SSDDetect(whole.head, SIX_LEVELS, nc, side=320)
 
 
-def ssd_head(channels: list[int], boxes: DefaultBoxes, nc: int, **kwargs: int) -> SSDDetect:
+def ssd_head(channels: list[int], boxes: DefaultBoxes, nc: int, side: int) -> SSDDetect:
     """SSD's 3×3 convolutions, one a level. At first a box is background with a probability of 0.99.
 
     That is Lin et al. 2017, section 4.1: without mining, the sum over all that is background would swamp the loss.
@@ -220,7 +223,7 @@ def ssd_head(channels: list[int], boxes: DefaultBoxes, nc: int, **kwargs: int) -
     layers = SSDHead(channels, boxes.per_cell, nc + 1)
     for conv in layers.classification_head.module_list:
         conv.bias.data.view(-1, nc + 1)[:, BACKGROUND] = math.log(nc * 0.99 / 0.01)
-    return SSDDetect(layers, boxes, nc, **kwargs)
+    return SSDDetect(layers, boxes, nc, side=side)
 
 
 def mobilenet_v1_levels() -> Levels:
@@ -256,13 +259,14 @@ def ssd_mobilenet_v1(nc: int) -> Parts:
     The paper's is TensorFlow's, trained on COCO. That one has 1×1 convolutions for heads where torchvision's are 3×3,
     and only three default boxes a cell on the finest level; its weights do not fit, so this one starts from scratch.
     """
-    return mobilenet_v1_levels(), nn.Identity(), ssd_head([512, 1024, 512, 256, 256, 128], SIX_LEVELS, nc)
+    return mobilenet_v1_levels(), nn.Identity(), ssd_head([512, 1024, 512, 256, 256, 128], SIX_LEVELS, nc, 320)
 
 
 def ssd_tiny(nc: int) -> Parts:
     """For CPUs: YOLOv5n's backbone and two smaller levels, from stride 8 to 128; no pyramid."""
-    boxes = DefaultBoxes((0.08, 0.18, 0.35, 0.55, 0.75, 0.95), ((2,), (2, 3), (2, 3), (2, 3), (2,)), (8, 16, 32))
-    return yolov5n_levels(), Smaller(256, (128, 128)), ssd_head([64, 128, 256, 128, 128], boxes, nc, most=1000)
+    ratios = ((2,), (2, 3), (2, 3), (2, 3), (2,))
+    boxes = DefaultBoxes((0.08, 0.18, 0.35, 0.55, 0.75, 0.95), ratios, (8, 16, 32, 64, 128))
+    return yolov5n_levels(), Smaller(256, (128, 128)), ssd_head([64, 128, 256, 128, 128], boxes, nc, 256)
 
 
 def fasterrcnn_resnet(network: Callable[..., nn.Module], nc: int) -> Parts:
@@ -271,7 +275,7 @@ def fasterrcnn_resnet(network: Callable[..., nn.Module], nc: int) -> Parts:
     anchors = Anchors(tuple((float(x),) for x in (32, 64, 128, 256, 512)), ((0.5, 1.0, 2.0),) * 5)
     head = FasterRCNNDetect(
         RPNHead(256, anchors.per_cell), MultiScaleRoIAlign(["0", "1", "2", "3"], output_size=7, sampling_ratio=2),
-        TwoMLPHead(256 * 7**2, 1024), FastRCNNPredictor(1024, 1 + nc), anchors, nc, stride=64,
+        TwoMLPHead(256 * 7**2, 1024), FastRCNNPredictor(1024, 1 + nc), anchors, nc, stride=32,
     )  # fmt: skip
     return resnet_levels(network, 1), neck, head
 
@@ -282,7 +286,7 @@ def fasterrcnn_tiny(nc: int) -> Parts:
     anchors = Anchors(tuple((float(x),) for x in (24, 48, 96, 192)), ((0.5, 1.0, 2.0),) * 4)  # for images of 256 px
     head = FasterRCNNDetect(
         RPNHead(64, anchors.per_cell), MultiScaleRoIAlign(["4", "6", "9"], output_size=5, sampling_ratio=2),
-        TwoMLPHead(64 * 5**2, 128), FastRCNNPredictor(128, 1 + nc), anchors, nc, stride=64,
+        TwoMLPHead(64 * 5**2, 128), FastRCNNPredictor(128, 1 + nc), anchors, nc, stride=32,
         numbers=Numbers(before=(300, 300), after=(200, 200), anchors=128, rois=64, most=300),
     )  # fmt: skip
     return yolov5n_levels(), neck, head

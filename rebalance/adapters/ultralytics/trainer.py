@@ -20,6 +20,7 @@ from ultralytics.utils.torch_utils import unwrap_model
 
 from rebalance.adapters.torchvision import weights
 from rebalance.adapters.torchvision.model import TorchvisionModel
+from rebalance.adapters.torchvision.ssd import SSDDetect
 from rebalance.adapters.ultralytics.criterion import (
     AnchorCriterion,
     averages,
@@ -135,6 +136,8 @@ class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
         model = unwrap_model(self.model)
         if isinstance(model.model[-1], AnchorDetect) and not self.resume:
             self._check_anchors(model.model[-1])
+        if isinstance(model.model[-1], SSDDetect):
+            model.model[-1].side = self.args.imgsz
         model.criterion = build_criterion(model, self.flags, self.args.seed)
         restore_averages(model.criterion, self._averages)
         self.loss_ran = describe(self.flags, model)
