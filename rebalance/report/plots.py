@@ -442,6 +442,8 @@ def _training(sweep: Sweep, rows: Sequence[Row], found: Sequence[Series]) -> Mad
     """Losses and mAP by epoch, mean over seeds."""
     keys = _epoch_keys(sweep)
     losses = [k for k in keys if k.startswith("train/") and k.endswith("_loss")]
+    validated = max((_validated(record) for record in sweep.finished), default=0)
+    keys = [k for k in keys if k.startswith("train/")] if validated < 2 else keys
     scores = [k for k in ("metrics/mAP50(B)", "metrics/mAP50-95(B)") if k in keys]
     if not losses and not scores:
         return "No training curves: the records hold no epochs."
@@ -458,6 +460,12 @@ def _training(sweep: Sweep, rows: Sequence[Row], found: Sequence[Series]) -> Mad
         figure,
         f"By epoch, mean over seeds.{dotted} A loss from which terms were removed is not on the scale of one without.",
     )
+
+
+def _validated(record: Record) -> int:
+    """Epochs that were validated: in one that was not, the host writes 0 for every loss on val."""
+    losses = [[v for k, v in row.items() if k.startswith("val/")] for row in record.epochs]
+    return sum(not own or any(own) for own in losses)
 
 
 def _drops(sweep: Sweep, rows: Sequence[Row], found: Sequence[Series]) -> Made:
@@ -503,6 +511,8 @@ def _curves(
                     panel.plot(
                         x, np.multiply(y, 100.0 if key in points else 1.0), stroke, color=curve.colour, linewidth=1.6
                     )
+            if not panel.lines:  # a loss that the others have
+                panel.set_axis_off()
             panel.set_title(name if r == 0 else "")
             if counts:
                 panel.yaxis.set_major_formatter(_short)

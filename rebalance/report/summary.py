@@ -320,7 +320,17 @@ def varying(settings: Iterable[Setting]) -> list[str]:
     settings = list(dict.fromkeys(settings))
     for name in dict.fromkeys(name for setting in settings for name, _ in setting.items):
         seen[name] = {setting.get(name) for setting in settings}
-    first = [name for name in (*AXES, "protocol", "rate") if len(seen.get(name, ())) > 1]
+    told_first = (
+        *AXES,
+        "protocol",
+        "rate",
+        "model",
+        "data",
+        "head",
+        "loss",
+        *METHOD_FLAGS,
+    )  # the methods' in the order in which `help` has them
+    first = [name for name in dict.fromkeys(told_first) if len(seen.get(name, ())) > 1]
     return first + [name for name, values in seen.items() if len(values) > 1 and name not in first]
 
 
