@@ -85,7 +85,7 @@ class FasterRCNNDetect(TorchvisionHead):
             predictor: class logits, background first, and offsets for each class.
             anchors: of all levels.
             nc: classes.
-            stride: of the coarsest level, in pixels.
+            stride: what the sides of images are multiples of, in pixels.
             numbers: of proposals and samples.
         """
         super().__init__(nc, stride)
@@ -266,14 +266,14 @@ class FasterRCNNCriterion:
 
         Returns:
             (4,) RPN's objectness and box loss, RoI head's classification and box loss, times B, and the same without B,
-            detached, by name.
+            detached, by name: `obj_loss`, `prop_loss` (the RPN's), `cls_loss`, `box_loss` (the RoI head's).
         """
         raw: Raw = preds[1] if isinstance(preds, tuple) else preds
         images = len(raw["logits"])
         labels = labels_of(batch, images, raw["size"], raw["logits"].device)
         self.dropping.begin_step()
         loss = torch.stack((*self._rpn(raw, labels), *self._roi(raw, labels)))
-        names = ("rpn_obj_loss", "rpn_box_loss", "cls_loss", "box_loss")
+        names = ("obj_loss", "prop_loss", "cls_loss", "box_loss")  # of ten letters at most, for the host's table
         return loss * images, dict(zip(names, loss.detach(), strict=True))
 
     def _nrd(self, state: Tensor, stage: str) -> Tensor | None:
@@ -361,7 +361,7 @@ class FasterRCNNCriterion:
         with torch.no_grad():
             cls, box_loss = self._roi_losses(raw, labels, boxes, matched)
             loss = cls + box_loss
-            places, states, count = [], [], self.flags.ohem_rois
+            places, states, count = [], [], min(self.flags.ohem_rois, boxes.shape[1])
             for box, cost, state in zip(boxes, loss, matched.state, strict=True):
                 there = (state != IGNORE).nonzero().squeeze(1)
                 place = there[nms(box[there], cost[there].to(box.dtype), NMS_IOU)[:count]]
