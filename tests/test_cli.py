@@ -106,6 +106,60 @@ def test_a_sweep_ends_with_its_report(
     assert capsys.readouterr().out == "table of runs/y\n\nruns/y/report.html\n"
 
 
+def test_paper_runs_the_cells_of_its_study_and_reports(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[tuple[list[dict[str, str]], dict[str, Any]]] = []
+
+    def sweep(cells: list[dict[str, str]], study: dict[str, Any]) -> Path:
+        calls.append((cells, study))
+        return Path("runs/x")
+
+    stub(monkeypatch, "rebalance.experiments.sweep", sweep=sweep)
+    stub(monkeypatch, "rebalance.report.build", report=lambda folder: folder / "report.html", terminal_table=str)
+    assert cli.main(["paper", "brl.fig3", "data=my.yaml", "seeds=0,1"]) == 0
+    assert capsys.readouterr().out == "runs/x\n\nruns/x/report.html\n"
+    ((cells, study),) = calls
+    assert [(cell["model"], cell["loss"], cell["data"], cell["seeds"]) for cell in cells] == [
+        ("retinanet_tiny", "focal,ghm,brl", "my.yaml", "0,1"),
+        ("fasterrcnn_tiny", "ohem", "my.yaml", "0,1"),
+    ]
+    assert (study["key"], study["given"]) == ("brl.fig3", {"data": "my.yaml", "seeds": "0,1"})
+
+
+def test_paper_alone_lists_the_tables_and_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    from rebalance.experiments.studies import STUDIES
+
+    assert cli.main(["paper"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"\n{study.key} " in out for study in STUDIES)
+
+
+def test_paper_draws_a_function(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["paper", "brl.fig2"]) == 0
+    assert capsys.readouterr().out == "runs/benchmark/brl.fig2/brl.png\n"
+    assert (tmp_path / "runs/benchmark/brl.fig2/brl.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["brl.tabel4"], "there is no 'brl.tabel4' (did you mean brl.table4?); tables and figures: brl.table1, "),
+        (["data=my.yaml"], "there is no 'data=my.yaml'"),
+        (["brl.table1"], "data= is missing: rebalance paper brl.table1 data=my.yaml"),
+        (["brl.table1", "data=my.yaml", "preset=gpus"], "preset=gpus is not one of cpu, gpu (did you mean gpu?)"),
+        (["brl.table1", "my.yaml"], "'my.yaml' is not key=value"),
+        (["brl.fig2", "data=my.yaml"], "brl.fig2 is the plot of a function and takes no arguments"),
+    ],
+)
+def test_paper_refuses_what_it_cannot_run(capsys: pytest.CaptureFixture[str], args: list[str], message: str) -> None:
+    assert cli.main(["paper", *args]) == 2
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("args", [["report"], ["report", "a", "b"], ["report", "name=a"]])
 def test_report_takes_one_folder(capsys: pytest.CaptureFixture[str], args: list[str]) -> None:
     assert cli.main(args) == 2
@@ -194,6 +248,7 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str], args: list
         ("seafloor", SeafloorFlags),
         ("sweep", SweepFlags),
         ("benchmark", SweepFlags),
+        ("paper", SweepFlags),
         ("bench", BenchFlags),
     ],
 )

@@ -129,8 +129,9 @@ _BRL = (
     "800 pixels, gradients are clipped as the host does; the paper does not state image size or rate."
 )
 _FROM_COCO = (
-    "The paper fine-tunes for 100 000 steps from COCO weights: give them as pretrained=; optimizer, rate and batch are "
-    "not stated there, 300 pixels become 320."
+    "The paper fine-tunes for 100 000 steps from COCO weights, which ssd_mobilenet_v1 has none of here "
+    "(model=ssdlite320_mobilenet_v3_large pretrained=coco has); optimizer, rate and batch are not stated there, "
+    "300 pixels become 320."
 )
 _DUSIA = "YOLOv5 of Ultralytics 8 with the anchor head, its own hyperparameters; the paper tuned them on DUSIA."
 _FOCAL: Cell = {"detector": "retinanet", "loss": "focal", "protocol": "extreme"}

@@ -86,9 +86,9 @@ def _brl(x: Values) -> Drawn:
     panel = figure.subplots()
     panel.plot(x, columns["focal"], "--", color=GREY, label="focal loss of a negative")
     for colour, t in zip(MORE_COLOURS, (0.5, 0.25, 0.1), strict=False):
-        panel.plot(
-            x, columns[f"brl_t={t:g}"], color=colour, label=f"BRL, t = {t:g}", linewidth=2.4 if t == 0.5 else 1.4
-        )
+        width, y = 2.4 if t == 0.5 else 1.4, columns[f"brl_t={t:g}"]
+        panel.plot(x[x <= t], y[x <= t], color=colour, linewidth=width)  # the value jumps at t
+        panel.plot(x[x > t], y[x > t], color=colour, linewidth=width, label=f"BRL, t = {t:g}")
     panel.set_xlabel("p_t, confidence in background")
     panel.set_ylabel("loss (gamma 2, alpha 0.25, weight 1)")
     panel.set_ylim(0, 1.5)

@@ -245,7 +245,8 @@ def study_table(rows: Sequence[Row], title: str, tables: Sequence[tuple[str, str
         cells += [Cell(_gap(row))] if gaps else []
         body.append(tuple(cells))
     notes = [f"{_judged(rows)}; " + _intervals(rows) + ("; vs baseline: paired by seed." if changes else ".")]
-    bases = list(dict.fromkeys(papers.loss_of(row.base.values) for row in rows if row.base))
+    told_flags = [name for name in names if name in papers.METHOD_FLAGS]
+    bases = list(dict.fromkeys(describe_loss(row.base, told_flags) for row in rows if row.base))
     notes += [f"Baseline: loss={', '.join(bases)} with the same model and labels."] if bases else []
     notes += [GAP_NOTE] if gaps else []
     notes += [source_note(n for found in numbers for n in found.values())] if told else []
@@ -256,7 +257,7 @@ def rate_table(rows: Sequence[Row], title: str, tables: Sequence[tuple[str, str]
     """Return mAP50 with a column for each fraction of missing labels, the paper's row below ours; None without them."""
     lines = rate_lines(rows)
     rates = sorted({rate for line in lines.values() for rate in line})
-    if len(rates) < 2:
+    if not rates:
         return None
     names = varying(lines)
     body, found = [], []
@@ -279,7 +280,7 @@ def study_numbers(sweep: Sweep) -> list[tuple[str, str]]:
 
 
 def rate_lines(rows: Sequence[Row]) -> dict[Setting, dict[float, Row]]:
-    """Return, for what a run is but its labels, fraction of missing labels -> row on the judged split.
+    """Return, for what a run is but its labels, fraction of missing labels -> row on the judged split; from 3 rows on.
 
     The fractions are those of `percent` and `per_class`; all labels (`normal`) are 0 of the protocol that is there.
     """
@@ -292,7 +293,7 @@ def rate_lines(rows: Sequence[Row]) -> dict[Setting, dict[float, Row]]:
         if row.setting.get("protocol") in (*rated, "normal"):
             key = Setting.of({k: v for k, v in row.setting.values.items() if k not in LABELS})
             lines.setdefault(key, {}).setdefault(float(row.setting.get("rate") or 0.0), row)
-    return {key: line for key, line in lines.items() if len(line) > 1}
+    return {key: line for key, line in lines.items() if len(line) > 2}
 
 
 def describe_loss(setting: Setting, names: Sequence[str]) -> str:

@@ -344,3 +344,47 @@ def test_columns_are_those_that_others_read() -> None:
         "run,model,head,loss,obj_drop,box_drop,protocol,drop_rate,seed,epochs,imgsz,split,mAP50,mAP75,mAP50-95,"
         "precision,recall,train_seconds,images_per_second,peak_memory_mb,status"
     )
+
+
+def cells(bench: Bench, **given: str) -> list[dict[str, str]]:
+    base = {"model": "m.yaml", "data": str(bench.data), "name": "mine", "seeds": "0,1", **given}
+    return [{**base, "loss": "ohem,bce"}, {**base, "loss": "focal", "focal_gamma": "0,5"}, {**base, "loss": "bce"}]
+
+
+CELLS = ["loss=ohem", "loss=bce", "loss=focal,focal_gamma=0", "loss=focal,focal_gamma=5"]
+
+
+def test_several_grids_share_a_folder_and_are_continued_by_its_name(bench: Bench) -> None:
+    runs = [f"{run},seed={seed}" for seed in (0, 1) for run in CELLS]
+    bench.plan.write_text(json.dumps({runs[1]: ["die", "ok"]}), "utf-8")
+    study = {"key": "brl.table4", "given": {"data": "my.yaml"}}
+
+    def work(**given: str) -> None:
+        sweep(cells(bench, **given), study=study, root=bench.folder, runner=bench.runner, say=bench.said.append)
+
+    work()
+    assert bench.started() == runs
+    plan = json.loads((bench.folder / "mine" / "sweep.json").read_text("utf-8"))
+    assert (plan["runs"], plan["study"]) == (runs, study)
+    assert plan["asked"]["cells"] == ["loss=ohem,bce", "loss=focal focal_gamma=0,5", "loss=bce"]
+    assert plan["asked"]["seeds"] == [0, 1]
+    config = json.loads((bench.folder / "mine" / "runs" / runs[3] / "config.json").read_text("utf-8"))
+    assert (config["varied"], config["given"]) == ({"loss": "focal", "focal_gamma": 5.0}, ["loss", "focal_gamma"])
+    work()
+    assert bench.started() == [*runs, runs[1]]
+    with pytest.raises(RunError, match=r"was made with another grid: epochs was not given, is 3\."):
+        work(epochs="3")
+    changed = cells(bench)
+    changed[1]["focal_gamma"] = "0,6"
+    with pytest.raises(RunError, match="cells was loss=ohem,bce,loss=focal focal_gamma=0,5,"):
+        sweep(changed, root=bench.folder, runner=bench.runner, say=bench.said.append)
+
+
+def test_a_rate_of_nothing_is_a_training_set_like_the_others(bench: Bench) -> None:
+    folder = bench.sweep(obj_drop="0", seeds="0", protocol="percent", rate="0,0.5")
+    labels_of = {rate: (folder / "data" / f"percent-{rate}-0" / "withheld").rglob("*.txt") for rate in ("0", "0.5")}
+    withheld = {rate: sum(path.stat().st_size for path in paths) for rate, paths in labels_of.items()}
+    assert withheld["0"] == 0 < withheld["0.5"]
+    labels = bench.record("rate=0,seed=0")["config"]["labels"]
+    assert (labels["protocol"], labels["rate"], labels["manifest"]["reached"]) == ("percent", 0.0, 0.0)
+    assert bench.record("rate=0.5,seed=0")["config"]["labels"]["manifest"]["reached"] > 0

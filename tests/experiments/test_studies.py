@@ -1,0 +1,164 @@
+"""The papers' tables and figures: the runs that each asks for, that the host takes them, and what overrides them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from rebalance.errors import ConfigError
+from rebalance.experiments.grid import Run, read_grids
+from rebalance.experiments.studies import MODELS, SCHEDULES, SIZES, STUDIES, Study, about, arguments, find
+from rebalance.losses.registry import train_flags
+from rebalance.report import papers
+from rebalance.report.curves import FIGURES
+
+TRAINED = [study for study in STUDIES if study.cells]
+HOSTS = {"yolov5": "yolo"}
+
+
+def runs(key: str, **given: str) -> tuple[Run, ...]:
+    return read_grids(arguments(find(key), {"data": "d.yaml", **given})).runs
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("study", TRAINED, ids=lambda study: study.key)
+def test_the_host_takes_every_run_and_a_size_is_one_budget(study: Study, size: str) -> None:
+    grid = read_grids(arguments(study, {"data": "d.yaml", "preset": size}))
+    assert grid.flags.name == f"{study.key}-{size}"
+    assert len({run.id for run in grid.runs}) == len(grid.runs)
+    for run in grid.runs:
+        family = papers.family(str(run.host["model"]))
+        train_flags({name: getattr(run.train, name) for name in run.given}, host=HOSTS.get(family, family))
+    by_model: dict[str, list[Any]] = {}
+    for run in grid.runs:
+        budget = {key: value for key, value in run.host.items() if key not in ("model", "data")}
+        by_model.setdefault(str(run.host["model"]), []).append(budget)
+    assert all(budget == budgets[0] for budgets in by_model.values() for budget in budgets)
+    if size == "cpu":
+        assert {(run.host["device"], run.host["imgsz"], run.seed) for run in grid.runs} == {("cpu", 256, 0)}
+    else:
+        assert {run.seed for run in grid.runs} == {0, 1, 2}
+        assert study.note
+
+
+def test_every_detector_and_flag_of_a_schedule_is_known() -> None:
+    from ultralytics.utils import DEFAULT_CFG_DICT
+
+    from rebalance.adapters.torchvision.zoo import ZOO
+
+    for size in SIZES:
+        assert {name for key, name in MODELS[size].items() if key != "yolov5"} <= set(ZOO)
+        assert MODELS[size].keys() == SCHEDULES[size].keys()
+        for schedule in SCHEDULES[size].values():
+            assert schedule.keys() <= {*DEFAULT_CFG_DICT, "jobs", "seeds"}
+
+
+def test_keys_tables_and_figures_exist() -> None:
+    keys = [study.key for study in STUDIES]
+    assert len(set(keys)) == len(keys)
+    tables = {(number.paper, number.table) for number in papers.numbers()}
+    for study in STUDIES:
+        assert study.paper in papers.TITLES
+        assert {(study.paper, table) for table in study.tables} <= tables
+        assert bool(study.cells) + bool(study.runs_of) + bool(set(study.figures) & set(FIGURES)) == 1
+        assert find(study.key).key == (study.runs_of or study.key)
+
+
+def losses(key: str) -> list[tuple[Any, ...]]:
+    return [(r.host["model"], r.train.loss, r.labels.protocol, r.labels.rate) for r in runs(key)]
+
+
+def test_brl_tables() -> None:
+    four = ("normal", "easy", "hard", "extreme")
+    assert losses("brl.table1") == [("retinanet_tiny", "focal", p, 0) for p in four]
+    assert losses("brl.table4") == [
+        *(("retinanet_tiny", loss, p, 0) for loss in ("focal", "ghm", "brl") for p in four),
+        *(("fasterrcnn_tiny", "ohem", p, 0) for p in four),
+        ("retinanet_tiny", "focal", "per_class", 0.5),
+        ("retinanet_tiny", "brl", "per_class", 0.5),
+    ]
+    table_2 = [(r.train.loss, r.train.brl_iou, r.train.brl_t, r.train.brl_weight) for r in runs("brl.table2")]
+    assert table_2 == [("focal", 0.1, 0.5, 0.1), *(("brl", iou, 0.5, 0.5) for iou in (0.2, 0.1, 0.05))]
+    # t = 0.5 at weight 0.5 is in both halves of the table, and one run
+    assert [(r.train.brl_t, r.train.brl_beta, r.train.brl_weight) for r in runs("brl.table3")[1:]] == [
+        *((t, 1, 0.5) for t in (0, 0.1, 0.25, 0.5)),
+        (0.5, 0, 0.5),
+        *((0.5, 1, weight) for weight in (1, 0.25, 0.1, 0.01)),
+    ]
+    assert {r.labels.protocol for key in ("brl.table2", "brl.table3", "brl.fig3") for r in runs(key)} == {"extreme"}
+
+
+def test_brl_on_gpus_has_the_papers_detectors_and_seeds() -> None:
+    found = runs("brl.table4", preset="gpu")
+    assert len(found) == 3 * 18
+    assert {(r.labels.protocol == "per_class", r.host["model"]) for r in found} == {
+        (False, "retinanet_resnet101_fpn"),
+        (False, "fasterrcnn_resnet101_fpn"),
+        (True, "retinanet_resnet50_fpn"),
+    }
+    assert {(r.host["epochs"], r.host["batch"], r.host["optimizer"]) for r in found} == {(12, 16, "SGD")}
+
+
+def test_label_noise_is_nested_and_has_both_kinds_of_ce() -> None:
+    found = runs("label-noise.fig3")
+    rates = [0, 0.1, 0.2, 0.3, 0.4, 0.5]
+    assert [(r.train.loss, r.labels.rate) for r in found] == [(n, p) for n in ("ohem", "bce", "focal") for p in rates]
+    assert {r.labels.seed for r in found} == {0}
+    assert {(r.train.focal_alpha, r.train.focal_gamma) for r in found if r.train.loss == "focal"} == {(0.75, 2)}
+    assert {r.train.ohem_ratio for r in found} == {3}
+    assert [r.train.focal_gamma for r in runs("label-noise.fig5")] == list(range(9))
+    assert [run.id for run in runs("label-noise.fig4")] == [run.id for run in found]
+
+
+def test_removal_tables_are_the_benchmarks() -> None:
+    assert [r.train.box_drop for r in runs("rebalancing.table2")] == [0, 0.1, 0.25, 0.75, 0.9]
+    assert [r.train.obj_drop for r in runs("rebalancing.table3")] == [0, 0.1, 0.25, 0.75, 0.9]
+    assert {r.train.head for r in runs("rebalancing.table3")} == {"anchor"}
+
+
+def test_given_keys_replace_those_of_every_cell() -> None:
+    found = runs("brl.table4", protocol="hard", epochs="1", seeds="3", name="mine")
+    assert {(r.labels.protocol, r.labels.rate, r.host["epochs"], r.seed) for r in found} == {("hard", 0, 1, 3)}
+    assert len(found) == 4  # the cell on half of each class is the same as two others now
+    assert read_grids(arguments(find("brl.table4"), {"data": "d", "name": "mine"})).flags.name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("model", "models"),
+    [
+        ("retinanet_resnet50_fpn", {"retinanet_resnet50_fpn", "fasterrcnn_tiny"}),
+        ("fasterrcnn_resnet50_fpn,retinanet_tiny", {"retinanet_tiny", "fasterrcnn_resnet50_fpn"}),
+        ("yolov5n.yaml", {"yolov5n.yaml"}),
+    ],
+)
+def test_a_model_replaces_those_of_its_family_else_all(model: str, models: set[str]) -> None:
+    assert {r.host["model"] for r in runs("brl.fig3", model=model)} == models
+
+
+def test_what_a_report_is_told() -> None:
+    study = find("brl.table1")
+    told = about(study, {"data": "d.yaml", "preset": "gpu", "name": "mine"})
+    assert (told["tables"], told["given"]) == ([["brl", "1"]], {"data": "d.yaml", "preset": "gpu"})
+    assert told["note"] == study.note
+    assert about(study, {"data": "d.yaml"})["note"] == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "data= is missing: rebalance paper brl.table1 data=my.yaml"),
+        ({"data": "d", "preset": "full"}, "preset=full is not one of cpu, gpu"),
+    ],
+)
+def test_a_bad_call_is_refused(given: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        arguments(find("brl.table1"), given)
+
+
+def test_the_nearest_key_is_named() -> None:
+    with pytest.raises(
+        ConfigError, match=re.escape("there is no 'label-noise.fig33' (did you mean label-noise.fig3?)")
+    ):
+        find("label-noise.fig33")
