@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ from rebalance.adapters.ultralytics.model import (
     read_state_dict,
     remember,
 )
+from rebalance.adapters.ultralytics.validator import Validator
 from rebalance.config import TrainFlags, as_dict
 from rebalance.config import flags as fields
 from rebalance.errors import ConfigError, ModelError
@@ -143,6 +145,10 @@ class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
         self.loss_ran = describe(self.flags, model)
         if RANK in {-1, 0}:
             LOGGER.info(f"rebalance: {self.loss_ran['text']}")
+
+    def get_validator(self) -> Validator:
+        """The host's validator, with every image's detections also on a slow machine."""
+        return Validator(self.test_loader, save_dir=self.save_dir, args=copy(self.args), _callbacks=self.callbacks)
 
     def _check_anchors(self, head: AnchorDetect) -> None:
         """Report how many labels the anchors can reach, and fit them to the labels where that is under 98 %."""

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from ultralytics.cfg import get_cfg
 from ultralytics.utils import nms
 
 from rebalance.adapters.ultralytics import validator as module
+from rebalance.adapters.ultralytics.trainer import RebalanceTrainer
 from rebalance.adapters.ultralytics.validator import Validator
 
 
@@ -49,3 +51,10 @@ def test_a_slow_machine_loses_no_detection(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(nms, "time", SimpleNamespace(time=lambda: float(next(clock))))  # 100 s between two looks
     found = make().postprocess(predictions(4, 50, 2, 300))
     assert all(len(x["conf"]) for x in found)
+
+
+def test_training_with_our_losses_validates_with_it() -> None:
+    trainer = RebalanceTrainer.__new__(RebalanceTrainer)
+    trainer.test_loader, trainer.save_dir, trainer.callbacks = None, None, {}
+    trainer.args = get_cfg(overrides={"task": "detect"})
+    assert type(trainer.get_validator()) is Validator
