@@ -90,7 +90,7 @@ class TrainFlags:
     brl_iou: float = flag(0.1, "negatives below this overlap are confusion", low=0, high=1, method="brl")
     brl_overlap: str = flag(
         "box", "overlap of the candidate's box (anchor, else decoded), or whether a label holds its centre",
-        choices=("box", "centre"), method="brl",
+        choices=("box", "centre"), method="brl", places=("stock", "anchor", "obj", "resobj"),
     )  # fmt: skip
     brl_weight: float = flag(0.1, "weight of the confusion candidates", low=0, method="brl")
     brl_beta: float = flag(1.0, "weight of the mirrored branch; 0: the paper's BRL-", low=0, method="brl")

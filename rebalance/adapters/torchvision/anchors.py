@@ -40,10 +40,11 @@ class Anchors(NamedTuple):
 def _anchors(
     anchors: Anchors, shapes: tuple[tuple[int, int], ...], size: tuple[int, int], device: torch.device
 ) -> tuple[Tensor, list[int]]:
-    generator = AnchorGenerator(anchors.sizes, anchors.ratios)
-    generator.set_cell_anchors(torch.float32, device)
-    steps = [
-        [torch.tensor(whole // cells, device=device) for whole, cells in zip(size, s, strict=True)] for s in shapes
-    ]
-    levels = generator.grid_anchors([list(shape) for shape in shapes], steps)
-    return torch.cat(levels), [len(level) for level in levels]
+    with torch.inference_mode(False):  # validation may be the first to ask, and training the next
+        generator = AnchorGenerator(anchors.sizes, anchors.ratios)
+        generator.set_cell_anchors(torch.float32, device)
+        steps = [
+            [torch.tensor(whole // cells, device=device) for whole, cells in zip(size, s, strict=True)] for s in shapes
+        ]
+        levels = generator.grid_anchors([list(shape) for shape in shapes], steps)
+        return torch.cat(levels), [len(level) for level in levels]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 from ultralytics.utils import LOGGER, ONLINE
+from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 
 from rebalance.adapters.torchvision.model import KEY, TorchvisionModel
 from rebalance.adapters.torchvision.zoo import ZOO
@@ -16,8 +18,36 @@ from rebalance.adapters.ultralytics.model import load_by_name, read_state_dict
 from rebalance.errors import ModelError
 
 COCO = "coco"  # value of `pretrained`: the whole detector, trained on COCO
-# Of torchvision's 91 categories, those that data sets have; in the order of YOLO's coco.yaml
+OTHERWISE = "pretrained=<file> takes a state dict"
+# Of torchvision's 91 categories, those that no data set has
 N_A = ("__background__", "N/A")
+
+
+def check(name: str, pretrained: Any) -> None:
+    """Raise where weights asked for by name cannot be had; nothing is fetched or read.
+
+    Args:
+        name: of the detector.
+        pretrained: as in `start`, or the name of a checkpoint that Ultralytics publishes.
+
+    Raises:
+        ModelError: they are not there.
+    """
+    if pretrained == COCO:
+        if reason := missing_coco(name):
+            raise ModelError(f"pretrained=coco: {reason}; {OTHERWISE}")
+    elif isinstance(pretrained, (str, Path)):
+        file = Path(pretrained)
+        if not file.is_file() and file.name not in GITHUB_ASSETS_NAMES:
+            raise ModelError(f"pretrained={pretrained}: no such file, and not {COCO}")
+
+
+def missing_coco(name: str) -> str:
+    """Why a detector trained on COCO cannot be had; empty where it can, as far as is known without fetching it."""
+    weights = ZOO[name].coco
+    if weights is None:
+        return f"there are no weights of {name} trained on COCO"
+    return "" if _kept(weights).is_file() or ONLINE else f"{weights.url} cannot be fetched without internet"
 
 
 def start(model: TorchvisionModel, pretrained: bool | str) -> tuple[int, int] | None:
@@ -43,12 +73,12 @@ def start(model: TorchvisionModel, pretrained: bool | str) -> tuple[int, int] | 
         if detector.backbone and (found := fetch(detector.backbone)):
             return load_by_name(model, model.translate(found), detector.backbone.url)
         reason = f"{detector.backbone.url} could not be fetched" if detector.backbone else "it has no weights online"
-        LOGGER.warning(f"rebalance: {name} starts from scratch: {reason}; pretrained=<file> takes a state dict")
+        LOGGER.warning(f"rebalance: {name} starts from scratch: {reason}; {OTHERWISE}")
         return None
+    check(name, pretrained)
     if pretrained == COCO:
         if detector.coco is None or (state := fetch(detector.coco)) is None:
-            reason = f"{detector.coco.url} could not be fetched" if detector.coco else f"{name} has none"
-            raise ModelError(f"pretrained=coco: {reason}; pretrained=<file> takes a state dict")
+            raise ModelError(f"pretrained=coco: the weights could not be fetched; {OTHERWISE}")
         return load_coco(model, state, detector.coco)
     state = read_state_dict(pretrained)
     if state is None:
@@ -56,24 +86,31 @@ def start(model: TorchvisionModel, pretrained: bool | str) -> tuple[int, int] | 
     return load_by_name(model, model.translate(state), str(pretrained))
 
 
+def _kept(weights: WeightsEnum) -> Path:
+    """Where torch's hub (TORCH_HOME) has a file once it is fetched."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+
+
 def fetch(weights: WeightsEnum) -> dict[str, Tensor] | None:
-    """A state dict from torch's hub folder (TORCH_HOME), else from the internet; None where neither has it."""
-    kept = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
-    if not kept.is_file() and not ONLINE:
+    """A state dict from torch's hub folder, else from the internet; None where neither has it whole."""
+    if not _kept(weights).is_file() and not ONLINE:
         return None
     try:
         state: dict[str, Tensor] = weights.get_state_dict(progress=True, check_hash=True)
-    except OSError as error:
-        LOGGER.warning(f"rebalance: {weights.url}: {error}")
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:  # no answer, a wrong hash, a torn file
+        LOGGER.warning(f"rebalance: {weights.url}: {' '.join(str(error).split())}")
         return None
     return state
 
 
 def load_coco(model: TorchvisionModel, state: dict[str, Tensor], weights: WeightsEnum) -> tuple[int, int]:
-    """Fill a whole detector; of the class layers the 80 categories that data sets have, where the model has 80."""
+    """Fill a whole detector; of the class layers the 80 categories that data sets have, where the model has 80.
+
+    Their order is that of YOLO's coco.yaml.
+    """
     categories = weights.meta["categories"]
     kept = [i for i, name in enumerate(categories) if name not in N_A]
-    state = model.translate(state)
+    state = _thawed(model, model.translate(state))
     head: Any = model.model[-1]
     if model.nc == len(kept):
         index = torch.tensor([*range(head.background), *kept])
@@ -81,3 +118,19 @@ def load_coco(model: TorchvisionModel, state: dict[str, Tensor], weights: Weight
             state[f"model.2.{name}"] = rows(state[f"model.2.{name}"], index)
         model.names = {i: categories[k] for i, k in enumerate(kept)}
     return load_by_name(model, state, weights.url)
+
+
+def _thawed(model: TorchvisionModel, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Frozen batch normalisation, which torchvision's files divide by √variance, for layers that add ε to the variance.
+
+    (torchvision sets ε to 0 for these files, whose layers have no count of batches.)
+    """
+    state = dict(state)
+    for name, layer in model.named_modules():
+        variance = state.get(f"{name}.running_var")
+        if isinstance(layer, nn.BatchNorm2d) and variance is not None and f"{name}.num_batches_tracked" not in state:
+            kept = (variance - layer.eps).clamp(min=0)
+            state[f"{name}.running_var"] = kept
+            # where the variance is below ε, the weight makes up for the rest
+            state[f"{name}.weight"] = state[f"{name}.weight"] * ((kept + layer.eps) / variance).sqrt()
+    return state

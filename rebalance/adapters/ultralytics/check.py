@@ -39,10 +39,11 @@ def check_training(ours: Mapping[str, Any], host: Mapping[str, Any]) -> None:
         get_cfg(overrides=dict(host))
     except (TypeError, ValueError, SyntaxError) as error:
         raise ConfigError(" ".join(str(error).split())) from None
-    weights = host.get("pretrained")
-    if isinstance(weights, str) and not Path(weights).is_file() and Path(weights).name not in GITHUB_ASSETS_NAMES:
-        raise ModelError(f"pretrained={weights}: no such file, and not a published model")
-    model = str(host["model"])
+    model, weights = str(host["model"]), host.get("pretrained")
+    if isinstance(weights, str) and host_of(_model(model).model.yaml) == "yolo":
+        file = Path(weights)
+        if not file.is_file() and file.name not in GITHUB_ASSETS_NAMES:
+            raise ModelError(f"pretrained={weights}: no such file, and not a published model")
     _model(model)._trainer(dict(ours), dict(host), None)
     source = _model(model).model
     on_anchors, before = anchored(source.yaml), remembered(source).get("flags", {})

@@ -12,8 +12,9 @@ from ultralytics.utils import DEFAULT_CFG_DICT, YAML
 from ultralytics.utils.checks import check_yaml
 from ultralytics.utils.downloads import GITHUB_ASSETS_STEMS
 
+from rebalance.adapters.torchvision.model import KEY as TORCHVISION
 from rebalance.adapters.torchvision.model import TorchvisionModel
-from rebalance.adapters.torchvision.weights import COCO, start
+from rebalance.adapters.torchvision.weights import COCO, check, missing_coco, start
 from rebalance.adapters.torchvision.zoo import ZOO
 from rebalance.adapters.ultralytics.model import (
     KEY,
@@ -59,15 +60,20 @@ class YOLO(ultralytics.YOLO):  # type: ignore[misc]
 
     def load(self, weights: Any = "yolo26n.pt") -> Any:
         """Fill the model, as there; one of torchvision also with `coco`, or with a state dict of torchvision's."""
-        if isinstance(self.model, TorchvisionModel) and (weights == COCO or read_state_dict(weights) is not None):
-            start(self.model, str(weights))
-            self.ckpt = {"model": self.model}
-            return self
+        named = isinstance(weights, (str, Path))
+        if isinstance(self.model, TorchvisionModel) and named:
+            check(self.model_name, weights)
+            if weights == COCO or (Path(weights).is_file() and read_state_dict(weights) is not None):
+                start(self.model, str(weights))
+                self.ckpt = {"model": self.model}
+                return self
         return super().load(weights)
 
     def _ready(self) -> None:
         """Give a detector of torchvision that was only named COCO's weights: nobody wants random boxes."""
         if isinstance(self.model, TorchvisionModel) and not self.ckpt:
+            if reason := missing_coco(self.model_name):
+                raise ModelError(f"model={self.model_name} is not trained: {reason}; name a checkpoint (.pt) or train")
             self.load(COCO)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
@@ -131,4 +137,17 @@ class YOLO(ultralytics.YOLO):  # type: ignore[misc]
                     raise ConfigError(f"{k}={theirs[k]} has no effect with {own if host == 'yolo' else host}")
         if host == "yolo" and chosen.head != "stock" and head == "stock":
             replaceable_head(self.model, kind)
+        if host != "yolo" and not resume:
+            _check_start(source.yaml[TORCHVISION], theirs)
         return trainer(**{**ours, "head": chosen.head})
+
+
+def _check_start(name: str, theirs: Mapping[str, Any]) -> None:
+    """Raise for what a detector of torchvision cannot start with, before anything is created."""
+    check(name, theirs.get("pretrained"))
+    if theirs.get("distill_model"):
+        raise ConfigError(f"distill_model={theirs['distill_model']} cannot be joined with model={name}")
+    data = check_yaml(str(theirs.get("data") or ""), hard=False)
+    channels = YAML.load(data).get("channels", 3) if str(data).endswith((".yaml", ".yml")) else 3
+    if channels != 3:
+        raise ModelError(f"model={name} takes images of 3 channels; {theirs['data']} has {channels}")
