@@ -202,6 +202,7 @@ def loss_table(comparison: Comparison, group: str, tables: Sequence[tuple[str, s
             own = by_split[split].stats[metric] if split in by_split else None
             cells.append(Cell(points(own), own is not None and points_of(own.mean) == best[split, metric]))
         row = by_split.get(judged)
+        row = row if row and row.base == comparison.base else None  # a removal has a 0 % run of its own
         cells += [Cell(points(row.change.get("mAP50") if row else None, sign=True))] if base else []
         cells += [Cell(_gap(row))] if gaps else []
         cells += [Cell(points_of(numbers[setting][m].value) if m in numbers[setting] else "-") for m in told]

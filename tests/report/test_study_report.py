@@ -16,8 +16,8 @@ from rebalance.experiments.record import write_json
 from rebalance.report.build import report, terminal_table
 from rebalance.report.page import command
 from rebalance.report.records import load
-from rebalance.report.summary import Row, summary
-from rebalance.report.tables import rate_table, study_numbers, study_table
+from rebalance.report.summary import Row, comparisons, summary
+from rebalance.report.tables import loss_table, rate_table, study_numbers, study_table
 
 Make = Callable[..., Path]
 
@@ -207,6 +207,25 @@ def test_losses_of_a_sweep_are_compared_within_model_head_and_labels(make_sweep:
         ("2", "2", "0.100000"),
         ("1", "", ""),
         ("2", "1", "-0.050000"),
+    ]
+
+
+def test_a_removal_keeps_its_own_zero_run_beside_other_losses(make_sweep: Any, make_record: Any) -> None:
+    folder = make_sweep(
+        make_record("bce", 0, test=0.4, loss="drop"),
+        make_record("focal", 0, test=0.5, loss="focal+drop"),
+        make_record("dropped", 0, test=0.45, loss="drop", obj_drop=0.5),
+        make_record("focal dropped", 0, test=0.6, loss="focal+drop", obj_drop=0.5),
+        asked={"loss": ["drop", "focal+drop"], "obj_drop": [0.0, 0.5], "seeds": [0]},
+    )
+    (one,) = comparisons(rows_of(folder))
+    table = loss_table(one, "")
+    assert table.head[-1] == "mAP50 vs drop obj_drop=0"
+    assert [(row[0].text, row[-1].text) for row in table.rows] == [
+        ("drop obj_drop=0", ""),
+        ("focal+drop obj_drop=0", "+10.0"),
+        ("drop obj_drop=0.5", "+5.0"),
+        ("focal+drop obj_drop=0.5", ""),  # its 0 % run is another, which the series has
     ]
 
 
