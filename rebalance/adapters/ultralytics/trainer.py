@@ -47,7 +47,7 @@ from rebalance.adapters.ultralytics.validator import Validator
 from rebalance.config import TrainFlags, as_dict
 from rebalance.config import flags as fields
 from rebalance.errors import ConfigError, ModelError
-from rebalance.losses.registry import METHODS, check_flags, kept_flags, select, train_flags
+from rebalance.losses.registry import METHODS, check_flags, kept_flags, place_of, select, train_flags
 from rebalance.targets.autoanchor import best_possible_recall, fit_anchors
 
 HOST_WEIGHTS = ("box", "cls", "dfl", "cls_pw")  # of Ultralytics' own losses, which the anchor head does not use
@@ -234,10 +234,11 @@ def describe(flags: TrainFlags, model: Any) -> dict[str, Any]:
     branch = branches(criterion)[0]
     # a flag of one of these had a say in the loss
     methods = {*selection, flags.head, "anchor" if isinstance(branch, AnchorCriterion) else ""} - {""}
+    place = place_of(flags.head, getattr(model, "host", "yolo"))
     used = {
         name: getattr(flags, name)
         for name, item in fields(TrainFlags).items()
-        if item.metadata["method"] in methods and name != "autoanchor"
+        if item.metadata["method"] in methods and name != "autoanchor" and place in (item.metadata["places"] or [place])
     }
     divisor = branch.divisors[branch.divisor]
     if selection.weighting == "drop":
