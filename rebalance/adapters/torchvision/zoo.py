@@ -319,7 +319,7 @@ MOBILENET_V3 = {
     **{f"features.{i}.": f"model.0.features.1.{i - 13}." for i in (14, 15, 16)},
     "features.": "model.0.features.0.",
 }
-YOLOV5 = {"model.": "model.0."}  # its later layers have no place here
+YOLOV5 = {f"model.{i}.": f"model.0.{i}." for i in range(10)}  # its later layers have no place here
 
 ZOO: dict[str, Detector] = {
     "retinanet_resnet50_fpn": Detector(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from copy import deepcopy
 from functools import cache
@@ -28,7 +29,6 @@ from rebalance.adapters.ultralytics.model import load_by_name
 from rebalance.boxes import decode_deltas
 from rebalance.errors import ConfigError
 from rebalance.losses.registry import METHODS, train_flags
-from rebalance.targets.iou import match_by_iou
 from rebalance.targets.labels import Padded
 from rebalance.targets.state import POSITIVE
 
@@ -237,7 +237,7 @@ def test_drop_takes_the_most_confident_first() -> None:
     dropping = criterion("drop", obj_drop=0.1, drop_select="confident", neg_iou=1)
     cls = dropping(raw, batch_of(LABELS[:1]))[0][0]
     gone = gradients(cls, raw)[0].abs().sum(-1) == 0
-    state = match_by_iou(raw["anchors"], padded(LABELS[:1]), high=0.5, low=0.5, rescue="first").state
+    state = criterion().match(raw["anchors"], padded(LABELS[:1])).state
     objects = 1 - raw["logits"].detach().softmax(-1)[..., 0]
     assert objects[gone].min() >= objects[~gone & (state != POSITIVE)].max()
 
@@ -260,7 +260,7 @@ def test_matching_is_torchvision_s() -> None:
         if trial % 4 == 0:
             corners[:, 1] = corners[:, 0]  # twice the same label: the last has the best default box
         labels = [[(0, *box.tolist()) for box in image[: i + 1 + trial % 3]] for i, image in enumerate(corners)]
-        found = match_by_iou(anchors, padded(labels), high=0.5, low=0.5, rescue="first")
+        found = criterion().match(anchors, padded(labels))
         positive = found.state == POSITIVE
         expected = torch.stack(their_matches(labels, anchors))
         assert torch.equal(positive, expected >= 0)
@@ -428,6 +428,17 @@ def test_smaller_levels_follow_the_coarsest() -> None:
     found = neck(features)
     assert [tuple(x.shape[1:]) for x in found.values()] == [(64, 8, 12), (256, 3, 5), (128, 2, 3), (128, 1, 2)]
     assert list(features) == ["a", "b"]
+
+
+def test_a_traced_model_gives_the_same() -> None:
+    model = TorchvisionModel("ssd_tiny", nc=3, verbose=False).eval()
+    model.model[-1].export = True
+    image = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # shapes become constants, as in every export
+        expected = model(image)
+        traced = torch.jit.trace(model, torch.zeros(1, 3, 64, 96))
+        torch.testing.assert_close(traced(image), expected)
 
 
 # Training -------------------------------------------------------------------------------------------------------------
