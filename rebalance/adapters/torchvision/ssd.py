@@ -80,13 +80,14 @@ class DefaultBoxes(NamedTuple):
 
 @lru_cache(maxsize=32)
 def _default_boxes(boxes: DefaultBoxes, shapes: tuple[tuple[int, int], ...], side: int, device: torch.device) -> Tensor:
-    levels = []
-    for level, shape in enumerate(shapes):
-        y, x = ((torch.arange(n) + 0.5) * boxes.spacing(level, side) for n in shape)
-        sides = torch.tensor(boxes.sides(level)) * side
-        centres = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).view(-1, 1, 2)  # (H·W, 1, 2)
-        levels.append(torch.cat((centres - sides / 2, centres + sides / 2), -1).view(-1, 4))
-    return torch.cat(levels).to(device)
+    with torch.inference_mode(False):  # validation may be the first to ask, and training the next
+        levels = []
+        for level, shape in enumerate(shapes):
+            y, x = ((torch.arange(n) + 0.5) * boxes.spacing(level, side) for n in shape)
+            sides = torch.tensor(boxes.sides(level)) * side
+            centres = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).view(-1, 1, 2)  # (H·W, 1, 2)
+            levels.append(torch.cat((centres - sides / 2, centres + sides / 2), -1).view(-1, 4))
+        return torch.cat(levels).to(device)
 
 
 class SSDDetect(TorchvisionHead):

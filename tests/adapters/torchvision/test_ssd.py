@@ -298,6 +298,12 @@ def test_default_boxes_do_not_depend_on_the_image(name: str) -> None:
     assert len(wide) < len(square)
 
 
+def test_default_boxes_of_a_validation_serve_a_training() -> None:
+    with torch.inference_mode():
+        boxes = default_boxes("ssd_tiny", (7, 4, 2, 1, 1), 56)
+    assert not boxes.is_inference()
+
+
 def test_the_best_pairs_are_decoded() -> None:
     head, raw = head_of("ssd_tiny"), raw_of(2)
     boxes, scores, classes = head.decode(raw)
