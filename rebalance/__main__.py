@@ -10,7 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rebalance.config import BenchFlags, SeafloorFlags, SparsifyFlags, SweepFlags, TrainFlags, describe, flags, parse
+from rebalance.config import (
+    BenchFlags,
+    SeafloorFlags,
+    SparsifyFlags,
+    StepsFlags,
+    SweepFlags,
+    TrainFlags,
+    describe,
+    flags,
+    parse,
+    require,
+)
 from rebalance.errors import ConfigError, RebalanceError, nearest
 
 PASSED_ON = "Every other key=value goes to Ultralytics untouched."
@@ -161,6 +172,16 @@ def bench(args: list[str]) -> None:
     print(module.table(module.bench(given)))
 
 
+def steps(args: list[str]) -> None:
+    """Draw the detections after each step."""
+    given = parse(StepsFlags, pairs(args, StepsFlags))
+    require(given, "model", "source")
+    from rebalance.adapters.ultralytics import steps as module
+
+    for file in module.panels(given):
+        print(file)
+
+
 def hook(args: list[str]) -> None:
     """Install, remove or show the start-up hook."""
     from rebalance import hook as module
@@ -279,6 +300,12 @@ COMMANDS: dict[str, Command] = {
         usage="rebalance bench batch=16 imgsz=320",
         help="time the losses against the host's",
         flags=BenchFlags,
+    ),
+    "steps": Command(
+        run=steps,
+        usage="rebalance steps model=best.pt source=images/",
+        help="draw what a model with head=resobj detects after each step, one picture an image",
+        flags=StepsFlags,
     ),
     "hook": Command(
         run=hook,

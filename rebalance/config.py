@@ -197,6 +197,18 @@ class BenchFlags:
     out: str = flag("", "write the figures to this JSON file")
 
 
+@dataclass(frozen=True, kw_only=True)
+class StepsFlags:
+    """`rebalance steps`: the detections after each step of a head that refines its objectness."""
+
+    model: str = flag("", "checkpoint of a training with head=resobj")
+    source: str = flag("", "image, or folder of images")
+    conf: float = flag(0.4, "least score of a detection that is drawn", low=0, high=1)
+    imgsz: int = flag(640, "image size", low=32, unit="pixels")
+    device: str = flag("", "cpu, or a CUDA index; empty: CUDA where there is one")
+    out: str = flag("runs/steps", "folder of the pictures, one an image")
+
+
 def flags(cls: type[Any]) -> dict[str, dataclasses.Field[Any]]:
     """Name to field of one command's dataclass."""
     return {f.name: f for f in dataclasses.fields(cls)}

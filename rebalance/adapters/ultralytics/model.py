@@ -59,13 +59,20 @@ class AnchorDetect(AnchorHead, Detect):  # type: ignore[misc]
         """What the loss is computed from."""
         return {"maps": self.maps(features)}
 
-    def decoded(self, raw: dict[str, Any], steps: int | None = None) -> Tensor:
-        """(B, 4 + C, N) of raw predictions; `steps` is for heads that refine them."""
+    def decoded(self, raw: dict[str, Any]) -> Tensor:
+        """(B, 4 + C, N) of raw predictions."""
         return self.decode(raw["maps"])
 
 
 class RefinedAnchorDetect(AnchorDetect):
-    """The anchor head with residual subnets that refine its objectness."""
+    """The anchor head with residual subnets that refine its objectness.
+
+    Attributes:
+        steps: T.
+        shown: refinements that count in inference; None: all.
+    """
+
+    shown: int | None = None
 
     def refined_by(self, channels: list[int], flags: TrainFlags) -> None:
         """Add the residual subnets.
@@ -85,10 +92,10 @@ class RefinedAnchorDetect(AnchorDetect):
         residuals = [subnet(x) for subnet, x in zip(self.residual, features, strict=True)]
         return {**super().raw(features), "residuals": residuals}
 
-    def decoded(self, raw: dict[str, Any], steps: int | None = None) -> Tensor:
-        """(B, 4 + C, N) after `steps` refinements; None: all."""
+    def decoded(self, raw: dict[str, Any]) -> Tensor:
+        """(B, 4 + C, N) of raw predictions, with the refined objectness."""
         pairs = zip(raw["maps"], raw["residuals"], strict=True)
-        refined = [x[:, :, 4:5] + r[:, :steps].sum(1).unsqueeze(2) for x, r in pairs]
+        refined = [x[:, :, 4:5] + r[:, : self.shown].sum(1).unsqueeze(2) for x, r in pairs]
         return self.decode(raw["maps"], refined=refined)
 
 
@@ -97,7 +104,13 @@ class ObjectnessDetect(Detect):  # type: ignore[misc]
 
     Its class scores are P(class | object); what it puts out is their product with P(object). Of a model with two
     branches each has its own objectness. It is made from a stock head, see `from_stock`.
+
+    Attributes:
+        steps: T; 0 with head=obj.
+        shown: refinements that count in inference; None: all.
     """
+
+    shown: int | None = None
 
     @classmethod
     def from_stock(cls, head: Detect, flags: TrainFlags) -> ObjectnessDetect:
@@ -157,10 +170,10 @@ class ObjectnessDetect(Detect):  # type: ignore[misc]
             found["residuals"] = torch.cat([r.flatten(2) for r in residuals], -1)  # one anchor a cell
         return found
 
-    def _inference(self, x: dict[str, Any], steps: int | None = None) -> Tensor:
+    def _inference(self, x: dict[str, Any]) -> Tensor:
         objectness = x["objectness"]
         if self.steps:
-            objectness = objectness + x["residuals"][:, :steps].sum(1, keepdim=True)
+            objectness = objectness + x["residuals"][:, : self.shown].sum(1, keepdim=True)
         return torch.cat((self._get_decode_boxes(x), x["scores"].sigmoid() * objectness.sigmoid()), 1)
 
 

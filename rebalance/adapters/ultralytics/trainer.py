@@ -244,7 +244,8 @@ def describe(flags: TrainFlags, model: Any) -> dict[str, Any]:
     if selection.weighting == "drop":
         divisor += ", what is left" if flags.drop_divisor == "kept" else ", as in the host"
     settings = " ".join(f"{k}={v}" for k, v in used.items())
-    titles = " with ".join(METHODS[name].title for name in flags.loss.split("+"))
+    named = [*flags.loss.split("+"), *([flags.head] if flags.head in METHODS else [])]
+    titles = " with ".join(METHODS[name].title for name in named)
     return {
         "loss": flags.loss, "head": flags.head, "element": selection.element, "weighting": selection.weighting,
         "criterion": name, "settings": used, "divisor": divisor,

@@ -1,0 +1,89 @@
+"""What a model with a refined objectness detects after each step, side by side (the paper's Figure 5).
+
+Chen et al., "Residual Objectness for Imbalance Reduction", section 4.3.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from ultralytics.data.utils import IMG_FORMATS
+
+from rebalance.adapters.ultralytics.model import ObjectnessDetect, RefinedAnchorDetect
+from rebalance.adapters.ultralytics.yolo import YOLO
+from rebalance.config import StepsFlags
+from rebalance.errors import DataError, ModelError
+
+TITLE = 34  # pixels of the line above a picture
+HEIGHT = 640  # pixels of a picture, at most
+
+
+def panels(flags: StepsFlags) -> list[Path]:
+    """Draw the detections of step 0 (the objectness alone) to T beside each other, one PNG an image.
+
+    Args:
+        flags: model, source, conf, imgsz, device, out.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ModelError: there is no such file, or its head has no steps.
+        DataError: there are no images.
+    """
+    source, folder = Path(flags.source), Path(flags.out)
+    files = sorted(f for f in source.iterdir() if f.suffix[1:].lower() in IMG_FORMATS) if source.is_dir() else [source]
+    if not files or not all(file.is_file() for file in files):
+        raise DataError(f"source={flags.source}: no image there")
+    if not Path(flags.model).is_file():
+        raise ModelError(f"model={flags.model}: no such file")
+    head: Any = YOLO(flags.model).model.model[-1]
+    if not isinstance(head, (ObjectnessDetect, RefinedAnchorDetect)) or not head.steps:
+        raise ModelError(f"model={flags.model} has no steps: it was not trained with head=resobj")
+    models = [at_step(flags.model, step) for step in range(head.steps + 1)]
+    options = {"imgsz": flags.imgsz, "conf": flags.conf, "device": flags.device or None, "verbose": False}
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for file in files:
+        pictures = []
+        for step, model in enumerate(models):
+            (found,) = model.predict(str(file), save=False, **options)
+            scores = found.boxes.conf
+            mean = f", mean score {scores.mean():.2f}" if len(scores) else ""
+            pictures.append(_titled(found.plot(), f"t = {step}: {len(scores)} found{mean}"))
+        written.append(_write(folder / f"{file.stem}.png", np.hstack(pictures)))
+    return written
+
+
+def at_step(file: str | Path, step: int) -> YOLO:
+    """A model that predicts with the first `step` refinements alone.
+
+    Args:
+        file: checkpoint whose head has steps.
+        step: 0 (the objectness alone) to T.
+    """
+    model: YOLO = YOLO(file)
+    head: Any = model.model.model[-1]
+    head.shown = step  # before it first predicts: the host predicts with a copy
+    return model
+
+
+def _titled(image: Any, text: str) -> Any:
+    """The image, at most HEIGHT high, under a line of text."""
+    scale = min(1.0, HEIGHT / image.shape[0])
+    image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    line = np.full((TITLE, image.shape[1], 3), 255, np.uint8)
+    cv2.putText(line, text, (6, TITLE - 11), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (40, 40, 40), 1, cv2.LINE_AA)
+    framed = np.vstack((line, image))
+    framed[:, -2:] = 255  # keeps neighbours apart
+    return framed
+
+
+def _write(file: Path, image: Any) -> Path:
+    part = file.with_name(f".{file.name}.{os.getpid()}")
+    part.write_bytes(cv2.imencode(".png", image)[1].tobytes())
+    return part.replace(file)
