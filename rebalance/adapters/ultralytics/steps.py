@@ -77,7 +77,8 @@ def _titled(image: Any, text: str) -> Any:
     scale = min(1.0, HEIGHT / image.shape[0])
     image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     line = np.full((TITLE, image.shape[1], 3), 255, np.uint8)
-    cv2.putText(line, text, (6, TITLE - 11), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (40, 40, 40), 1, cv2.LINE_AA)
+    size = min(0.55, 0.55 * image.shape[1] / 340)  # 340 pixels are what the longest text takes
+    cv2.putText(line, text, (6, TITLE - 11), cv2.FONT_HERSHEY_SIMPLEX, size, (40, 40, 40), 1, cv2.LINE_AA)
     framed = np.vstack((line, image))
     framed[:, -2:] = 255  # keeps neighbours apart
     return framed
