@@ -3,9 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torchvision.models.detection._utils import BoxCoder
 
 from rebalance import boxes
-from rebalance.boxes import ciou, inside, max_iou, xywh_to_xyxy
+from rebalance.boxes import ciou, decode_deltas, encode_deltas, inside, max_iou, xywh_to_xyxy
 
 
 def random_boxes(*shape: int, seed: int = 0) -> Tensor:
@@ -167,3 +168,45 @@ def test_inside_is_strictly_within_a_label_of_the_image() -> None:
     assert inside(points, labels).int().tolist() == [[0, 0, 1, 1, 1, 0], [0, 0, 0, 0, 0, 1]]
     assert inside(points, labels[:, :0]).shape == (2, 6)
     assert not inside(points, labels[:, :0]).any()
+
+
+SCALES = [(1.0, 1.0), (10.0, 5.0)]  # of RetinaNet and the RPN; of SSD and the RoI head
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_encode_deltas_equals_torchvision_in_value_and_gradient(scale: tuple[float, float]) -> None:
+    labels, anchors = (random_boxes(3, 20, seed=seed).double().requires_grad_() for seed in (0, 1))
+    weights = torch.tensor([scale[0], scale[0], scale[1], scale[1]])
+    coder = BoxCoder(tuple(weights.tolist()))
+    expected = torch.stack([coder.encode_single(a, b) for a, b in zip(labels, anchors, strict=True)])
+    found = encode_deltas(labels, anchors, scale)
+    torch.testing.assert_close(found, expected)
+    pull = torch.randn(found.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for mine, other in zip(
+        torch.autograd.grad((found * pull).sum(), (labels, anchors)),
+        torch.autograd.grad((expected * pull).sum(), (labels, anchors)),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, other)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_decode_deltas_equals_torchvision_in_value_and_gradient(scale: tuple[float, float]) -> None:
+    """Also where a side would grow beyond the limit: there the gradient is 0."""
+    anchors = random_boxes(40, seed=1).double()
+    g = torch.Generator().manual_seed(2)
+    deltas = (torch.randn(40, 4, generator=g, dtype=torch.float64) * 3 * max(scale)).requires_grad_()
+    expected = BoxCoder((scale[0], scale[0], scale[1], scale[1])).decode_single(deltas, anchors)
+    found = decode_deltas(deltas, anchors, scale)
+    torch.testing.assert_close(found, expected)
+    pull = torch.randn(found.shape, generator=g, dtype=torch.float64)
+    (mine,) = torch.autograd.grad((found * pull).sum(), deltas)
+    (other,) = torch.autograd.grad((expected * pull).sum(), deltas)
+    torch.testing.assert_close(mine, other)
+    assert mine[:, 2:].eq(0).any()
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_decoding_undoes_encoding(scale: tuple[float, float]) -> None:
+    labels, anchors = random_boxes(2, 30).double(), random_boxes(30, seed=1).double()
+    torch.testing.assert_close(decode_deltas(encode_deltas(labels, anchors, scale), anchors, scale), labels)

@@ -74,6 +74,7 @@ class TorchvisionHead(Detect):  # type: ignore[misc]
         if self.training:
             return raw
         corners, best, classes = self.decode(raw)
+        corners = within(corners, size)
         # one class a candidate, as torchvision has it: the others score 0
         scores = best.new_zeros(*best.shape, self.nc).scatter(2, classes.unsqueeze(-1), best.unsqueeze(-1))
         if self.xyxy:
@@ -83,6 +84,18 @@ class TorchvisionHead(Detect):  # type: ignore[misc]
             boxes = torch.cat(((low + high) / 2, high - low), -1)
         decoded = torch.cat((boxes, scores), -1).transpose(1, 2)
         return decoded if self.export else (decoded, raw)
+
+
+def within(corners: Tensor, size: tuple[int, int]) -> Tensor:
+    """Boxes cut off at the borders of the image, as torchvision does it before non-maximum suppression.
+
+    Args:
+        corners: (..., 4) in pixels.
+        size: height, width of the image.
+    """
+    height, width = (int(side) for side in size)
+    x, y = corners[..., 0::2].clamp(0, width), corners[..., 1::2].clamp(0, height)
+    return torch.stack((x, y), -1).flatten(-2)
 
 
 def best_pairs(scores: Tensor, counts: list[int], most: int) -> tuple[Tensor, Tensor, Tensor]:

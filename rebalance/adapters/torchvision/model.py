@@ -102,8 +102,7 @@ class TorchvisionModel(DetectionModel):  # type: ignore[misc]
             return state
         found = {}
         for name, tensor in state.items():
-            for theirs, ours in prefixes.items():
-                if name.startswith(theirs):
-                    found[ours + name.removeprefix(theirs)] = tensor
-                    break
-        return found or state
+            prefix = next((theirs for theirs in prefixes if name.startswith(theirs)), None)
+            ours = name if prefix is None else prefixes[prefix] + name.removeprefix(prefix)
+            found[ours] = tensor  # with those that have no place here, which are reported
+        return found
