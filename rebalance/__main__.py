@@ -151,17 +151,21 @@ def paper(args: list[str]) -> None:
 
 def report(args: list[str]) -> None:
     """Build the report of a run folder."""
-    if len(args) != 1 or "=" in args[0]:
-        raise ConfigError(f"report takes one run folder, e.g. runs/benchmark/mine; got '{' '.join(args)}'")
-    show_report(Path(args[0]))
+    folders = [arg for arg in args if "=" not in arg]
+    chosen = [arg.removeprefix("baseline=") for arg in args if arg.startswith("baseline=")]
+    if len(folders) != 1 or len(chosen) > 1 or len(args) != len(folders) + len(chosen):
+        raise ConfigError(
+            f"report takes one run folder, e.g. runs/benchmark/mine, and baseline=; got '{' '.join(args)}'"
+        )
+    show_report(Path(folders[0]), *chosen)
 
 
-def show_report(folder: Path) -> None:
+def show_report(folder: Path, baseline: str = "") -> None:
     """Build the report of a run folder and print its tables."""
     from rebalance.report import build
 
-    page = build.report(folder)
-    print(f"{build.terminal_table(folder)}\n\n{page}")
+    page = build.report(folder, baseline)
+    print(f"{build.terminal_table(folder, baseline)}\n\n{page}")
 
 
 def bench(args: list[str]) -> None:
@@ -294,6 +298,7 @@ COMMANDS: dict[str, Command] = {
         run=report,
         usage="rebalance report runs/benchmark/mine",
         help="build tables, plots and the report of a run folder again",
+        more="baseline=focal compares the losses with that one, instead of the first that the sweep was asked for.",
     ),
     "bench": Command(
         run=bench,

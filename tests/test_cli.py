@@ -95,8 +95,8 @@ def test_a_sweep_ends_with_its_report(
     stub(
         monkeypatch,
         "rebalance.report.build",
-        report=lambda folder: folder / "report.html",
-        terminal_table=lambda folder: f"table of {folder}",
+        report=lambda folder, baseline: folder / "report.html",
+        terminal_table=lambda folder, baseline: f"table of {folder}{baseline}",
     )
     assert cli.main([command, "obj_drop=0,0.5", "series"]) == 0
     expected = {"obj_drop": "0,0.5", "series": "True"}
@@ -104,6 +104,8 @@ def test_a_sweep_ends_with_its_report(
     assert capsys.readouterr().out == "table of runs/x\n\nruns/x/report.html\n"
     assert cli.main(["report", "runs/y"]) == 0
     assert capsys.readouterr().out == "table of runs/y\n\nruns/y/report.html\n"
+    assert cli.main(["report", "runs/y", "baseline=focal"]) == 0
+    assert capsys.readouterr().out == "table of runs/yfocal\n\nruns/y/report.html\n"
 
 
 def test_paper_runs_the_cells_of_its_study_and_reports(
@@ -116,7 +118,10 @@ def test_paper_runs_the_cells_of_its_study_and_reports(
         return Path("runs/x")
 
     stub(monkeypatch, "rebalance.experiments.sweep", sweep=sweep)
-    stub(monkeypatch, "rebalance.report.build", report=lambda folder: folder / "report.html", terminal_table=str)
+    stub(
+        monkeypatch, "rebalance.report.build", report=lambda folder, baseline: folder / "report.html",
+        terminal_table=lambda folder, baseline: str(folder),
+    )  # fmt: skip
     assert cli.main(["paper", "brl.fig3", "data=my.yaml", "seeds=0,1"]) == 0
     assert capsys.readouterr().out == "runs/x\n\nruns/x/report.html\n"
     ((cells, study),) = calls

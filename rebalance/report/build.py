@@ -14,7 +14,7 @@ from rebalance.report.summary import summary, to_csv
 from rebalance.report.tables import as_text, settings_table
 
 
-def report(folder: str | Path) -> Path:
+def report(folder: str | Path, baseline: str = "") -> Path:
     """Write the report of a sweep, finished or not, and return the path of report.html.
 
     Everything is made beside its place and then moved, report.html last. Plots for which there are no data any more
@@ -22,12 +22,14 @@ def report(folder: str | Path) -> Path:
 
     Args:
         folder: of the sweep, with runs/<run>/record.json.
+        baseline: the loss that the others are compared with; empty: the first that was asked for.
 
     Raises:
         RunError: the folder is not a sweep's.
+        ConfigError: no run has that loss.
     """
     folder = Path(folder)
-    sweep = load(folder)
+    sweep = load(folder, baseline)
     rows = summary(sweep)
     made = Path(tempfile.mkdtemp(prefix=".report-", dir=folder))
     try:
@@ -50,13 +52,15 @@ def report(folder: str | Path) -> Path:
     return folder / "report.html"
 
 
-def terminal_table(folder: str | Path) -> str:
+def terminal_table(folder: str | Path, baseline: str = "") -> str:
     """Return the tables of a sweep for the terminal, each with its verdict, and what is not in them.
+
+    Arguments as for `report`.
 
     Raises:
         RunError: the folder is not a sweep's.
     """
-    sweep = load(folder)
+    sweep = load(folder, baseline)
     rows = summary(sweep)
     tables, sentences = result_tables(sweep, rows)
     parts = [f"{as_text(table)}\nVerdict: {text}" for table, text in zip(tables, sentences, strict=True)]

@@ -87,6 +87,7 @@ class Sweep:
         records: runs that are over, in the order of the grid, else of their ids.
         missing: ids of runs that were planned or begun and have no record.
         warnings: one line for each record that was skipped.
+        baseline: the loss that the others are compared with, where one was chosen; else empty.
     """
 
     folder: Path
@@ -95,6 +96,7 @@ class Sweep:
     records: tuple[Record, ...]
     missing: tuple[str, ...]
     warnings: tuple[str, ...]
+    baseline: str = ""
 
     @property
     def finished(self) -> tuple[Record, ...]:
@@ -107,8 +109,12 @@ class Sweep:
         return tuple(r for r in self.records if not r.finished)
 
 
-def load(folder: str | Path) -> Sweep:
+def load(folder: str | Path, baseline: str = "") -> Sweep:
     """Read every record below a sweep folder; a corrupt one is skipped and named in `warnings`.
+
+    Args:
+        folder: of the sweep.
+        baseline: the loss that the others are compared with; empty: the study's, else the first that was asked for.
 
     Raises:
         RunError: the folder does not exist or has no run in it.
@@ -129,9 +135,8 @@ def load(folder: str | Path) -> Sweep:
             records.append(read(path))
         except RunError as error:
             warnings.append(f"skipped: {error}")
-    return Sweep(
-        folder, plan.get("asked", {}), plan.get("study") or {}, tuple(records), tuple(missing), tuple(warnings)
-    )
+    study, asked = plan.get("study") or {}, plan.get("asked", {})
+    return Sweep(folder, asked, study, tuple(records), tuple(missing), tuple(warnings), baseline)
 
 
 def _plan(path: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rebalance.config import TrainFlags, flags, value_text
+from rebalance.errors import ConfigError, nearest
 from rebalance.report.papers import METHOD_FLAGS, base_head, labels_key, loss_name, loss_of
 from rebalance.report.records import METRICS, SPLITS, Record, Sweep
 from rebalance.report.student import quantile
@@ -214,9 +215,19 @@ def summarise(records: Iterable[Record], first: str = "") -> list[Row]:
 
 
 def summary(sweep: Sweep) -> list[Row]:
-    """Return the rows of a sweep; its losses are compared with the first that was asked for."""
-    asked = sweep.study.get("baseline") or (sweep.asked.get("loss") or [""])[0]
-    return summarise(sweep.records, str(asked))
+    """Return the rows of a sweep; its losses are compared with the baseline chosen, else the first asked for.
+
+    Raises:
+        ConfigError: no run has the baseline chosen.
+    """
+    asked = sweep.baseline or sweep.study.get("baseline") or (sweep.asked.get("loss") or [""])[0]
+    rows = summarise(sweep.records, str(asked))
+    losses = dict.fromkeys(loss_of(row.setting.values) for row in rows)
+    if sweep.baseline and loss_name(sweep.baseline) not in losses:
+        raise ConfigError(
+            f"baseline={sweep.baseline} is not one of {', '.join(losses)}{nearest(sweep.baseline, losses)}"
+        )
+    return rows
 
 
 def _baseline(

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from rebalance.errors import ConfigError
 from rebalance.report.records import load
-from rebalance.report.summary import Row, series, setting_of, stat, summarise, to_csv
+from rebalance.report.summary import Row, series, setting_of, stat, summarise, summary, to_csv
 
 
 def rows_of(folder: Path) -> list[Row]:
@@ -147,3 +148,14 @@ def test_both_removals_at_once_are_in_no_series(make_sweep: Any, make_record: An
     rows = rows_of(folder)
     assert series(rows) == []
     assert row(rows, obj_drop=0.5).change["mAP50"].mean == pytest.approx(0.0)
+
+
+def test_the_baseline_can_be_chosen(make_sweep: Any, make_record: Any) -> None:
+    points = {"bce": 0.2, "focal": 0.3, "brl": 0.5}
+    folder = make_sweep(*(make_record(loss, 0, test=value, loss=loss) for loss, value in points.items()))
+    rows = summary(load(folder, "focal"))
+    assert "mAP50" not in row(rows, loss="focal").change
+    assert row(rows, loss="brl").change["mAP50"].mean == pytest.approx(0.2)
+    assert row(rows, loss="bce").change["mAP50"].mean == pytest.approx(-0.1)
+    with pytest.raises(ConfigError, match=r"^baseline=focl is not one of bce, brl, focal \(did you mean focal\?\)$"):
+        summary(load(folder, "focl"))
