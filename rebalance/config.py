@@ -190,9 +190,13 @@ class SweepFlags:
 class BenchFlags:
     """`rebalance bench`: time of the losses against the host's own."""
 
-    batch: int = flag(16, "images a batch", low=1)
-    imgsz: int = flag(320, "image size", low=32, unit="pixels")
-    repeats: int = flag(20, "timed repetitions", low=3)
+    only: str = flag(
+        "", "of ultralytics, yolov5, retinanet, ssd, fasterrcnn, element, inference, and names of torchvision's "
+        "detectors, comma separated; empty: the first seven",
+    )  # fmt: skip
+    batch: int = flag(8, "images a batch", low=1)
+    imgsz: int = flag(256, "image size", low=32, unit="pixels")
+    repeats: int = flag(10, "timed repetitions", low=3)
     device: str = flag("", "cpu, or a CUDA index; empty: CUDA where there is one")
     out: str = flag("", "write the figures to this JSON file")
 

@@ -13,6 +13,6 @@ mkdir -p "$out"
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 
 "$python" -m pytest -m gpu tests
-"$python" -m rebalance bench device=0 imgsz=640 batch=32 repeats=50 out="$out/bench.json"
+"$python" -m rebalance bench device=0 imgsz=640 batch=16 repeats=30 out="$out/bench.json"
 "$python" -m rebalance benchmark preset=full device=0 name=gpu jobs=3 "$@"
 cp -r runs/benchmark/gpu/{results.csv,summary.csv,report.md,report.html,plots} "$out"

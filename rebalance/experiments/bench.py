@@ -1,7 +1,7 @@
-"""`rebalance bench`: what our losses cost beside the hosts' own.
+"""`rebalance bench`: what our losses and heads cost beside the hosts' own.
 
-One process, one model, one batch. The losses take turns, in an order that reverses each round, so that a machine that
-slows down slows all of them down. Ratios are taken within a round, then the median over rounds.
+One process, one model, one batch. The sides of a contest take turns, in an order that reverses each round, so that a
+machine that slows down slows all of them down. Ratios are taken within a round, then the median over rounds.
 """
 
 from __future__ import annotations
@@ -29,32 +29,37 @@ MEASURES = {
     "step": "training step: model, loss, backward, optimiser",
     "memory": "peak of a training step beyond parameters and images",
     "criterion memory": "peak of the loss, forward and backward, beyond the head's output",
+    "element": "element loss, forward and backward, on one tensor of logits",
+    "inference": "fused model, images to boxes and scores",
 }
-# Largest ratio of ours to the host's that we aim for, by measure and host. YOLOv5's loss drops nothing, so the aim
-# beside it is for ours without dropping.
+# Largest ratio of ours to the host's that we aim for, by measure, host and what of ours it is for. YOLOv5's loss drops
+# nothing, so the aim for the criterion is for ours without dropping; the other losses do more than the host's.
+SAME, DROP = "ours, loss=bce", "ours, loss=drop obj_drop=0.75"
 AIMS = {
-    ("criterion", "YOLOv5"): 0.8,
-    ("step", "Ultralytics"): 1.03,
-    ("memory", "YOLOv5"): 1.05,
-    ("memory", "Ultralytics"): 1.05,
+    ("criterion", "YOLOv5", SAME): 0.8,
+    ("step", "torchvision RetinaNet", "ours, loss=focal"): 0.95,
+    **{("step", "Ultralytics", ours): 1.03 for ours in (SAME, DROP)},
+    **{("memory", host, ours): 1.05 for host in ("YOLOv5", "Ultralytics") for ours in (SAME, DROP)},
+    ("element", "torchvision focal", "ours, brl"): 1.2,
+    **{("inference", head, "head=resobj resobj_steps=2"): 1.03 for head in ("head=anchor", "head=stock")},
 }
 WARM_UP = 3  # rounds before the clock counts
 
 
 def bench(flags: BenchFlags) -> dict[str, Any]:
-    """Time our losses against the hosts' own, and write the figures where `out` is given.
+    """Time our losses and heads against the hosts' own, and write the figures where `out` is given.
 
     Args:
-        flags: size of the batch, repetitions, device and output file.
+        flags: contests, size of the batch, repetitions, device and output file.
 
     Returns:
         `rows`, one a measure and loss of ours: `model`, `host`, `ours`, `measure`, `unit` (ms or MiB), `hosts` and
         `own` (median and the quartiles `low` and `high`), `ratio` (likewise), `aim` and `met` (None where there is no
-        aim); `skipped`, lines on what could not be compared; `syncs`, on CUDA, which losses wait for the device;
-        `device`, `precision`, `machine`, `versions`, `git` and `flags`.
+        aim), with inference `added_parameters`; `skipped`, lines on what could not be compared; `syncs`, on CUDA, which
+        losses wait for the device; `device`, `precision`, `machine`, `versions`, `git` and `flags`.
 
     Raises:
-        ConfigError: a device that is not there, or an image size that the model does not take.
+        ConfigError: an unknown contest, a device that is not there, or an image size that the model does not take.
     """
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else the profiler tells of memory older than itself
     import torch
@@ -64,16 +69,17 @@ def bench(flags: BenchFlags) -> dict[str, Any]:
     device = _device(flags.device)
     if flags.imgsz % 32:
         raise ConfigError(f"imgsz={flags.imgsz} is not a multiple of 32, the coarsest stride of the models")
-    rows, skipped, syncs = [], [], []
-    for name, build in (("Ultralytics", rivals.stock), ("YOLOv5", rivals.anchor)):
+    rows: list[dict[str, Any]] = []
+    skipped: list[str] = []
+    syncs: list[str] = []
+    for name, build in rivals.chosen(flags):
         try:
-            contest = build(flags.batch, flags.imgsz, device)
+            found, waits = _compare(build(flags.batch, flags.imgsz, device), flags.repeats)
+            rows, syncs = rows + found, syncs + waits
         except ImportError as e:
             skipped.append(f"{name}: {e}; pip install --no-deps -r requirements-upstream.txt")
-            continue
-        rows += _rows(contest, flags.repeats)
-        syncs += _syncs(contest)
-        del contest
+        except torch.cuda.OutOfMemoryError:
+            skipped.append(f"{name}: the GPU's memory is too small for batch={flags.batch} imgsz={flags.imgsz}")
         gc.collect()
     result = {
         "rows": rows,
@@ -108,31 +114,29 @@ def table(result: dict[str, Any]) -> str:
             lines += ["", f"{measure}: {MEASURES[measure]}, {row['unit']}"]
         aim = "" if row["aim"] is None else f"  aim ≤ {row['aim']:g}: {'met' if row['met'] else 'missed'}"
         spread = "" if row["unit"] == "MiB" else f" [{row['ratio']['low']:.3f}, {row['ratio']['high']:.3f}]"
+        added = f"  {row['added_parameters']:+,} parameters" if "added_parameters" in row else ""
         lines.append(
-            f"  {row['model']:21}{row['host']:>12} {row['hosts']['median']:8.2f}  {row['ours']:29}"
-            f"{row['own']['median']:8.2f}  ratio {row['ratio']['median']:.3f}{spread}{aim}"
+            f"  {row['model']:24}{row['host']:>24} {row['hosts']['median']:8.2f}  {row['ours']:29}"
+            f"{row['own']['median']:8.2f}  ratio {row['ratio']['median']:.3f}{spread}{aim}{added}"
         )
     for kind in ("syncs", "skipped"):
         lines += ["", f"{kind}:", *(f"  {line}" for line in result[kind])] if result[kind] else []
     return "\n".join(lines)
 
 
+def _compare(contest: Contest, repeats: int) -> tuple[list[dict[str, Any]], list[str]]:
+    return _rows(contest, repeats), _syncs(contest)
+
+
 def _rows(contest: Contest, repeats: int) -> list[dict[str, Any]]:
     host, *ours = contest.sides
-    device, criteria, steps = contest.images.device, _criteria(contest), _steps(contest)
-    figures = {
-        "criterion": _take_turns(criteria, device, repeats),
-        "step": _take_turns(steps, device, repeats),
-        "memory": {name: _memory(run, device) for name, run in steps.items()},
-        "criterion memory": {name: _memory(run, device) for name, run in _criteria(contest).items()},
-    }
     rows = []
-    for measure, taken in figures.items():
+    for measure, taken in _figures(contest, repeats).items():
         for side in ours:
             if not taken[side.name]:
                 continue  # this torch does not say
             ratio = _quartiles([own / hosts for own, hosts in zip(taken[side.name], taken[host.name], strict=True)])
-            aim = None if measure == "criterion" and side.drops else AIMS.get((measure, host.name))
+            aim = AIMS.get((measure, host.name, side.name))
             row: dict[str, Any] = {
                 "model": contest.name,
                 "host": host.name,
@@ -145,8 +149,26 @@ def _rows(contest: Contest, repeats: int) -> list[dict[str, Any]]:
                 "aim": aim,
                 "met": None if aim is None else ratio["median"] <= aim,
             }
+            if side.parameters is not None and host.parameters is not None:
+                row["added_parameters"] = side.parameters - host.parameters
             rows.append(row)
     return rows
+
+
+def _figures(contest: Contest, repeats: int) -> dict[str, dict[str, list[float]]]:
+    """By measure and side."""
+    device = contest.images.device
+    if contest.kind != "loss":
+        runs = {"element": _criteria, "inference": _inference}[contest.kind](contest)
+        return {contest.kind: _take_turns(runs, device, repeats)}
+    criterion = _take_turns(_criteria(contest), device, repeats)
+    # other leaves, without gradients; before the steps, which throw away those of layers that a loss runs
+    memory = {name: _memory(run, device) for name, run in _criteria(contest).items()}
+    steps = _steps(contest)
+    return {
+        "criterion": criterion, "step": _take_turns(steps, device, repeats),
+        "memory": {name: _memory(run, device) for name, run in steps.items()}, "criterion memory": memory,
+    }  # fmt: skip
 
 
 def _quartiles(values: list[float]) -> dict[str, float]:
@@ -155,16 +177,13 @@ def _quartiles(values: list[float]) -> dict[str, float]:
 
 
 def _criteria(contest: Contest) -> dict[str, Callable[[], None]]:
-    import torch
-
-    with torch.no_grad():
-        output = contest.model(contest.images)
+    output = _leaves(contest.model(contest.images))
 
     def one(side: Side) -> Callable[[], None]:
         preds = _leaves(side.adapt(output))
 
         def run() -> None:
-            side.loss(preds).backward()  # type: ignore[no-untyped-call]
+            side.loss(preds).backward()
 
         return run
 
@@ -180,7 +199,7 @@ def _steps(contest: Contest) -> dict[str, Callable[[], None]]:
 
     def one(side: Side) -> Callable[[], None]:
         def run() -> None:
-            side.loss(side.adapt(contest.model(contest.images))).backward()  # type: ignore[no-untyped-call]
+            side.loss(side.adapt(contest.model(contest.images))).backward()
             optimizer.step()
             optimizer.zero_grad()  # last: a step begins and ends without gradients, so its memory can be counted
 
@@ -189,13 +208,28 @@ def _steps(contest: Contest) -> dict[str, Callable[[], None]]:
     return {side.name: one(side) for side in contest.sides}
 
 
+def _inference(contest: Contest) -> dict[str, Callable[[], None]]:
+    import torch
+
+    def one(side: Side) -> Callable[[], None]:
+        def run() -> None:
+            with torch.inference_mode():
+                side.loss(contest.images)
+
+        return run
+
+    return {side.name: one(side) for side in contest.sides}
+
+
 def _leaves(output: Any) -> Any:
-    """A copy of what a head put out, from which gradients are asked."""
+    """A copy of what a head put out, from which gradients are asked where it has any."""
+    import torch
+
     if isinstance(output, dict):
         return {k: _leaves(v) for k, v in output.items()}
     if isinstance(output, (list, tuple)):
         return [_leaves(v) for v in output]
-    return output.detach().clone().requires_grad_()
+    return output.detach().clone().requires_grad_(output.requires_grad) if isinstance(output, torch.Tensor) else output
 
 
 def _take_turns(runs: dict[str, Callable[[], None]], device: torch.device, repeats: int) -> dict[str, list[float]]:
@@ -273,7 +307,7 @@ def _syncs(contest: Contest) -> list[str]:
     """For each loss on CUDA, whether it makes the host wait for the device; empty on the CPU."""
     import torch
 
-    if contest.images.device.type != "cuda":
+    if contest.images.device.type != "cuda" or contest.kind == "inference":
         return []
     lines = []
     for side in contest.sides:

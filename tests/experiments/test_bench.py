@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,31 +14,40 @@ import pytest
 import torch
 
 from rebalance.adapters import rivals
-from rebalance.config import BenchFlags, as_dict
+from rebalance.adapters.torchvision import faster_rcnn, zoo
+from rebalance.config import BenchFlags, as_dict, flags
 from rebalance.errors import ConfigError
 from rebalance.experiments import bench
+from rebalance.losses.registry import METHODS, PLACES
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
+LOSS_MEASURES = ("criterion", "step", "memory", "criterion memory")
+PLACE = {"ultralytics": "stock", "yolov5": "anchor"}  # of the others it has the contest's name
+ALL = 10**6  # samples of a detector that then leaves nothing to chance
 
 
 @pytest.mark.slow
 def test_command_prints_a_table_and_writes_every_figure(tmp_path: Path) -> None:
     # In a process of its own: YOLOv5's package, where it is installed, changes settings of OpenCV and PyTorch.
     out = tmp_path / "figures.json"
-    flags = BenchFlags(batch=2, imgsz=64, repeats=3, device="cpu", out=str(out))
-    command = [sys.executable, "-m", "rebalance", "bench", *(f"{k}={v}" for k, v in as_dict(flags).items())]
+    given = BenchFlags(only="yolov5,element", batch=2, imgsz=64, repeats=3, device="cpu", out=str(out))
+    command = [sys.executable, "-m", "rebalance", "bench", *(f"{k}={v}" for k, v in as_dict(given).items())]
     done = subprocess.run(command, cwd=ROOT, env={**os.environ}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())
 
-    assert found["flags"] == as_dict(flags)
+    assert found["flags"] == as_dict(given)
     assert found["device"] == "cpu"
     assert found["syncs"] == []
     assert {"machine", "versions", "git", "precision"} <= set(found)
-    hosts = ["Ultralytics"] if found["skipped"] else ["Ultralytics", "YOLOv5"]
-    ours = ["ours, nothing dropped", "ours, loss=drop obj_drop=0.75"]
-    expected = {(host, measure, own) for host in hosts for measure in bench.MEASURES for own in ours}
+    ours = [
+        "ours, loss=bce", "ours, loss=focal", "ours, loss=brl", "ours, loss=drop obj_drop=0.75", "ours, loss=ghm",
+        "ours, loss=ohem", "ours, loss=soft",
+    ]  # fmt: skip
+    hosts = [] if found["skipped"] else ["YOLOv5"]
+    expected = {(host, measure, own) for host in hosts for measure in LOSS_MEASURES for own in ours}
+    expected |= {("torchvision focal", "element", f"ours, {name}") for name in ("brl", "focal", "bce", "ghm")}
     assert {(row["host"], row["measure"], row["ours"]) for row in found["rows"]} == expected
     for row in found["rows"]:
         assert row["unit"] == ("MiB" if "memory" in row["measure"] else "ms")
@@ -45,7 +55,7 @@ def test_command_prints_a_table_and_writes_every_figure(tmp_path: Path) -> None:
             assert 0 < figures["low"] <= figures["median"] <= figures["high"]
         assert row["met"] == (None if row["aim"] is None else row["ratio"]["median"] <= row["aim"])
     for line in found["skipped"]:
-        assert line.startswith("YOLOv5: No module named")
+        assert line.startswith("yolov5: No module named")
         assert line in done.stdout
     assert done.stdout.count("  ratio ") == len(found["rows"])
 
@@ -54,19 +64,99 @@ def test_without_yolov5_its_rows_are_skipped_with_a_reason(monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "yolov5", None)
     monkeypatch.setitem(sys.modules, "yolov5.utils.loss", None)
     monkeypatch.setattr(bench, "_rows", lambda contest, repeats: [])
-    found = bench.bench(BenchFlags(batch=1, imgsz=32, repeats=3, device="cpu"))
+    found = bench.bench(BenchFlags(only="ultralytics,yolov5", batch=1, imgsz=32, repeats=3, device="cpu"))
     assert len(found["skipped"]) == 1
     assert "yolov5" in found["skipped"][0]
     assert "requirements-upstream.txt" in bench.table(found)
 
 
-def test_both_sides_compute_the_same_loss() -> None:
-    contest = rivals.stock(2, 64, CPU)
+def test_what_the_gpu_has_no_room_for_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(contest: rivals.Contest, repeats: int) -> None:
+        raise torch.cuda.OutOfMemoryError
+
+    monkeypatch.setattr(bench, "_rows", full)
+    found = bench.bench(BenchFlags(only="element", batch=1, imgsz=32, repeats=3, device="cpu"))
+    assert found["skipped"] == ["element: the GPU's memory is too small for batch=1 imgsz=32"]
+
+
+def losses(contest: rivals.Contest) -> dict[str, float]:
     output = contest.model(contest.images)
-    host, ours, dropping = (float(side.loss(side.adapt(output)).detach()) for side in contest.sides)
-    assert ours == host
-    assert 0 < dropping < host
-    assert [side.drops for side in contest.sides] == [False, False, True]
+    return {side.name: float(side.loss(side.adapt(output)).detach()) for side in contest.sides}
+
+
+@pytest.mark.parametrize("name", ["ultralytics", "retinanet", "ssd", "fasterrcnn"])
+def test_both_sides_compute_the_same_loss_and_every_loss_is_there(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zoo, "Numbers", lambda **n: faster_rcnn.Numbers(**{**n, "anchors": ALL, "rois": ALL}))
+    (build,) = rivals.CONTESTS[name]
+    contest = build(2, 64, CPU)
+    found = losses(contest)
+    host, *ours = found
+    place = PLACE.get(name, name)
+    assert found[ours[0]] == pytest.approx(found[host], rel=1e-5)
+    assert ours[0] == f"ours, loss={PLACES[place]}"
+    defined = {m for m, row in METHODS.items() if row.kind != "head" and place in row.places}
+    assert {re.findall(r"loss=(\w+)", own)[0] for own in ours} == defined
+    assert 0 < found["ours, loss=drop obj_drop=0.75"] != found[host]
+
+
+@pytest.mark.parametrize("name", ["retinanet", "ssd", "fasterrcnn"])
+def test_only_what_had_a_gradient_gets_one(name: str) -> None:
+    (build,) = rivals.CONTESTS[name]
+    output = build(1, 64, CPU).model(torch.rand(1, 3, 64, 64))
+    found = bench._leaves(output)
+    assert found["logits"].requires_grad
+    assert found["logits"].is_leaf
+    assert not found["anchors"].requires_grad
+    assert torch.equal(found["logits"], output["logits"])
+    assert tuple(found["size"]) == (64, 64)
+
+
+def test_element_losses_on_one_tensor() -> None:
+    contest = rivals.element(2, 64, CPU)
+    assert contest.images.shape == (2, 1000, rivals.CLASSES)
+    found = losses(contest)
+    assert found["ours, focal"] == pytest.approx(found["torchvision focal"], rel=1e-5)
+    assert found["ours, brl"] < found["ours, focal"] < found["ours, bce"]  # most candidates are confused
+    rows = bench._rows(contest, 3)
+    assert {row["measure"] for row in rows} == {"element"}
+    assert {row["ours"]: row["aim"] for row in rows} == {
+        "ours, brl": 1.2, "ours, focal": None, "ours, bce": None, "ours, ghm": None
+    }  # fmt: skip
+
+
+def test_inference_rows_tell_what_each_step_adds() -> None:
+    anchor, stock = (build(1, 32, CPU) for build in rivals.CONTESTS["inference"])
+    rows = {contest.name: bench._rows(contest, 3) for contest in (anchor, stock)}
+    steps = [f"head=resobj resobj_steps={t}" for t in (1, 2, 3)]
+    for found in rows.values():
+        assert [row["ours"] for row in found] == ["head=obj", *steps]
+        assert [row["aim"] for row in found] == [None, None, 1.03, None]
+    added = {name: [row["added_parameters"] for row in found] for name, found in rows.items()}
+    assert added["yolov5n"][0] == 0  # the anchor head has an objectness
+    assert added["yolov8n"][0] > 0
+    for counts in added.values():
+        assert counts[1] > counts[0]
+        assert counts[3] - counts[2] == counts[2] - counts[1] > 0
+
+
+def test_only_chooses_contests_in_its_order() -> None:
+    def names(only: str) -> list[str]:
+        return [name for name, _ in rivals.chosen(BenchFlags(only=only))]
+
+    assert list(dict.fromkeys(names(""))) == list(rivals.CONTESTS)
+    assert names("ssd, retinanet,ssd") == ["ssd", "retinanet"]
+    assert names("inference") == ["inference"] * 2
+    help = flags(BenchFlags)["only"].metadata["help"]
+    assert all(name in help for name in rivals.CONTESTS)
+    ((_, build),) = rivals.chosen(BenchFlags(only="ssdlite320_mobilenet_v3_large"))
+    assert build(2, 32, CPU).name == "ssdlite320_mobilenet_v3_large"
+    assert set(rivals.ON_CPU) == set(rivals.ON_CUDA) == set(rivals.THEIRS)
+    assert all(zoo.ZOO[name].host == host for table in (rivals.ON_CPU, rivals.ON_CUDA) for host, name in table.items())
+
+
+def test_figures_kept_from_before_can_still_be_read() -> None:
+    text = bench.table(json.loads((ROOT / "runs/reference/bench-cpu.json").read_text()))
+    assert text.count("  ratio ") == 16
 
 
 @pytest.mark.upstream
@@ -74,9 +164,10 @@ def test_both_sides_compute_the_same_yolov5_loss() -> None:
     code = """
 import torch
 from rebalance.adapters import rivals
-contest = rivals.anchor(2, 64, torch.device("cpu"))
+contest = rivals.yolov5(2, 64, torch.device("cpu"))
 output = contest.model(contest.images)
-print(*(float(side.loss(side.adapt(output)).detach()) for side in contest.sides))
+sides = [side for side in contest.sides if side.name in ("YOLOv5", "ours, loss=bce", "ours, loss=drop obj_drop=0.75")]
+print(*(float(side.loss(side.adapt(output)).detach()) for side in sides))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     if "No module named" in done.stderr:
@@ -140,7 +231,11 @@ def test_memory_is_the_peak_not_the_sum() -> None:
 
 @pytest.mark.parametrize(
     ("flags", "message"),
-    [({"device": "tpu"}, "device=tpu is not one of cpu"), ({"imgsz": 100}, "imgsz=100 is not a multiple of 32")],
+    [
+        ({"device": "tpu"}, "device=tpu is not one of cpu"),
+        ({"imgsz": 100}, "imgsz=100 is not a multiple of 32"),
+        ({"only": "element,retinane"}, r"only=element,retinane: retinane is not one of .*\(did you mean retinanet\?\)"),
+    ],
 )
 def test_bad_flags_are_refused(flags: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
