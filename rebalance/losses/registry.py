@@ -39,10 +39,12 @@ class Method(NamedTuple):
 YOLO = ("stock", "anchor", "obj", "resobj")
 UNREFINED = ("stock", "anchor", "obj")  # mining and counting say nothing about the candidates of a refinement
 OBJECTNESS = ("anchor", "obj", "resobj")
+REFINED = ("retinanet-obj", "fasterrcnn-obj")
 
 # Where a loss is applied -> the host's own loss there. `stock` is the class scores of an anchor-free YOLO head,
 # `anchor` the objectness of the anchor head, `obj` that of a head with an objectness, `resobj` that in each of its
-# steps; the others are torchvision's detectors.
+# steps; the others are torchvision's detectors, `-obj` with head=obj or resobj: RetinaNet's objectness, Faster R-CNN
+# whose RPN trains on all anchors.
 PLACES: dict[str, str] = {
     "stock": "bce",
     "anchor": "bce",
@@ -51,20 +53,27 @@ PLACES: dict[str, str] = {
     "retinanet": "focal",
     "ssd": "ohem",
     "fasterrcnn": "bce",
+    "retinanet-obj": "bce",
+    "fasterrcnn-obj": "bce",
 }
 # Places whose loss is a mean over sampled candidates, which leaves nothing to choose for `divisor`
 SAMPLED = ("fasterrcnn",)
 # Values of `head` that torchvision's detectors take
-HEADS: dict[str, tuple[str, ...]] = {"retinanet": ("stock",), "ssd": ("stock",), "fasterrcnn": ("stock",)}
+HEADS: dict[str, tuple[str, ...]] = {
+    "retinanet": ("stock", "obj", "resobj"),
+    "ssd": ("stock",),
+    "fasterrcnn": ("stock", "obj", "resobj"),
+}
 
 METHODS: dict[str, Method] = {
     "bce": Method("element", bce, tuple(PLACES), "cross-entropy", "YOLOv5, YOLOv8"),
     "focal": Method(
-        "element", focal, (*YOLO, "retinanet", "ssd"), "focal loss", "Lin et al. 2017, equation 5",
+        "element", focal, (*YOLO, "retinanet", "ssd", "retinanet-obj"), "focal loss", "Lin et al. 2017, equation 5",
         divisors=dict.fromkeys(OBJECTNESS, "batch"),
     ),
     "brl": Method(
-        "element", brl, (*YOLO, "retinanet"), "Background Recalibration Loss", "Zhang et al. 2020, equation 2",
+        "element", brl, (*YOLO, "retinanet", "retinanet-obj"), "Background Recalibration Loss",
+        "Zhang et al. 2020, equation 2",
         divisors=dict.fromkeys(OBJECTNESS, "batch"),
     ),
     "drop": Method(
@@ -78,7 +87,7 @@ METHODS: dict[str, Method] = {
         divisors=dict.fromkeys((*UNREFINED, "retinanet"), "candidates"),
     ),
     "ohem": Method(
-        "weighting", ohem_mask, (*UNREFINED, "retinanet", "ssd", "fasterrcnn"),
+        "weighting", ohem_mask, (*UNREFINED, "retinanet", "ssd", "fasterrcnn", "fasterrcnn-obj"),
         "online hard example mining", "Shrivastava et al. 2016, section 4",
         elements=("bce", "focal"),  # BRL lowers the loss of the very candidates that mining would find
         divisors={"anchor": "batch", "obj": "batch"},
@@ -88,11 +97,13 @@ METHODS: dict[str, Method] = {
         elements=("bce", "focal"),  # BRL has a weight by overlap of its own
     ),
     "nrd": Method(
-        "weighting", nrd_mask, ("fasterrcnn",), "negative region dropping", "McEver et al. 2022",
+        "weighting", nrd_mask, ("fasterrcnn", "fasterrcnn-obj"), "negative region dropping", "McEver et al. 2022",
         elements=("bce",),
     ),
-    "obj": Method("head", bce, ("obj",), "objectness module", "Chen et al. 2019, section 3.1"),
-    "resobj": Method("head", residual_objectness, ("resobj",), "Residual Objectness", "Chen et al. 2019, Algorithm 1"),
+    "obj": Method("head", bce, ("obj", *REFINED), "objectness module", "Chen et al. 2019, section 3.1"),
+    "resobj": Method(
+        "head", residual_objectness, ("resobj", *REFINED), "Residual Objectness", "Chen et al. 2019, Algorithm 1",
+    ),
 }  # fmt: skip
 
 ALIASES = {"ce": "bce"}  # on a sigmoid they are one loss
@@ -167,7 +178,15 @@ def _remedy(loss: str, method: str) -> str:
 
 
 def _where(place: str) -> str:
+    if place in REFINED:
+        return f"{place.removesuffix('-obj')} with head=obj or resobj"
     return f"head={place}" if place in YOLO else place
+
+
+def counts_at(item: Any, place: str) -> bool:
+    """Whether a training flag (a field of TrainFlags) counts at a place where its method is defined."""
+    places = item.metadata["places"]
+    return not places or place.removesuffix("-obj") in places
 
 
 def divisor_of(values: TrainFlags, place: str) -> str:
@@ -181,7 +200,9 @@ def divisor_of(values: TrainFlags, place: str) -> str:
 
 def place_of(head: str, host: str = "yolo") -> str:
     """Where the loss is applied: a key of PLACES, from the head and the host that a model has."""
-    return head if host == "yolo" else host
+    if host == "yolo":
+        return head
+    return f"{host}-obj" if head in ("obj", "resobj") else host
 
 
 def _head_of(values: TrainFlags, given: Mapping[str, Any]) -> tuple[str, str]:
@@ -232,9 +253,9 @@ def train_flags(
             raise ConfigError(f"{name}={given[name]} has no effect with head={values.head}; add head=anchor")
         if method == "resobj" and values.head != "resobj":
             raise ConfigError(f"{name}={given[name]} has no effect with head={values.head}; add head=resobj")
-        counts_at = flags(TrainFlags)[name].metadata["places"]
-        if counts_at and place not in counts_at:
-            there = ", ".join(map(_where, counts_at))
+        item = flags(TrainFlags)[name]
+        if not counts_at(item, place):
+            there = ", ".join(map(_where, item.metadata["places"]))
             raise ConfigError(f"{name}={given[name]} has no effect with {_where(place)}; it is for {there}")
         if method in METHODS and method not in (*selected, "resobj"):
             raise ConfigError(f"{name}={given[name]} has no effect with loss={loss}; {_remedy(loss, method)}")
@@ -257,7 +278,7 @@ def check_flags(given: Mapping[str, Any], *, head: str = "stock") -> None:
     try:
         train_flags(given, head=head, anchored=True)
     except ConfigError:
-        for other, host in (("resobj", "yolo"), *(("stock", host) for host in HEADS)):
+        for other, host in (("resobj", "yolo"), *((own, host) for host, heads in HEADS.items() for own in heads)):
             try:
                 train_flags(given, head=other, host=host, anchored=True)
                 return

@@ -1,8 +1,9 @@
 """Faster R-CNN: torchvision's layers, anchors, matching and proposals; sampling and losses are ours, batch by batch.
 
-Ren et al. 2015, "Faster R-CNN"; Lin et al. 2017, "Feature Pyramid Networks".
+Ren et al. 2015, "Faster R-CNN"; Lin et al. 2017, "Feature Pyramid Networks"; with a refined objectness: Chen et al.,
+"Residual Objectness for Imbalance Reduction".
 Shapes: B images, A anchors, P proposals an image (padded), S samples an image (padded), C classes, G labels of the
-fullest image.
+fullest image, T steps.
 """
 
 from __future__ import annotations
@@ -22,13 +23,17 @@ from ultralytics.utils import RANK
 from rebalance.adapters.torchvision.anchors import Anchors
 from rebalance.adapters.torchvision.criterion import Batch, Result, labels_of, of_label
 from rebalance.adapters.torchvision.head import Raw, TorchvisionHead, best_pairs
+from rebalance.adapters.torchvision.objectness import objectness_losses, refined, steps_of
 from rebalance.boxes import decode_deltas, encode_deltas, max_iou, upcast
 from rebalance.config import TrainFlags
+from rebalance.heads.objectness import SharedResiduals, logit, objectness_prior
 from rebalance.losses.bce import bce
 from rebalance.losses.composition import Composition
+from rebalance.losses.divisor import divided_by
 from rebalance.losses.drop import Dropping, seed_of
 from rebalance.losses.nrd import nrd_mask
-from rebalance.losses.registry import divisor_of
+from rebalance.losses.registry import divisor_of, place_of
+from rebalance.losses.resobj import StepMeans, refine
 from rebalance.losses.soft import soft_weights
 from rebalance.losses.softmax import softmax_cross_entropy
 from rebalance.targets.iou import Matched, match_by_iou
@@ -101,17 +106,29 @@ class FasterRCNNDetect(TorchvisionHead):
         """
         maps = list(features.values())
         anchors, counts = self.anchors_of(maps, size)
+        found = self.first_stage(maps)
+        with torch.no_grad():
+            boxes = decode_deltas(upcast(found["deltas"].detach()), anchors)
+            proposals, valid = self.propose(upcast(refined(found, "logits", self.shown)), boxes, counts, size)
+        return {
+            **found, "anchors": anchors, "counts": counts, "size": size, "proposals": proposals, "valid": valid,
+            "features": features,
+        }  # fmt: skip
+
+    def first_stage(self, maps: list[Tensor]) -> Raw:
+        """`logits` (B, A) and `deltas` (B, A, 4) of the RPN."""
         objectness, offsets = self.rpn(maps)
         # (B, M, H, W) -> (B, H·W·M); (B, M·4, H, W) -> (B, H·W·M, 4)
         logits = torch.cat([x.permute(0, 2, 3, 1).flatten(1) for x in objectness], 1)
         deltas = torch.cat([x.permute(0, 2, 3, 1).reshape(len(x), -1, 4) for x in offsets], 1)
-        with torch.no_grad():
-            boxes = decode_deltas(upcast(deltas.detach()), anchors)
-            proposals, valid = self.propose(upcast(logits.detach()), boxes, counts, size)
-        return {
-            "logits": logits, "deltas": deltas, "anchors": anchors, "counts": counts, "size": size,
-            "proposals": proposals, "valid": valid, "features": features,
-        }  # fmt: skip
+        return {"logits": logits, "deltas": deltas}
+
+    def with_objectness(self, flags: TrainFlags) -> TorchvisionHead:
+        """As there: its RPN trains on all anchors."""
+        self.__class__ = RefinedFasterRCNNDetect
+        made: Any = self
+        made.add_objectness(flags)
+        return self
 
     def propose(self, logits: Tensor, boxes: Tensor, counts: list[int], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """The best boxes of each level, clipped, without the tiny ones, after non-maximum suppression by level.
@@ -195,6 +212,43 @@ class FasterRCNNDetect(TorchvisionHead):
         return FasterRCNNCriterion(self, flags=flags, seed=seed)
 
 
+class RefinedFasterRCNNDetect(FasterRCNNDetect):
+    """Faster R-CNN whose RPN learns from all anchors, and refines its objectness where it has steps.
+
+    The RPN's objectness comes straight from the features that its offsets come from, so residual subnets see those,
+    squeezed as on YOLO's anchor head; like the RPN they are shared by all levels. Proposals are ranked by the refined
+    objectness. Made from the stock head, see `with_objectness`.
+    """
+
+    def add_objectness(self, flags: TrainFlags) -> None:
+        """Add the subnets. At first an object has a probability of 1/C, as section 3.1 has it where nothing is sampled.
+
+        Without that the loss of all that is background would swamp the others.
+        """
+        self.steps = flags.resobj_steps if flags.head == "resobj" else 0
+        last = self.rpn.cls_logits
+        nn.init.constant_(last.bias, logit(objectness_prior(self.nc)))
+        if self.steps:
+            self.residual = SharedResiduals(
+                last.in_channels, anchors=last.out_channels, steps=self.steps, on=flags.resobj_on,
+                grad=flags.resobj_grad,
+            )  # fmt: skip
+
+    def first_stage(self, maps: list[Tensor]) -> Raw:
+        """As without, and `residuals` (B, T, A) where there are steps."""
+        if not self.steps:
+            return super().first_stage(maps)
+        hidden = [self.rpn.conv(x) for x in maps]
+        logits = [self.rpn.cls_logits(x).permute(0, 2, 3, 1).flatten(1) for x in hidden]
+        deltas = [self.rpn.bbox_pred(x).permute(0, 2, 3, 1).reshape(len(x), -1, 4) for x in hidden]
+        residuals = [self.residual(x).permute(0, 1, 3, 4, 2).flatten(2) for x in hidden]
+        return {"logits": torch.cat(logits, 1), "deltas": torch.cat(deltas, 1), "residuals": torch.cat(residuals, 2)}
+
+    def build_criterion(self, flags: TrainFlags, seed: int) -> Any:
+        """The loss of this head."""
+        return RefinedFasterRCNNCriterion(self, flags=flags, seed=seed)
+
+
 class Draws(Dropping):
     """Dropping, and the generators of all else that is drawn in a step: functions of seed, rank, epoch and step too."""
 
@@ -240,7 +294,6 @@ class FasterRCNNCriterion:
     Nothing is dropped in validation, where the samples are the same for every batch.
     """
 
-    place = "fasterrcnn"
     divisors: ClassVar = {"host": "samples of the batch"}
 
     def __init__(self, head: FasterRCNNDetect, *, flags: TrainFlags, seed: int) -> None:
@@ -251,7 +304,8 @@ class FasterRCNNCriterion:
             flags: training flags.
             seed: of the run.
         """
-        self.head, self.flags, self.divisor = head, flags, divisor_of(flags, self.place)
+        self.head, self.flags = head, flags
+        self.divisor = divisor_of(flags, place_of(flags.head, head.host))
         self.dropping = Draws(flags, seed=seed, rank=max(RANK, 0))
         self.composition = Composition(flags, softmax=True)
         self.weighting = self.composition.selected.weighting
@@ -266,15 +320,17 @@ class FasterRCNNCriterion:
 
         Returns:
             (4,) RPN's objectness and box loss, RoI head's classification and box loss, times B, and the same without B,
-            detached, by name: `obj_loss`, `prop_loss` (the RPN's), `cls_loss`, `box_loss` (the RoI head's).
+            detached, by name: `obj_loss`, `prop_loss` (the RPN's), `cls_loss`, `box_loss` (the RoI head's). Where the
+            RPN's objectness has steps (5,): before the last two `res_loss`.
         """
         raw: Raw = preds[1] if isinstance(preds, tuple) else preds
         images = len(raw["logits"])
         labels = labels_of(batch, images, raw["size"], raw["logits"].device)
         self.dropping.begin_step()
-        loss = torch.stack((*self._rpn(raw, labels), *self._roi(raw, labels)))
-        names = ("obj_loss", "prop_loss", "cls_loss", "box_loss")  # of ten letters at most, for the host's table
-        return loss * images, dict(zip(names, loss.detach(), strict=True))
+        parts = self._rpn(raw, labels)  # names of ten letters at most, for the host's table
+        parts |= dict(zip(("cls_loss", "box_loss"), self._roi(raw, labels), strict=True))
+        loss = torch.stack(list(parts.values()))
+        return loss * images, dict(zip(parts, loss.detach(), strict=True))
 
     def _nrd(self, state: Tensor, stage: str) -> Tensor | None:
         """(B, S) what negative region dropping takes out of a stage's loss; None: nothing."""
@@ -284,9 +340,8 @@ class FasterRCNNCriterion:
 
     # First stage ------------------------------------------------------------------------------------------------------
 
-    def _rpn(self, raw: Raw, labels: Padded) -> tuple[Tensor, Tensor]:
-        high, low = RPN_IOU
-        matched = match_by_iou(raw["anchors"], labels, high=high, low=low, rescue="ties")
+    def _rpn(self, raw: Raw, labels: Padded) -> dict[str, Tensor]:
+        matched = self._anchors(raw, labels)
         generator = self.dropping.generator("anchors", matched.state.device)
         place, state = sample(matched.state, self.head.numbers.anchors, RPN_SHARE, generator=generator)
         logits = upcast(raw["logits"]).gather(1, place)  # (B, S)
@@ -310,7 +365,12 @@ class FasterRCNNCriterion:
             in_obj = obj_count = sampled & ~left_out
         loss = torch.where(in_obj, bce(logits, targets), 0)
         box = _smooth_l1(deltas, encode_deltas(gt_boxes, anchors), in_box)
-        return _mean(loss, obj_count), _mean(box, box_count)
+        return {"obj_loss": _mean(loss, obj_count), "prop_loss": _mean(box, box_count)}
+
+    def _anchors(self, raw: Raw, labels: Padded) -> Matched:
+        """What the anchors are matched to."""
+        high, low = RPN_IOU
+        return match_by_iou(raw["anchors"], labels, high=high, low=low, rescue="ties")
 
     def _drop(
         self, logits: Tensor, deltas: Tensor, anchors: Tensor, labels: Padded, state: Tensor
@@ -369,6 +429,56 @@ class FasterRCNNCriterion:
                 places.append(nn.functional.pad(place, missing))
                 states.append(nn.functional.pad(state[place], missing, value=IGNORE))
         return Sampled(torch.stack(places), torch.stack(states))
+
+
+class RefinedFasterRCNNCriterion(FasterRCNNCriterion):
+    """The loss of Faster R-CNN whose RPN trains on all anchors but the ignored; the RoI head's is as without.
+
+    RPN: binary cross-entropy on the objectness, target 1 of a positive and 0 of a negative; the residual losses with
+    the same targets behind their gates, summed over the steps; smooth L1 on the offsets of all positives. All three are
+    divided by `divisor`, as RetinaNet's losses are: by default by the positives of each image, then the mean over
+    images. (The offsets' also with `candidates`.) The paper does not say what it divides by.
+
+    `drop` and `nrd_stage=rpn` draw from all anchors, and what they draw leaves the objectness loss and the residual
+    losses; a prediction's confidence is its refined objectness.
+    """
+
+    divisors: ClassVar = {
+        "image": "RPN: positives of each image, mean over images; RoI head: samples of the batch",
+        "batch": "RPN: positives of the batch; RoI head: samples of the batch",
+        "candidates": "RPN: anchors of the batch; RoI head: samples of the batch",
+    }
+
+    def __init__(self, head: FasterRCNNDetect, *, flags: TrainFlags, seed: int) -> None:
+        super().__init__(head, flags=flags, seed=seed)
+        self.steps = StepMeans()
+        if self.divisor == "host":
+            self.divisor = "image"
+
+    def _rpn(self, raw: Raw, labels: Padded) -> dict[str, Tensor]:
+        matched = self._anchors(raw, labels)
+        state, positive = matched.state, matched.state == POSITIVE
+        logits, residuals = steps_of(raw, "logits")
+        deltas, anchors = upcast(raw["deltas"]), raw["anchors"]
+        dropped, in_box = None, positive
+        if self.dropping.on:
+            obj_dropped, box_dropped = self._drop(refine(logits, residuals)[-1], deltas, anchors, labels, state)
+            dropped = obj_dropped if self.flags.obj_drop > 0 else None
+            in_box = positive & ~box_dropped
+        else:
+            dropped = self._nrd(state, "rpn")
+        losses = objectness_losses(
+            logits, residuals, state, dropped,
+            flags=self.flags, element=lambda x, y, _: bce(x, y), means=self.steps,
+        )  # fmt: skip
+        count = divided_by(self.divisor, positive, dropped, self.flags, 1, ignored=state == IGNORE)
+        gt_boxes, _ = of_label(labels, matched.label)
+        box = _smooth_l1(deltas, encode_deltas(gt_boxes, anchors), in_box)
+        counted = in_box if self.flags.drop_divisor == "kept" else positive
+        divisor = "image" if self.divisor == "candidates" else self.divisor
+        box = (box.sum(1) / divided_by(divisor, counted, None, self.flags, 1)).sum()
+        found = {name: (loss.sum(1) / count).sum() for name, loss in losses.items()}
+        return {"obj_loss": found.pop("obj_loss"), "prop_loss": box, **found}
 
 
 def _rows(x: Tensor, place: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ultralytics.nn.modules.head import Detect
 
 from rebalance.config import TrainFlags
+from rebalance.errors import ModelError
 
 Raw = dict[str, Any]  # what the head predicts, before boxes are made of it
 
@@ -29,12 +30,16 @@ class TorchvisionHead(Detect):  # type: ignore[misc]
         nc: classes, background not counted.
         background: number of logits for it: 1 where it has a class of its own, as the first (softmax), else 0.
         stride: (1,) pixels; the sides of images are multiples of it.
+        steps: T, refinements of its objectness.
+        shown: refinements that count in inference; None: all.
     """
 
     cv2 = ()
     cv3 = None
     host = ""
     background = 0
+    steps = 0
+    shown: int | None = None
 
     def __init__(self, nc: int, stride: int) -> None:
         """Build the part that all heads have.
@@ -63,6 +68,17 @@ class TorchvisionHead(Detect):  # type: ignore[misc]
     @abstractmethod
     def build_criterion(self, flags: TrainFlags, seed: int) -> Any:
         """The loss that runs on this head."""
+
+    def with_objectness(self, flags: TrainFlags) -> TorchvisionHead:
+        """This head, made into one that refines an objectness over all candidates.
+
+        Args:
+            flags: head, obj or resobj; resobj_steps, resobj_grad, resobj_on.
+
+        Raises:
+            ModelError: it has no such form.
+        """
+        raise ModelError(f"head={flags.head} is not defined for {self.host}")
 
     def class_rows(self) -> Mapping[str, Callable[[Tensor, Tensor], Tensor]]:
         """For each parameter with a row for each class: (tensor, (C',) classes to keep) -> the smaller tensor."""

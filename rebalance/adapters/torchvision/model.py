@@ -10,6 +10,7 @@ from ultralytics.nn.tasks import DetectionModel
 
 from rebalance.adapters.torchvision.zoo import ZOO, Detector
 from rebalance.adapters.ultralytics.model import load_by_name, remembered
+from rebalance.config import TrainFlags
 from rebalance.errors import ModelError, nearest
 from rebalance.losses.registry import kept_flags
 
@@ -26,7 +27,10 @@ class TorchvisionModel(DetectionModel):  # type: ignore[misc]
         yaml: name, classes and channels; a checkpoint keeps it and builds the model again from it.
     """
 
-    def __init__(self, cfg: Any = "retinanet_tiny", ch: int = 3, nc: int | None = None, verbose: bool = True) -> None:
+    def __init__(
+        self, cfg: Any = "retinanet_tiny", ch: int = 3, nc: int | None = None, verbose: bool = True,
+        flags: TrainFlags | None = None,
+    ) -> None:  # fmt: skip
         """Build a detector with random weights.
 
         Args:
@@ -34,6 +38,7 @@ class TorchvisionModel(DetectionModel):  # type: ignore[misc]
             ch: channels of an image; 3.
             nc: classes; None: 80, as COCO.
             verbose: print its size.
+            flags: training flags, of which the head is built; None: those that the `yaml` keeps, else the stock head.
 
         Raises:
             ModelError: there is no such detector, or it does not take such images.
@@ -48,6 +53,9 @@ class TorchvisionModel(DetectionModel):  # type: ignore[misc]
         self.yaml |= {"nc": nc or self.yaml.get("nc", 80), "channels": ch}
         detector: Detector = ZOO[name]
         body, neck, head = detector.build(self.yaml["nc"])
+        flags = flags or kept_flags(remembered(self).get("flags", {}), host=head.host)
+        if flags.head != "stock":
+            head = head.with_objectness(flags)
         self.host, self.nc = head.host, self.yaml["nc"]
         self.model = nn.Sequential(body, neck, head)
         parts: list[Any] = [body, neck, head]

@@ -13,7 +13,6 @@ import cv2
 import numpy as np
 from ultralytics.data.utils import IMG_FORMATS
 
-from rebalance.adapters.ultralytics.model import ObjectnessDetect, RefinedAnchorDetect
 from rebalance.adapters.ultralytics.yolo import YOLO
 from rebalance.config import StepsFlags
 from rebalance.errors import DataError, ModelError
@@ -42,7 +41,7 @@ def panels(flags: StepsFlags) -> list[Path]:
     if not Path(flags.model).is_file():
         raise ModelError(f"model={flags.model}: no such file")
     head: Any = YOLO(flags.model).model.model[-1]
-    if not isinstance(head, (ObjectnessDetect, RefinedAnchorDetect)) or not head.steps:
+    if not getattr(head, "steps", 0):
         raise ModelError(f"model={flags.model} has no steps: it was not trained with head=resobj")
     models = [at_step(flags.model, step) for step in range(head.steps + 1)]
     options = {"imgsz": flags.imgsz, "conf": flags.conf, "device": flags.device or None, "verbose": False}

@@ -47,7 +47,7 @@ from rebalance.adapters.ultralytics.validator import Validator
 from rebalance.config import TrainFlags, as_dict
 from rebalance.config import flags as fields
 from rebalance.errors import ConfigError, ModelError
-from rebalance.losses.registry import METHODS, check_flags, kept_flags, place_of, select, train_flags
+from rebalance.losses.registry import METHODS, check_flags, counts_at, kept_flags, place_of, select, train_flags
 from rebalance.targets.autoanchor import best_possible_recall, fit_anchors
 
 HOST_WEIGHTS = ("box", "cls", "dfl", "cls_pw")  # of Ultralytics' own losses, which the anchor head does not use
@@ -117,7 +117,7 @@ class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
             else partial(model_class(cfg, self.flags.head), flags=self.flags)
         )
         if host != "yolo":
-            build = TorchvisionModel
+            build = partial(TorchvisionModel, flags=self.flags)
         verbose = verbose and RANK == -1
         model = build(cfg, nc=self.data["nc"], ch=self.data["channels"], verbose=verbose)
         if not isinstance(model.model[-1], Detect):
@@ -238,7 +238,7 @@ def describe(flags: TrainFlags, model: Any) -> dict[str, Any]:
     used = {
         name: getattr(flags, name)
         for name, item in fields(TrainFlags).items()
-        if item.metadata["method"] in methods and name != "autoanchor" and place in (item.metadata["places"] or [place])
+        if item.metadata["method"] in methods and name != "autoanchor" and counts_at(item, place)
     }
     divisor = branch.divisors[branch.divisor]
     if selection.weighting == "drop":
