@@ -52,6 +52,11 @@ class Composition:
         return self.selected.element == "bce" and self.selected.weighting in ("", "drop")
 
     @property
+    def by_image(self) -> bool:
+        """Whether the loss of an image is the same without the other images; GHM counts over the batch."""
+        return self.selected.weighting != "ghm"
+
+    @property
     def uses_overlap(self) -> bool:
         """Whether the loss depends on how far a candidate is from the labels."""
         return self.selected.element == "brl" or self.selected.weighting == "soft"

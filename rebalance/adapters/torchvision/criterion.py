@@ -6,6 +6,7 @@ Shapes: B images, A candidates, C classes, G labels of the fullest image.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import torch
@@ -22,6 +23,9 @@ from rebalance.losses.registry import divisor_of
 from rebalance.targets.iou import Matched
 from rebalance.targets.labels import Padded, padded_labels
 from rebalance.targets.state import IGNORE, NEGATIVE, POSITIVE, Candidates
+
+# (image, candidate, class) elements of a part of the loss on a CPU: temporaries of 4 MiB stay in the cache
+ELEMENTS = 2**20
 
 Batch = dict[str, Any]
 Result = tuple[Tensor, dict[str, Tensor]]
@@ -124,13 +128,26 @@ class DenseCriterion(ABC):
         trained, left = positive, dropped
         if dropped is not None and self.flags.drop_scope == "literal":  # it becomes background
             state, trained, left = state.masked_fill(dropped, NEGATIVE), positive & ~dropped, None
-        targets = self.class_targets(logits, classes, trained)
-        loss = self.composition(Candidates(logits, targets, state, matched.overlap)).sum(-1)  # (B, A)
+        loss = torch.cat(
+            [self._of_images(*part) for part in self._parts(logits, classes, trained, state, matched.overlap)]
+        )  # (B, A)
         if left is not None:
             loss = loss.masked_fill(left, 0)
         channels = 1 if self.softmax else logits.shape[-1]
         count = divided_by(self.divisor, positive, dropped, self.flags, channels, ignored=state == IGNORE)
         return (loss.sum(1) / count).sum()
+
+    def _of_images(self, logits: Tensor, classes: Tensor, positive: Tensor, state: Tensor, overlap: Tensor) -> Tensor:
+        """(B, A) classification loss."""
+        targets = self.class_targets(logits, classes, positive)
+        return self.composition(Candidates(logits, targets, state, overlap)).sum(-1)
+
+    def _parts(self, logits: Tensor, *others: Tensor) -> Iterable[tuple[Tensor, ...]]:
+        """A few images at a time where that is faster, as long as the loss of an image does not depend on others."""
+        step = len(logits)
+        if logits.device.type == "cpu" and self.composition.by_image:
+            step = max(1, ELEMENTS // max(1, logits[:1].numel()))
+        return zip(*(torch.split(x, step) for x in (logits, *others)), strict=True)
 
     def _box(self, deltas: Tensor, gt_boxes: Tensor, anchors: Tensor, positive: Tensor, chosen: Tensor) -> Tensor:
         # of what is no match, any box with an area, so that no gradient is lost in an infinity

@@ -321,6 +321,19 @@ def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
     assert torch.equal(loss, criterion()(whole, batch)[0])
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_few_images_at_a_time_give_the_same(loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw, batch = predictions(5), labels(5, 0, 9, 1, 3)
+    given = {"loss": loss} | ({"obj_drop": 0.5, "box_drop": 0.5} if loss.endswith("+drop") else {})
+    found = []
+    for elements in (10**9, 2 * raw["logits"][0].numel(), 1):
+        monkeypatch.setattr("rebalance.adapters.torchvision.criterion.ELEMENTS", elements)
+        found.append(run(raw, batch, **given))
+    for other in found[1:]:
+        for a, b in zip(found[0], other, strict=True):
+            torch.testing.assert_close(a, b)
+
+
 # Dropping -------------------------------------------------------------------------------------------------------------
 
 
