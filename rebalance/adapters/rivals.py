@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder, Matcher, SSDMatcher
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.retinanet import RetinaNet
@@ -54,6 +54,7 @@ class Side(NamedTuple):
     adapt: Callable[[Any], Any]  # the model's output -> what the loss takes; a head's work, not the loss's
     loss: Callable[[Any], Any]  # -> scalar; where inference is timed, the model: images -> predictions
     parameters: int | None = None  # of the model, where it is a side's own
+    model: Callable[[Tensor], Any] | None = None  # in the place of the contest's, of which it has the parameters
 
 
 class Contest(NamedTuple):
@@ -63,7 +64,7 @@ class Contest(NamedTuple):
     model: Any
     images: Tensor  # of an element loss: the logits
     sides: list[Side]
-    kind: str = "loss"  # "loss", "element" or "inference"
+    kind: str = "loss"  # "loss", "step", "element" or "inference"
 
 
 def ultralytics(batch: int, imgsz: int, device: torch.device) -> Contest:
@@ -120,12 +121,37 @@ def torchvision(batch: int, imgsz: int, device: torch.device, *, host: str = "",
     head = model.model[-1]
     if host == "ssd":
         head.side = imgsz  # as the trainer does
-    corners = torch.split(xywh_to_xyxy(labels["bboxes"] * imgsz), LABELS)
-    classes = torch.split(labels["cls"].view(-1).long() + head.background, LABELS)
-    targets = [{"boxes": b, "labels": c} for b, c in zip(corners, classes, strict=True)]
+    targets = _as_torchvision(labels, imgsz, head)
     title, theirs = f"torchvision {THEIRS[host][0]}", THEIRS[host][1](head)
-    sides = [Side(title, _as_is, lambda raw: torch.stack(list(theirs(raw, targets).values())).sum() * batch)]
+    sides = [Side(title, _as_is, lambda raw: _total(theirs(raw, targets)) * batch)]
     return Contest(name, model, images, sides + _ours(model, labels, host))
+
+
+def whole_retinanet(batch: int, imgsz: int, device: torch.device, *, detector: str = "") -> Contest:
+    """torchvision's RetinaNet from images to losses, with our model's layers, beside our model with its loss.
+
+    torchvision resizes and normalises the images and makes the anchors in every step.
+
+    Args:
+        batch, imgsz, device, detector: as for `torchvision`.
+    """
+    name = detector or (ON_CPU if device.type == "cpu" else ON_CUDA)["retinanet"]
+    model, images, labels = _set_up(partial(TorchvisionModel, {KEY: name, "nc": CLASSES}), batch, imgsz, device)
+    body, neck, head = model.model
+    backbone: Any = nn.Sequential(body, neck)
+    backbone.out_channels = head.layers.classification_head.conv[0][0].in_channels
+    theirs = RetinaNet(
+        backbone, CLASSES, min_size=imgsz, max_size=imgsz, image_mean=ZOO[name].mean, image_std=ZOO[name].std,
+        anchor_generator=AnchorGenerator(head.anchors_of.sizes, head.anchors_of.ratios), head=head.layers,
+    )  # fmt: skip
+    theirs = theirs.to(device).train()
+    targets = _as_torchvision(labels, imgsz, head)
+    host = Side(
+        "torchvision RetinaNet", _as_is, lambda found: _total(found) * batch,
+        model=lambda images: theirs(list(images), targets),
+    )  # fmt: skip
+    ours = [side for side in _ours(model, labels, "retinanet") if side.name in ("ours, loss=focal", "ours, loss=brl")]
+    return Contest(f"{name}, whole", model, images, [host, *ours], "step")
 
 
 def element(batch: int, imgsz: int, device: torch.device) -> Contest:
@@ -175,7 +201,7 @@ def inference(batch: int, imgsz: int, device: torch.device, *, cfg: str, head: s
 CONTESTS: dict[str, tuple[Callable[[int, int, torch.device], Contest], ...]] = {
     "ultralytics": (ultralytics,),
     "yolov5": (yolov5,),
-    "retinanet": (partial(torchvision, host="retinanet"),),
+    "retinanet": (partial(torchvision, host="retinanet"), whole_retinanet),
     "ssd": (partial(torchvision, host="ssd"),),
     "fasterrcnn": (partial(torchvision, host="fasterrcnn"),),
     "element": (element,),
@@ -194,7 +220,10 @@ def chosen(flags: BenchFlags) -> list[tuple[str, Callable[[int, int, torch.devic
     Raises:
         ConfigError: a name that is neither a contest's nor a detector's.
     """
-    known = CONTESTS | {name: (partial(torchvision, detector=name),) for name in ZOO}
+    known = dict(CONTESTS)
+    for name, row in ZOO.items():
+        builds = (torchvision, whole_retinanet) if row.host == "retinanet" else (torchvision,)
+        known[name] = tuple(partial(build, detector=name) for build in builds)
     names = [name.strip() for name in flags.only.split(",")] if flags.only else list(CONTESTS)
     for name in names:
         if name not in known:
@@ -305,6 +334,16 @@ def _ours(model: Any, labels: dict[str, Any], place: str) -> list[Side]:
 
     defined = [name for name, row in METHODS.items() if row.kind != "head" and place in row.places]
     return [side(loss) for loss in dict.fromkeys((PLACES[place], *defined))]
+
+
+def _as_torchvision(labels: dict[str, Any], imgsz: int, head: Any) -> list[dict[str, Tensor]]:
+    corners = torch.split(xywh_to_xyxy(labels["bboxes"] * imgsz), LABELS)
+    classes = torch.split(labels["cls"].view(-1).long() + head.background, LABELS)
+    return [{"boxes": b, "labels": c} for b, c in zip(corners, classes, strict=True)]
+
+
+def _total(losses: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack(list(losses.values())).sum()
 
 
 def _as_is(output: Any) -> Any:

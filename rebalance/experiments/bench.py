@@ -159,7 +159,7 @@ def _figures(contest: Contest, repeats: int) -> dict[str, dict[str, list[float]]
     """By measure and side."""
     device = contest.images.device
     if contest.kind != "loss":
-        runs = {"element": _criteria, "inference": _inference}[contest.kind](contest)
+        runs = {"element": _criteria, "inference": _inference, "step": _steps}[contest.kind](contest)
         return {contest.kind: _take_turns(runs, device, repeats)}
     criterion = _take_turns(_criteria(contest), device, repeats)
     # other leaves, without gradients; before the steps, which throw away those of layers that a loss runs
@@ -199,7 +199,7 @@ def _steps(contest: Contest) -> dict[str, Callable[[], None]]:
 
     def one(side: Side) -> Callable[[], None]:
         def run() -> None:
-            side.loss(side.adapt(contest.model(contest.images))).backward()
+            side.loss(side.adapt((side.model or contest.model)(contest.images))).backward()
             optimizer.step()
             optimizer.zero_grad()  # last: a step begins and ends without gradients, so its memory can be counted
 
@@ -307,7 +307,7 @@ def _syncs(contest: Contest) -> list[str]:
     """For each loss on CUDA, whether it makes the host wait for the device; empty on the CPU."""
     import torch
 
-    if contest.images.device.type != "cuda" or contest.kind == "inference":
+    if contest.images.device.type != "cuda" or contest.kind not in ("loss", "element"):
         return []
     lines = []
     for side in contest.sides:

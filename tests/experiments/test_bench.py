@@ -80,15 +80,17 @@ def test_what_the_gpu_has_no_room_for_is_skipped(monkeypatch: pytest.MonkeyPatch
 
 
 def losses(contest: rivals.Contest) -> dict[str, float]:
-    output = contest.model(contest.images)
-    return {side.name: float(side.loss(side.adapt(output)).detach()) for side in contest.sides}
+    found = {}
+    for side in contest.sides:
+        output = (side.model or contest.model)(contest.images)
+        found[side.name] = float(side.loss(side.adapt(output)).detach())
+    return found
 
 
 @pytest.mark.parametrize("name", ["ultralytics", "retinanet", "ssd", "fasterrcnn"])
 def test_both_sides_compute_the_same_loss_and_every_loss_is_there(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zoo, "Numbers", lambda **n: faster_rcnn.Numbers(**{**n, "anchors": ALL, "rois": ALL}))
-    (build,) = rivals.CONTESTS[name]
-    contest = build(2, 64, CPU)
+    contest = rivals.CONTESTS[name][0](2, 64, CPU)
     found = losses(contest)
     host, *ours = found
     place = PLACE.get(name, name)
@@ -101,14 +103,23 @@ def test_both_sides_compute_the_same_loss_and_every_loss_is_there(name: str, mon
 
 @pytest.mark.parametrize("name", ["retinanet", "ssd", "fasterrcnn"])
 def test_only_what_had_a_gradient_gets_one(name: str) -> None:
-    (build,) = rivals.CONTESTS[name]
-    output = build(1, 64, CPU).model(torch.rand(1, 3, 64, 64))
+    output = rivals.CONTESTS[name][0](1, 64, CPU).model(torch.rand(1, 3, 64, 64))
     found = bench._leaves(output)
     assert found["logits"].requires_grad
     assert found["logits"].is_leaf
     assert not found["anchors"].requires_grad
     assert torch.equal(found["logits"], output["logits"])
     assert tuple(found["size"]) == (64, 64)
+
+
+def test_torchvision_s_whole_retinanet_has_our_layers_and_our_loss() -> None:
+    contest = rivals.whole_retinanet(2, 64, CPU)
+    found = losses(contest)
+    assert found["ours, loss=focal"] == pytest.approx(found["torchvision RetinaNet"], rel=1e-4)
+    rows = bench._rows(contest, 3)
+    assert [(row["ours"], row["measure"], row["aim"]) for row in rows] == [
+        ("ours, loss=focal", "step", 0.95), ("ours, loss=brl", "step", None)
+    ]  # fmt: skip
 
 
 def test_element_losses_on_one_tensor() -> None:
@@ -144,7 +155,7 @@ def test_only_chooses_contests_in_its_order() -> None:
         return [name for name, _ in rivals.chosen(BenchFlags(only=only))]
 
     assert list(dict.fromkeys(names(""))) == list(rivals.CONTESTS)
-    assert names("ssd, retinanet,ssd") == ["ssd", "retinanet"]
+    assert names("ssd, retinanet,ssd") == ["ssd", "retinanet", "retinanet"]
     assert names("inference") == ["inference"] * 2
     help = flags(BenchFlags)["only"].metadata["help"]
     assert all(name in help for name in rivals.CONTESTS)

@@ -67,3 +67,9 @@ def test_finite_slope_where_the_answer_is_exact(gamma: float) -> None:
     focal(logits, torch.tensor([1.0, 0.0, 0.5]), gamma=gamma).sum().backward()
     assert logits.grad is not None
     assert logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 1.5, 2.0, 3.0])
+def test_slope_on_soft_targets_is_that_of_the_value(gamma: float) -> None:
+    logits, targets = random(5, 3, seed=3)
+    assert torch.autograd.gradcheck(lambda x: focal(x, targets, gamma=gamma), logits.requires_grad_())
