@@ -51,7 +51,7 @@ TRAIN = "train"
 SAMPLES = 4  # images of each kind in a record
 SCORE = 0.25  # least score of a detection that is shown, Ultralytics' own for predicting
 MOST_SHOWN = 100  # detections of one image
-ALSO_IN_VAL = ("imgsz", "device", "workers", "classes", "single_cls", "iou", "max_det", "agnostic_nms")
+ALSO_IN_VAL = ("imgsz", "device", "workers", "classes", "single_cls", "conf", "iou", "max_det", "agnostic_nms")
 
 IOU_THRESHOLDS = tuple(f"{0.5 + 0.05 * k:.2f}" for k in range(10))  # of a match, as COCO and the host have them
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from rebalance.config import TrainFlags, as_dict
 from rebalance.errors import ConfigError
 from rebalance.experiments.grid import Run, read_grids
 from rebalance.experiments.studies import MODELS, SCHEDULES, SIZES, STUDIES, Study, about, arguments, find
@@ -15,7 +16,7 @@ from rebalance.report import papers
 from rebalance.report.curves import FIGURES
 
 TRAINED = [study for study in STUDIES if study.cells]
-HOSTS = {"yolov5": "yolo"}
+HOSTS = {"yolov3": "yolo", "yolov5": "yolo"}
 
 
 def runs(key: str, **given: str) -> tuple[Run, ...]:
@@ -33,7 +34,7 @@ def test_the_host_takes_every_run_and_a_size_is_one_budget(study: Study, size: s
         train_flags({name: getattr(run.train, name) for name in run.given}, host=HOSTS.get(family, family))
     by_model: dict[str, list[Any]] = {}
     for run in grid.runs:
-        budget = {key: value for key, value in run.host.items() if key not in ("model", "data")}
+        budget = {key: value for key, value in run.host.items() if key not in ("model", "data", "conf")}
         by_model.setdefault(str(run.host["model"]), []).append(budget)
     assert all(budget == budgets[0] for budgets in by_model.values() for budget in budgets)
     if size == "cpu":
@@ -49,7 +50,7 @@ def test_every_detector_and_flag_of_a_schedule_is_known() -> None:
     from rebalance.adapters.torchvision.zoo import ZOO
 
     for size in SIZES:
-        assert {name for key, name in MODELS[size].items() if key != "yolov5"} <= set(ZOO)
+        assert {name for key, name in MODELS[size].items() if key not in HOSTS} <= set(ZOO)
         assert MODELS[size].keys() == SCHEDULES[size].keys()
         for schedule in SCHEDULES[size].values():
             assert schedule.keys() <= {*DEFAULT_CFG_DICT, "jobs", "seeds"}
@@ -116,6 +117,42 @@ def test_removal_tables_are_the_benchmarks() -> None:
     assert [r.train.box_drop for r in runs("rebalancing.table2")] == [0, 0.1, 0.25, 0.75, 0.9]
     assert [r.train.obj_drop for r in runs("rebalancing.table3")] == [0, 0.1, 0.25, 0.75, 0.9]
     assert {r.train.head for r in runs("rebalancing.table3")} == {"anchor"}
+
+
+def resolved(run: Run) -> TrainFlags:
+    family = papers.family(str(run.host["model"]))
+    given = {name: getattr(run.train, name) for name in run.given}
+    return train_flags(given, host=HOSTS.get(family, family), anchored=family in HOSTS)
+
+
+def test_residual_objectness_tables() -> None:
+    def found(key: str, *names: str) -> list[tuple[Any, ...]]:
+        return [tuple(getattr(resolved(run), name) for name in names) for run in runs(key)]
+
+    assert found("resobj.table1", "loss", "head") == [("focal", "stock"), ("bce", "obj")]
+    assert [(r.host["conf"], r.host["iou"]) for r in runs("resobj.table1")] == [(0.05, 0.5), (0.001, 0.5)]
+    two = ("head", "resobj_steps")
+    assert found("resobj.table2a", *two, "resobj_grad") == [("resobj", 1, "joint"), ("resobj", 1, "isolated")]
+    assert found("resobj.table2b", *two, "resobj_on") == [("resobj", 1, "cls"), ("resobj", 1, "obj")]
+    assert found("resobj.table2c", "head") == [("stock",), ("obj",), *[("resobj",)] * 3]
+    assert found("resobj.table2c", *two)[2:] == [("resobj", steps) for steps in (1, 2, 3)]
+    assert found("resobj.table3", "loss", *two) == [
+        *((loss, head, 2) for loss, head in (("focal", "stock"), ("bce+ghm", "stock"), ("bce", "resobj"))),
+        *(("bce", head, 2) for head in ("stock", "resobj", "anchor", "resobj")),
+    ]
+    models = ["retinanet_tiny"] * 3 + ["fasterrcnn_tiny"] * 2 + ["yolov3-tiny.yaml"] * 2
+    assert [run.host["model"] for run in runs("resobj.table3")] == models
+    sizes = {(r.host["model"], r.host["imgsz"]) for r in runs("resobj.table3", preset="gpu")}
+    assert sizes == {("retinanet_resnet50_fpn", 1344), ("fasterrcnn_resnet50_fpn", 1344), ("yolov3.yaml", 320)}
+    assert {r.host["imgsz"] for r in runs("resobj.table2c", preset="gpu")} == {1024}
+
+
+@pytest.mark.parametrize("key", [study.key for study in TRAINED if study.paper == "residual"])
+def test_the_residual_paper_s_number_stands_beside_every_run(key: str) -> None:
+    tables = [("residual", table) for table in find(key).tables]
+    for run in runs(key):
+        values = {**run.host, **as_dict(resolved(run)), "protocol": run.labels.protocol, "rate": run.labels.rate}
+        assert "mAP50-95" in papers.beside(values, tables), run.id
 
 
 def test_given_keys_replace_those_of_every_cell() -> None:
