@@ -4,7 +4,8 @@
     obj_drop=0,0.5 box_drop=0,0.5 series=True                       3 runs, one list at a time from the base 0, 0
 
 A value in brackets is one value: `classes=[0,1]`; `freeze=[0],[0,1]` is a dimension of two. `device=0,1` is one value
-too: runs do not differ by device.
+too: runs do not differ by device. A flag of a method is for the runs that have it: `loss=focal,brl brl_t=0.3,0.5` is
+one run with focal loss and two with BRL.
 """
 
 from __future__ import annotations
@@ -111,7 +112,14 @@ def read_grid(given: Mapping[str, str]) -> Grid:
     dimensions = {key: values for key, values in lists.items() if len(values) > 1}
     base = {key: _base(values) if sweep.series else values[0] for key, values in lists.items()}
     points = list(_series(dimensions, base) if sweep.series else _product(dimensions))
-    runs = [_run({**base, **varied}, varied, sweep.label_seed, seed) for seed in seeds for varied in points]
+    idle = [{key for key in lists if _is_idle(key, {**base, **varied})} for varied in points]
+    everywhere = set(lists).intersection(*idle)  # stays, so that the check of the runs refuses it
+    runs = []
+    for seed in seeds:
+        for varied, out in zip(points, idle, strict=True):
+            values = {key: value for key, value in {**base, **varied}.items() if key not in out - everywhere}
+            own = {key: value for key, value in varied.items() if key in values}
+            runs.append(_run(values, own, sweep.label_seed, seed))
     asked: dict[str, Any] = {**lists, "seeds": seeds, "series": sweep.series, "label_seed": sweep.label_seed}
     return Grid(sweep, tuple(_name(_distinct(runs))), asked)
 
@@ -278,6 +286,15 @@ def _series(dimensions: Mapping[str, list[Any]], base: Mapping[str, Any]) -> Ite
         for value in values:
             if value != base[key]:
                 yield {key: value}
+
+
+def _is_idle(key: str, values: Mapping[str, Any]) -> bool:
+    """Whether a flag is of a method that the run's `loss` (or `head`) leaves out; without these a flag chooses it."""
+    method = flags(TrainFlags)[key].metadata["method"] if key in flags(TrainFlags) else ""
+    loss, head = str(values.get("loss") or ""), values.get("head")
+    if method in ("", "anchor") or not (loss or (head and method == "resobj")):
+        return False
+    return method not in (head, *loss.split("+"))
 
 
 def _run(values: Mapping[str, Any], varied: Mapping[str, Any], label_seed: int, seed: int) -> Run:

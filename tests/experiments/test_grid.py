@@ -36,6 +36,26 @@ def test_series_vary_one_list_at_a_time_and_share_the_base() -> None:
     assert (runs[-1].train.obj_drop, runs[-1].train.box_drop, runs[-1].seed) == (0, 0.9, 2)
 
 
+def test_flags_of_a_method_vary_where_the_loss_has_it() -> None:
+    assert ids(loss="focal,brl,brl+drop", brl_t="0.3,0.5", obj_drop="0.25,0.5") == [
+        "loss=focal,seed=0",
+        *(f"loss=brl,brl_t={t},seed=0" for t in ("0.3", "0.5")),
+        *(f"loss=brl+drop,brl_t={t},obj_drop={p},seed=0" for t in ("0.3", "0.5") for p in ("0.25", "0.5")),
+    ]
+    assert ids(loss="bce,obj,resobj", resobj_steps="1,2") == [
+        "loss=bce,seed=0", "loss=obj,seed=0", "loss=resobj,resobj_steps=1,seed=0", "loss=resobj,resobj_steps=2,seed=0"
+    ]  # fmt: skip
+    assert ids(head="stock,resobj", resobj_steps="1,2")[0] == "head=stock,seed=0"
+    assert [run.given for run in read_grid({**BASE, "loss": "bce,drop", "obj_drop": "0.5"}).runs] == [
+        ("loss",), ("loss", "obj_drop")
+    ]  # fmt: skip
+
+
+def test_flags_of_a_method_that_no_loss_has_stay_to_be_refused() -> None:
+    assert all("brl_t" in run.given for run in read_grid({**BASE, "loss": "focal,bce", "brl_t": "0.3,0.5"}).runs)
+    assert all("brl_t" in run.given for run in read_grid({**BASE, "loss": "focal", "brl_t": "0.3"}).runs)
+
+
 def test_series_base_is_zero_wherever_it_stands_and_else_the_first() -> None:
     runs = read_grid({**BASE, "obj_drop": "0.5,0", "lr0": "0.01,0.02", "series": "True"}).runs
     assert [(run.train.obj_drop, run.host["lr0"]) for run in runs] == [(0, 0.01), (0.5, 0.01), (0, 0.02)]
