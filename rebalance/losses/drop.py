@@ -88,7 +88,9 @@ class Dropping:
         wanted = self.flags.obj_drop > 0 or self.flags.box_drop > 0
         return wanted and torch.is_grad_enabled() and self.epoch >= self.flags.drop_warmup
 
-    def draw(self, matched: Tensor, overlap: Tensor, confidence: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
+    def draw(
+        self, matched: Tensor, overlap: Tensor, confidence: Tensor, pairs: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Choose for one step.
 
         Args:
@@ -96,10 +98,11 @@ class Dropping:
             overlap: (B, N) IoU with the nearest label of the image.
             confidence: (B, N) predicted objectness, any monotone scale.
             pairs: (...) int64 index into the flattened candidates, or −1; the matched predictions of the box loss.
+                None: each matched candidate once, in its own place.
 
         Returns:
             (B, N) bool, what leaves the objectness loss (in scope `literal`: what becomes background), and
-            bool in the shape of `pairs`, what leaves the box loss.
+            bool in the shape of `pairs` (else (B, N)), what leaves the box loss.
         """
         flags = self.flags
         generator = torch.Generator(overlap.device).manual_seed(self._seed())
@@ -107,8 +110,10 @@ class Dropping:
         negatives = low & (~matched if flags.drop_scope == "background" else matched)
         ranking = confidence if flags.drop_select == "confident" else None
         obj = drop_mask(negatives, flags.obj_drop, generator=generator, confidence=ranking)
-        low_pairs = low.flatten()[pairs.clamp(min=0)] & (pairs >= 0)
-        ranking = None if ranking is None else ranking.flatten()[pairs.clamp(min=0)]
+        low_pairs = low & matched
+        if pairs is not None:
+            low_pairs = low.flatten()[pairs.clamp(min=0)] & (pairs >= 0)
+            ranking = None if ranking is None else ranking.flatten()[pairs.clamp(min=0)]
         box = drop_mask(low_pairs, flags.box_drop, generator=generator, confidence=ranking)
         seen = torch.stack([mask.sum() for mask in (negatives, obj, low_pairs, box)])
         self.counts = seen if self.counts is None else self.counts + seen

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from ultralytics.utils import RANK
 
-from rebalance.adapters.torchvision.head import Raw
+from rebalance.adapters.torchvision.head import Raw, take
 from rebalance.boxes import decode_deltas, encode_deltas, max_iou, upcast
 from rebalance.config import TrainFlags
 from rebalance.losses.composition import Composition
@@ -38,6 +38,20 @@ def labels_of(batch: Batch, images: int, size: tuple[int, int], device: torch.de
         batch["bboxes"].to(device).view(-1, 4).float(),
         images=images, size=size, most=batch.get("most_labels"),
     )  # fmt: skip
+
+
+def drop(dropping: Dropping, boxes: Tensor, labels: Padded, state: Tensor, confidence: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, A) what leaves the classification (objectness) loss, and the box loss, by the overlap of the decoded boxes.
+
+    Args:
+        dropping: that is on.
+        boxes: (B, A, 4) decoded.
+        labels: of the batch.
+        state: (B, A) int8; what is ignored takes no part anyway and is not counted as dropped.
+        confidence: (B, A), any monotone scale.
+    """
+    overlap = max_iou(boxes, labels.boxes).masked_fill(state == IGNORE, 1)
+    return dropping.draw(state == POSITIVE, overlap, confidence)
 
 
 class DenseCriterion(ABC):
@@ -101,23 +115,15 @@ class DenseCriterion(ABC):
 
         obj_dropped, in_box_loss = None, positive
         if self.dropping.on:
-            obj_dropped, box_dropped = self._drop(logits, deltas, anchors, labels, matched.state)
+            boxes = decode_deltas(deltas.detach(), anchors, self.scale)
+            confidence = self.confidence(logits.detach())
+            obj_dropped, box_dropped = drop(self.dropping, boxes, labels, matched.state, confidence)
             in_box_loss = positive & ~box_dropped
         cls = self._classification(logits, classes, matched, obj_dropped if self.flags.obj_drop > 0 else None)
         box = self._box(deltas, gt_boxes, anchors, positive, in_box_loss)
         loss = torch.stack((cls, box))
         items = dict(zip(("cls_loss", "box_loss"), loss.detach(), strict=True))
         return loss * len(logits), items
-
-    def _drop(
-        self, logits: Tensor, deltas: Tensor, anchors: Tensor, labels: Padded, state: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """(B, A) what leaves the classification and the box loss."""
-        positive = state == POSITIVE
-        overlap = max_iou(decode_deltas(deltas.detach(), anchors, self.scale), labels.boxes)
-        overlap = overlap.masked_fill(state == IGNORE, 1)  # what takes no part anyway is not counted as dropped
-        pairs = torch.arange(positive.numel(), device=positive.device).view_as(positive).where(positive, -1)
-        return self.dropping.draw(positive, overlap, self.confidence(logits.detach()), pairs)
 
     def confidence(self, logits: Tensor) -> Tensor:
         """(B, A) how sure a prediction is to be an object, on any monotone scale."""
@@ -162,5 +168,4 @@ def of_label(labels: Padded, index: Tensor) -> tuple[Tensor, Tensor]:
     """(B, A, 4) boxes and (B, A) classes of the labels that `index` (B, A) points to; zeros where there is none."""
     if labels.classes.shape[1] == 0:
         return labels.boxes.new_zeros(*index.shape, 4), torch.zeros_like(index)
-    boxes = labels.boxes.gather(1, index.unsqueeze(-1).expand(-1, -1, 4))
-    return boxes, labels.classes.gather(1, index)
+    return take(labels.boxes, index), labels.classes.gather(1, index)

@@ -21,10 +21,10 @@ from torchvision.ops import MultiScaleRoIAlign, batched_nms, clip_boxes_to_image
 from ultralytics.utils import RANK
 
 from rebalance.adapters.torchvision.anchors import Anchors
-from rebalance.adapters.torchvision.criterion import Batch, Result, labels_of, of_label
-from rebalance.adapters.torchvision.head import Raw, TorchvisionHead, best_pairs
-from rebalance.adapters.torchvision.objectness import objectness_losses, refined, steps_of
-from rebalance.boxes import decode_deltas, encode_deltas, max_iou, upcast
+from rebalance.adapters.torchvision.criterion import Batch, Result, drop, labels_of, of_label
+from rebalance.adapters.torchvision.head import Raw, TorchvisionHead, best_pairs, take
+from rebalance.adapters.torchvision.objectness import refined, steps_of
+from rebalance.boxes import decode_deltas, encode_deltas, upcast
 from rebalance.config import TrainFlags
 from rebalance.heads.objectness import SharedResiduals, logit, objectness_prior
 from rebalance.losses.bce import bce
@@ -32,6 +32,7 @@ from rebalance.losses.composition import Composition
 from rebalance.losses.divisor import divided_by
 from rebalance.losses.drop import Dropping, seed_of
 from rebalance.losses.nrd import nrd_mask
+from rebalance.losses.objectness import objectness_losses
 from rebalance.losses.registry import divisor_of, place_of
 from rebalance.losses.resobj import StepMeans, refine
 from rebalance.losses.soft import soft_weights
@@ -153,7 +154,7 @@ class FasterRCNNDetect(TorchvisionHead):
             start += count
         place, level = torch.cat(places, 1), torch.cat(levels)
         probs = torch.cat(scores, 1).sigmoid()
-        clipped = clip_boxes_to_image(boxes.gather(1, place.unsqueeze(-1).expand(-1, -1, 4)), size)
+        clipped = clip_boxes_to_image(take(boxes, place), size)
         proposals, valid = [], []
         for box, prob in zip(clipped.unbind(0), probs.unbind(0), strict=True):
             big = remove_small_boxes(box, LEAST_PROPOSAL)
@@ -345,7 +346,7 @@ class FasterRCNNCriterion:
         generator = self.dropping.generator("anchors", matched.state.device)
         place, state = sample(matched.state, self.head.numbers.anchors, RPN_SHARE, generator=generator)
         logits = upcast(raw["logits"]).gather(1, place)  # (B, S)
-        deltas = upcast(_rows(raw["deltas"], place))  # (B, S, 4)
+        deltas = upcast(take(raw["deltas"], place))  # (B, S, 4)
         anchors = raw["anchors"][place]
         gt_boxes, _ = of_label(labels, matched.label.gather(1, place))
 
@@ -353,7 +354,8 @@ class FasterRCNNCriterion:
         targets, in_obj, in_box = positive, sampled, positive
         obj_count = box_count = sampled
         if self.dropping.on:
-            obj_dropped, box_dropped = self._drop(logits, deltas, anchors, labels, state)
+            boxes = decode_deltas(deltas.detach(), anchors)
+            obj_dropped, box_dropped = drop(self.dropping, boxes, labels, state, logits.detach())
             in_box = positive & ~box_dropped
             if self.flags.drop_scope == "literal":
                 targets = positive & ~obj_dropped  # trained as background
@@ -372,16 +374,6 @@ class FasterRCNNCriterion:
         high, low = RPN_IOU
         return match_by_iou(raw["anchors"], labels, high=high, low=low, rescue="ties")
 
-    def _drop(
-        self, logits: Tensor, deltas: Tensor, anchors: Tensor, labels: Padded, state: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """(B, S) what leaves the objectness and the box loss."""
-        positive = state == POSITIVE
-        overlap = max_iou(decode_deltas(deltas.detach(), anchors), labels.boxes)
-        overlap = overlap.masked_fill(state == IGNORE, 1)  # padding: never to be dropped
-        pairs = torch.arange(positive.numel(), device=positive.device).view_as(positive).where(positive, -1)
-        return self.dropping.draw(positive, overlap, logits.detach(), pairs)
-
     # Second stage -----------------------------------------------------------------------------------------------------
 
     def _roi(self, raw: Raw, labels: Padded) -> tuple[Tensor, Tensor]:
@@ -395,7 +387,7 @@ class FasterRCNNCriterion:
             generator = self.dropping.generator("proposals", boxes.device)
             place, state = sample(matched.state, self.head.numbers.rois, ROI_SHARE, generator=generator)
         chosen = Matched(state, matched.label.gather(1, place), matched.overlap.gather(1, place))
-        cls, box = self._roi_losses(raw, labels, _rows(boxes, place), chosen)
+        cls, box = self._roi_losses(raw, labels, take(boxes, place), chosen)
 
         sampled = state != IGNORE
         in_cls = sampled
@@ -462,13 +454,14 @@ class RefinedFasterRCNNCriterion(FasterRCNNCriterion):
         deltas, anchors = upcast(raw["deltas"]), raw["anchors"]
         dropped, in_box = None, positive
         if self.dropping.on:
-            obj_dropped, box_dropped = self._drop(refine(logits, residuals)[-1], deltas, anchors, labels, state)
+            boxes = decode_deltas(deltas.detach(), anchors)
+            obj_dropped, box_dropped = drop(self.dropping, boxes, labels, state, refine(logits, residuals)[-1].detach())
             dropped = obj_dropped if self.flags.obj_drop > 0 else None
             in_box = positive & ~box_dropped
         else:
             dropped = self._nrd(state, "rpn")
         losses = objectness_losses(
-            logits, residuals, state, dropped,
+            logits, residuals, positive.to(logits.dtype), state, dropped,
             flags=self.flags, element=lambda x, y, _: bce(x, y), means=self.steps,
         )  # fmt: skip
         count = divided_by(self.divisor, positive, dropped, self.flags, 1, ignored=state == IGNORE)
@@ -479,11 +472,6 @@ class RefinedFasterRCNNCriterion(FasterRCNNCriterion):
         box = (box.sum(1) / divided_by(divisor, counted, None, self.flags, 1)).sum()
         found = {name: (loss.sum(1) / count).sum() for name, loss in losses.items()}
         return {"obj_loss": found.pop("obj_loss"), "prop_loss": box, **found}
-
-
-def _rows(x: Tensor, place: Tensor) -> Tensor:
-    """(B, S, 4) rows of `x` (B, N, 4) at `place` (B, S)."""
-    return x.gather(1, place.unsqueeze(-1).expand(-1, -1, 4))
 
 
 def _smooth_l1(deltas: Tensor, targets: Tensor, chosen: Tensor) -> Tensor:

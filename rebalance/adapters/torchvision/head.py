@@ -114,6 +114,16 @@ def within(corners: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.stack((x, y), -1).flatten(-2)
 
 
+def take(x: Tensor, place: Tensor) -> Tensor:
+    """(B, K, D) rows of x (B, A, D) at the places (B, K)."""
+    return x.gather(1, place.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+
+def class_rows(x: Tensor, kept: Tensor, *, per_cell: int) -> Tensor:
+    """Of a parameter (per_cell · C, …) of a convolution the rows of some classes: (per_cell · C', …)."""
+    return x.view(per_cell, -1, *x.shape[1:])[:, kept].flatten(0, 1)
+
+
 def best_pairs(scores: Tensor, counts: list[int], most: int) -> tuple[Tensor, Tensor, Tensor]:
     """The pairs of candidate and class of highest score, level by level, as torchvision keeps them.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -17,13 +18,14 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 
 from rebalance.adapters.torchvision.anchors import Anchors
 from rebalance.adapters.torchvision.criterion import Batch, DenseCriterion, Result
-from rebalance.adapters.torchvision.head import Raw, TorchvisionHead, best_pairs
-from rebalance.adapters.torchvision.objectness import objectness_losses, refined, steps_of
+from rebalance.adapters.torchvision.head import Raw, TorchvisionHead, best_pairs, class_rows, take
+from rebalance.adapters.torchvision.objectness import refined, steps_of
 from rebalance.boxes import decode_deltas, upcast
 from rebalance.config import TrainFlags
 from rebalance.heads.objectness import CLASS_PRIOR, ResidualObjectness, logit, objectness_prior
 from rebalance.losses.bce import bce
 from rebalance.losses.divisor import divided_by
+from rebalance.losses.objectness import objectness_losses
 from rebalance.losses.resobj import StepMeans, refine
 from rebalance.targets.iou import Matched, match_by_iou
 from rebalance.targets.labels import Padded
@@ -68,7 +70,7 @@ class RetinaNetDetect(TorchvisionHead):
     def _boxes(self, raw: Raw, kept: Tensor) -> Tensor:
         """(B, K, 4) boxes of the anchors `kept` (B, K)."""
         # at least float32: half precision knows pixels beyond 512 by halves only
-        deltas = upcast(raw["deltas"].gather(1, kept.unsqueeze(-1).expand(-1, -1, 4)))
+        deltas = upcast(take(raw["deltas"], kept))
         return decode_deltas(deltas, raw["anchors"][kept])
 
     def with_objectness(self, flags: TrainFlags) -> TorchvisionHead:
@@ -80,11 +82,7 @@ class RetinaNetDetect(TorchvisionHead):
 
     def class_rows(self) -> Mapping[str, Callable[[Tensor, Tensor], Tensor]]:
         """The last layer of the classification tower: (anchors · C, …)."""
-        per_cell = self.layers.classification_head.num_anchors
-
-        def rows(x: Tensor, kept: Tensor) -> Tensor:
-            return x.view(per_cell, -1, *x.shape[1:])[:, kept].flatten(0, 1)
-
+        rows = partial(class_rows, per_cell=self.layers.classification_head.num_anchors)
         return dict.fromkeys((f"layers.classification_head.cls_logits.{k}" for k in ("weight", "bias")), rows)
 
     def build_criterion(self, flags: TrainFlags, seed: int) -> Any:
@@ -220,7 +218,8 @@ class RefinedRetinaNetCriterion(RetinaNetCriterion):
             return self.composition(Candidates(x.unsqueeze(-1), y.unsqueeze(-1), state, matched.overlap)).squeeze(-1)
 
         losses = objectness_losses(
-            *self._raw, state, dropped, flags=self.flags, element=element, means=self.steps
+            *self._raw, positive.to(logits.dtype), state, dropped,
+            flags=self.flags, element=element, means=self.steps,
         )  # fmt: skip
         count = divided_by(self.divisor, positive, dropped, self.flags, 1, ignored=state == IGNORE)
         self._more = {name: (loss.sum(1) / count).sum() for name, loss in losses.items()}

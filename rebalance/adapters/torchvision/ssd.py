@@ -21,7 +21,7 @@ from torchvision.models.detection.ssd import SSDHead
 from torchvision.models.detection.ssdlite import SSDLiteHead
 
 from rebalance.adapters.torchvision.criterion import DenseCriterion
-from rebalance.adapters.torchvision.head import Raw, TorchvisionHead, best_pairs
+from rebalance.adapters.torchvision.head import Raw, TorchvisionHead, best_pairs, class_rows, take
 from rebalance.boxes import decode_deltas
 from rebalance.config import TrainFlags
 from rebalance.losses.softmax import BACKGROUND
@@ -129,7 +129,7 @@ class SSDDetect(TorchvisionHead):
         """Boxes, scores and classes of the best pairs of all levels."""
         probs = raw["logits"].softmax(-1)[..., BACKGROUND + 1 :]
         scores, kept, classes = best_pairs(probs, [probs.shape[1]], self.most)
-        deltas = raw["deltas"].gather(1, kept.unsqueeze(-1).expand(-1, -1, 4))
+        deltas = take(raw["deltas"], kept)
         return decode_deltas(deltas, raw["anchors"].to(deltas.dtype)[kept], SCALE), scores, classes
 
     def class_rows(self) -> Mapping[str, Callable[[Tensor, Tensor], Tensor]]:
@@ -138,16 +138,12 @@ class SSDDetect(TorchvisionHead):
         for level, per_cell in enumerate(self.boxes_of.per_cell):
             block = f"layers.classification_head.module_list.{level}"
             last = f"{block}.1" if isinstance(self.layers, SSDLiteHead) else block
-            found |= dict.fromkeys((f"{last}.weight", f"{last}.bias"), partial(_rows, per_cell=per_cell))
+            found |= dict.fromkeys((f"{last}.weight", f"{last}.bias"), partial(class_rows, per_cell=per_cell))
         return found
 
     def build_criterion(self, flags: TrainFlags, seed: int) -> Any:
         """The loss of SSD with our methods."""
         return SSDCriterion(flags=flags, seed=seed)
-
-
-def _rows(x: Tensor, kept: Tensor, *, per_cell: int) -> Tensor:
-    return x.view(per_cell, -1, *x.shape[1:])[:, kept].flatten(0, 1)
 
 
 class SSDCriterion(DenseCriterion):

@@ -95,9 +95,7 @@ class DetectionCriterion(v8DetectionLoss):  # type: ignore[misc]
             overlap = max_iou(boxes, labels[1])
         self._dropped = None
         if self.dropping.on:
-            matched = self._matched
-            pairs = torch.arange(matched.numel(), device=matched.device).view_as(matched).where(matched, -1)
-            self._dropped = self.dropping.draw(matched, overlap, scores.amax(-1), pairs)
+            self._dropped = self.dropping.draw(self._matched, overlap, scores.amax(-1))
         if self.composition.uses_overlap and not by_box:
             overlap = inside(points, labels[1]).to(overlap.dtype)
         self._overlap = overlap

@@ -16,6 +16,7 @@ from rebalance.boxes import upcast
 from rebalance.heads.objectness import flatten_steps
 from rebalance.losses.bce import bce
 from rebalance.losses.divisor import divided_by
+from rebalance.losses.objectness import objectness_losses
 from rebalance.losses.resobj import StepMeans, refine, residual_objectness
 from rebalance.targets.state import Candidates, candidate_state
 
@@ -100,34 +101,23 @@ class ObjectnessCriterion(DetectionCriterion):
         return bce(logits, (targets > 0).to(logits.dtype)) * targets.sum(-1, keepdim=True)
 
     def _objectness_losses(self) -> dict[str, Tensor]:
-        (logits, residuals), target, matched = self._raw, self._targets.to(self._raw[0].dtype), self._matched
+        logits, residuals = self._raw
+        targets = self._targets.to(logits.dtype)
         dropped = self._dropped[0] if self._dropped is not None and self.flags.obj_drop > 0 else None
-        left, positive, weights = target, matched, None
-        if dropped is not None:
-            left = target.masked_fill(dropped, 0)
-            if self.flags.drop_scope == "literal":
-                target, positive = left, matched & ~dropped
-            else:
-                weights = (~dropped).to(logits.dtype)
-        state = candidate_state(positive)
 
-        def element(x: Tensor, y: Tensor) -> Tensor:
+        def element(x: Tensor, y: Tensor, state: Tensor) -> Tensor:
             if self.composition.plain:
                 return bce(x, y)
             return self.composition(Candidates(x.unsqueeze(-1), y.unsqueeze(-1), state, self._overlap)).squeeze(-1)
 
-        if torch.is_grad_enabled():
-            self.steps.add(refine(logits.detach(), residuals.detach()), state)
-        first = element(logits, target)
-        losses = {"obj_loss": first if weights is None else first * weights}
-        if len(residuals):
-            losses["res_loss"] = residual_objectness(
-                logits, residuals, target, state,
-                weights=weights, grad=self.flags.resobj_grad, element=element,
-            ).losses.sum(0)  # fmt: skip
+        losses = objectness_losses(
+            logits, residuals, targets, candidate_state(self._matched), dropped,
+            flags=self.flags, element=element, means=self.steps,
+        )  # fmt: skip
         if self.divisor != "host":
-            count = divided_by(self.divisor, matched, dropped, self.flags, 1)
+            count = divided_by(self.divisor, self._matched, dropped, self.flags, 1)
         else:
-            kept = self.flags.drop_divisor == "kept" and self.flags.drop_scope != "background"
-            count = (left if kept else self._targets).sum().clamp(min=1)
+            if dropped is not None and self.flags.drop_divisor == "kept" and self.flags.drop_scope != "background":
+                targets = targets.masked_fill(dropped, 0)
+            count = targets.sum().clamp(min=1)
         return {name: (loss.sum(1) / count).sum() for name, loss in losses.items()}

@@ -111,13 +111,10 @@ class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
         else:
             given = given_or_kept(self.given, before)
             self.flags = train_flags(given, head=before.get("head", "stock"), host=host, anchored=anchored(cfg))
-        build = (
-            DetectionModel
-            if self.flags.head == "stock"
-            else partial(model_class(cfg, self.flags.head), flags=self.flags)
-        )
-        if host != "yolo":
-            build = partial(TorchvisionModel, flags=self.flags)
+        build: Any = DetectionModel
+        if host != "yolo" or self.flags.head != "stock":
+            own = model_class(cfg, self.flags.head) if host == "yolo" else TorchvisionModel
+            build = partial(own, flags=self.flags)
         verbose = verbose and RANK == -1
         model = build(cfg, nc=self.data["nc"], ch=self.data["channels"], verbose=verbose)
         if not isinstance(model.model[-1], Detect):

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from small_data import make_dataset
+from small_training import log
 from torch import Tensor, nn
 from torchvision.models import resnet50
 from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights
@@ -21,7 +19,6 @@ from torchvision.models.detection.retinanet import RetinaNet
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from torchvision.ops.misc import FrozenBatchNorm2d
 from ultralytics.cfg import get_cfg
-from ultralytics.utils import LOGGER
 
 from rebalance import YOLO
 from rebalance.adapters.torchvision import weights
@@ -47,19 +44,6 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr(weights, "ONLINE", False)
     monkeypatch.setattr("torch.hub.download_url_to_file", refuse)
-
-
-@contextmanager
-def log() -> Iterator[list[str]]:
-    """What Ultralytics logs."""
-    lines: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
-    LOGGER.addHandler(handler)
-    try:
-        yield lines
-    finally:
-        LOGGER.removeHandler(handler)
 
 
 def tiny(nc: int = 2) -> TorchvisionModel:

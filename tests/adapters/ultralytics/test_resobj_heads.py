@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import shutil
 from copy import deepcopy
 from itertools import pairwise
@@ -14,6 +13,7 @@ import cv2
 import pytest
 import torch
 from small_data import make_dataset
+from small_training import results, train
 from torch import Tensor
 from ultralytics.cfg import get_cfg
 from ultralytics.nn.modules.head import Detect
@@ -411,19 +411,6 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "anchor": ("yolov5n.yaml", {"loss": "resobj+drop", "obj_drop": 0.5, "resobj_steps": 1}),
     "free": ("yolov8n.yaml", {"head": "resobj", "resobj_steps": 3, "resobj_on": "cls"}),
 }
-
-
-def train(model: Any, data: Path, folder: Path, **arguments: Any) -> Any:
-    model = YOLO(model) if isinstance(model, (str, Path)) else model
-    small = {"epochs": 2, "imgsz": SIZE, "batch": 4, "nbs": 4, "workers": 0, "plots": False, "verbose": False}
-    small |= {"optimizer": "SGD", "lr0": 0.01, "warmup_epochs": 0, "project": str(folder), "name": "run"}
-    model.train(data=str(data), **{**small, **arguments})
-    return model
-
-
-def results(folder: Path) -> list[dict[str, float]]:
-    with (folder / "run" / "results.csv").open(encoding="utf-8") as file:
-        return [{k.strip(): float(v) for k, v in row.items()} for row in csv.DictReader(file)]
 
 
 @pytest.fixture(scope="module")
