@@ -274,9 +274,11 @@ def sample(weights: Path, data: DataSet, config: Mapping[str, Any]) -> list[dict
     """Return detections beside labels, in pixels, on fixed images.
 
     Of test (or val), and of the training images with withheld boxes, both spread evenly over the sorted list: runs on
-    the same data show the same images.
+    the same data show the same images. Where the head has T steps, the image of test on which it finds most has the
+    detections with the first 0 to T - 1 of them too, as `steps`.
     """
     from rebalance import YOLO
+    from rebalance.adapters.ultralytics.steps import at_step, steps_of
 
     split = "test" if "test" in data.splits else "val"
     partial = [image for image in sorted(set(data.images("train"))) if _has_withheld(image)]
@@ -285,15 +287,24 @@ def sample(weights: Path, data: DataSet, config: Mapping[str, Any]) -> list[dict
     chosen = {image: split for image, split in wanted.items() if _readable(data, image)}
     if not chosen:
         return []
-    flags = {key: value for key, value in _eval_flags(config, weights).items() if key not in ("workers", "batch")}
-    results = YOLO(str(weights)).predict(list(chosen), conf=SCORE, save=False, verbose=False, **flags)
-    return [_sample(data, image, split, result) for (image, split), result in zip(chosen.items(), results, strict=True)]
+    other = ("workers", "batch", "conf")  # a data loader's, and the least score of what is evaluated
+    flags = {key: value for key, value in _eval_flags(config, weights).items() if key not in other}
+    flags |= {"conf": SCORE, "save": False, "verbose": False}
+    model = YOLO(str(weights))
+    steps, results = steps_of(model), model.predict(list(chosen), **flags)
+    samples = [
+        _sample(data, image, split, result) for (image, split), result in zip(chosen.items(), results, strict=True)
+    ]
+    if steps:
+        most = max(range(len(samples)), key=lambda i: (samples[i]["split"] == split, len(samples[i]["detections"])))
+        image = list(chosen)[most]
+        found = [at_step(weights, step).predict(image, **flags) for step in range(steps)]
+        samples[most]["steps"] = [_detections(result) for (result,) in found]
+    return samples
 
 
 def _sample(data: DataSet, image: str, split: str, result: Any) -> dict[str, Any]:
     height, width = (int(side) for side in result.orig_shape)
-    found = result.boxes
-    rows = zip(found.cls.tolist(), found.conf.tolist(), found.xyxy.tolist(), strict=True)
 
     def boxes(labels: Any) -> list[list[float]]:
         xyxy = labels.boxes_xyxy(width, height).tolist()
@@ -305,8 +316,15 @@ def _sample(data: DataSet, image: str, split: str, result: Any) -> dict[str, Any
         "size": [width, height],
         "labels": boxes(data.labels(image)),
         "withheld": boxes(data.withheld(image)) if split == "train" else [],
-        "detections": [[int(c), round(s, 4), *(round(v, 1) for v in box)] for c, s, box in rows][:MOST_SHOWN],
+        "detections": _detections(result),
     }
+
+
+def _detections(result: Any) -> list[list[float]]:
+    """[class, score, x1, y1, x2, y2] of each, at most MOST_SHOWN."""
+    found = result.boxes
+    rows = zip(found.cls.tolist(), found.conf.tolist(), found.xyxy.tolist(), strict=True)
+    return [[int(c), round(s, 4), *(round(v, 1) for v in box)] for c, s, box in rows][:MOST_SHOWN]
 
 
 def spread(items: Sequence[str], count: int) -> list[str]:

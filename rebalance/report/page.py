@@ -121,8 +121,8 @@ def compose(sweep: Sweep, rows: Sequence[Row], pictures: Sequence[Picture], note
         results += [Fold("By class", tuple(classes))] if classes else []
     else:
         results += every
-    details: list[Block] = [*shown("samples.png")]
-    curves: list[Block] = [*shown("training.png", "drops.png")]
+    details: list[Block] = [*shown("samples.png", "steps.png")]
+    curves: list[Block] = [*shown("training.png", "objectness.png", "drops.png")]
     sections = [
         Section("Results", tuple(results)) if results else None,
         Section("Sample detections", tuple(details)) if details else None,

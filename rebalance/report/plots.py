@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from rebalance.report import papers
+from rebalance.report.objectness import objectness_figure
 from rebalance.report.records import SPLITS, Record, Sweep
-from rebalance.report.samples import sample_figure
+from rebalance.report.samples import sample_figure, steps_figure
 from rebalance.report.style import COLOURS, DPI, GREY, MORE_COLOURS, PHOTO_DPI, SPLIT_COLOURS, STYLE
 from rebalance.report.summary import (
     AXES,
@@ -77,7 +78,7 @@ def draw(sweep: Sweep, rows: Sequence[Row], folder: Path) -> tuple[list[Picture]
                 continue
             figure, caption = made
             # no metadata: the same records give the same bytes
-            figure.savefig(folder / file, dpi=PHOTO_DPI if file == "samples.png" else DPI, metadata={"Software": None})
+            figure.savefig(folder / file, dpi=PHOTO_DPI if file in _PHOTOS else DPI, metadata={"Software": None})
             pictures.append(Picture(file, title, caption))
     return pictures, notes
 
@@ -561,6 +562,22 @@ def _samples(sweep: Sweep, rows: Sequence[Row], found: Sequence[Series]) -> Made
     return sample_figure(runs, sweep.folder) if runs else "No sample detections: the records hold none."
 
 
+def _objectness(sweep: Sweep, rows: Sequence[Row], found: Sequence[Series]) -> Made:
+    """Mean objectness after each step, by epoch."""
+    return objectness_figure(sweep)
+
+
+def _steps(sweep: Sweep, rows: Sequence[Row], found: Sequence[Series]) -> Made:
+    """Detections after each step: of the run with most of them, and of the first seed."""
+    with_steps = [(r, sample) for r in sweep.finished for sample in r.samples if sample.steps]
+    if not with_steps:
+        return ""
+    record, sample = min(with_steps, key=lambda pair: (-len(pair[1].steps), pair[0].seed))
+    names = varying(setting_of(r) for r in sweep.finished)
+    run = f"{describe(setting_of(record), names)}, seed {record.seed}" if names else record.run
+    return steps_figure(sample, run, record.folder, sweep.folder)
+
+
 def _shown_runs(sweep: Sweep, rows: Sequence[Row], found: Sequence[Series]) -> Mapping[str, Record]:
     """Heading -> run: the baseline and the best beside it, of a group with withheld labels if there is one."""
     with_samples = [r for r in sweep.finished if r.samples]
@@ -597,7 +614,10 @@ _PLOTS: tuple[tuple[str, str, Callable[[Sweep, Sequence[Row], Sequence[Series]],
     ("iou.png", "mAP over IoU thresholds", _iou),
     ("settings.png", "mAP50 by setting", _settings),
     ("samples.png", "Sample detections", _samples),
+    ("steps.png", "Detections after each step", _steps),
     ("training.png", "Training curves", _training),
+    ("objectness.png", "Objectness after each step", _objectness),
     ("drops.png", "What the loss counted", _drops),
 )
+_PHOTOS = ("samples.png", "steps.png")
 FILES = tuple(file for file, _, _ in _PLOTS)

@@ -35,13 +35,19 @@ class Detection:
 
 @dataclass(frozen=True)
 class Sample:
-    """One image with what was labelled, what was withheld from training, and what the trained model finds."""
+    """One image with what was labelled, what was withheld from training, and what the trained model finds.
+
+    Attributes:
+        steps: what it finds with its first 0, 1 … T - 1 refinements alone; `detections` are with all T. Empty for a
+            head without steps, for images that were not looked at step by step, and in older records.
+    """
 
     image: Path
     size: tuple[int, int]  # width, height in pixels
     labels: tuple[Box, ...]
     withheld: tuple[Box, ...]
     detections: tuple[Detection, ...]
+    steps: tuple[tuple[Detection, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -239,17 +245,23 @@ def _sample(raw: Any, name: str) -> Sample:
         key: tuple(_box(b, 5, f"{name}.{key}[{i}]") for i, b in enumerate(_list(top.get(key), f"{name}.{key}")))
         for key in ("labels", "withheld")
     }
-    found = []
-    for i, b in enumerate(_list(top.get("detections"), f"{name}.detections")):
-        cls, score, *_ = _numbers(b, 6, f"{name}.detections[{i}]")
-        found.append(Detection(int(cls), score, _box(b, 6, f"{name}.detections[{i}]")))
+    steps = _list(top.get("steps"), f"{name}.steps")
     return Sample(
         Path(_text(top.get("image"), f"{name}.image")),
         (int(width), int(height)),
         boxes["labels"],
         boxes["withheld"],
-        tuple(found),
+        _detections(top.get("detections"), f"{name}.detections"),
+        tuple(_detections(found, f"{name}.steps[{t}]") for t, found in enumerate(steps)),
     )
+
+
+def _detections(raw: Any, name: str) -> tuple[Detection, ...]:
+    found = []
+    for i, b in enumerate(_list(raw, name)):
+        cls, score, *_ = _numbers(b, 6, f"{name}[{i}]")
+        found.append(Detection(int(cls), score, _box(b, 6, f"{name}[{i}]")))
+    return tuple(found)
 
 
 def _box(raw: Any, size: int, name: str) -> Box:

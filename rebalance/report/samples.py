@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from rebalance.report.records import Box, Detection, Record, Sample
 
 LABELLED, WITHHELD, NEITHER = "#00d68f", "#ffb000", "#ff7ac8"  # Okabe and Ito's green, orange, purple, lit for photos
 SHOWN_SCORE = 0.25  # detections below this are not drawn, as in Ultralytics' predict
+STEPS_SCORE = 0.4  # the same for the detections after each step, as in the paper and in `rebalance steps`
 SAME_OBJECT = 0.5  # IoU at which a detection counts as finding a box
 _MOST_IMAGES = 3
 _LONG_SIDE = 560  # pixels of a drawn image
@@ -65,17 +67,64 @@ def sample_figure(runs: Mapping[str, Record], folder: Path) -> tuple[Any, str] |
         _title(panels[0], "Labels" if r == 0 else "", text)
         for panel, heading, samples in zip(panels[1:], runs, by_image, strict=True):
             _title(panel, heading if r == 0 else "", _draw_detections(panel, samples[image]))
-    kinds: list[Any] = [Patch(fill=False, edgecolor=LABELLED, linewidth=2, label="labelled, or found where labelled")]
-    if withheld:
-        kinds.append(Line2D([], [], color=WITHHELD, linestyle="--", linewidth=2, label="withheld from training"))
-        kinds.append(Patch(fill=False, edgecolor=WITHHELD, linewidth=2, label="found although withheld"))
-    kinds.append(Patch(fill=False, edgecolor=NEITHER, linewidth=2, label="found where neither is"))
+    kinds = [
+        *_frames(LABELLED, "labelled, or found where labelled"),
+        *([Line2D([], [], color=WITHHELD, linestyle="--", linewidth=2, label="withheld from training")] * withheld),
+        *(_frames(WITHHELD, "found although withheld") * withheld),
+        *_frames(NEITHER, "found where neither is"),
+    ]
     figure.legend(handles=kinds, loc="outside lower center", ncols=len(kinds))
     caption = (
         f"Left: the boxes of the data set; then what each model finds, with its score (from {SHOWN_SCORE}). "
         f"A detection has the colour of the box that it overlaps with an IoU of at least {SAME_OBJECT}."
     )
     return figure, caption + (" Dashed boxes were withheld from training." if withheld else "")
+
+
+def steps_figure(sample: Sample, run: str, run_folder: Path, folder: Path) -> tuple[Any, str] | str:
+    """Draw what one run finds on an image after each step, as Figure 5 of Chen et al. does.
+
+    Args:
+        sample: with steps.
+        run: what the run is called.
+        run_folder, folder: of the run and of its sweep, where image paths may be relative to.
+
+    Returns:
+        the figure and its caption, or a line that says why there is none.
+    """
+    pixels = _read(sample.image, run_folder, folder)
+    if pixels is None:
+        return f"No detections after each step: the image is not on this machine ({sample.image})."
+    sample = replace(sample, labels=sample.labels + sample.withheld, withheld=())  # all that is there
+    scores = [d.score for found in (*sample.steps, sample.detections) for d in found]
+    if not any(score >= SHOWN_SCORE for score in scores):
+        return f"No detections after each step: nothing was found with a score of {SHOWN_SCORE}."
+    least = STEPS_SCORE if max(scores) >= STEPS_SCORE else SHOWN_SCORE
+    shown = [
+        replace(sample, detections=tuple(d for d in found if d.score >= least))
+        for found in (*sample.steps, sample.detections)
+    ]
+    columns = len(shown) if len(shown) <= 3 else (len(shown) + 1) // 2
+    lines = -(-len(shown) // columns)
+    tile = 3.7 if columns < 3 else 3.2  # inches
+    width, height = sample.size
+    figure = Figure(figsize=(tile * columns, (tile * height / width + 0.6) * lines + 0.4))
+    panels = list(figure.subplots(lines, columns, squeeze=False).flat)
+    for panel in panels:
+        panel.set_axis_off()
+    for t, (panel, one) in enumerate(zip(panels, shown, strict=False)):
+        panel.imshow(pixels, extent=(0, width, height, 0), interpolation="antialiased")
+        text = _draw_detections(panel, one)
+        own = [d.score for d in one.detections]
+        mean = f", mean score {sum(own) / len(own):.2f}" if own else ""
+        _title(panel, f"t = {t}{' (objectness)' * (t == 0)}{mean}", text)
+    kinds = _frames(LABELLED, "labelled") + _frames(NEITHER, "not labelled")
+    figure.legend(handles=kinds, loc="outside lower center", ncols=2)
+    caption = (
+        f"What {run} finds on the image {sample.image.name} with its objectness alone (t = 0) and after each step, "
+        f"with its score (from {least}; after Figure 5 of Chen et al., where it is above {STEPS_SCORE})."
+    )
+    return figure, caption
 
 
 def match(detection: Detection, sample: Sample) -> str:
@@ -125,6 +174,10 @@ def _draw(panel: Any, box: Box, colour: str, stroke: Any, text: str = "") -> Non
             x1, y1, text, fontsize=7, color="#111827", va="bottom", clip_on=True,
             bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.8, "alpha": 0.85},
         )  # fmt: skip
+
+
+def _frames(colour: str, label: str) -> list[Any]:
+    return [Patch(fill=False, edgecolor=colour, linewidth=2, label=label)]
 
 
 def _title(panel: Any, heading: str, text: str) -> None:

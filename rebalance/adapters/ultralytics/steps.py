@@ -40,10 +40,10 @@ def panels(flags: StepsFlags) -> list[Path]:
         raise DataError(f"source={flags.source}: no image there")
     if not Path(flags.model).is_file():
         raise ModelError(f"model={flags.model}: no such file")
-    head: Any = YOLO(flags.model).model.model[-1]
-    if not getattr(head, "steps", 0):
+    steps = steps_of(YOLO(flags.model))
+    if not steps:
         raise ModelError(f"model={flags.model} has no steps: it was not trained with head=resobj")
-    models = [at_step(flags.model, step) for step in range(head.steps + 1)]
+    models = [at_step(flags.model, step) for step in range(steps + 1)]
     options = {"imgsz": flags.imgsz, "conf": flags.conf, "device": flags.device or None, "verbose": False}
     folder.mkdir(parents=True, exist_ok=True)
     written = []
@@ -56,6 +56,12 @@ def panels(flags: StepsFlags) -> list[Path]:
             pictures.append(_titled(found.plot(), f"t = {step}: {len(scores)} found{mean}"))
         written.append(_write(folder / f"{file.stem}.png", np.hstack(pictures)))
     return written
+
+
+def steps_of(model: YOLO) -> int:
+    """Number of refinements T of a model's head, 0 where it has none."""
+    head: Any = model.model.model[-1]
+    return int(getattr(head, "steps", 0))
 
 
 def at_step(file: str | Path, step: int) -> YOLO:
