@@ -287,9 +287,8 @@ def sample(weights: Path, data: DataSet, config: Mapping[str, Any]) -> list[dict
     chosen = {image: split for image, split in wanted.items() if _readable(data, image)}
     if not chosen:
         return []
-    other = ("workers", "batch", "conf")  # a data loader's, and the least score of what is evaluated
-    flags = {key: value for key, value in _eval_flags(config, weights).items() if key not in other}
-    flags |= {"conf": SCORE, "save": False, "verbose": False}
+    flags = {key: value for key, value in _eval_flags(config, weights).items() if key not in ("workers", "batch")}
+    flags |= {"conf": SCORE, "save": False, "verbose": False}  # a conf that was given is of the metrics
     model = YOLO(str(weights))
     steps, results = steps_of(model), model.predict(list(chosen), **flags)
     samples = [
@@ -335,7 +334,12 @@ def spread(items: Sequence[str], count: int) -> list[str]:
 
 
 def read_epochs(path: Path) -> list[dict[str, float]]:
-    """Return the rows of Ultralytics' results.csv; of an epoch that was trained twice, the last."""
+    """Return the rows of Ultralytics' results.csv; of an epoch that was trained twice, the last.
+
+    Our own columns are `drop/…`, predictions that the loss counted in the epoch (negatives, and those dropped from each
+    loss), and `resobj/pos_t`, `resobj/neg_t`, the mean objectness of positives and of negatives in the epoch's training
+    images after step t = 0 … T.
+    """
     rows: dict[int, dict[str, float]] = {}
     for row in _rows(path):
         try:
