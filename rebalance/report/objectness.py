@@ -104,7 +104,12 @@ def objectness_figure(sweep: Sweep) -> tuple[Any, str] | str:
         return ""
     shown = chosen(runs)
     bare = {_without_steps(s): records for s, records in runs.items() if steps_of(records[0]) == 0}
-    beside = {s: bare[_without_steps(s)] for s in shown if steps_of(runs[s][0]) and _without_steps(s) in bare}
+    beside = {}
+    for setting in shown:
+        seeds = {r.seed for r in runs[setting]}
+        paired = [r for r in bare.get(_without_steps(setting), []) if r.seed in seeds]  # an unfinished sweep has others
+        if steps_of(runs[setting][0]) and paired:
+            beside[setting] = paired
     names = [n for n in varying(shown) if n not in (*LABELS, "resobj_steps")]
     figure = Figure(figsize=(9.2, 1.0 + 2.5 * len(shown)))
     grid = figure.subplots(len(shown), len(KINDS), sharex=True, squeeze=False)
@@ -168,7 +173,7 @@ def _caption(several: bool, dashed: bool, logarithmic: bool, shown: int, hidden:
     if several:
         told.append("Mean over seeds; bands from the lowest to the highest seed.")
     if dashed:
-        told.append("Dashed: the same training with no steps (T = 0).")
+        told.append("Dashed: the same training with no steps (T = 0), of the same seeds.")
     told.append(f"Each panel has its own scale{', logarithmic where negatives fall far' if logarithmic else ''}.")
     if hidden > 0:
         told.append(f"Shown: {shown} with the largest T; not shown: {hidden} more settings with an objectness.")

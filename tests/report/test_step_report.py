@@ -87,6 +87,7 @@ def test_number_of_steps_that_a_record_has(
 
 def test_a_line_for_each_step_and_one_for_none(make_sweep: Any, run: Make) -> None:
     runs = [run(T, seed, first=0.2 + 0.2 * seed) for T in (0, 1, 2) for seed in (0, 1)]
+    runs.append(run(0, 2, first=0.9))  # a seed that T = 2 has not
     figure, caption = objectness_figure(load(make_sweep(*runs)))
     ((positives, negatives),) = rows(figure)
     assert values(positives) == [[0.3, 0.35], [0.4, 0.45], [0.5, 0.55], [0.3, 0.35]]  # the last: T = 0
@@ -110,7 +111,7 @@ def test_a_single_run_has_no_band(make_sweep: Any, run: Make) -> None:
     ((positives, _),) = rows(figure)
     assert not positives.collections
     assert positives.get_ylabel() == "protocol normal\nT = 1, single run"
-    for words in ("seed", "Dashed", "not shown", "logarithmic"):
+    for words in ("over seeds", "Dashed", "not shown", "logarithmic"):
         assert words not in caption
 
 
