@@ -7,9 +7,12 @@ Shapes: B images, K channels, A anchors a cell, T steps, H rows and W columns of
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from rebalance.errors import ModelError
 
 CLASS_PRIOR = 0.01  # P(class | object) at the start, section 3.1
 STD = 0.01  # of the weights of a last layer, as in RetinaNet
@@ -53,12 +56,27 @@ class ObjectnessSubnet(nn.Module):
         return self.logits(features), features
 
 
+class Joined(nn.Module):
+    """Features, and behind them what a convolution and an activation make of them."""
+
+    def __init__(self, conv: nn.Conv2d, act: nn.Module) -> None:
+        """Build from layers."""
+        super().__init__()
+        self.conv, self.act = conv, act
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, K, H, W) -> (B, K + the convolution's channels, H, W)."""
+        return torch.cat((x, self.act(self.conv(x))), 1)
+
+
 class ResidualSubnets(nn.Module):
     """The residual subnets of all steps: two 3×3 convolutions each, which share nothing but their input.
 
     The first convolutions are computed as one, the second as one with a group for each step, which is the same and
     faster. They start as good as without effect: weights of 0.01, no bias.
     """
+
+    fused = False
 
     def __init__(
         self, channels: int, width: int, *, anchors: int = 1, steps: int = 2, act: type[nn.Module] = nn.SiLU
@@ -81,9 +99,22 @@ class ResidualSubnets(nn.Module):
         nn.init.zeros_(self.logits.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, K, H, W) -> residual logits (B, T, A, H, W)."""
+        """(B, K, H, W) -> residual logits (B, T, A, H, W); once fused their sum, (B, 1, A, H, W)."""
+        _no_training(self)
         x = self.logits(self.act(self.hidden(x)))
         return x.view(x.shape[0], self.steps, self.anchors, x.shape[2], x.shape[3])
+
+    def fuse(self, shown: int) -> None:
+        """Let the last convolution give the sum of the first `shown` residuals, 1 to T: for inference alone.
+
+        It is linear, so this changes nothing but the order of a sum.
+        """
+        width = self.logits.in_channels // self.steps
+        hidden, last, steps = self.hidden, self.logits, (self.steps, self.anchors)
+        weight, bias = last.weight.view(*steps, width, 3, 3)[:shown], _bias(last).view(steps)[:shown]
+        self.hidden = _conv(hidden.weight[: shown * width], _bias(hidden)[: shown * width])
+        self.logits = _conv(weight.transpose(0, 1).flatten(1, 2), bias.sum(0))
+        self.steps, self.fused = 1, True
 
 
 class ResidualObjectness(nn.Module):
@@ -93,6 +124,8 @@ class ResidualObjectness(nn.Module):
     the gradient is isolated they are detached, and the residual losses train the residual subnets alone. With
     `on="cls"` they see the features of the class tower, which the residual losses train along.
     """
+
+    fused = False
 
     def __init__(
         self,
@@ -121,18 +154,45 @@ class ResidualObjectness(nn.Module):
         super().__init__()
         width = width or max(16, channels // 4)
         self.on, self.grad = on, grad
-        self.objectness = ObjectnessSubnet(channels, width, anchors=anchors, prior=prior, act=act)
+        self.objectness: Any = ObjectnessSubnet(channels, width, anchors=anchors, prior=prior, act=act)
         source = width if on == "obj" else channels
         self.residual = ResidualSubnets(source, width, anchors=anchors, steps=steps, act=act) if steps else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(B, K, H, W) -> objectness logits (B, A, H, W), and residual logits (B, T, A, H, W) or None where T = 0."""
+        """(B, K, H, W) -> objectness logits (B, A, H, W), and residual logits (B, T, A, H, W) or None where T = 0.
+
+        Once fused: the refined objectness and None.
+        """
+        _no_training(self)
+        if self.fused:
+            return self.objectness(x), None
         logits, features = self.objectness(x)
         if self.residual is None:
             return logits, None
         if self.on == "cls":
             return logits, self.residual(x)
         return logits, self.residual(features.detach() if self.grad == "isolated" else features)
+
+    def fuse(self, shown: int) -> None:
+        """Let the last convolution give the objectness and the first `shown` residuals, summed: for inference alone.
+
+        The last convolutions of all subnets are linear, so their sum is one over all that they see. With `on="cls"`
+        the first ones see the same and are one too.
+        """
+        if self.residual is None:
+            return
+        first, act, last = self.objectness.hidden, self.objectness.act, self.objectness.logits
+        layers: list[nn.Module] = [first, act, last]
+        if shown:
+            self.residual.fuse(shown)
+            more, more_last = self.residual.hidden, self.residual.logits
+            last = _conv(torch.cat((last.weight, more_last.weight), 1), _bias(last) + _bias(more_last))
+            if self.on == "cls":
+                first = _conv(torch.cat((first.weight, more.weight)), torch.cat((_bias(first), _bias(more))))
+                layers = [first, act, last]
+            else:
+                layers = [first, act, Joined(more, act), last]
+        self.objectness, self.residual, self.fused = nn.Sequential(*layers), None, True
 
 
 class SharedResiduals(nn.Module):
@@ -168,7 +228,68 @@ class SharedResiduals(nn.Module):
         logits: Tensor = self.residual(self.act(self.squeeze(x.detach() if self.detached else x)))
         return logits
 
+    def fuse(self, shown: int) -> None:
+        """Sum the first `shown` residuals, see `ResidualSubnets.fuse`; whoever shows none leaves the sum out."""
+        self.residual.fuse(max(1, shown))
+
+
+class Refined:
+    """What the heads of all hosts have in common that refine an objectness in steps: a mixin, before the host's head.
+
+    Attributes:
+        steps: T; 0 with head=obj.
+        fused: whether the refinements have been added up, see `fuse`.
+    """
+
+    steps: int = 0
+    fused = False
+    _shown: int | None = None
+
+    @property
+    def shown(self) -> int | None:
+        """Refinements that count in inference; None: all.
+
+        Raises:
+            ModelError: it is to be changed once they have been added up.
+        """
+        return self._shown
+
+    @shown.setter
+    def shown(self, value: int | None) -> None:
+        if self.fused and value != self._shown:
+            raise ModelError(
+                f"shown={value}: this model is fused, its {self.steps} refinements have been added up; load the "
+                "checkpoint of its training"
+            )
+        self._shown = value
+
+    def fuse(self: Any) -> None:
+        """What the host does to its head for inference; then refinements that count are added up once and for all."""
+        super().fuse()  # type: ignore[misc]
+        if not self.fused and self.steps:
+            count = self.steps if self.shown is None else min(self.shown, self.steps)
+            for module in [m for m in self.modules() if isinstance(m, (ResidualObjectness, SharedResiduals))]:
+                module.fuse(count)
+            self.fused = True
+
 
 def flatten_steps(levels: list[Tensor]) -> Tensor:
     """Residual logits of all levels, (B, T, A, H, W) each -> (T, B, N), candidates in the order of A, H, W."""
     return torch.cat([x.flatten(2) for x in levels], 2).transpose(0, 1)
+
+
+def _conv(weight: Tensor, bias: Tensor) -> nn.Conv2d:
+    """A 3×3 convolution of these numbers, without gradients."""
+    conv = nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1, device="meta")  # draws no random numbers
+    conv.weight, conv.bias = (nn.Parameter(x.detach().clone(), requires_grad=False) for x in (weight, bias))
+    return conv
+
+
+def _bias(conv: nn.Conv2d) -> Tensor:
+    assert conv.bias is not None
+    return conv.bias
+
+
+def _no_training(module: Any) -> None:
+    if module.fused and module.training:
+        raise ModelError("a fused model cannot be trained: its refinements have been added up; load its checkpoint")

@@ -26,7 +26,7 @@ from rebalance.adapters.torchvision.head import Raw, TorchvisionHead, best_pairs
 from rebalance.adapters.torchvision.objectness import refined, steps_of
 from rebalance.boxes import decode_deltas, encode_deltas, upcast
 from rebalance.config import TrainFlags
-from rebalance.heads.objectness import SharedResiduals, logit, objectness_prior
+from rebalance.heads.objectness import Refined, SharedResiduals, logit, objectness_prior
 from rebalance.losses.bce import bce
 from rebalance.losses.composition import Composition
 from rebalance.losses.divisor import divided_by
@@ -213,7 +213,7 @@ class FasterRCNNDetect(TorchvisionHead):
         return FasterRCNNCriterion(self, flags=flags, seed=seed)
 
 
-class RefinedFasterRCNNDetect(FasterRCNNDetect):
+class RefinedFasterRCNNDetect(Refined, FasterRCNNDetect):
     """Faster R-CNN whose RPN learns from all anchors, and refines its objectness where it has steps.
 
     The RPN's objectness comes straight from the features that its offsets come from, so residual subnets see those,

@@ -124,23 +124,35 @@ def class_rows(x: Tensor, kept: Tensor, *, per_cell: int) -> Tensor:
     return x.view(per_cell, -1, *x.shape[1:])[:, kept].flatten(0, 1)
 
 
-def best_pairs(scores: Tensor, counts: list[int], most: int) -> tuple[Tensor, Tensor, Tensor]:
+def best_pairs(
+    logits: Tensor, counts: list[int], most: int, objects: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """The pairs of candidate and class of highest score, level by level, as torchvision keeps them.
 
+    The best pairs are of candidates whose best class is among the best, so only the pairs of those are sorted.
+
     Args:
-        scores: (B, A, C).
+        logits: (B, A, C), the scores or what rises with them.
         counts: candidates of each level, in order; their sum is A.
         most: pairs kept of each level.
+        objects: (B, A) in [0, 1]; the score is then this times the logits' sigmoid. None: the logits as they are.
 
     Returns:
         (B, K) scores, candidates and classes.
     """
-    classes, start, values, places = scores.shape[-1], 0, [], []
+    classes, start, values, places = logits.shape[-1], 0, [], []
     for count in counts:
-        level = scores[:, start : start + count].flatten(1)
-        value, place = level.topk(min(most, level.shape[1]), 1)
+        level = logits[:, start : start + count]
+        best = level.amax(-1)
+        factor = None if objects is None else objects[:, start : start + count]
+        few = (best if factor is None else best.sigmoid() * factor).topk(min(most, count), 1).indices
+        pairs = take(level, few)  # (B, few, C)
+        if factor is not None:
+            pairs = pairs.sigmoid() * factor.gather(1, few).unsqueeze(-1)
+        value, place = pairs.flatten(1).topk(min(most, few.shape[1] * classes), 1)
         values.append(value)
-        places.append(place + start * classes)
+        candidate = few.gather(1, place.div(classes, rounding_mode="floor")) + start
+        places.append(candidate * classes + place % classes)
         start += count
     place = torch.cat(places, 1)
     return torch.cat(values, 1), place.div(classes, rounding_mode="floor"), place % classes

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ultralytics.nn.tasks import DetectionModel
 
 from rebalance.adapters.torchvision.zoo import ZOO, Detector
-from rebalance.adapters.ultralytics.model import load_by_name, remembered
+from rebalance.adapters.ultralytics.model import load_by_name, remembered, unfused
 from rebalance.config import TrainFlags
 from rebalance.errors import ModelError, nearest
 from rebalance.losses.registry import kept_flags
@@ -70,6 +70,10 @@ class TorchvisionModel(DetectionModel):  # type: ignore[misc]
         self.register_buffer("std", torch.tensor(detector.std).view(3, 1, 1), persistent=False)
         if verbose:
             self.info()
+
+    def is_fused(self) -> bool:
+        """As there, and the refinements of the head have been added up."""
+        return super().is_fused() and not unfused(self.model[-1])
 
     def _predict_once(self, x: Tensor, profile: bool = False, embed: Any = None) -> Any:
         body, neck, head = self.model

@@ -22,14 +22,14 @@ from rebalance.adapters.torchvision.head import Raw, TorchvisionHead, best_pairs
 from rebalance.adapters.torchvision.objectness import refined, steps_of
 from rebalance.boxes import decode_deltas, upcast
 from rebalance.config import TrainFlags
-from rebalance.heads.objectness import CLASS_PRIOR, ResidualObjectness, logit, objectness_prior
+from rebalance.heads.objectness import CLASS_PRIOR, Refined, ResidualObjectness, logit, objectness_prior
 from rebalance.losses.bce import bce
 from rebalance.losses.divisor import divided_by
 from rebalance.losses.objectness import objectness_losses
 from rebalance.losses.resobj import StepMeans, refine
 from rebalance.targets.iou import Matched, match_by_iou
 from rebalance.targets.labels import Padded
-from rebalance.targets.state import IGNORE, POSITIVE, Candidates
+from rebalance.targets.state import IGNORE, POSITIVE
 
 POSITIVE_IOU, NEGATIVE_IOU = 0.5, 0.4  # from 0.5 on positive, below 0.4 negative, ignored in between
 
@@ -90,7 +90,7 @@ class RetinaNetDetect(TorchvisionHead):
         return RetinaNetCriterion(flags=flags, seed=seed)
 
 
-class RefinedRetinaNetDetect(RetinaNetDetect):
+class RefinedRetinaNetDetect(Refined, RetinaNetDetect):
     """RetinaNet with an objectness on the class tower, and its refinements (section 3.1, Figures 1 and 3).
 
     Its class scores are P(class | object); what it puts out is their product with P(object). Like the towers, the
@@ -132,9 +132,7 @@ class RefinedRetinaNetDetect(RetinaNetDetect):
     def decode(self, raw: Raw) -> tuple[Tensor, Tensor, Tensor]:
         """As without; score = P(class | object) · P(object) after all steps."""
         objects = upcast(refined(raw, "objectness", self.shown)).sigmoid()
-        scores, kept, classes = best_pairs(
-            upcast(raw["logits"]).sigmoid() * objects.unsqueeze(-1), raw["counts"], self.most
-        )
+        scores, kept, classes = best_pairs(upcast(raw["logits"]), raw["counts"], self.most, objects)
         return self._boxes(raw, kept), scores, classes
 
     def build_criterion(self, flags: TrainFlags, seed: int) -> Any:
@@ -213,13 +211,9 @@ class RefinedRetinaNetCriterion(RetinaNetCriterion):
 
     def _classification(self, logits: Tensor, classes: Tensor, matched: Matched, dropped: Tensor | None) -> Tensor:
         state, positive = matched.state, matched.state == POSITIVE
-
-        def element(x: Tensor, y: Tensor, state: Tensor) -> Tensor:
-            return self.composition(Candidates(x.unsqueeze(-1), y.unsqueeze(-1), state, matched.overlap)).squeeze(-1)
-
+        element = partial(self.composition.of_objectness, overlap=matched.overlap)
         losses = objectness_losses(
-            *self._raw, positive.to(logits.dtype), state, dropped,
-            flags=self.flags, element=element, means=self.steps,
+            *self._raw, positive.to(logits.dtype), state, dropped, flags=self.flags, element=element, means=self.steps,
         )  # fmt: skip
         count = divided_by(self.divisor, positive, dropped, self.flags, 1, ignored=state == IGNORE)
         self._more = {name: (loss.sum(1) / count).sum() for name, loss in losses.items()}

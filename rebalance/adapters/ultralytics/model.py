@@ -20,6 +20,7 @@ from rebalance.errors import ModelError
 from rebalance.heads.anchor import COCO_ANCHORS, AnchorHead
 from rebalance.heads.objectness import (
     CLASS_PRIOR,
+    Refined,
     ResidualObjectness,
     SharedResiduals,
     logit,
@@ -64,15 +65,8 @@ class AnchorDetect(AnchorHead, Detect):  # type: ignore[misc]
         return self.decode(raw["maps"])
 
 
-class RefinedAnchorDetect(AnchorDetect):
-    """The anchor head with residual subnets that refine its objectness.
-
-    Attributes:
-        steps: T.
-        shown: refinements that count in inference; None: all.
-    """
-
-    shown: int | None = None
+class RefinedAnchorDetect(Refined, AnchorDetect):
+    """The anchor head with residual subnets that refine its objectness."""
 
     def refined_by(self, channels: list[int], flags: TrainFlags) -> None:
         """Add the residual subnets.
@@ -99,18 +93,12 @@ class RefinedAnchorDetect(AnchorDetect):
         return self.decode(raw["maps"], refined=refined)
 
 
-class ObjectnessDetect(Detect):  # type: ignore[misc]
+class ObjectnessDetect(Refined, Detect):  # type: ignore[misc]
     """Ultralytics' anchor-free head with an objectness on the class tower of each level, and its refinements.
 
     Its class scores are P(class | object); what it puts out is their product with P(object). Of a model with two
     branches each has its own objectness. It is made from a stock head, see `from_stock`.
-
-    Attributes:
-        steps: T; 0 with head=obj.
-        shown: refinements that count in inference; None: all.
     """
-
-    shown: int | None = None
 
     @classmethod
     def from_stock(cls, head: Detect, flags: TrainFlags) -> ObjectnessDetect:
@@ -152,12 +140,12 @@ class ObjectnessDetect(Detect):  # type: ignore[misc]
     def forward_head(
         self, x: list[Tensor], box_head: Any = None, cls_head: Any = None, objectness: Any = None
     ) -> dict[str, Any]:
-        """The host's raw predictions, and `objectness` (B, 1, N), `residuals` (B, T, N)."""
+        """The host's raw predictions, and `objectness` (B, 1, N), `residuals` (B, T, N) until they are fused."""
         if box_head is None or cls_head is None:
             return {}
         towers = []
         for level, features in enumerate(x):
-            for layer in cls_head[level][:-1]:
+            for layer in list(cls_head[level])[:-1]:  # a slice of a Sequential would be a new one each time
                 features = layer(features)
             towers.append(features)
         images = x[0].shape[0]
@@ -166,13 +154,13 @@ class ObjectnessDetect(Detect):  # type: ignore[misc]
         logits, residuals = zip(*(head(y) for head, y in zip(objectness, towers, strict=True)), strict=True)
         found = {"boxes": torch.cat(boxes, -1), "scores": torch.cat(scores, -1), "feats": x}
         found["objectness"] = torch.cat([o.flatten(2) for o in logits], -1)
-        if self.steps:
+        if residuals[0] is not None:
             found["residuals"] = torch.cat([r.flatten(2) for r in residuals], -1)  # one anchor a cell
         return found
 
     def _inference(self, x: dict[str, Any]) -> Tensor:
         objectness = x["objectness"]
-        if self.steps:
+        if "residuals" in x:
             objectness = objectness + x["residuals"][:, : self.shown].sum(1, keepdim=True)
         return torch.cat((self._get_decode_boxes(x), x["scores"].sigmoid() * objectness.sigmoid()), 1)
 
@@ -185,6 +173,10 @@ class RebalancedModel(DetectionModel):  # type: ignore[misc]
     """
 
     own_head = "anchor"
+
+    def is_fused(self) -> bool:
+        """Whether nothing is left to fuse: what the host fuses, and the refinements of the head."""
+        return super().is_fused() and not unfused(self.model[-1])
 
     def placed(self, head: Any, old: Detect, verbose: bool) -> None:
         """Put a head in the place of `old`, with what the host's parser would have given it."""
@@ -236,6 +228,11 @@ class ObjectnessDetectionModel(RebalancedModel):
         flags = flags or TrainFlags(head="obj")
         old = replaceable_head(self, flags.head)
         self.placed(ObjectnessDetect.from_stock(old, flags), old, verbose)
+
+
+def unfused(head: Any) -> bool:
+    """Whether a head has refinements that fusing would add up."""
+    return isinstance(head, Refined) and head.steps > 0 and not head.fused
 
 
 def anchored(cfg: Any) -> bool:
