@@ -18,6 +18,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.models.detection.ssd import SSD
 from torchvision.ops import box_iou, sigmoid_focal_loss
 from ultralytics.cfg import get_cfg
+from ultralytics.nn.autobackend import AutoBackend
 from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 from ultralytics.utils.loss import v8DetectionLoss
 
@@ -25,7 +26,7 @@ from rebalance.adapters.torchvision import faster_rcnn, retinanet, ssd
 from rebalance.adapters.torchvision.model import KEY, TorchvisionModel
 from rebalance.adapters.torchvision.zoo import ZOO
 from rebalance.adapters.ultralytics.criterion import build_criterion
-from rebalance.adapters.ultralytics.model import AnchorDetectionModel, model_class
+from rebalance.adapters.ultralytics.model import AnchorDetectionModel, anchored, model_class
 from rebalance.boxes import xywh_to_xyxy
 from rebalance.config import BenchFlags
 from rebalance.errors import ConfigError, nearest
@@ -177,24 +178,33 @@ def element(batch: int, imgsz: int, device: torch.device) -> Contest:
     return Contest(name, _as_is, logits.requires_grad_(), sides, "element")
 
 
-def inference(batch: int, imgsz: int, device: torch.device, *, cfg: str, head: str) -> Contest:
-    """Predictions of a head, and of the one with residual objectness in its place.
+def inference(batch: int, imgsz: int, device: torch.device, *, cfg: str = "", host: str = "") -> Contest:
+    """Predictions of a head, and of the one with residual objectness in its place, as `predict` runs them.
+
+    That is fused and, on CPUs that Ultralytics does it for, with channels last.
 
     Args:
         batch, imgsz, device: as for `ultralytics`.
-        cfg: the model's file.
-        head: the one without, stock or anchor.
+        cfg: a YOLO's file, whose head without is `anchor` or `stock`.
+        host: retinanet or fasterrcnn, in its place; chooses a detector for the device.
     """
+    name = cfg.removesuffix(".yaml") or (ON_CPU if device.type == "cpu" else ON_CUDA)[host]
     sides, images = [], torch.empty(0)
-    heads: list[dict[str, Any]] = [{"head": head}, {"head": "obj"}]
+    heads: list[dict[str, Any]] = [{"head": "anchor" if anchored(cfg) else "stock"}, {"head": "obj"}]
     for given in heads + [{"head": "resobj", "resobj_steps": t + 1} for t in range(STEPS)]:
-        flags = train_flags(given)
-        build = DetectionModel if flags.head == "stock" else partial(model_class(cfg, flags.head), flags=flags)
-        model, images, _ = _set_up(partial(build, _yaml(cfg)), batch, imgsz, device)
-        name = " ".join(f"{k}={v}" for k, v in given.items())
+        flags = train_flags(given, host=host or "yolo")
+        build: Callable[..., Any]
+        if host:
+            build = partial(TorchvisionModel, {KEY: name, "nc": CLASSES}, flags=flags)
+        elif flags.head == "stock":
+            build = partial(DetectionModel, _yaml(cfg))
+        else:
+            build = partial(model_class(cfg, flags.head), _yaml(cfg), flags=flags)
+        model, images, _ = _set_up(build, batch, imgsz, device)
         parameters = sum(p.numel() for p in model.parameters())
-        sides.append(Side(name, _as_is, model.eval().fuse(verbose=False), parameters))
-    return Contest(cfg.removesuffix(".yaml"), None, images, sides, "inference")
+        side = " ".join(f"{k}={v}" for k, v in given.items())
+        sides.append(Side(side, _as_is, AutoBackend(model.eval(), device=device, verbose=False), parameters))
+    return Contest(name, None, images, sides, "inference")
 
 
 # What the flag `only` chooses from, by name
@@ -206,8 +216,8 @@ CONTESTS: dict[str, tuple[Callable[[int, int, torch.device], Contest], ...]] = {
     "fasterrcnn": (partial(torchvision, host="fasterrcnn"),),
     "element": (element,),
     "inference": (
-        partial(inference, cfg="yolov5n.yaml", head="anchor"),
-        partial(inference, cfg="yolov8n.yaml", head="stock"),
+        *(partial(inference, cfg=cfg) for cfg in ("yolov5n.yaml", "yolov8n.yaml")),
+        *(partial(inference, host=host) for host in ("retinanet", "fasterrcnn")),
     ),
 }
 ON_CPU = {"retinanet": "retinanet_tiny", "ssd": "ssd_tiny", "fasterrcnn": "fasterrcnn_tiny"}

@@ -30,7 +30,7 @@ MEASURES = {
     "memory": "peak of a training step beyond parameters and images",
     "criterion memory": "peak of the loss, forward and backward, beyond the head's output",
     "element": "element loss, forward and backward, on one tensor of logits",
-    "inference": "fused model, images to boxes and scores",
+    "inference": "fused model as predict runs it, images to boxes and scores",
 }
 # Largest ratio of ours to the host's that we aim for, by measure, host and what of ours it is for. YOLOv5's loss drops
 # nothing, so the aim for the criterion is for ours without dropping; the other losses do more than the host's.

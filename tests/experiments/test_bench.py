@@ -136,18 +136,23 @@ def test_element_losses_on_one_tensor() -> None:
 
 
 def test_inference_rows_tell_what_each_step_adds() -> None:
-    anchor, stock = (build(1, 32, CPU) for build in rivals.CONTESTS["inference"])
-    rows = {contest.name: bench._rows(contest, 3) for contest in (anchor, stock)}
+    contests = [build(1, 32, CPU) for build in rivals.CONTESTS["inference"]]
+    rows = {contest.name: bench._rows(contest, 3) for contest in contests}
+    assert list(rows) == ["yolov5n", "yolov8n", "retinanet_tiny", "fasterrcnn_tiny"]
     steps = [f"head=resobj resobj_steps={t}" for t in (1, 2, 3)]
-    for found in rows.values():
+    for name, found in rows.items():
+        assert {row["host"] for row in found} == {"head=anchor" if name == "yolov5n" else "head=stock"}
         assert [row["ours"] for row in found] == ["head=obj", *steps]
         assert [row["aim"] for row in found] == [None, None, 1.03, None]
-    added = {name: [row["added_parameters"] for row in found] for name, found in rows.items()}
-    assert added["yolov5n"][0] == 0  # the anchor head has an objectness
-    assert added["yolov8n"][0] > 0
-    for counts in added.values():
-        assert counts[1] > counts[0]
+        counts = [row["added_parameters"] for row in found]
+        # the anchor head and the RPN have an objectness already
+        assert (counts[0] == 0) == (name in ("yolov5n", "fasterrcnn_tiny"))
+        assert counts[1] > counts[0] >= 0
         assert counts[3] - counts[2] == counts[2] - counts[1] > 0
+    for contest in contests:
+        heads = [side.loss.backend.model.model[-1] for side in contest.sides]
+        assert [getattr(head, "steps", 0) > 0 for head in heads] == [False, False, True, True, True]
+        assert all(head.fused for head in heads[2:])
 
 
 def test_only_chooses_contests_in_its_order() -> None:
@@ -156,7 +161,7 @@ def test_only_chooses_contests_in_its_order() -> None:
 
     assert list(dict.fromkeys(names(""))) == list(rivals.CONTESTS)
     assert names("ssd, retinanet,ssd") == ["ssd", "retinanet", "retinanet"]
-    assert names("inference") == ["inference"] * 2
+    assert names("inference") == ["inference"] * 4
     help = flags(BenchFlags)["only"].metadata["help"]
     assert all(name in help for name in rivals.CONTESTS)
     ((_, build),) = rivals.chosen(BenchFlags(only="ssdlite320_mobilenet_v3_large"))
