@@ -73,6 +73,12 @@ class Composition:
             return loss.masked_fill((candidates.state == IGNORE).unsqueeze(-1), 0)
         return loss * weights
 
+    def of_objectness(self, logits: Tensor, targets: Tensor, state: Tensor, overlap: Tensor) -> Tensor:
+        """(B, N) loss of one logit a candidate, all four (B, N); what is to be ignored is the caller's to leave out."""
+        if self.plain:
+            return bce(logits, targets)
+        return self(Candidates(logits.unsqueeze(-1), targets.unsqueeze(-1), state, overlap)).squeeze(-1)
+
     def _element(self, candidates: Candidates) -> Tensor:
         (logits, targets, state, overlap), flags = candidates, self.flags
         if self.softmax:

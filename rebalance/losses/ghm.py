@@ -44,7 +44,7 @@ def ghm_weights(
     with torch.no_grad():
         logits = upcast(logits)
         norm = (logits.sigmoid() - targets.to(logits.dtype)).abs()
-        place = (norm * bins).long().clamp_(max=bins - 1)  # g = 1 belongs to the last bin
+        place = (norm * bins).long().clamp_(0, bins - 1)  # g = 1 belongs to the last bin, NaN to any
         place = torch.where(counted, place, bins)
         one = torch.ones((), dtype=torch.int64, device=place.device)
         found = one.new_zeros(bins + 1).scatter_add_(0, place.flatten(), one.expand(place.numel()))[:bins]

@@ -64,6 +64,14 @@ def test_batches_of_one_kind_and_of_nothing(loss: str, state: int, count: int) -
 
 
 @pytest.mark.parametrize("loss", LOSSES)
+def test_a_prediction_that_is_no_number_makes_the_loss_none(loss: str) -> None:
+    """The host looks for it and goes back to the last checkpoint; an index out of range would end the process."""
+    candidates = random()
+    logits = candidates.logits.detach().where(candidates.state.unsqueeze(-1) == IGNORE, torch.nan)
+    assert compose(loss)(candidates._replace(logits=logits)).sum().isnan()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
 def test_the_order_of_candidates_does_not_matter(loss: str) -> None:
     candidates = random()
     order = torch.randperm(30, generator=torch.Generator().manual_seed(5))

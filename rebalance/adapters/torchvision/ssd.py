@@ -22,7 +22,7 @@ from torchvision.models.detection.ssdlite import SSDLiteHead
 
 from rebalance.adapters.torchvision.criterion import DenseCriterion
 from rebalance.adapters.torchvision.head import Raw, TorchvisionHead, best_pairs, class_rows, take
-from rebalance.boxes import decode_deltas
+from rebalance.boxes import decode_deltas, upcast
 from rebalance.config import TrainFlags
 from rebalance.losses.softmax import BACKGROUND
 from rebalance.targets.iou import Matched, match_by_iou
@@ -127,10 +127,10 @@ class SSDDetect(TorchvisionHead):
 
     def decode(self, raw: Raw) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes, scores and classes of the best pairs of all levels."""
-        probs = raw["logits"].softmax(-1)[..., BACKGROUND + 1 :]
+        probs = upcast(raw["logits"]).softmax(-1)[..., BACKGROUND + 1 :]
         scores, kept, classes = best_pairs(probs, [probs.shape[1]], self.most)
-        deltas = take(raw["deltas"], kept)
-        return decode_deltas(deltas, raw["anchors"].to(deltas.dtype)[kept], SCALE), scores, classes
+        deltas = upcast(take(raw["deltas"], kept))
+        return decode_deltas(deltas, raw["anchors"][kept], SCALE), scores, classes
 
     def class_rows(self) -> Mapping[str, Callable[[Tensor, Tensor], Tensor]]:
         """The last convolution of each level: (default boxes · (1 + C), …)."""

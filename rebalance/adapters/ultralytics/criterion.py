@@ -246,10 +246,7 @@ class AnchorCriterion:
 
     def _element(self, seen: Objectness, logits: Tensor) -> Tensor:
         """(B, N) loss of each candidate with these logits."""
-        if self.composition.plain:
-            return bce(logits, seen.target)
-        batch = Candidates(logits.unsqueeze(-1), seen.target.unsqueeze(-1), self._state(seen), seen.overlap)
-        return self.composition(batch).squeeze(-1)
+        return self.composition.of_objectness(logits, seen.target, self._state(seen), seen.overlap)
 
     def _state(self, seen: Objectness) -> Tensor:
         literal = seen.dropped is not None and self.flags.drop_scope == "literal"

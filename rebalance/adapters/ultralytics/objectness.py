@@ -6,6 +6,7 @@ Shapes: B images, N candidates an image, C classes, T steps.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +19,7 @@ from rebalance.losses.bce import bce
 from rebalance.losses.divisor import divided_by
 from rebalance.losses.objectness import objectness_losses
 from rebalance.losses.resobj import StepMeans, refine, residual_objectness
-from rebalance.targets.state import Candidates, candidate_state
+from rebalance.targets.state import candidate_state
 
 
 class RefinedAnchorCriterion(AnchorCriterion):
@@ -86,6 +87,7 @@ class ObjectnessCriterion(DetectionCriterion):
         self._raw = logits, upcast(preds.get("residuals", empty)).transpose(0, 1)
         vector, items = super().loss(preds, batch)
         more = {name: x * self.hyp.cls for name, x in self._objectness_losses().items()}
+        del self._raw  # it holds the graph
         images = len(logits)
         return torch.cat((vector, torch.stack(list(more.values())) * images)), {
             **items, **{name: x.detach() for name, x in more.items()}
@@ -105,14 +107,9 @@ class ObjectnessCriterion(DetectionCriterion):
         targets = self._targets.to(logits.dtype)
         dropped = self._dropped[0] if self._dropped is not None and self.flags.obj_drop > 0 else None
 
-        def element(x: Tensor, y: Tensor, state: Tensor) -> Tensor:
-            if self.composition.plain:
-                return bce(x, y)
-            return self.composition(Candidates(x.unsqueeze(-1), y.unsqueeze(-1), state, self._overlap)).squeeze(-1)
-
         losses = objectness_losses(
             logits, residuals, targets, candidate_state(self._matched), dropped,
-            flags=self.flags, element=element, means=self.steps,
+            flags=self.flags, element=partial(self.composition.of_objectness, overlap=self._overlap), means=self.steps,
         )  # fmt: skip
         if self.divisor != "host":
             count = divided_by(self.divisor, self._matched, dropped, self.flags, 1)

@@ -42,11 +42,13 @@ from rebalance.adapters.ultralytics.model import (
     model_class,
     read_state_dict,
     remember,
+    remembered,
 )
 from rebalance.adapters.ultralytics.validator import Validator
 from rebalance.config import TrainFlags, as_dict
 from rebalance.config import flags as fields
 from rebalance.errors import ConfigError, ModelError
+from rebalance.losses.drop import COUNTS
 from rebalance.losses.registry import METHODS, check_flags, counts_at, kept_flags, place_of, select, train_flags
 from rebalance.targets.autoanchor import best_possible_recall, fit_anchors
 
@@ -85,6 +87,8 @@ class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
             state = read_state_dict(pretrained)
         if state is not None or pretrained == weights.COCO:
             self.args.pretrained = False  # the host would take it for a checkpoint
+        if isinstance(self.model, torch.nn.Module):  # built by the process that started this one
+            self.flags = kept_flags(remembered(self.model).get("flags", {}))
         checkpoint = super().setup_model()
         self.args.pretrained = pretrained
         if isinstance(self.model, TorchvisionModel):
@@ -207,8 +211,7 @@ class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
     def save_metrics(self, metrics: dict[str, Any]) -> None:
         """Add the counts of dropped predictions and the objectness after each step to results.csv."""
         if "drop" in select(self.flags.loss):
-            names = ("negatives", "obj_dropped", "low_iou_matches", "box_dropped")
-            metrics = {**metrics, **{f"drop/{name}": self.drop_counts.get(name, 0) for name in names}}
+            metrics = {**metrics, **{f"drop/{name}": self.drop_counts.get(name, 0) for name in COUNTS}}
         metrics = {**metrics, **{f"resobj/{name}": round(mean, 5) for name, mean in self.step_means.items()}}
         super().save_metrics(metrics)
 

@@ -26,6 +26,7 @@ from rebalance.adapters.ultralytics.model import (
     replaceable_head,
 )
 from rebalance.adapters.ultralytics.trainer import HOST_WEIGHTS, trainer
+from rebalance.adapters.ultralytics.validator import Validator
 from rebalance.config import TrainFlags, flags
 from rebalance.data.seafloor import resolve
 from rebalance.errors import ConfigError, ModelError, nearest
@@ -81,10 +82,10 @@ class YOLO(ultralytics.YOLO):  # type: ignore[misc]
         self._ready()
         return super().predict(*args, **kwargs)
 
-    def val(self, *args: Any, **kwargs: Any) -> Any:
-        """Validate, as there."""
+    def val(self, validator: Any = None, **kwargs: Any) -> Any:
+        """Validate, as there, but on slow machines too with every image's detections."""
         self._ready()
-        return super().val(*args, **kwargs)
+        return super().val(validator=validator or (Validator if self.task == "detect" else None), **kwargs)
 
     def export(self, **kwargs: Any) -> Any:
         """Export, as there."""

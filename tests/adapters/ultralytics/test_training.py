@@ -376,6 +376,15 @@ def test_the_trainer_class_survives_the_way_to_other_processes(runs: dict[str, R
     assert dict(copy.given) == runs["anchor"].flags
 
 
+def test_a_process_that_is_given_the_model_has_its_flags(run: Run) -> None:
+    """On several GPUs the first process builds the model from a checkpoint, the others get it built."""
+    given = {"model": str(run.best), "data": str(run.data), "workers": 0, "project": str(run.folder), "name": "given"}
+    first, other = (type(run.trainer)(overrides=given) for _ in range(2))
+    first.model = other.model = first.get_model(cfg=YOLO(run.best).model.yaml, verbose=False)
+    other.setup_model()
+    assert other.flags == first.flags == run.trainer.flags
+
+
 # Weights --------------------------------------------------------------------------------------------------------------
 
 
