@@ -75,7 +75,7 @@ class TrainFlags:
 
     divisor: str = flag(
         "auto",
-        "what the classification (objectness) loss is divided by; auto: as the method's paper, else the host",
+        "what the classification (objectness) loss is divided by; auto: what suits the method, else as the host",
         choices=("auto", "host", "image", "batch", "candidates"),
     )
 
