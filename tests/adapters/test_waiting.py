@@ -70,9 +70,8 @@ def readings(name: str, given: dict[str, Any]) -> list[tuple[str, str]]:
     model.train().args = get_cfg(overrides={"imgsz": SIZE})
     criterion = build_criterion(model, flags, seed=0)
     g = torch.Generator().manual_seed(0)
-    boxes = torch.cat(
-        (torch.rand(IMAGES * LABELS, 2, generator=g) * 0.6 + 0.2, torch.full((IMAGES * LABELS, 2), 0.3)), 1
-    )
+    count = IMAGES * LABELS
+    boxes = torch.cat((torch.rand(count, 2, generator=g) * 0.6 + 0.2, torch.full((count, 2), 0.3)), 1)
     labels: dict[str, Any] = {
         "batch_idx": torch.arange(IMAGES).repeat_interleave(LABELS).float(), "bboxes": boxes,
         "cls": torch.randint(3, (count, 1), generator=g).float(), "most_labels": LABELS,
