@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from small_data import make_dataset
+from small_training import results, train
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, smooth_l1_loss
 from ultralytics.cfg import get_cfg
@@ -429,3 +430,80 @@ def test_it_overfits_eight_images(host: str, tmp_path: Path) -> None:
         assert found[None] > 0.6
     else:
         assert found[None] > 0.9
+
+
+STILL = dict.fromkeys(("mosaic", "hsv_h", "hsv_s", "hsv_v", "translate", "scale", "fliplr", "erasing"), 0.0)
+
+
+class Stopped(Exception):  # noqa: N818 - it is no error
+    pass
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_resumed_run_goes_on_as_one_that_was_never_stopped(host: str, data: Path, tmp_path: Path) -> None:
+    """But for rounding: a checkpoint keeps weights and momentum in half precision. One batch: its order is nothing."""
+    options: dict[str, Any] = {"batch": 8, "nbs": 8, "pretrained": False, "lr0": 0.03, "loss": "resobj", **STILL}
+    whole = train(HOSTS[host], data, tmp_path / "whole", **options)
+
+    def stop(trainer: Any) -> None:
+        if trainer.epoch == 1:
+            raise Stopped
+
+    yolo = YOLO(HOSTS[host])
+    yolo.add_callback("on_train_epoch_start", stop)
+    with pytest.raises(Stopped):
+        train(yolo, data, tmp_path / "stopped", **options)
+    again = YOLO(tmp_path / "stopped" / "run" / "weights" / "last.pt")
+    again.train(resume=True, workers=0)
+    assert again.trainer.flags == whole.trainer.flags
+    assert again.trainer.loss_ran["text"] == whole.trainer.loss_ran["text"]
+    first, second = results(tmp_path / "whole"), results(tmp_path / "stopped")
+    assert [row["epoch"] for row in second] == [1, 2]
+    names = [name for name in first[1] if name.startswith(("train/", "resobj/"))]
+    assert {"train/obj_loss", "train/res_loss", "resobj/pos_0", "resobj/neg_2"} <= set(names)
+    for name in names:
+        assert second[0][name] == first[0][name]
+        # few proposals are positive, and one more or less is a lot
+        close = 0.2 if host == "fasterrcnn" and name.endswith(("cls_loss", "box_loss")) else 0.01
+        assert second[1][name] == pytest.approx(first[1][name], rel=close), name
+    # there is something to miss
+    assert first[1]["train/obj_loss"] != pytest.approx(first[0]["train/obj_loss"], rel=0.03)
+
+
+@pytest.fixture(scope="module", params=HOSTS)
+def spread(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint whose scores differ, and whose objectness and residuals are large enough to be seen."""
+    model = build(request.param, head="resobj", resobj_steps=2)
+    for key, parameter in model.named_parameters():
+        if key.endswith(("logits.weight", "logits.bias")):
+            torch.nn.init.normal_(parameter, std=0.3)
+        elif key.endswith(("cls_score.weight", "bbox_pred.weight")):
+            torch.nn.init.normal_(parameter, std=0.1)
+    del model.criterion
+    file: Path = tmp_path_factory.mktemp(request.param) / "model.pt"
+    torch.save({"model": model.eval(), "train_args": {}}, file)
+    return file
+
+
+@pytest.mark.parametrize("form", ["torchscript", "onnx"])
+@pytest.mark.filterwarnings("ignore::UserWarning:torchvision", "ignore::torch.jit.TracerWarning")
+def test_exports_give_the_same_outputs(spread: Path, form: str) -> None:
+    images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(5))
+    reference: Any = YOLO(spread).model.float().eval()
+    with torch.no_grad():
+        expected = reference(images)[0]
+    if form == "torchscript":
+        found = torch.jit.load(YOLO(spread).export(format=form, imgsz=64, verbose=False))(images)
+    else:
+        pytest.importorskip("onnx", reason="onnx is not installed")
+        runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+        session = runtime.InferenceSession(YOLO(spread).export(format=form, imgsz=64, verbose=False, simplify=False))
+        (values,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+        found = torch.from_numpy(values)
+    # pairs whose scores are equal but for rounding may change places: every row of one is a row of the other
+    distance = torch.cdist(found[0].T.double(), expected[0].T.double(), p=math.inf)
+    assert found.shape == expected.shape
+    assert distance.amin(0).max() < 1e-3
+    assert distance.amin(1).max() < 1e-3
+    assert expected[:, 4:].max() > 0.1
+    assert expected[0, 4:].amax(0).unique().numel() > 50
