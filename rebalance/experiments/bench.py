@@ -1,7 +1,9 @@
 """`rebalance bench`: what our losses and heads cost beside the hosts' own.
 
 One process, one model, one batch. The sides of a contest take turns, in an order that reverses each round, so that a
-machine that slows down slows all of them down. Ratios are taken within a round, then the median over rounds.
+machine that slows down slows all of them down. Ratios are taken within a round, then the median over rounds. With one
+thread on a CPU the clock is the processor's time for this process, which other processes do not lengthen; else it is
+the wall's.
 """
 
 from __future__ import annotations
@@ -56,7 +58,8 @@ def bench(flags: BenchFlags) -> dict[str, Any]:
         `rows`, one a measure and loss of ours: `model`, `host`, `ours`, `measure`, `unit` (ms or MiB), `hosts` and
         `own` (median and the quartiles `low` and `high`), `ratio` (likewise), `aim` and `met` (None where there is no
         aim), with inference `added_parameters`; `skipped`, lines on what could not be compared; `syncs`, on CUDA, which
-        losses wait for the device; `device`, `precision`, `machine`, `versions`, `git` and `flags`.
+        losses wait for the device; `clock` (cpu or wall), `device`, `precision`, `machine`, `versions`, `git` and
+        `flags`.
 
     Raises:
         ConfigError: an unknown contest, a device that is not there, or an image size that the model does not take.
@@ -85,6 +88,7 @@ def bench(flags: BenchFlags) -> dict[str, Any]:
         "rows": rows,
         "skipped": skipped,
         "syncs": syncs,
+        "clock": "cpu" if device.type == "cpu" and torch.get_num_threads() == 1 else "wall",
         "device": str(device),
         "precision": "float32",
         "flags": as_dict(flags),
@@ -104,8 +108,8 @@ def table(result: dict[str, Any]) -> str:
     facts, flags = result["machine"], result["flags"]
     lines = [
         f"{facts['gpu'] or facts['cpu']}, {facts['threads']} threads, torch {result['versions']['torch']}, "
-        f"{result['precision']}, batch {flags['batch']}, {flags['imgsz']} px, median of {flags['repeats']} "
-        "(quartiles of the ratio in brackets)"
+        f"{result['precision']}, batch {flags['batch']}, {flags['imgsz']} px, "
+        f"{result.get('clock', 'wall')} time, median of {flags['repeats']} (quartiles of the ratio in brackets)"
     ]
     measure = None
     for row in sorted(result["rows"], key=lambda r: list(MEASURES).index(r["measure"])):
@@ -248,9 +252,10 @@ def _time(run: Callable[[], None], device: torch.device) -> float:
     import torch
 
     if device.type != "cuda":
-        start = time.perf_counter()
+        clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+        start = clock()
         run()
-        return (time.perf_counter() - start) * 1e3
+        return (clock() - start) * 1e3
     torch.cuda.synchronize(device)
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     begin.record()
