@@ -116,10 +116,11 @@ class Selection(NamedTuple):
     weighting: str  # "" where every candidate counts the same
 
     def text(self, place: str = "stock") -> str:
-        """As the user would write it: binary cross-entropy goes without saying where it is the host's own element."""
+        """As the user would write it: cross-entropy goes without saying where that is the host's own loss."""
         if not self.weighting:
             return self.element
-        said = self.element != "bce" or _own(place).element != "bce"
+        own = _own(place)
+        said = self != own and (self.element != "bce" or own != Selection("bce", ""))
         return f"{self.element}+{self.weighting}" if said else self.weighting
 
 
