@@ -99,7 +99,9 @@ class TorchvisionHead(Detect):  # type: ignore[misc]
             low, high = corners[..., :2], corners[..., 2:]
             boxes = torch.cat(((low + high) / 2, high - low), -1)
         decoded = torch.cat((boxes, scores), -1).transpose(1, 2)
-        return decoded if self.export else (decoded, raw)
+        if self.export:  # as constants: a shape that is left open would be taken for one that varies
+            return decoded.reshape([int(side) for side in decoded.shape])
+        return decoded, raw
 
 
 def within(corners: Tensor, size: tuple[int, int]) -> Tensor:
