@@ -475,7 +475,13 @@ def _drops(sweep: Sweep, rows: Sequence[Row], found: Sequence[Series]) -> Made:
     if not keys:
         return ""
     panels = [(key.removeprefix("drop/").replace("_", " "), [(key, "-")]) for key in keys]
-    figure = _curves(_families(sweep, rows, found), panels, counts=True, removals=bool(found))
+    families = []
+    for title, curves in _families(sweep, rows, found):
+        counted = [curve for curve in curves if any(keys[0] in row for r in curve.records for row in r.epochs)]
+        families += [(title, counted)] if counted else []
+    if not families:
+        return ""
+    figure = _curves(families, panels, counts=True, removals=bool(found))
     return (
         figure,
         "Predictions counted by the loss in each epoch, mean over seeds: negatives seen, and dropped from each loss.",
@@ -509,9 +515,9 @@ def _curves(
             for curve in curves:
                 for key, stroke in keys:
                     x, y = _mean_curve(curve.records, key)
-                    panel.plot(
-                        x, np.multiply(y, 100.0 if key in points else 1.0), stroke, color=curve.colour, linewidth=1.6
-                    )
+                    scaled = np.multiply(y, 100.0 if key in points else 1.0)
+                    if x:
+                        panel.plot(x, scaled, stroke, color=curve.colour, linewidth=1.6)
             if not panel.lines:  # a loss that the others have
                 panel.set_axis_off()
             panel.set_title(name if r == 0 else "")

@@ -91,6 +91,19 @@ def test_whole_report(series_sweep: Path) -> None:
     }
 
 
+def test_where_one_loss_of_several_drops_its_counts_alone_are_drawn(make_sweep: Any, make_record: Any) -> None:
+    runs = []
+    for loss in ("focal", "brl", "drop"):
+        made = make_record(f"loss={loss},seed=0", 0, loss=loss, obj_drop=0.5 if loss == "drop" else 0.0)
+        if loss != "drop":
+            for row in made["epochs"]:
+                del row["drop/negatives"]
+        runs.append(made)
+    folder = make_sweep(*runs)
+    report(folder)
+    assert {"drops.png", "training.png"} <= {p.name for p in (folder / "plots").iterdir()}
+
+
 def test_twice_gives_the_same_bytes(series_sweep: Path) -> None:
     report(series_sweep)
     first = tree(series_sweep)
