@@ -93,9 +93,9 @@ def test_whole_report(series_sweep: Path) -> None:
 
 def test_where_one_loss_of_several_drops_its_counts_alone_are_drawn(make_sweep: Any, make_record: Any) -> None:
     runs = []
-    for loss in ("focal", "brl", "drop"):
-        made = make_record(f"loss={loss},seed=0", 0, loss=loss, obj_drop=0.5 if loss == "drop" else 0.0)
-        if loss != "drop":
+    for loss, obj_drop in (("focal", 0.0), ("brl", 0.0), ("focal+drop", 0.5)):
+        made = make_record(f"loss={loss},seed=0", 0, loss=loss, obj_drop=obj_drop)
+        if not obj_drop:
             for row in made["epochs"]:
                 del row["drop/negatives"]
         runs.append(made)
