@@ -178,7 +178,7 @@ class _Crew:
             self.say(f"{place} FAILED {child.run.id}  {record['error']}{self._left(left)}")
             return
         split, metrics = headline(record)
-        score = f"mAP50 {_number(metrics.get('mAP50'))} ({split})"
+        score = f"mAP50 {_points(metrics.get('mAP50'))} points on {split}"
         self.say(f"{place} done   {child.run.id}  {score}  {seconds:.0f} s{self._left(left)}")
 
     def _left(self, runs: int) -> str:
@@ -355,8 +355,8 @@ def _closing(grid: Grid, folder: Path) -> str:
     return f"{finished} finished{again}: {folder / 'results.csv'}"
 
 
-def _number(value: Any) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def _points(value: Any) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
 
 
 def _duration(seconds: float) -> str:

@@ -22,11 +22,12 @@ def report(folder: str | Path, baseline: str = "") -> Path:
 
     Args:
         folder: of the sweep, with runs/<run>/record.json.
-        baseline: the loss that the others are compared with; empty: the first that was asked for.
+        baseline: the loss that the others are compared with, with the flags that tell it from another setting of the
+            same loss: 'brl brl_t=0.5'; empty: the study's, else the first that was asked for.
 
     Raises:
         RunError: the folder is not a sweep's.
-        ConfigError: no run has that loss.
+        ConfigError: no run has that loss, or several settings have it.
     """
     folder = Path(folder)
     sweep = load(folder, baseline)

@@ -15,15 +15,21 @@ from matplotlib.lines import Line2D
 
 from rebalance.report.papers import ON_HEADS, loss_of
 from rebalance.report.records import Record, Sweep
-from rebalance.report.style import COLOURS
+from rebalance.report.style import COLOURS, epoch_axis
 from rebalance.report.summary import Setting, loss_key, setting_of, varying
 from rebalance.report.tables import LABELS, group_text
 
 KINDS = {"pos": "Positives", "neg": "Negatives"}
 _STEPS = ("resobj_steps", "resobj_grad", "resobj_on")  # flags that a head without steps has no use for
-_BESIDE: Mapping[str, Any] = {"color": "#111827", "linestyle": (0, (3, 4)), "linewidth": 1.4}  # often on t = 0
+_BESIDE: Mapping[str, Any] = {  # often on t = 0, so its marks are around those
+    "color": "#111827",
+    "linestyle": (0, (3, 4)),
+    "linewidth": 1.4,
+    "marker": "D",
+    "fillstyle": "none",
+}
 _MOST_ROWS = 4
-_MOST_DOTS = 25  # of a line; the epochs of a longer one have none
+_MOST_DOTS = 25  # of a line; where one is longer, epochs have none
 _LOGARITHMIC = 20  # ratio of the highest to the lowest mean from which the axis of negatives is logarithmic
 
 
@@ -114,10 +120,11 @@ def objectness_figure(sweep: Sweep) -> tuple[Any, str] | str:
     figure = Figure(figsize=(9.2, 1.0 + 2.5 * len(shown)))
     grid = figure.subplots(len(shown), len(KINDS), sharex=True, squeeze=False)
     logarithmic = False
+    dots = 3.5 if max(len(r.epochs) for s in shown for r in runs[s]) <= _MOST_DOTS else 0.0
     for panels, setting in zip(grid, shown, strict=True):
         records = runs[setting]
         for panel, kind in zip(panels, KINDS, strict=True):
-            logarithmic = _draw(panel, records, beside.get(setting, []), kind) or logarithmic
+            logarithmic = _draw(panel, records, beside.get(setting, []), kind, dots) or logarithmic
         told = group_text(setting, names).replace(", ", ",\n").replace("$", r"\$")  # no formula
         count_text = "single run" if len(records) == 1 else f"n = {len(records)}"
         panels[0].set_ylabel(f"{told}\nT = {steps_of(records[0])}, {count_text}")
@@ -127,29 +134,28 @@ def objectness_figure(sweep: Sweep) -> tuple[Any, str] | str:
         panel.set_xlabel("epoch")
     most = max(steps_of(runs[s][0]) or 0 for s in shown)
     handles = [
-        Line2D([], [], color=colour, label="t = 0 (objectness)" if t == 0 else f"t = {t}")
+        Line2D([], [], marker="o", markersize=dots, color=colour, label="t = 0 (objectness)" if t == 0 else f"t = {t}")
         for t, colour in zip(range(most + 1), COLOURS, strict=False)
     ]
     if beside:
-        handles.append(Line2D([], [], **_BESIDE, label="no steps (T = 0)"))
+        handles.append(Line2D([], [], **_BESIDE, markersize=2 * dots, label="no steps (T = 0)"))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles) if len(handles) < 6 else 4)
     several = any(len(runs[s]) > 1 for s in shown)
     hidden = len(runs) - len(shown) - len({_without_steps(s) for s in beside})
     return figure, " ".join(_caption(several, bool(beside), logarithmic, len(shown), hidden))
 
 
-def _draw(panel: Any, records: Sequence[Record], beside: Sequence[Record], kind: str) -> bool:
+def _draw(panel: Any, records: Sequence[Record], beside: Sequence[Record], kind: str, dots: float) -> bool:
     """Draw one panel; return whether its axis is logarithmic, which that of negatives is where they fall far."""
     curves = [curve(records, kind, t) for t in range((steps_of(records[0]) or 0) + 1)]
     for one, colour in zip(curves, COLOURS, strict=False):
         if len(records) > 1:
             panel.fill_between(one.epochs, one.low, one.high, color=colour, alpha=0.16, linewidth=0)
-        dots = 3.5 if len(one.epochs) <= _MOST_DOTS else 0.0
         panel.plot(one.epochs, one.mean, "-o", color=colour, linewidth=1.6, markersize=dots)
     if beside:
         curves.append(curve(beside, kind, 0))
-        panel.plot(curves[-1].epochs, curves[-1].mean, **_BESIDE)
-    panel.xaxis.get_major_locator().set_params(integer=True)
+        panel.plot(curves[-1].epochs, curves[-1].mean, **_BESIDE, markersize=2 * dots)
+    epoch_axis(panel)
     values = [value for one in curves for value in one.mean]
     if kind == "neg" and values and 0 < _LOGARITHMIC * min(values) < max(values):
         panel.set_yscale("log")

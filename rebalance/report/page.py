@@ -311,7 +311,9 @@ def _left_out(sweep: Sweep, notes: Sequence[str]) -> list[Block]:
 
 
 def _again(sweep: Sweep) -> list[Block]:
-    lines = [line for line in (command(sweep), f"rebalance report {shown_folder(sweep.folder)}") if line]
+    words = ["rebalance", "report", shown_folder(sweep.folder)]
+    words += [f"baseline={sweep.baseline}"] if sweep.baseline else []
+    lines = [line for line in (command(sweep), shlex.join(words)) if line]
     told = (
         "The first command trains everything again (the same folder: continues it); the second makes this report again."
     )

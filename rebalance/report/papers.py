@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -142,22 +143,28 @@ def labels_key(protocol: Any, rate: Any) -> tuple[str, float]:
     return ("normal" if protocol in RATED and not asked else str(protocol), asked)
 
 
-def beside(values: Mapping[str, Any], tables: Iterable[tuple[str, str]] = ()) -> dict[str, Number]:
-    """Return the reported numbers that a setting corresponds to, by metric.
+def beside(settings: Iterable[Mapping[str, Any]], tables: Iterable[tuple[str, str]] = ()) -> list[dict[str, Number]]:
+    """Return the reported numbers that each setting corresponds to, by metric.
 
     They agree in the family of the detector, the loss and all of its flags, and the training labels; the data set, the
-    size of the detector and the schedule differ.
+    size of the detector and the schedule differ. Those of a setting are of one row of one table: of the paper, and then
+    of the table, that has most of the settings; else of the first.
 
     Args:
-        values: all flags of the setting: ours, the host's, and `protocol` and `rate`.
+        settings: those that stand in one table of ours, each with all flags: ours, the host's, `protocol` and `rate`.
         tables: (paper, table) to look in; default: everywhere.
     """
     wanted = tuple(tables)
-    found: dict[str, Number] = {}
-    for number in numbers():
-        if (not wanted or (number.paper, number.table) in wanted) and _corresponds(number, values):
-            found.setdefault(number.metric, number)
-    return found
+    usable = [n for n in numbers() if not wanted or (n.paper, n.table) in wanted]
+    candidates: list[dict[tuple[str, ...], dict[str, Number]]] = []
+    for values in settings:
+        found: dict[tuple[str, ...], dict[str, Number]] = {}
+        for number in (n for n in usable if _corresponds(n, values)):
+            key = (number.paper, number.table, number.model, number.data)
+            found.setdefault(key, {}).setdefault(number.metric, number)
+        candidates.append(found)
+    share = Counter(part for found in candidates for part in {key[:size] for key in found for size in (1, 2)})
+    return [found[max(found, key=lambda k: (share[k[:1]], share[k[:2]]))] if found else {} for found in candidates]
 
 
 def _corresponds(number: Number, values: Mapping[str, Any]) -> bool:
@@ -168,11 +175,11 @@ def _corresponds(number: Number, values: Mapping[str, Any]) -> bool:
     if labels_key(number.protocol, number.rate) != labels_key(values.get("protocol"), values.get("rate")):
         return False
     expected: dict[str, Any] = {name: flags(TrainFlags)[name].default for name in METHOD_FLAGS} | dict(number.flags)
-    return all(_equal(value, values.get(name)) for name, value in expected.items())
+    return all(same_value(value, values.get(name)) for name, value in expected.items())
 
 
-def _equal(one: Any, other: Any) -> bool:
-    """Whether two values are the same when typed."""
+def same_value(one: Any, other: Any) -> bool:
+    """Return whether two values are the same when typed."""
     try:
         return float(one) == float(other)
     except (TypeError, ValueError):

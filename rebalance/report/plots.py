@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from rebalance.report import papers
 from rebalance.report.objectness import objectness_figure
 from rebalance.report.records import SPLITS, Record, Sweep
 from rebalance.report.samples import sample_figure, steps_figure
-from rebalance.report.style import COLOURS, DPI, GREY, MORE_COLOURS, PHOTO_DPI, SPLIT_COLOURS, STYLE
+from rebalance.report.style import COLOURS, DPI, GREY, MORE_COLOURS, PHOTO_DPI, SPLIT_COLOURS, STYLE, epoch_axis
 from rebalance.report.summary import (
     AXES,
     Comparison,
@@ -36,6 +38,7 @@ from rebalance.report.summary import (
 from rebalance.report.tables import (
     AXIS_TITLES,
     LABELS,
+    beside_line,
     describe_loss,
     group_names,
     group_text,
@@ -254,30 +257,28 @@ def _rates(sweep: Sweep, rows: Sequence[Row], found: Sequence[Series]) -> Made:
     if not lines:
         return ""
     names = varying(lines)
-    published = {k: _published(line, study_numbers(sweep)) for k, line in lines.items()}
+    published = [_published(line, study_numbers(sweep)) for line in lines.values()]
     with_all = {key: line for key, line in lines.items() if 0.0 in line}
-    titles = ["mAP50", *(["relative drop"] if with_all else []), *(["paper"] if any(published.values()) else [])]
+    titles = ["mAP50", *(["relative drop"] if with_all else []), *(["paper"] if any(published) else [])]
     figure = Figure(figsize=(1.5 + 3.8 * len(titles), 4.3))
-    panels = dict(zip(titles, figure.subplots(1, len(titles), squeeze=False)[0], strict=True))
+    panels = dict(zip(titles, figure.subplots(1, len(titles), sharex=True, squeeze=False)[0], strict=True))
     for (key, line), colour in zip(lines.items(), MORE_COLOURS, strict=False):
         rates = sorted(line)
         x = [100 * rate for rate in rates]
         _band(panels["mAP50"], x, [line[rate].stats["mAP50"] for rate in rates], colour, describe_loss(key, names))
         if key in with_all:
             _band(panels["relative drop"], x, [relative_drop(line[0.0], line[rate]) for rate in rates], colour)
-        if published[key]:
-            points = sorted((100 * rate, 100 * value) for rate, value in published[key].items())
-            panels["paper"].plot(*zip(*points, strict=True), "--", marker="D", markersize=5, color=colour)
     panels["mAP50"].set_title(f"mAP50 on {next(iter(next(iter(lines.values())).values())).split}, points")
     if with_all:
         panels["relative drop"].set_title("drop, % of that on all labels")
-    if any(published.values()):
-        panels["paper"].set_title("paper's mAP50: other data")
-        panels["paper"].set_facecolor("#f9fafb")
+    told = ""
+    if any(published):
+        in_percent = [{100 * rate: value for rate, value in points.items()} for points in published]
+        told = _paper_panel(panels["paper"], [describe_loss(key, names) for key in lines], in_percent, "%")
     for panel in panels.values():
         panel.set_xlabel("missing labels, %")
-    figure.legend(loc="outside lower center", ncols=3)
-    return figure, f"mAP50 against the fraction of training labels that is missing{_bars(rows, 'bands')}."
+    figure.legend(loc="outside lower center", ncols=4)
+    return figure, f"mAP50 against the fraction of training labels that is missing{_bars(rows, 'bands')}.{told}"
 
 
 def relative_drop(full: Row, partial: Row) -> Stat | None:
@@ -303,26 +304,41 @@ def _gamma(sweep: Sweep, rows: Sequence[Row], found: Sequence[Series]) -> Made:
     published = [_published(line, study_numbers(sweep)) for line in lines.values()]
     figure = Figure(figsize=(10.5 if any(published) else 6.5, 4.3))
     panels = figure.subplots(1, 2 if any(published) else 1, squeeze=False)[0]
-    for (key, line), theirs, colour in zip(lines.items(), published, MORE_COLOURS, strict=False):
+    for (key, line), colour in zip(lines.items(), MORE_COLOURS, strict=False):
         gammas = sorted(line)
         _band(panels[0], gammas, [line[g].stats["mAP50"] for g in gammas], colour, group_text(key, names))
-        if theirs:
-            points = sorted((gamma, 100 * value) for gamma, value in theirs.items())
-            panels[1].plot(*zip(*points, strict=True), "--", marker="D", markersize=5, color=colour)
     panels[0].set_title(f"mAP50 on {judged}, points")
-    if any(published):
-        panels[1].set_title("paper's mAP50: other data")
-        panels[1].set_facecolor("#f9fafb")
+    told = _paper_panel(panels[1], [group_text(key, names) for key in lines], published) if any(published) else ""
     for panel in panels:
         panel.set_xlabel("gamma")
-    figure.legend(loc="outside lower center", ncols=2)
-    return figure, f"mAP50 against the exponent of focal loss{_bars(rows, 'bands')}."
+    figure.legend(loc="outside lower center", ncols=3)
+    return figure, f"mAP50 against the exponent of focal loss{_bars(rows, 'bands')}.{told}"
 
 
 def _published(line: Mapping[float, Row], tables: Sequence[tuple[str, str]]) -> dict[float, float]:
-    """The paper's mAP50 where it has one, by the same x."""
-    found = {x: papers.beside(row.setting.values, tables).get("mAP50") for x, row in line.items()}
-    return {x: number.value for x, number in found.items() if number}
+    """The paper's mAP50 at each x of ours, ascending, NaN where it has none; empty where it has none at all."""
+    found = beside_line(line, tables)
+    return {x: found[x].value if x in found else math.nan for x in sorted(line)} if found else {}
+
+
+def _paper_panel(panel: Any, names: Sequence[str], lines: Sequence[Mapping[float, float]], unit: str = "") -> str:
+    """Draw a paper's points, joined where they are neighbours on our axis, and return what it does not report."""
+    absent = []
+    for name, points, colour in zip(names, lines, MORE_COLOURS, strict=False):
+        y = [100 * value for value in points.values()]
+        panel.plot(list(points), y, "--", marker="D", markersize=5, color=colour)  # NaN breaks the line
+        unknown = [f"{x:g}{unit}" for x, value in points.items() if math.isnan(value)]
+        if unknown or not points:
+            absent.append(f"{name} at {', '.join(unknown)}" if unknown else name)
+    joined = any(not math.isnan(sum(pair)) for points in lines for pair in pairwise(points.values()))
+    stroke = "--" if joined else "none"
+    panel.plot([], [], linestyle=stroke, marker="D", markersize=5, color=GREY, label="paper")
+    panel.set_title("paper's mAP50: other data")
+    panel.set_facecolor("#f9fafb")
+    if missing := [name for name, points in zip(names, lines, strict=True) if not points]:
+        panel.text(0.98, 0.97, "\n".join(["not reported:", *missing]), transform=panel.transAxes, ha="right", va="top",
+                   color=GREY, fontsize=9)  # fmt: skip
+    return f" Right: the paper's points; not reported: {'; '.join(absent)}." if absent else ""
 
 
 def _iou(sweep: Sweep, rows: Sequence[Row], found: Sequence[Series]) -> Made:
@@ -517,13 +533,14 @@ def _curves(
                     x, y = _mean_curve(curve.records, key)
                     scaled = np.multiply(y, 100.0 if key in points else 1.0)
                     if x:
-                        panel.plot(x, scaled, stroke, color=curve.colour, linewidth=1.6)
+                        dot = "o" if len(x) == 1 else ""  # one epoch makes no line
+                        panel.plot(x, scaled, stroke, marker=dot, color=curve.colour, linewidth=1.6)
             if not panel.lines:  # a loss that the others have
                 panel.set_axis_off()
             panel.set_title(name if r == 0 else "")
             if counts:
                 panel.yaxis.set_major_formatter(_short)
-            panel.xaxis.get_major_locator().set_params(integer=True)
+            epoch_axis(panel)
         for panel in axes if r == len(families) - 1 else ():
             panel.set_xlabel("epoch")
         axes[0].set_ylabel(title)

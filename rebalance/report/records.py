@@ -93,7 +93,8 @@ class Sweep:
         records: runs that are over, in the order of the grid, else of their ids.
         missing: ids of runs that were planned or begun and have no record.
         warnings: one line for each record that was skipped.
-        baseline: the loss that the others are compared with, where one was chosen; else empty.
+        baseline: the loss that the others are compared with, with flags where several settings have it; empty where
+            none was chosen.
     """
 
     folder: Path

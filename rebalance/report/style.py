@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 DPI = 130
 PHOTO_DPI = 100  # photos do not shrink as line drawings do, and the report carries them inside
 BLUE, ORANGE, GREEN, PURPLE, SKY, RED = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
@@ -29,3 +31,8 @@ STYLE = {
     "ytick.color": "#374151",
     "figure.constrained_layout.use": True,
 }
+
+
+def epoch_axis(panel: Any) -> None:
+    """Let a panel's x axis have ticks at whole epochs only, one epoch alone included."""
+    panel.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)

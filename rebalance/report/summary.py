@@ -18,7 +18,7 @@ from typing import Any
 
 from rebalance.config import TrainFlags, flags, value_text
 from rebalance.errors import ConfigError, nearest
-from rebalance.report.papers import METHOD_FLAGS, base_head, labels_key, loss_name, loss_of
+from rebalance.report.papers import METHOD_FLAGS, base_head, labels_key, loss_name, loss_of, same_value
 from rebalance.report.records import METRICS, SPLITS, Record, Sweep
 from rebalance.report.student import quantile
 
@@ -30,7 +30,9 @@ INCIDENTAL = frozenset(
         *("save_period", "cache", "val", "mode", "task"),
     }
 )
-_DROP_FLAGS = tuple(name for name, field in flags(TrainFlags).items() if field.metadata["method"] == "drop")
+_METHODS = {name: field.metadata["method"] for name, field in flags(TrainFlags).items()}
+_DROP_FLAGS = tuple(name for name, method in _METHODS.items() if method == "drop")
+LEAST_GAP = 0.001  # a tenth of a point of mAP: the last digit shown
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,15 @@ class Setting:
     def removal(self, axis: str) -> float:
         """The fraction removed on `obj_drop` or `box_drop`, 0 where the flag is absent."""
         return float(self.get(axis) or 0)
+
+    @property
+    def removes(self) -> bool:
+        """Whether it removes predictions."""
+        return any(self.removal(axis) for axis in AXES)
+
+    def owns(self, name: str) -> bool:
+        """Whether a flag does anything here: it is of no method, or of one that the setting has."""
+        return _METHODS.get(name, "") in ("", self.get("head"), *loss_of(self.values).split("+"))
 
 
 @dataclass(frozen=True)
@@ -91,7 +102,8 @@ class Row:
         stats: metric -> over the seeds.
         base: the baseline; None for a baseline itself and where there is none.
         change: metric -> over the seeds that the baseline has too, setting minus baseline.
-        gap: metric -> gap closed, (setting - baseline) / (baseline on all labels - baseline), on withheld labels only.
+        gap: metric -> gap closed, (setting - baseline) / (baseline on all labels - baseline), on withheld labels only;
+            None where the gap is too small to divide by.
     """
 
     setting: Setting
@@ -100,7 +112,7 @@ class Row:
     stats: Mapping[str, Stat]
     base: Setting | None
     change: Mapping[str, Stat]
-    gap: Mapping[str, float]
+    gap: Mapping[str, float | None]
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -174,7 +186,7 @@ def summarise(records: Iterable[Record], first: str = "") -> list[Row]:
 
     Args:
         records: of a sweep, in its order.
-        first: the loss that others are compared with; default: the first that has finished.
+        first: the loss that others are compared with, as in `chosen`; default: the first that has finished.
     """
     runs: dict[Setting, dict[int, Record]] = {}
     for record in records:
@@ -183,9 +195,9 @@ def summarise(records: Iterable[Record], first: str = "") -> list[Row]:
     references: dict[Setting, Setting] = {}
     firsts: dict[Setting, Setting] = {}
     for setting in runs:
-        if not any(setting.removal(axis) for axis in AXES):
+        if not setting.removes:
             references.setdefault(reference_key(setting), setting)
-            if not first or loss_of(setting.values) == loss_name(first):
+            if not first or chosen(setting, first):
                 firsts.setdefault(loss_key(setting), setting)
 
     def values(setting: Setting | None, split: str, metric: str) -> dict[int, float]:
@@ -207,9 +219,10 @@ def summarise(records: Iterable[Record], first: str = "") -> list[Row]:
                 if not mine.keys() & theirs.keys():
                     continue
                 change[metric] = stat([mine[seed] - theirs[seed] for seed in mine if seed in theirs])
-                closed = _gap_closed(mine, theirs, values(full, split, metric))
-                if closed is not None:
-                    gap[metric] = closed
+                everything = values(full, split, metric)
+                if seeds := sorted(mine.keys() & theirs.keys() & everything.keys()):
+                    gained = math.fsum(mine[s] - theirs[s] for s in seeds) / len(seeds)
+                    gap[metric] = _gap_closed(gained, stat([everything[s] - theirs[s] for s in seeds]))
             rows.append(Row(setting, split, kept, stats, base, change, gap))
     return rows
 
@@ -218,16 +231,37 @@ def summary(sweep: Sweep) -> list[Row]:
     """Return the rows of a sweep; its losses are compared with the baseline chosen, else the first asked for.
 
     Raises:
-        ConfigError: no run has the baseline chosen.
+        ConfigError: no run has the baseline chosen, or several do that differ in a loss's flags.
     """
     asked = sweep.baseline or sweep.study.get("baseline") or (sweep.asked.get("loss") or [""])[0]
     rows = summarise(sweep.records, str(asked))
-    losses = dict.fromkeys(loss_of(row.setting.values) for row in rows)
-    if sweep.baseline and loss_name(sweep.baseline) not in losses:
-        raise ConfigError(
-            f"baseline={sweep.baseline} is not one of {', '.join(losses)}{nearest(sweep.baseline, losses)}"
-        )
+    if sweep.baseline:
+        _check_baseline(sweep.baseline, [row.setting for row in rows if not row.setting.removes])
     return rows
+
+
+def chosen(setting: Setting, baseline: str) -> bool:
+    """Return whether a setting is the baseline asked for: 'brl', or 'brl brl_t=0.5' where several have that loss."""
+    loss, *given = baseline.split() or [""]
+    pairs = (word.partition("=") for word in given)
+    return loss_of(setting.values) == loss_name(loss) and all(same_value(v, setting.get(k)) for k, _, v in pairs)
+
+
+def _check_baseline(baseline: str, settings: Sequence[Setting]) -> None:
+    varied = [name for name in varying(settings) if name in METHOD_FLAGS]
+    names = {setting: method_text(setting, varied) for setting in settings}
+    groups: dict[Setting, dict[Setting, str]] = {}
+    for setting in settings:
+        if chosen(setting, baseline):
+            groups.setdefault(loss_key(setting), {}).setdefault(reference_key(setting), names[setting])
+    if not groups:
+        choices = dict.fromkeys(names.values())
+        raise ConfigError(f"baseline={baseline} is not one of {', '.join(choices)}{nearest(baseline, choices)}")
+    most = max(groups.values(), key=len)
+    if len(most) > 1:
+        raise ConfigError(
+            f"baseline={baseline} is several settings; give one of " + ", ".join(map(repr, most.values()))
+        )
 
 
 def _baseline(
@@ -236,7 +270,7 @@ def _baseline(
     references: Mapping[Setting, Setting],
     firsts: Mapping[Setting, Setting],
 ) -> Setting | None:
-    if any(setting.removal(axis) for axis in AXES):
+    if setting.removes:
         own = setting.change(**dict.fromkeys(AXES, 0.0))
         # of several 0 % runs, the one with the same idle flags
         return own if own in runs else references.get(reference_key(setting))
@@ -254,14 +288,11 @@ def _on_all_labels(base: Setting, references: Mapping[Setting, Setting]) -> Sett
     return references.get(reference_key(normal)) or references.get(reference_key(base.change(rate=0.0)))
 
 
-def _gap_closed(mine: Mapping[int, float], base: Mapping[int, float], full: Mapping[int, float]) -> float | None:
-    """Means over the seeds that all three have; None where all labels are no better than the partial ones."""
-    seeds = mine.keys() & base.keys() & full.keys()
-    if not seeds:
+def _gap_closed(gained: float, gap: Stat) -> float | None:
+    """None where the gap is smaller than what is shown of it, or within its interval: the ratio would be of noise."""
+    if gap.mean < LEAST_GAP or (gap.half is not None and not gap.evidence):
         return None
-    gained = math.fsum(mine[s] - base[s] for s in seeds)
-    gap = math.fsum(full[s] - base[s] for s in seeds)
-    return gained / gap if gap > 0 else None
+    return gained / gap.mean
 
 
 def series(rows: Sequence[Row]) -> list[Series]:
@@ -320,8 +351,7 @@ def comparisons(rows: Sequence[Row]) -> list[Comparison]:
         if len({reference_key(s) for s in settings}) < 2:
             continue
         bases = [row.base for by_split in settings.values() for row in by_split.values() if row.base]
-        unremoved = [base for base in bases if not any(base.removal(axis) for axis in AXES)]
-        found.append(Comparison(key, settings, unremoved[0] if unremoved else None))
+        found.append(Comparison(key, settings, next((base for base in bases if not base.removes), None)))
     return found
 
 
@@ -346,8 +376,18 @@ def varying(settings: Iterable[Setting]) -> list[str]:
 
 
 def describe(setting: Setting, names: Sequence[str]) -> str:
-    """Return the named flags as the user types them: 'obj_drop=0.75 box_drop=0'; 'all runs' where none is named."""
-    return " ".join(f"{name}={value_text(setting.get(name))}" for name in names) or "all runs"
+    """Return those of the named flags that do anything here, as the user types them: 'obj_drop=0.75 box_drop=0'.
+
+    'all runs' where none is named.
+    """
+    values = {**setting.values, "loss": loss_of(setting.values)}
+    return " ".join(f"{name}={value_text(values.get(name))}" for name in names if setting.owns(name)) or "all runs"
+
+
+def method_text(setting: Setting, names: Sequence[str]) -> str:
+    """Return a setting's loss and those of the named flags that do anything here: 'brl brl_t=0.3'."""
+    own = [f"{name}={value_text(setting.get(name))}" for name in names if setting.owns(name)]
+    return " ".join([loss_of(setting.values) or "the host's loss", *own])
 
 
 def to_csv(rows: Sequence[Row]) -> str:
@@ -364,7 +404,8 @@ def to_csv(rows: Sequence[Row]) -> str:
         ran, values = row.records[0].loss_ran, {**row.setting.values, "drop_rate": row.setting.get("rate")}
         values.update({name: ran[name] for name in ("head", "loss") if ran.get(name)})
         pairs = row.change[METRICS[0]].n if row.change else None
-        cells = [values.get(name) for name in (*names, *extra)]
+        cells = [values.get(name) for name in names]
+        cells += [values.get(name) if row.setting.owns(name) else None for name in extra]
         cells += [row.split, len(row.records), " ".join(map(str, row.seeds)), pairs]
         for metric in METRICS:
             own, change = row.stats[metric], row.change.get(metric)

@@ -6,16 +6,16 @@ Metrics are shown in points, 0 to 100, with one decimal, as the papers do.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import PurePath
 from typing import Any
 
-from rebalance.config import TrainFlags, flags, value_text
+from rebalance.config import value_text
 from rebalance.report import papers
 from rebalance.report.records import METRICS, SPLITS, Record, Sweep
-from rebalance.report.summary import AXES, Comparison, Row, Series, Setting, Stat, varying
+from rebalance.report.summary import AXES, LEAST_GAP, Comparison, Row, Series, Setting, Stat, method_text, varying
 
 AXIS_TITLES = {"obj_drop": "Objectness removal", "box_drop": "Box removal"}
 
@@ -100,7 +100,7 @@ def loss_verdict(comparison: Comparison) -> str:
     names = loss_names(comparison)
     rows = [(names[s], by_split[split]) for s, by_split in comparison.rows.items() if s != base and split in by_split]
     changes = [(name, row.change["mAP50"]) for name, row in rows if row.change and row.base == base]
-    return _verdict(changes, names[base], split) if base and changes else _nothing("run of the first loss", split)
+    return _verdict(changes, names[base], split) if base and changes else _nothing("run of the baseline", split)
 
 
 def _nothing(what: str, split: str) -> str:
@@ -138,13 +138,13 @@ def settings_table(rows: Sequence[Row], split: str) -> Table:
     rows = [row for row in rows if row.split == split]
     names = varying(row.setting for row in rows) or ["model"]
     gaps, changes = any(row.gap for row in rows), any(row.change for row in rows)
-    zero = all(row.base is None or any(row.setting.removal(axis) for axis in AXES) for row in rows)
-    base = "0 %" if zero else "baseline"
+    baselines = _baselines(rows)
+    base = "baseline" if baselines else "0 %"
     head = [*names, "n", *METRICS, *([f"mAP50 vs {base}"] if changes else []), *(["gap closed"] if gaps else [])]
     best = {m: _best([row.stats[m].mean for row in rows]) for m in METRICS}
     body = []
     for row in rows:
-        cells = [Cell(value_text(row.setting.get(name))) for name in names] + [Cell(str(len(row.records)))]
+        cells = [Cell(_flag_text(row.setting, name)) for name in names] + [Cell(str(len(row.records)))]
         cells += [Cell(points(row.stats[m]), points_of(row.stats[m].mean) == best[m]) for m in METRICS]
         cells += [Cell(points(row.change.get("mAP50"), sign=True))] if changes else []
         cells += [Cell(_gap(row))] if gaps else []
@@ -154,8 +154,10 @@ def settings_table(rows: Sequence[Row], split: str) -> Table:
         "Points (0 to 100)" + (", mean ± 95 % interval over n seeds." if several else "; single runs, no interval.")
     ]
     if changes:
-        what = "the 0 % run" if zero else "the first loss with the same model, head and labels"
-        notes.append(f"vs {base}: difference from {what}, paired by seed.")
+        removals = any(row.base and row.setting.removes for row in rows)
+        what = [f"{baselines} with the same model, head and labels"] if baselines else []
+        what += ["of a removal, from its 0 % run" if what else "the 0 % run"] if removals else []
+        notes.append(f"vs {base}: difference from {'; '.join(what)}, paired by seed.")
     if gaps:
         notes.append(GAP_NOTE)
     return Table(f"All settings, {split}", tuple(head), tuple(body), tuple(notes), len(names))
@@ -164,20 +166,18 @@ def settings_table(rows: Sequence[Row], split: str) -> Table:
 def loss_names(comparison: Comparison) -> dict[Setting, str]:
     """Return what each setting of a comparison is called: its loss, and the flags in which it differs from others."""
     names = [name for name in varying(comparison.rows) if name not in ("loss", "head")]
-    return {
-        s: " ".join([papers.loss_of(s.values) or "the host's loss", *_own_flags(s, names)]) for s in comparison.rows
-    }
+    return {s: method_text(s, names) for s in comparison.rows}
 
 
-def _own_flags(setting: Setting, names: Sequence[str]) -> list[str]:
-    """Of the flags that differ, those of the setting's own methods, as typed."""
-    methods = {"", *papers.loss_of(setting.values).split("+")}
-    facts = {name: flags(TrainFlags)[name].metadata["method"] for name in names if name in flags(TrainFlags)}
-    return [f"{name}={value_text(setting.get(name))}" for name in names if facts.get(name, "") in methods]
+def _baselines(rows: Sequence[Row]) -> str:
+    """The settings that losses are compared with, by name; '' where only removals are compared, with their 0 % run."""
+    names = [name for name in varying(row.setting for row in rows) if name in papers.METHOD_FLAGS]
+    bases = [row.base for row in rows if row.base and not row.setting.removes]
+    return ", ".join(dict.fromkeys(method_text(base, names) for base in bases))
 
 
 def loss_table(comparison: Comparison, group: str, tables: Sequence[tuple[str, str]] = ()) -> Table:
-    """Return losses that differ in nothing else, with the paired difference from the first and a paper's numbers.
+    """Return losses that differ in nothing else, with the paired difference from the baseline and a paper's numbers.
 
     Args:
         comparison: the runs.
@@ -189,14 +189,16 @@ def loss_table(comparison: Comparison, group: str, tables: Sequence[tuple[str, s
     rows = [row for by_split in comparison.rows.values() for row in by_split.values()]
     base = names[comparison.base] if comparison.base else ""
     gaps = any(row.gap for row in rows)
-    numbers = {s: papers.beside(s.values, tables) for s in comparison.rows}
-    told = [m for m in METRICS if any(m in found for found in numbers.values())]
+    numbers = papers.beside((s.values for s in comparison.rows), tables)
+    told = [m for m in METRICS if any(m in found for found in numbers)]
+    sources = _sources(numbers)
     head = ["loss", "n", *(f"{s} mAP50" for s in splits), f"{judged} mAP75", f"{judged} mAP50-95"]
     head += [*([f"mAP50 vs {base}"] if base else []), *(["gap closed"] if gaps else []), *(f"paper {m}" for m in told)]
+    head += [SOURCE] * bool(sources)
     columns = [*((s, "mAP50") for s in splits), (judged, "mAP75"), (judged, "mAP50-95")]
     best = {(s, m): _best([row.stats[m].mean for row in rows if row.split == s]) for s, m in columns}
     body = []
-    for setting, by_split in comparison.rows.items():
+    for i, (setting, by_split) in enumerate(comparison.rows.items()):
         cells = [Cell(names[setting]), Cell(str(max(len(row.records) for row in by_split.values())))]
         for split, metric in columns:
             own = by_split[split].stats[metric] if split in by_split else None
@@ -205,11 +207,12 @@ def loss_table(comparison: Comparison, group: str, tables: Sequence[tuple[str, s
         row = row if row and row.base == comparison.base else None  # a removal has a 0 % run of its own
         cells += [Cell(points(row.change.get("mAP50") if row else None, sign=True))] if base else []
         cells += [Cell(_gap(row))] if gaps else []
-        cells += [Cell(points_of(numbers[setting][m].value) if m in numbers[setting] else "-") for m in told]
+        cells += [Cell(points_of(numbers[i][m].value) if m in numbers[i] else "-") for m in told]
+        cells += [Cell(sources[i])] if sources else []
         body.append(tuple(cells))
     notes = [_intervals(rows) + (f"; vs {base}: {judged}, paired by seed." if base else ".")]
     notes += [GAP_NOTE] if gaps else []
-    notes += [source_note(n for found in numbers.values() for n in found.values())] if told else []
+    notes += [source_note(numbers, told)] if told else []
     return Table(f"Losses, {group}", tuple(head), tuple(body), tuple(notes))
 
 
@@ -228,15 +231,17 @@ def study_table(rows: Sequence[Row], title: str, tables: Sequence[tuple[str, str
     names = [name for name in ("model", "data", "head", "loss") if name in names] + [
         name for name in names if name in papers.METHOD_FLAGS
     ]
-    numbers = [papers.beside(row.setting.values, tables) for row in rows]
+    numbers = papers.beside((row.setting.values for row in rows), tables)
     told = [m for m in METRICS if any(m in found for found in numbers)]
+    sources = _sources(numbers)
     gaps, changes = any(row.gap for row in rows), any(row.change for row in rows)
     head = [*names, "labels", "n"]
     for metric in METRICS:
         head += [metric, *([f"paper {metric}"] if metric in told else [])]
     head += [*(["mAP50 vs baseline"] if changes else []), *(["gap closed"] if gaps else [])]
+    head += [SOURCE] * bool(sources)
     body = []
-    for row, found in zip(rows, numbers, strict=True):
+    for i, (row, found) in enumerate(zip(rows, numbers, strict=True)):
         cells = [Cell(_flag_text(row.setting, name)) for name in names]
         cells += [Cell(labels_text(row.setting)), Cell(str(len(row.records)))]
         for metric in METRICS:
@@ -244,13 +249,13 @@ def study_table(rows: Sequence[Row], title: str, tables: Sequence[tuple[str, str
             cells += [Cell(points_of(found[metric].value) if metric in found else "-")] if metric in told else []
         cells += [Cell(points(row.change.get("mAP50"), sign=True))] if changes else []
         cells += [Cell(_gap(row))] if gaps else []
+        cells += [Cell(sources[i])] if sources else []
         body.append(tuple(cells))
     notes = [f"{_judged(rows)}; " + _intervals(rows) + ("; vs baseline: paired by seed." if changes else ".")]
-    told_flags = [name for name in names if name in papers.METHOD_FLAGS]
-    bases = list(dict.fromkeys(describe_loss(row.base, told_flags) for row in rows if row.base))
-    notes += [f"Baseline: loss={', '.join(bases)} with the same model and labels."] if bases else []
+    baselines = _baselines(rows)
+    notes += [f"Baseline: loss={baselines} with the same model and labels."] if baselines else []
     notes += [GAP_NOTE] if gaps else []
-    notes += [source_note(n for found in numbers for n in found.values())] if told else []
+    notes += [source_note(numbers, told)] if told else []
     return Table(title, tuple(head), tuple(body), tuple(notes), len(names) + 1)
 
 
@@ -261,17 +266,16 @@ def rate_table(rows: Sequence[Row], title: str, tables: Sequence[tuple[str, str]
     if not rates:
         return None
     names = varying(lines)
-    body, found = [], []
+    body, found = [], list[dict[str, papers.Number]]()
     for key, line in lines.items():
         name = describe_loss(key, names)
         cells = [points(line[rate].stats["mAP50"]) if rate in line else "" for rate in rates]
         body.append((Cell(name), Cell("ours"), *map(Cell, cells)))
-        numbers = {rate: papers.beside(row.setting.values, tables).get("mAP50") for rate, row in line.items()}
-        if any(numbers.values()):
-            own = [numbers.get(rate) for rate in rates]
-            body.append((Cell(name), Cell("paper"), *(Cell(points_of(n.value) if n else "-") for n in own)))
-            found += [n for n in own if n]
-    notes = [f"mAP50 on {_judged(rows)}; {_intervals(rows)}."] + ([source_note(found)] if found else [])
+        if numbers := beside_line(line, tables):
+            texts = [points_of(numbers[rate].value) if rate in numbers else "-" for rate in rates]
+            body.append((Cell(name), Cell("paper"), *map(Cell, texts)))
+            found += [{"mAP50": number} for number in numbers.values()]
+    notes = [f"mAP50 on {_judged(rows)}; {_intervals(rows)}."] + ([source_note(found, ["mAP50"])] if found else [])
     return Table(title, ("loss", "", *map(percent, rates)), tuple(body), tuple(notes), 2)
 
 
@@ -297,12 +301,17 @@ def rate_lines(rows: Sequence[Row]) -> dict[Setting, dict[float, Row]]:
     return {key: line for key, line in lines.items() if len(line) > 2}
 
 
+def beside_line(line: Mapping[float, Row], tables: Sequence[tuple[str, str]]) -> dict[float, papers.Number]:
+    """Return the paper's mAP50 where it has one, by the same x as our rows."""
+    found = papers.beside((row.setting.values for row in line.values()), tables)
+    return {x: numbers["mAP50"] for x, numbers in zip(line, found, strict=True) if "mAP50" in numbers}
+
+
 def describe_loss(setting: Setting, names: Sequence[str]) -> str:
     """Return what a setting is called among others that differ in `names`: its loss first."""
     rest = [n for n in names if n not in ("loss", "head", *LABELS)]
     where = [f"{n}={_flag_text(setting, n)}" for n in rest if n not in papers.METHOD_FLAGS]
-    own = _own_flags(setting, [n for n in rest if n in papers.METHOD_FLAGS])
-    return " ".join([papers.loss_of(setting.values) or "the host's loss", *own, *where])
+    return " ".join([method_text(setting, [n for n in rest if n in papers.METHOD_FLAGS]), *where])
 
 
 def labels_text(setting: Setting) -> str:
@@ -311,9 +320,16 @@ def labels_text(setting: Setting) -> str:
     return f"{protocol} {value_text(rate)}" if protocol in papers.RATED else str(protocol)
 
 
-def source_note(numbers: Iterable[papers.Number]) -> str:
-    """Return where numbers beside ours come from, and that they are not on the same data."""
-    found = list(dict.fromkeys((n.source, n.model, n.data) for n in numbers))
+def _sources(numbers: Sequence[Mapping[str, papers.Number]]) -> list[str]:
+    """The paper's table of each row of ours, where they are not all of one; else none: the note names it."""
+    texts = [next((n.source for n in found.values()), "-") for found in numbers]
+    return texts if len({*texts} - {"-"}) > 1 else []
+
+
+def source_note(numbers: Iterable[Mapping[str, papers.Number]], metrics: Sequence[str]) -> str:
+    """Return where the numbers of these metrics beside ours come from, and that they are not on the same data."""
+    shown = (found[m] for found in numbers for m in metrics if m in found)
+    found = list(dict.fromkeys((n.source, n.model, n.data) for n in shown))
     return (
         "paper: " + "; ".join(f"{source}: {model} on {data}" for source, model, data in found)
         + ". Other data, another detector and schedule; number of runs not stated."
@@ -321,7 +337,11 @@ def source_note(numbers: Iterable[papers.Number]) -> str:
 
 
 LABELS = ("protocol", "rate", "label_seed")
-GAP_NOTE = "Gap closed: (setting - baseline) / (baseline on all labels - baseline), mAP50; 1 is as good as all labels."
+SOURCE = "paper's table"
+GAP_NOTE = (
+    "Gap closed: (setting - baseline) / (baseline on all labels - baseline), mAP50; 1 is as good as all labels. "
+    f"–: that gap is below {100 * LEAST_GAP:g} points or, over several seeds, within its 95 % interval."
+)
 
 
 def _judged(rows: Sequence[Row]) -> str:
@@ -336,8 +356,10 @@ def _intervals(rows: Sequence[Row]) -> str:
 
 
 def _gap(row: Row | None) -> str:
-    gap = row.gap.get("mAP50") if row else None
-    return "" if gap is None else f"{gap:.2f}"
+    if row is None or "mAP50" not in row.gap:
+        return ""
+    gap = row.gap["mAP50"]
+    return "–" if gap is None else f"{gap:.2f}"
 
 
 def _flag_text(setting: Setting, name: str) -> str:
@@ -347,9 +369,7 @@ def _flag_text(setting: Setting, name: str) -> str:
         return papers.loss_of(setting.values) or "the host's"
     if name == "data":
         return data_text(value)
-    if name in papers.METHOD_FLAGS:
-        return value_text(value) if _own_flags(setting, [name]) else ""
-    return value_text(value)
+    return value_text(value) if setting.owns(name) else ""
 
 
 def data_text(value: Any) -> str:
@@ -386,7 +406,7 @@ def cost_table(rows: Sequence[Row]) -> Table:
     }
     body = []
     for row in first:
-        cells = [Cell(value_text(row.setting.get(name))) for name in names]
+        cells = [Cell(_flag_text(row.setting, name)) for name in names]
         for key, digits in columns.values():
             cells.append(Cell(_mean_text([r.timings.get(key) for r in row.records], digits)))
         cells.append(Cell(_mean_text([r.peak_memory_mb for r in row.records], 0)))
@@ -493,8 +513,8 @@ def as_html(table: Table) -> str:
 
 
 def _best(values: Sequence[float]) -> str:
-    """The largest value as it is shown, so that ties as shown are all bold; '' where there is nothing to win."""
-    return points_of(max(values)) if len(values) > 1 else ""
+    """The largest value as it is shown, so that ties as shown are all bold; '' where all are the same."""
+    return points_of(max(values)) if len({points_of(value) for value in values}) > 1 else ""
 
 
 def _named(row: Row, axis: str) -> str:

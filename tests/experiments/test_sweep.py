@@ -145,7 +145,7 @@ def test_all_runs_once_with_their_configs_results_and_progress(bench: Bench) -> 
     ]
     assert bench.said[0].startswith("4 runs, 1 at a time")
     assert bench.said[1] == f"[1/4] start  {RUNS[0]}"
-    assert bench.said[2].startswith(f"[1/4] done   {RUNS[0]}  mAP50 0.500 (test)  ")
+    assert bench.said[2].startswith(f"[1/4] done   {RUNS[0]}  mAP50 50.0 points on test  ")
     assert "; 3 to go, about " in bench.said[2]
     assert bench.said[-1] == f"4 finished: {folder / 'results.csv'}"
 

@@ -98,8 +98,29 @@ BRL4 = [("brl", "4")]
 def test_a_run_corresponds_where_detector_loss_flags_and_labels_agree(
     run: dict[str, Any], tables: list[tuple[str, str]], map50: float | None
 ) -> None:
-    found = papers.beside(run, tables)
+    (found,) = papers.beside([run], tables)
     assert (found["mAP50"].value if map50 else found.get("mAP50")) == map50
+
+
+def told(*runs: dict[str, Any], tables: list[tuple[str, str]] | None = None) -> list[tuple[set[str], set[str]]]:
+    """Of each run, the tables that its numbers are of, and their metrics without those that only papers have."""
+    found = papers.beside(runs, tables or [])
+    return [({n.source for n in one.values()}, {*one} & {"mAP50", "mAP75", "mAP50-95"}) for one in found]
+
+
+def test_the_numbers_of_a_run_are_of_one_table() -> None:
+    """Focal loss on all labels is in BRL's Table 1 (VOC, without mAP50-95) and in Residual Objectness' 2c and 3."""
+    assert told(values()) == [({"brl, Table 1"}, {"mAP50", "mAP75"})]
+    every = {"mAP50", "mAP75", "mAP50-95"}
+    assert told(values(), tables=[("residual", "3"), ("residual", "2c")]) == [({"residual, Table 2c"}, every)]
+
+
+def test_the_numbers_of_runs_are_of_the_paper_and_the_table_that_has_most_of_them() -> None:
+    refined = [values(loss="bce", head="resobj", resobj_steps=steps) for steps in (1, 2)]
+    assert [sources for sources, _ in told(values(), values(loss="brl"), values(loss="bce", head="nrd"))] == [
+        *({"brl, Table 1"}, {"brl, Table 4"}, set())
+    ]
+    assert [sources for sources, _ in told(values(), *refined)] == [{"residual, Table 2c"}] * 3
 
 
 def test_sources() -> None:

@@ -14,11 +14,13 @@ from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 
 from rebalance.errors import RunError
+from rebalance.report import plots
 from rebalance.report.build import report
 from rebalance.report.objectness import curve, objectness_figure, steps_of
 from rebalance.report.records import Record, load, read
 from rebalance.report.samples import steps_figure
 from rebalance.report.style import COLOURS
+from rebalance.report.summary import summary
 
 Make = Callable[..., dict[str, Any]]
 WORDS = "Mean objectness of the candidates"
@@ -113,6 +115,26 @@ def test_a_single_run_has_no_band(make_sweep: Any, run: Make) -> None:
     assert positives.get_ylabel() == "protocol normal\nT = 1, single run"
     for words in ("over seeds", "Dashed", "not shown", "logarithmic"):
         assert words not in caption
+
+
+def test_one_epoch_is_seen_and_is_a_whole_one(make_sweep: Any, run: Make) -> None:
+    runs = [run(0, epochs=1), run(1, epochs=1)]
+    for content in runs:
+        content["epochs"][0]["train/cls_loss"] = 1.0
+    sweep = load(make_sweep(*runs))
+    figure, _ = objectness_figure(sweep)
+    ((positives, _),) = rows(figure)
+    low, high = positives.get_xlim()
+    assert [x for x in positives.get_xticks() if low <= x <= high] == [1]
+    assert [(line.get_marker(), line.get_markersize() > 0) for line in positives.lines] == [
+        *(("o", True), ("o", True), ("D", True))
+    ]
+    assert [line.get_marker() for line in figure.legends[0].get_lines()] == ["o", "o", "D"]
+    figure, _ = plots._training(sweep, summary(sweep), [])
+    for panel in figure.axes:
+        low, high = panel.get_xlim()
+        assert [x for x in panel.get_xticks() if low <= x <= high] == [1]
+        assert {line.get_marker() for line in panel.lines} == {"o"}
 
 
 def test_an_objectness_without_steps_is_shown_by_itself(make_sweep: Any, run: Make) -> None:

@@ -13,6 +13,7 @@ import pytest
 from rebalance.experiments import studies
 from rebalance.experiments.grid import Run, read_grids
 from rebalance.experiments.record import write_json
+from rebalance.report import plots
 from rebalance.report.build import report, terminal_table
 from rebalance.report.page import command
 from rebalance.report.records import load
@@ -72,21 +73,21 @@ def test_table_4_has_the_papers_numbers_differences_and_gap_closed(make_study: M
     assert table is not None
     assert table.head == (
         *("model", "loss", "labels", "n", "mAP50", "paper mAP50", "mAP75", "paper mAP75", "mAP50-95"),
-        *("paper mAP50-95", "mAP50 vs baseline", "gap closed"),
+        *("paper mAP50-95", "mAP50 vs baseline", "gap closed", "paper's table"),
     )
     cells = {tuple(c.text for c in row[:3]): [c.text for c in row[3:]] for row in table.rows}
     assert len(cells) == 18
     # 0.42 and 0.43 of the seeds; 12 points above focal, which lost 30: 0.12 / 0.30
     assert cells["retinanet_tiny", "brl", "extreme"] == [
-        *("2", "42.5 ± 6.4", "66.2", "21.2 ± 3.2", "43.1", "10.6 ± 1.6", "-", "+12.0 ± 0.0", "0.40")
+        *("2", "42.5 ± 6.4", "66.2", "21.2 ± 3.2", "43.1", "10.6 ± 1.6", "-", "+12.0 ± 0.0", "0.40", "brl, Table 4")
     ]
     assert cells["retinanet_tiny", "focal", "extreme"][2] == "59.8"  # its Table 1
-    assert cells["retinanet_tiny", "focal", "extreme"][-2:] == ["", ""]
-    assert cells["retinanet_tiny", "brl", "normal"][-2:] == ["-2.0 ± 0.0", ""]  # nothing is missing there
-    assert cells["retinanet_tiny", "ghm", "extreme"][-2:] == ["-3.0 ± 0.0", "-0.10"]
+    assert cells["retinanet_tiny", "focal", "extreme"][-3:] == ["", "", "brl, Table 1"]
+    assert cells["retinanet_tiny", "brl", "normal"][-3:-1] == ["-2.0 ± 0.0", ""]  # nothing is missing there
+    assert cells["retinanet_tiny", "ghm", "extreme"][-3:-1] == ["-3.0 ± 0.0", "-0.10"]
     assert cells["retinanet_tiny", "brl", "per_class 0.5"][2:7] == ["50.8", "22.8 ± 3.2", "35.3", "11.4 ± 1.6", "32.7"]
     assert cells["fasterrcnn_tiny", "ohem", "hard"][2] == "71.7"
-    assert cells["fasterrcnn_tiny", "ohem", "hard"][-2:] == ["", ""]  # no focal loss on Faster R-CNN
+    assert cells["fasterrcnn_tiny", "ohem", "hard"][-3:-1] == ["", ""]  # no focal loss on Faster R-CNN
     notes = " ".join(table.notes)
     assert "Baseline: loss=focal with the same model and labels." in notes
     assert "brl, Table 4: fasterrcnn-r101 on voc0712, voc2007-test" in notes
@@ -136,6 +137,30 @@ def test_figure_3_has_rates_as_columns_and_the_relative_drop(make_study: Make) -
     assert drop.mean == pytest.approx(0.2)  # 10 of 50 points
     report(folder)
     assert (folder / "plots" / "rates.png").exists()
+
+
+def panels_of(folder: Path, name: str) -> tuple[Any, str]:
+    """The figure and the caption that go into plots/<name>.png."""
+    sweep = load(folder)
+    make = {"rates": plots._rates, "gamma": plots._gamma}[name]
+    figure, caption = make(sweep, summary(sweep), [])
+    return figure, caption
+
+
+def test_the_papers_points_are_joined_between_neighbours_only_and_what_it_lacks_is_told(make_study: Make) -> None:
+    figure, caption = panels_of(make_study("label-noise.fig3", by_rate), "rates")
+    paper = figure.axes[-1]
+    ohem, bce, focal, legend = paper.lines
+    assert (list(ohem.get_xdata()), list(bce.get_xdata())) == (pytest.approx([0, 10, 20, 30, 40, 50]), [])
+    assert [round(y, 1) for y in ohem.get_ydata() if y == y] == [43.6, 31.5]  # four NaN between: no line
+    assert len(focal.get_xdata()) == 6
+    assert (legend.get_label(), legend.get_linestyle()) == ("paper", "None")
+    assert [text.get_text() for text in paper.texts] == ["not reported:\nbce"]
+    assert "not reported: ohem at 10%, 20%, 30%, 40%; bce; focal focal_alpha=0.75 at 10%," in caption
+    figure, caption = panels_of(make_study("label-noise.fig5", lambda run: 0.3, rate="0,0.5"), "gamma")
+    none, half, legend = figure.axes[1].lines
+    assert (len(none.get_xdata()), len(half.get_xdata()), legend.get_linestyle()) == (0, 9, "--")
+    assert caption.endswith("Right: the paper's points; not reported: protocol percent 0.")
 
 
 def test_the_rate_that_withholds_nothing_is_all_labels_of_gap_closed(make_study: Make) -> None:
@@ -235,7 +260,7 @@ def test_without_the_first_loss_nothing_is_compared(make_sweep: Any, make_record
         asked={"loss": ["bce", "focal", "brl"], "seeds": [0]},
     )  # fmt: skip
     assert all(row.change == {} for row in rows_of(folder))
-    assert "There is no run of the first loss with the same seed on test to compare with." in terminal_table(folder)
+    assert "There is no run of the baseline with the same seed on test to compare with." in terminal_table(folder)
 
 
 def test_a_head_that_is_a_method_is_compared_with_the_head_it_is_built_on(make_sweep: Any, make_record: Any) -> None:

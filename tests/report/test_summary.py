@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rebalance.errors import ConfigError
-from rebalance.report.records import load
-from rebalance.report.summary import Row, series, setting_of, stat, summarise, summary, to_csv
+from rebalance.report.build import report
+from rebalance.report.records import METRICS, load
+from rebalance.report.summary import Row, describe, series, setting_of, stat, summarise, summary, to_csv
+from rebalance.report.tables import settings_table
 
 
 def rows_of(folder: Path) -> list[Row]:
@@ -101,7 +104,34 @@ def test_no_gap_where_all_labels_are_no_better(make_sweep: Any, make_record: Any
         make_record("partial", 0, test=0.3, protocol="easy"),
         make_record("method", 0, test=0.4, protocol="easy", obj_drop=0.5),
     )
-    assert row(rows_of(folder), protocol="easy", obj_drop=0.5).gap == {}
+    assert row(rows_of(folder), protocol="easy", obj_drop=0.5).gap == dict.fromkeys(METRICS)
+
+
+@pytest.mark.parametrize(
+    ("full", "closed"),
+    [
+        ((0.3009,), None),  # 0.09 points: it would be shown as 11 times the gap
+        ((0.3011,), 0.01 / 0.0011),
+        ((0.31, 0.31), 1.0),
+        ((0.31, 0.33), None),  # the seeds' gaps are 1 and 3 points: 2 ± 12.7
+    ],
+)
+def test_no_gap_where_it_is_smaller_than_what_is_shown_or_than_its_interval(
+    make_sweep: Any, make_record: Any, full: tuple[float, ...], closed: float | None
+) -> None:
+    labels = {"protocol": "percent", "rate": 0.5}
+    folder = make_sweep(
+        *(make_record(f"full{s}", s, test=value) for s, value in enumerate(full)),
+        *(make_record(f"partial{s}", s, test=0.3, **labels) for s in range(len(full))),
+        *(make_record(f"method{s}", s, test=0.31, obj_drop=0.5, **labels) for s in range(len(full))),
+    )
+    rows = rows_of(folder)
+    gap = row(rows, protocol="percent", obj_drop=0.5).gap["mAP50"]
+    assert gap == (None if closed is None else pytest.approx(closed))
+    table = settings_table(rows, "test")
+    (cell,) = [r[-1].text for r in table.rows if r[0].text == "0.5"]
+    assert cell == ("–" if closed is None else f"{closed:.2f}")
+    assert "–: that gap is below 0.1 points or, over several seeds, within its 95 % interval." in table.notes[-1]
 
 
 def test_where_and_how_it_ran_is_no_setting(make_sweep: Any, make_record: Any) -> None:
@@ -159,3 +189,52 @@ def test_the_baseline_can_be_chosen(make_sweep: Any, make_record: Any) -> None:
     assert row(rows, loss="bce").change["mAP50"].mean == pytest.approx(-0.1)
     with pytest.raises(ConfigError, match=r"^baseline=focl is not one of bce, brl, focal \(did you mean focal\?\)$"):
         summary(load(folder, "focl"))
+
+
+def test_of_several_settings_of_a_loss_the_baseline_is_named_by_its_flags(make_sweep: Any, make_record: Any) -> None:
+    folder = make_sweep(
+        make_record("a", 0, test=0.2, loss="focal"),
+        make_record("b", 0, test=0.3, loss="brl", brl_t=0.3),
+        make_record("c", 0, test=0.5, loss="brl", brl_t=0.5),
+        asked={"loss": ["focal", "brl"], "brl_t": [0.3, 0.5], "seeds": [0]},
+    )
+    rows = summary(load(folder, "brl brl_t=0.50"))
+    assert [r.change["mAP50"].mean if r.change else None for r in rows] == [
+        pytest.approx(-0.3),
+        pytest.approx(-0.2),
+        None,
+    ]
+    choices = "'brl brl_t=0.3', 'brl brl_t=0.5'"
+    with pytest.raises(ConfigError, match=f"^baseline=brl is several settings; give one of {choices}$"):
+        summary(load(folder, "brl"))
+    choices = "focal, brl brl_t=0.3, brl brl_t=0.5 (did you mean brl brl_t=0.5?)"
+    with pytest.raises(ConfigError, match=f"^{re.escape(f'baseline=brl brl_t=0.4 is not one of {choices}')}$"):
+        summary(load(folder, "brl brl_t=0.4"))
+    report(folder, "brl brl_t=0.5")
+    text = (folder / "report.md").read_text("utf-8")
+    assert "vs baseline: difference from brl brl_t=0.5 with the same model, head and labels, paired by seed." in text
+    assert "rebalance report runs/benchmark/mine 'baseline=brl brl_t=0.5'\n" in text
+    report(folder)
+    text = (folder / "report.md").read_text("utf-8")
+    assert "vs baseline: difference from focal with the same model, head and labels, paired by seed." in text
+    assert "rebalance report runs/benchmark/mine\n" in text
+
+
+def test_a_flag_is_told_of_the_settings_that_have_its_method(make_sweep: Any, make_record: Any) -> None:
+    head = {"head": "stock", "loss": "focal"}
+    folder = make_sweep(
+        make_record("a", 0, **head, resobj_steps=2),
+        make_record("b", 0, head="obj", loss="bce", resobj_steps=2),
+        make_record("c", 0, head="resobj", loss="bce", resobj_steps=1),
+        make_record("d", 0, head="anchor", loss="bce", obj_gain=2.0),
+    )
+    settings = [setting_of(r) for r in load(folder).records]
+    names = ["head", "loss", "resobj_steps", "obj_gain"]
+    assert [describe(setting, names) for setting in settings] == [
+        "head=stock loss=focal",
+        "head=obj loss=obj",
+        "head=resobj loss=resobj resobj_steps=1",
+        "head=anchor loss=bce obj_gain=2",
+    ]
+    rows = list(csv.DictReader(to_csv(rows_of(folder)).splitlines()))
+    assert [r["resobj_steps"] for r in rows] == ["", "", "1", ""]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rebalance.report.records import load
-from rebalance.report.summary import Series, series, summarise
+from rebalance.report.summary import Series, comparisons, series, summarise
 from rebalance.report.tables import (
     as_html,
     as_markdown,
@@ -16,6 +16,7 @@ from rebalance.report.tables import (
     class_table,
     cost_table,
     drop_table,
+    loss_table,
     points_of,
     settings_table,
     verdict,
@@ -91,10 +92,43 @@ def test_without_a_test_split(make_sweep: Any, make_record: Any) -> None:
     assert [c.text for c in table.rows[1]] == ["10%", "1", "45.0", "+5.0", "57.7", "48.6"]
 
 
-def test_ties_are_all_bold(make_sweep: Any, make_record: Any) -> None:
-    folder = make_sweep(make_record("a", 0, test=0.4), make_record("b", 0, test=0.40004, obj_drop=0.1))
-    table = drop_table(series_of(folder)[0])
-    assert [row[2].bold for row in table.rows] == [True, True]
+def test_ties_are_all_bold_unless_all_tie(make_sweep: Any, make_record: Any) -> None:
+    runs = [make_record("a", 0, test=0.4), make_record("b", 0, test=0.40004, obj_drop=0.1)]
+    (one,) = series_of(make_sweep(*runs, make_record("c", 0, test=0.39, obj_drop=0.75)))
+    assert [row[2].bold for row in drop_table(one).rows] == [True, True, False]
+    rows = summarise(load(make_sweep(*runs, name="tied")).records)
+    table = settings_table(rows, "test")
+    assert not any(cell.bold for row in table.rows for cell in row)
+    assert "best of the column" not in as_text(table)
+
+
+def test_settings_and_cost_name_the_loss_and_its_own_flags(make_sweep: Any, make_record: Any) -> None:
+    host = {"model": "retinanet_tiny"}
+    folder = make_sweep(
+        make_record("a", 0, host=host, head="stock", loss="focal", resobj_steps=2),
+        make_record("b", 0, host=host, head="obj", loss="bce", resobj_steps=2),
+        make_record("c", 0, host=host, head="resobj", loss="bce", resobj_steps=1),
+    )
+    rows = summarise(load(folder).records)
+    expected = [["stock", "focal", ""], ["obj", "obj", ""], ["resobj", "resobj", "1"]]
+    for table in (settings_table(rows, "test"), cost_table(rows)):
+        assert table.head[:3] == ("head", "loss", "resobj_steps")
+        assert [[c.text for c in row[:3]] for row in table.rows] == expected
+
+
+def test_losses_stand_beside_one_table_of_a_paper_each_which_is_named(make_sweep: Any, make_record: Any) -> None:
+    host = {"model": "retinanet_tiny"}
+    runs = [make_record(loss, 0, host=host, head="stock", loss=loss) for loss in ("focal", "brl", "soft")]
+    (one,) = comparisons(summarise(load(make_sweep(*runs)).records))
+    table = loss_table(one, "")
+    assert table.head[-3:] == ("paper mAP50", "paper mAP75", "paper's table")
+    cells = {row[0].text: [c.text for c in row[-3:]] for row in table.rows}
+    assert cells == {
+        "focal": ["76.8", "53.0", "brl, Table 1"],
+        "brl": ["75.3", "53.2", "brl, Table 4"],
+        "soft": ["-", "-", "-"],
+    }
+    assert "residual" not in table.notes[-1]
 
 
 def test_settings_table(make_sweep: Any, make_record: Any) -> None:
