@@ -34,5 +34,6 @@ STYLE = {
 
 
 def epoch_axis(panel: Any) -> None:
-    """Let a panel's x axis have ticks at whole epochs only, one epoch alone included."""
-    panel.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    """Let a panel, once drawn, have ticks at whole epochs only: one where there is one epoch, else at least two."""
+    low, high = panel.get_xlim()
+    panel.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1 if high - low < 1 else 2)

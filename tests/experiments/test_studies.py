@@ -152,7 +152,7 @@ def test_the_residual_paper_s_number_stands_beside_every_run(key: str) -> None:
     tables = [("residual", table) for table in find(key).tables]
     for run in runs(key):
         values = {**run.host, **as_dict(resolved(run)), "protocol": run.labels.protocol, "rate": run.labels.rate}
-        assert "mAP50-95" in papers.beside(values, tables), run.id
+        assert "mAP50-95" in papers.beside([values], tables)[0], run.id
 
 
 def test_given_keys_replace_those_of_every_cell() -> None:

@@ -135,6 +135,13 @@ def test_one_epoch_is_seen_and_is_a_whole_one(make_sweep: Any, run: Make) -> Non
         low, high = panel.get_xlim()
         assert [x for x in panel.get_xticks() if low <= x <= high] == [1]
         assert {line.get_marker() for line in panel.lines} == {"o"}
+    for content in runs:
+        content["epochs"] = [{"epoch": e, "train/cls_loss": 1.0} for e in range(1, 9)]
+    sweep = load(make_sweep(*runs, name="eight"))
+    figure, _ = plots._training(sweep, summary(sweep), [])
+    for panel in figure.axes:
+        assert sum(1 <= x <= 8 for x in panel.get_xticks()) > 1
+        assert {line.get_marker() for line in panel.lines} <= {"", "None"}
 
 
 def test_an_objectness_without_steps_is_shown_by_itself(make_sweep: Any, run: Make) -> None:
