@@ -208,7 +208,7 @@ class StepsFlags:
     model: str = flag("", "checkpoint of a training with head=resobj")
     source: str = flag("", "image, or folder of images")
     conf: float = flag(0.4, "least score of a detection that is drawn", low=0, high=1)
-    imgsz: int = flag(640, "image size", low=32, unit="pixels")
+    imgsz: int = flag(0, "image size; 0: the one that the model was trained with", low=0, unit="pixels")
     device: str = flag("", "cpu, or a CUDA index; empty: CUDA where there is one")
     out: str = flag("runs/steps", "folder of the pictures, one an image")
 

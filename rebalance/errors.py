@@ -37,5 +37,5 @@ class RunError(RebalanceError):
 
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Return ' (did you mean X?)' for the choice closest to `name`, or '' where none is close."""
-    found = get_close_matches(name, list(choices), n=1, cutoff=0.6)
+    found = get_close_matches(name, list(choices), n=1, cutoff=0.75)
     return f" (did you mean {found[0]}?)" if found else ""

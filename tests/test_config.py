@@ -20,7 +20,7 @@ from rebalance.config import (
     parse,
     require,
 )
-from rebalance.errors import ConfigError, RebalanceError
+from rebalance.errors import ConfigError, RebalanceError, nearest
 
 ALL = (TrainFlags, SparsifyFlags, SeafloorFlags, SweepFlags, BenchFlags)
 
@@ -97,6 +97,21 @@ def test_an_unknown_flag_names_the_nearest_and_all() -> None:
     assert str(caught.value) == expected
     with pytest.raises(ConfigError, match=r"did you mean obj_drop\?"):
         parse(TrainFlags, {"obj_dorp": "0.75"})
+
+
+@pytest.mark.parametrize(
+    ("name", "choices", "hint"),
+    [
+        ("obj_dorp", ["obj_drop", "box_drop"], " (did you mean obj_drop?)"),
+        ("match", ["background", "matched"], " (did you mean matched?)"),
+        ("dorp", ["bce", "drop"], " (did you mean drop?)"),
+        ("nope", ["opset", "epochs"], ""),
+        ("nofile.pt", ["mobile_sam.pt", "yolov8n.pt"], ""),
+        ("", ["a"], ""),
+    ],
+)
+def test_a_name_is_suggested_only_where_it_is_near(name: str, choices: list[str], hint: str) -> None:
+    assert nearest(name, choices) == hint
 
 
 def test_a_config_error_is_also_a_value_error() -> None:

@@ -88,7 +88,7 @@ def generate(flags: SeafloorFlags, out: str | Path) -> Path:
         for split in SPLITS:
             for kind in ("images", "labels", "withheld")[: 3 if split == "train" else 2]:
                 (work / kind / split).mkdir(parents=True)
-        _draw_all(flags, work)
+        _draw_all(flags, work, out)
         _hide(flags, work)
         _describe(flags, work)
         work.rename(out)
@@ -186,8 +186,8 @@ def _line(box: Box, size: int) -> str:
     return f"{label} {' '.join(f'{value / size:.6f}' for value in numbers)}\n"
 
 
-def _draw_all(flags: SeafloorFlags, work: Path) -> None:
-    """Write all images and complete labels, on all cores that this process may use.
+def _draw_all(flags: SeafloorFlags, work: Path, out: Path) -> None:
+    """Write all images and complete labels to `work`, which will be `out`, on all cores that this process may use.
 
     The workers are processes of their own, started by command: a forked copy of a process that has used threads can
     hang, and `multiprocessing` would run an unguarded script of the user again.
@@ -195,7 +195,7 @@ def _draw_all(flags: SeafloorFlags, work: Path) -> None:
     jobs = _jobs(flags)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = min(cores, len(jobs) // SHARE)
-    progress = _progress(len(jobs), f"seafloor: making {len(jobs)} images of {flags.size} px in {work.parent}")
+    progress = _progress(len(jobs), f"seafloor: making {len(jobs)} images of {flags.size} px in {out}")
     if count < 2:
         for split, number in jobs:
             _draw(flags, work, split, number)

@@ -130,6 +130,7 @@ def test_processes_and_order_do_not_matter(
     assert contents(again) == contents(made)
     out, err = capfd.readouterr()
     assert out == ""
+    assert err.splitlines()[0] == f"seafloor: making 14 images of 72 px in {tmp_path / 'again'}"
     assert err.splitlines()[-1] == "seafloor: 14/14 images"
 
 

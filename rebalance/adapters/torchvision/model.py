@@ -17,6 +17,18 @@ from rebalance.losses.registry import kept_flags
 KEY = "torchvision"  # of model.yaml: the detector's name
 
 
+class Yaml(dict[str, Any]):
+    """The `yaml` of a detector of torchvision, which has no layers for Ultralytics' own trainer to build."""
+
+    def __missing__(self, key: str) -> Any:
+        if key == "backbone":  # what the host asks for first
+            raise ModelError(
+                f"{self.get(KEY)} is a detector of torchvision: train it with rebalance.YOLO, "
+                "or with trainer=rebalance.trainer()"
+            )
+        raise KeyError(key)
+
+
 class TorchvisionModel(DetectionModel):  # type: ignore[misc]
     """A detector of torchvision in three parts, `model.0` its backbone, `model.1` its neck, `model.2` its head.
 
@@ -44,7 +56,7 @@ class TorchvisionModel(DetectionModel):  # type: ignore[misc]
             ModelError: there is no such detector, or it does not take such images.
         """
         nn.Module.__init__(self)
-        self.yaml = dict(cfg) if isinstance(cfg, dict) else {KEY: cfg, "yaml_file": cfg}
+        self.yaml = Yaml(cfg if isinstance(cfg, dict) else {KEY: cfg, "yaml_file": cfg})
         name = self.yaml[KEY]
         if name not in ZOO:
             raise ModelError(f"model={name} is not one of {', '.join(ZOO)}{nearest(name, ZOO)}")
@@ -70,6 +82,14 @@ class TorchvisionModel(DetectionModel):  # type: ignore[misc]
         self.register_buffer("std", torch.tensor(detector.std).view(3, 1, 1), persistent=False)
         if verbose:
             self.info()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a checkpoint keeps: of `yaml` plain values."""
+        return {**self.__dict__, "yaml": dict(self.yaml)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take back what a checkpoint keeps."""
+        super().__setstate__({**state, "yaml": Yaml(state["yaml"])})
 
     def is_fused(self) -> bool:
         """As there, and the refinements of the head have been added up."""

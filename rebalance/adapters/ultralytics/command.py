@@ -7,20 +7,21 @@ Our flags are taken out of the arguments and checked; the rest is left to the ho
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ultralytics
 from ultralytics import cfg as host
-from ultralytics.nn.tasks import yaml_model_load
+from ultralytics.nn.tasks import guess_model_task, yaml_model_load
 from ultralytics.utils import DEFAULT_CFG_DICT, YAML
 from ultralytics.utils.checks import check_yaml
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 
+from rebalance.adapters.torchvision.zoo import ZOO
 from rebalance.adapters.ultralytics.model import anchored, host_of
-from rebalance.adapters.ultralytics.yolo import YOLO, split
+from rebalance.adapters.ultralytics.yolo import YOLO, data_yaml, split
 from rebalance.config import TrainFlags, flags
 from rebalance.data.seafloor import resolve
 from rebalance.errors import ConfigError, nearest
@@ -61,7 +62,7 @@ def _call(args: list[str], *, strict: bool) -> None:
     else:
         train_flags(ours, host=host_of(model), anchored=anchored(model))
     if strict or ours:
-        _check(rest)
+        _check(rest, ours)
     elif mode:
         _check_misspelt(rest)
     rest = [f"data={resolve(a.removeprefix('data='))}" if a.startswith("data=") else a for a in rest]
@@ -75,10 +76,11 @@ def _separate(args: list[str]) -> tuple[dict[str, Any], list[str]]:
     ours: dict[str, Any] = {}
     rest: list[str] = []
     for arg in host.merge_equals_args(args):
-        name, equals, value = arg.removeprefix("--").removesuffix(",").partition("=")
+        name, _, value = arg.removeprefix("--").removesuffix(",").partition("=")
         if name in flags(TrainFlags):
-            if not equals:
-                raise ConfigError(f"{name} needs a value, e.g. {name}={flags(TrainFlags)[name].default}")
+            if value == "":
+                example = flags(TrainFlags)[name].default if name != "loss" else "focal"
+                raise ConfigError(f"{name} needs a value, e.g. {name}={example}")
             ours[name] = value
         elif name == "cfg" and value not in ("", "None"):
             if not (file := check_yaml(value, hard=False)):
@@ -108,7 +110,7 @@ def _check_misspelt(rest: list[str]) -> None:
             raise ConfigError(f"unknown flag {name}={value}{hint}")
 
 
-def _check(rest: list[str]) -> None:
+def _check(rest: list[str], ours: Mapping[str, Any]) -> None:
     """Refuse what the host would refuse, in one line and before it creates anything."""
     known = set(DEFAULT_CFG_DICT) | EXTRA
     for name, value in _pairs(rest).items():
@@ -123,12 +125,19 @@ def _check(rest: list[str]) -> None:
         host.get_cfg(overrides=given)
     except (TypeError, ValueError, SyntaxError) as error:
         raise ConfigError(str(error).splitlines()[0]) from None
-    data, model = (str(given.get(name) or "") for name in ("data", "model"))
+    if (cfg := _value(rest, "cfg")) not in ("", "None"):
+        given = {**YAML.load(check_yaml(cfg)), **given}
+    data, model = given.get("data"), str(given.get("model") or "")
+    if not model:  # the host would take, and fetch, one of its own
+        raise ConfigError("model= is missing, e.g. model=yolov8n.yaml, model=retinanet_tiny, or a checkpoint (.pt)")
+    task = "detect" if model in ZOO else ""
     if model.endswith((".yaml", ".yml")):
         try:
-            yaml_model_load(model)  # knows that yolov5n.yaml is yolov5.yaml, scale n
+            task = guess_model_task(yaml_model_load(model)) or ""  # knows that yolov5n.yaml is yolov5.yaml, scale n
         except FileNotFoundError:
             raise ConfigError(f"model={model}: no such file") from None
+        if ours and task not in ("detect", ""):
+            raise ConfigError(f"{', '.join(ours)}: only for detection models, and {model} is a {task} model")
     if (
         model.endswith(".pt")
         and "://" not in model
@@ -138,9 +147,12 @@ def _check(rest: list[str]) -> None:
         raise ConfigError(
             f"model={model}: no such file, and not a published model{nearest(model, GITHUB_ASSETS_NAMES)}"
         )
-    # last, since resolving makes the built-in data set where it is not there yet
-    if data.endswith((".yaml", ".yml")) and resolve(data) == data and not check_yaml(data, hard=False):
-        raise ConfigError(f"data={data}: no such file")
+    # A classification data set may be the name of one to fetch. Last, since resolving makes the built-in data set where
+    # it is not there yet.
+    if isinstance(data, str) and data:
+        missing = Path(data).is_absolute() and not Path(data).exists()
+        if (task == "detect" or missing or data.endswith((".yaml", ".yml"))) and resolve(data) == data:
+            data_yaml(data)
 
 
 @contextmanager

@@ -12,6 +12,8 @@ from typing import Any
 import cv2
 import numpy as np
 from ultralytics.data.utils import IMG_FORMATS
+from ultralytics.engine.results import Results
+from ultralytics.utils.checks import check_imgsz
 
 from rebalance.adapters.ultralytics.yolo import YOLO
 from rebalance.config import StepsFlags
@@ -19,6 +21,8 @@ from rebalance.errors import DataError, ModelError
 
 TITLE = 34  # pixels of the line above a picture
 HEIGHT = 640  # pixels of a picture, at most
+WIDTH = 340  # pixels of a panel, at least: what the longest line of text takes
+STRIDE = 32  # what the host rounds image sizes up to, at least
 
 
 def panels(flags: StepsFlags) -> list[Path]:
@@ -40,11 +44,15 @@ def panels(flags: StepsFlags) -> list[Path]:
         raise DataError(f"source={flags.source}: no image there")
     if not Path(flags.model).is_file():
         raise ModelError(f"model={flags.model}: no such file")
-    steps = steps_of(YOLO(flags.model))
+    model = YOLO(flags.model)
+    steps = steps_of(model)
     if not steps:
         raise ModelError(f"model={flags.model} has no steps: it was not trained with head=resobj")
     models = [at_step(flags.model, step) for step in range(steps + 1)]
-    options = {"imgsz": flags.imgsz, "conf": flags.conf, "device": flags.device or None, "verbose": False}
+    # once, as the host would round and warn for every image and step
+    stride = max(int(model.model.stride.max()), STRIDE)
+    imgsz = check_imgsz(flags.imgsz or model.overrides["imgsz"], stride=stride, max_dim=1)
+    options = {"imgsz": imgsz, "conf": flags.conf, "device": flags.device or None, "verbose": False}
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for file in files:
@@ -53,7 +61,7 @@ def panels(flags: StepsFlags) -> list[Path]:
             (found,) = model.predict(str(file), save=False, **options)
             scores = found.boxes.conf
             mean = f", mean score {scores.mean():.2f}" if len(scores) else ""
-            pictures.append(_titled(found.plot(), f"t = {step}: {len(scores)} found{mean}"))
+            pictures.append(_titled(_drawn(found), f"t = {step}: {len(scores)} found{mean}"))
         written.append(_write(folder / f"{file.stem}.png", np.hstack(pictures)))
     return written
 
@@ -77,13 +85,22 @@ def at_step(file: str | Path, step: int) -> YOLO:
     return model
 
 
+def _drawn(found: Results) -> Any:
+    """The image with its boxes: at most HEIGHT high, and a small one enlarged before anything is drawn on it."""
+    height, width = found.orig_img.shape[:2]
+    scale = min(HEIGHT / height, max(1.0, WIDTH / width))
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    image = cv2.resize(found.orig_img, None, fx=scale, fy=scale, interpolation=method)
+    boxes = found.boxes.data.clone()
+    boxes[:, :4] *= scale
+    return Results(image, path=found.path, names=found.names, boxes=boxes).plot()
+
+
 def _titled(image: Any, text: str) -> Any:
-    """The image, at most HEIGHT high, under a line of text."""
-    scale = min(1.0, HEIGHT / image.shape[0])
-    image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    """The image under a line of text, at least WIDTH wide."""
+    image = cv2.copyMakeBorder(image, 0, 0, 0, max(0, WIDTH - image.shape[1]), cv2.BORDER_CONSTANT, value=(255,) * 3)
     line = np.full((TITLE, image.shape[1], 3), 255, np.uint8)
-    size = min(0.55, 0.55 * image.shape[1] / 340)  # 340 pixels are what the longest text takes
-    cv2.putText(line, text, (6, TITLE - 11), cv2.FONT_HERSHEY_SIMPLEX, size, (40, 40, 40), 1, cv2.LINE_AA)
+    cv2.putText(line, text, (6, TITLE - 11), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (40, 40, 40), 1, cv2.LINE_AA)
     framed = np.vstack((line, image))
     framed[:, -2:] = 255  # keeps neighbours apart
     return framed

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import ultralytics
+from ultralytics.data.utils import find_dataset_yaml
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import DEFAULT_CFG_DICT, YAML
 from ultralytics.utils.checks import check_yaml
@@ -42,8 +43,9 @@ def split(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
 class YOLO(ultralytics.YOLO):  # type: ignore[misc]
     """`ultralytics.YOLO` whose `train` takes our flags; everything else is as there.
 
-    Without a flag of ours, and from a checkpoint that has no head of ours, training is stock Ultralytics. A checkpoint
-    keeps its head; resuming keeps its loss too. `YOLO("retinanet_tiny")`, or another name of
+    Without a flag of ours, and from a checkpoint that has no head of ours, training is stock Ultralytics, but for two
+    things: `pretrained` may be a plain state dict, and resuming what is finished is an error instead of a new training.
+    A checkpoint keeps its head; resuming keeps its loss too. `YOLO("retinanet_tiny")`, or another name of
     `rebalance.adapters.torchvision.zoo`, is a detector of torchvision.
     """
 
@@ -51,7 +53,15 @@ class YOLO(ultralytics.YOLO):  # type: ignore[misc]
         if str(weights) not in ZOO:
             if not Path(weights).suffix and not Path(weights).exists() and str(weights) not in GITHUB_ASSETS_STEMS:
                 raise ModelError(f"model={weights} is not one of {', '.join(ZOO)}, nor a file{nearest(weights, ZOO)}")
-            super()._load(weights, task=task)
+            try:
+                super()._load(weights, task=task)
+            except TypeError:
+                if _is_state_dict(weights):
+                    raise ModelError(
+                        f"model={weights} is a plain state dict; name the model that it fills, e.g. "
+                        f"model=yolov5n.yaml pretrained={weights}"
+                    ) from None
+                raise
             return
         self.task, self.cfg, self.model_name = "detect", weights, weights
         self.model = TorchvisionModel(weights, verbose=False)
@@ -88,9 +98,19 @@ class YOLO(ultralytics.YOLO):  # type: ignore[misc]
         return super().val(validator=validator or (Validator if self.task == "detect" else None), **kwargs)
 
     def export(self, **kwargs: Any) -> Any:
-        """Export, as there."""
+        """Export, as there; of torchvision's detectors with images of one size."""
+        if isinstance(self.model, TorchvisionModel) and kwargs.get("dynamic"):
+            raise ConfigError(
+                f"dynamic={kwargs['dynamic']}: the anchors of model={self.model_name} are constants of an export, "
+                "for images of one size; leave dynamic away and give imgsz= and batch="
+            )
         self._ready()
         return super().export(**kwargs)
+
+    def benchmark(self, *args: Any, **kwargs: Any) -> Any:
+        """Measure the exports, as there."""
+        self._ready()
+        return super().benchmark(*args, **kwargs)
 
     def train(self, trainer: Any = None, **kwargs: Any) -> Any:
         """Train.
@@ -108,16 +128,41 @@ class YOLO(ultralytics.YOLO):  # type: ignore[misc]
         ours, theirs = split(kwargs)
         if isinstance(theirs.get("data"), str):
             theirs["data"] = resolve(theirs["data"])
-        return super().train(trainer=self._trainer(ours, theirs, trainer), **theirs)
+        chosen = self._trainer(ours, theirs, trainer)
+        if chosen is not trainer and isinstance(theirs.get("data"), str):
+            data_yaml(theirs["data"])
+        return super().train(trainer=chosen, **theirs)
+
+    def _resumed(self, resume: Any) -> Any:
+        """The model that a training goes on with.
+
+        Raises:
+            ConfigError: it is not one of a training that was interrupted.
+        """
+        model, checkpoint, file = self.model, self.ckpt, self.ckpt_path or self.model_name
+        if isinstance(resume, (str, Path)):  # goes on with that file, whatever this model is
+            if not Path(resume).is_file():
+                raise ConfigError(f"resume={resume}: no such file")
+            file = str(resume)
+            model, checkpoint = load_checkpoint(file)
+        if not checkpoint:
+            raise ConfigError(f"resume: model={file} is not a checkpoint; give the last.pt of the interrupted training")
+        if checkpoint.get("epoch", -1) < 0 or checkpoint.get("optimizer") is None:
+            raise ConfigError(f"resume: the training of {file} is finished; nothing to resume")
+        return model
 
     def _trainer(self, ours: dict[str, Any], theirs: dict[str, Any], custom: Any) -> Any:
-        source, resume = self.model, theirs.get("resume")
-        if isinstance(resume, (str, Path)) and Path(resume).is_file():
-            source = load_checkpoint(resume)[0]  # goes on with that file, whatever this model is
+        resume = theirs.get("resume")
+        source = self._resumed(resume) if resume else self.model
         before = remembered(source).get("flags", {})
         head = before.get("head", "stock")
         host = host_of(getattr(source, "yaml", None))
-        if host == "yolo" and not (ours or head != "stock" or (before and theirs.get("resume"))):
+        if plain := self.task == "detect" and not resume and _is_state_dict(theirs.get("pretrained")):
+            if self.ckpt:
+                given = f"pretrained={theirs['pretrained']}"
+                raise ConfigError(f"{given} cannot be joined with model={self.model_name}, which has weights")
+            plain = custom is None  # which has to read it itself
+        if host == "yolo" and not (ours or plain or head != "stock" or (before and resume)):
             if before and source is self.model:  # the host's loss from here on: resuming must not bring this one back
                 del self.model.yaml[KEY]
             return custom
@@ -138,9 +183,51 @@ class YOLO(ultralytics.YOLO):  # type: ignore[misc]
                     raise ConfigError(f"{k}={theirs[k]} has no effect with {own if host == 'yolo' else host}")
         if host == "yolo" and chosen.head != "stock" and head == "stock":
             replaceable_head(self.model, kind)
-        if host != "yolo" and not resume:
-            _check_start(source.yaml[TORCHVISION], theirs)
+        if host != "yolo":
+            _check_freeze(source.yaml[TORCHVISION], theirs.get("freeze"))
+            if not resume:
+                _check_start(source.yaml[TORCHVISION], theirs)
         return trainer(**{**ours, "head": chosen.head})
+
+
+def data_yaml(data: str) -> str:
+    """The YAML of a detection data set, as the host will find it; empty where it has to be fetched first.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    path, found = Path(data), data
+    if "://" in data:
+        return ""
+    if path.is_dir():
+        try:
+            return str(find_dataset_yaml(path))
+        except (AssertionError, FileNotFoundError):
+            raise ConfigError(f"data={data} is a folder without a YAML, or with several; name the YAML") from None
+    if path.suffix not in (".yaml", ".yml"):
+        if path.is_file():
+            return ""  # an archive
+        found = f"{data}.yaml"  # of those that come with the host, e.g. coco8
+    if not (found := check_yaml(found, hard=False)):
+        raise ConfigError(f"data={data}: no such file")
+    return str(found)
+
+
+def _is_state_dict(pretrained: Any) -> bool:
+    """Whether `pretrained` names a file of tensors alone, e.g. of an original YOLOv5."""
+    if not isinstance(pretrained, (str, Path)) or not Path(pretrained).is_file():
+        return False
+    return read_state_dict(pretrained) is not None
+
+
+def _check_freeze(name: str, freeze: Any) -> None:
+    """Raise for what would freeze all of a detector of torchvision, or nothing of it."""
+    known = set(freeze) <= {0, 1} if isinstance(freeze, list) else freeze is None or freeze in (0, 1, 2)
+    if not known:
+        raise ConfigError(
+            f"freeze={freeze}: {name} has three modules, 0 its body, 1 its neck and 2 its head; "
+            "freeze takes 1 (the body), 2 (the neck too), or a list of 0 and 1"
+        )
 
 
 def _check_start(name: str, theirs: Mapping[str, Any]) -> None:
@@ -148,7 +235,10 @@ def _check_start(name: str, theirs: Mapping[str, Any]) -> None:
     check(name, theirs.get("pretrained"))
     if theirs.get("distill_model"):
         raise ConfigError(f"distill_model={theirs['distill_model']} cannot be joined with model={name}")
-    data = check_yaml(str(theirs.get("data") or ""), hard=False)
-    channels = YAML.load(data).get("channels", 3) if str(data).endswith((".yaml", ".yml")) else 3
+    try:
+        data = data_yaml(str(theirs.get("data") or ""))
+    except ConfigError:  # for those to say who know that nobody makes it first
+        data = ""
+    channels = YAML.load(data).get("channels", 3) if data else 3
     if channels != 3:
         raise ModelError(f"model={name} takes images of 3 channels; {theirs['data']} has {channels}")

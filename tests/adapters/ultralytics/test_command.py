@@ -62,7 +62,8 @@ SLIPS = [
     (["obj_drop=1.5"], "obj_drop=1.5 is out of range: 0 to 1"),
     (["obj_drop=half"], "obj_drop=half is not a number"),
     (["obj_drop"], "obj_drop needs a value, e.g. obj_drop=0.0"),
-    (["obj_drop="], "obj_drop= is not a number"),
+    (["obj_drop="], "obj_drop needs a value, e.g. obj_drop=0.0\n"),
+    (["loss="], "loss needs a value, e.g. loss=focal\n"),
     (["drop_scope=match"], "drop_scope=match is not one of background, matched, literal (did you mean matched?)"),
     (["loss=dorp"], "loss=dorp: dorp is not one of bce, focal, brl, drop, "),
     (["loss=bce", "box_drop=0.5"], "box_drop=0.5 has no effect with loss=bce; add it: loss=bce+drop"),
@@ -74,6 +75,13 @@ SLIPS = [
     (["obj_drop=0.5", "data=none.yaml"], "data=none.yaml: no such file"),
     (["obj_drop=0.5", "model=none.yaml"], "model=none.yaml: no such file"),
     (["obj_drop=0.5", "model=yolov8m-n.pt"], "model=yolov8m-n.pt: no such file, and not a published model"),
+    (["obj_drop=0.5", "model=nofile.pt"], "model=nofile.pt: no such file, and not a published model\n"),
+    (["loss=focal", "model=yolov8n-cls.yaml"], "loss: only for detection models, and yolov8n-cls.yaml is a classify "),
+    (["model="], "model= is missing, e.g. model="),
+    (["model=retinanet_tiny", "data=/nowhere/nothing"], "data=/nowhere/nothing: no such file\n"),
+    (["model=retinanet_tiny", "data=nothing"], "data=nothing: no such file\n"),
+    (["data=nothing"], "data=nothing: no such file\n"),
+    (["model=retinanet_tiny", "data=/"], "data=/ is a folder "),
     (["obj_drop=0.5", "somthing"], "'somthing' is not key=value"),
 ]
 
@@ -93,6 +101,22 @@ def test_a_slip_is_one_line_and_exit_code_2_and_leaves_nothing(
     assert err.startswith("rebalance: error: ")
     assert message in err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("mode", ["train", "val", "predict", "export"])
+def test_the_model_has_to_be_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: Path, mode: str, trained: list[Any]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"^model= is missing, e\.g\. "):
+        command.run(mode, [f"data={data}"])
+    with pytest.raises(ConfigError, match=r"^model= is missing, e\.g\. "):
+        yolo("train", f"data={data}", "loss=brl")
+    assert not list(tmp_path.iterdir())
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"model: yolov8n.yaml\ndata: {data}\n", "utf-8")
+    command.run("train", [f"cfg={file}"])
+    assert len(trained) == 1
 
 
 @pytest.mark.parametrize("name", flags(TrainFlags))

@@ -10,12 +10,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import cv2
+import numpy as np
 import pytest
 import torch
 from small_data import make_dataset
-from small_training import results, train
+from small_training import log, results, train
 from torch import Tensor
 from ultralytics.cfg import get_cfg
+from ultralytics.engine.results import Results
 from ultralytics.nn.modules.head import Detect
 
 from rebalance import YOLO
@@ -37,7 +39,7 @@ from rebalance.adapters.ultralytics.model import (
     model_class,
 )
 from rebalance.adapters.ultralytics.objectness import ObjectnessCriterion, RefinedAnchorCriterion
-from rebalance.adapters.ultralytics.steps import TITLE, at_step, panels
+from rebalance.adapters.ultralytics.steps import HEIGHT, TITLE, WIDTH, _drawn, _titled, at_step, panels
 from rebalance.config import StepsFlags, parse
 from rebalance.errors import ConfigError, DataError, ModelError
 from rebalance.heads.anchor import COCO_ANCHORS, AnchorHead, objectness
@@ -512,12 +514,12 @@ def test_the_panel_of_steps(run: Run, data: Path, tmp_path: Path) -> None:
             torch.nn.init.constant_(parameter, 1.0)  # each step raises all scores
     torch.save(checkpoint, weights)
     source = data.parent / "images" / "val"
-    given = {"model": str(weights), "source": str(source), "conf": 1e-6, "imgsz": SIZE, "out": str(tmp_path / "out")}
+    given = {"model": str(weights), "source": str(source), "conf": 1e-6, "out": str(tmp_path / "out")}
     files = panels(parse(StepsFlags, given))
     assert files == [tmp_path / "out" / f"{f.stem}.png" for f in sorted(source.iterdir())]
     assert sorted((tmp_path / "out").iterdir()) == files
     picture = cv2.imread(str(files[0]))
-    assert picture.shape == (SIZE + TITLE, SIZE * (steps + 1), 3)
+    assert picture.shape == (WIDTH + TITLE, WIDTH * (steps + 1), 3)
     options = {"imgsz": SIZE, "conf": 1e-6, "verbose": False}
     best = [
         at_step(weights, step).predict(str(source / "00.jpg"), **options)[0].boxes.conf.max()
@@ -525,6 +527,50 @@ def test_the_panel_of_steps(run: Run, data: Path, tmp_path: Path) -> None:
     ]
     assert all(later > 1.2 * sooner for sooner, later in pairwise(best))
     assert YOLO(weights).predict(str(source / "00.jpg"), **options)[0].boxes.conf.max() == best[-1]
+
+
+def test_the_size_of_the_panel_is_the_model_s_and_is_rounded_once(
+    run: Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[Any] = []
+    predict = YOLO.predict
+    monkeypatch.setattr(
+        YOLO, "predict", lambda self, *a, **given: (sizes.append(given["imgsz"]), predict(self, *a, **given))[1]
+    )
+    source, steps = str(data.parent / "images" / "val"), run.flags["resobj_steps"]
+    for given, size, warnings in (({}, SIZE, 0), ({"imgsz": 50}, 64, 1), ({"imgsz": 96}, 96, 0)):
+        sizes.clear()
+        with log() as lines:
+            panels(parse(StepsFlags, {"model": str(run.last), "source": source, "out": str(tmp_path), **given}))
+        assert sizes == [size] * 4 * (steps + 1)
+        assert sum("must be multiple" in line for line in lines) == warnings
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((64, 64), (WIDTH, WIDTH)),  # a small image is enlarged
+        ((480, 640), (480, 640)),
+        ((1280, 960), (HEIGHT, 480)),
+        ((640, 64), (HEIGHT, 64)),  # one that is small across alone would get too high
+    ],
+)
+def test_boxes_are_drawn_on_an_image_that_is_large_enough(shape: tuple[int, int], expected: tuple[int, int]) -> None:
+    height, width = shape
+    image = np.full((*shape, 3), 90, np.uint8)
+    box = torch.tensor([[0.5 * width, 0.5 * height, 0.9 * width, 0.9 * height, 0.5, 0.0]])
+    found = Results(image, path="a.jpg", names={0: "a"}, boxes=box)
+    picture = _drawn(found)
+    assert picture.shape[:2] == expected
+    rows, columns = np.nonzero((picture != 90).any(2))
+    assert rows.max() == pytest.approx(0.9 * expected[0], abs=5)
+    assert columns.max() == pytest.approx(0.9 * expected[1], abs=40)  # the name may be wider than its box
+    assert columns.min() >= 0.5 * expected[1] - 40
+    assert torch.equal(found.boxes.data, box)
+    titled = _titled(picture, "t = 2: 300 found, mean score 0.55")
+    assert titled.shape[:2] == (expected[0] + TITLE, max(expected[1], WIDTH))
+    assert titled[:TITLE].min() < 100
+    assert (titled[:TITLE, -10:] == 255).all()  # the text ends before the panel does
 
 
 def test_the_panel_needs_a_model_with_steps_and_images(run: Run, data: Path, tmp_path: Path) -> None:
