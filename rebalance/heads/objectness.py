@@ -19,8 +19,11 @@ STD = 0.01  # of the weights of a last layer, as in RetinaNet
 
 
 def objectness_prior(nc: int) -> float:
-    """P(object) at the start: 1/C (section 3.1), but at most 0.1, so that few classes do not start with a huge loss."""
-    return min(1 / nc, 0.1)
+    """P(object) at the start: 1/C (section 3.1), but at most that of the paper's 80 classes.
+
+    Section 3.1 wants it low, so that the many negatives do not swamp the loss; with few classes 1/C is not.
+    """
+    return min(1 / nc, 1 / 80)
 
 
 def logit(p: float) -> float:

@@ -205,7 +205,7 @@ def test_priors() -> None:
     with torch.no_grad():
         raw = model.train()(IMAGES)
     assert raw["scores"].sigmoid().mean().item() == pytest.approx(0.01, rel=0.2)
-    assert raw["objectness"].sigmoid().mean().item() == pytest.approx(1 / 20, rel=0.2)
+    assert raw["objectness"].sigmoid().mean().item() == pytest.approx(1 / 80, rel=0.2)
 
 
 @pytest.mark.parametrize("name", ["yolov5n.yaml", "yolov8n.yaml", "yolo26n.yaml"])
