@@ -340,6 +340,7 @@ def test_stock_training_from_a_checkpoint_forgets_its_loss(runs: dict[str, Run],
 
 def test_a_failed_training_leaves_the_model_as_it_was(runs: dict[str, Run], tmp_path: Path) -> None:
     model = YOLO("yolov8n.yaml")
+    (tmp_path / "none.yaml").write_text("train: none\nval: none\nnames: {0: kind}\n", "utf-8")
     with pytest.raises(RuntimeError, match=r"none\.yaml"):
         model.train(data=str(tmp_path / "none.yaml"), head="anchor", project=str(tmp_path))
     assert remembered(model.model) == {}
