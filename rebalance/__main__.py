@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import textwrap
@@ -366,6 +367,9 @@ def guarded(call: Callable[[], None], *, debug: bool = False) -> int:
     """
     try:
         call()
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has enough, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the interpreter, which flushes at its end
     except RebalanceError as error:
         if debug:
             raise

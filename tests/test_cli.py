@@ -292,3 +292,12 @@ def test_help_and_errors_load_neither_torch_nor_ultralytics() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_reader_that_has_enough_is_no_error() -> None:
+    """As `rebalance help train | head -1`."""
+    call = f'{sys.executable} -c \'from rebalance.__main__ import main; raise SystemExit(main(["help", "train"]))\''
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f"{call} | true"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
