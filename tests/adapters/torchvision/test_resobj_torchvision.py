@@ -467,7 +467,7 @@ def test_a_resumed_run_goes_on_as_one_that_was_never_stopped(host: str, data: Pa
         close = 0.2 if host == "fasterrcnn" and name.endswith(("cls_loss", "box_loss")) else 0.01
         assert second[1][name] == pytest.approx(first[1][name], rel=close), name
     # there is something to miss
-    assert first[1]["train/obj_loss"] != pytest.approx(first[0]["train/obj_loss"], rel=0.03)
+    assert any(first[1][name] != pytest.approx(first[0][name], rel=0.1) for name in names)
 
 
 @pytest.fixture(scope="module", params=HOSTS)
