@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from rebalance import YOLO
+from rebalance.adapters.checkpoint import remember
 from rebalance.adapters.torchvision.head import best_pairs
 from rebalance.adapters.torchvision.model import TorchvisionModel
 from rebalance.adapters.torchvision.zoo import ZOO
-from rebalance.adapters.ultralytics.model import anchored, model_class, remember
+from rebalance.adapters.ultralytics.model import anchored, model_class
 from rebalance.adapters.ultralytics.steps import panels
 from rebalance.config import StepsFlags
 from rebalance.errors import ModelError

@@ -10,7 +10,8 @@ import pytest
 import torch
 from ultralytics.cfg import get_cfg
 
-from rebalance.adapters.ultralytics.model import AnchorDetectionModel, remember
+from rebalance.adapters.checkpoint import remember
+from rebalance.adapters.ultralytics.model import AnchorDetectionModel
 from rebalance.data.dataset import load
 from rebalance.experiments import run as module
 from rebalance.losses.registry import train_flags

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from ultralytics.nn.tasks import DetectionModel
 
+from rebalance.adapters.checkpoint import load_by_name, remembered
 from rebalance.adapters.torchvision.zoo import ZOO, Detector
-from rebalance.adapters.ultralytics.model import load_by_name, remembered, unfused
+from rebalance.adapters.ultralytics.model import unfused
 from rebalance.config import TrainFlags
 from rebalance.errors import ModelError, nearest
 from rebalance.losses.registry import kept_flags

@@ -12,9 +12,9 @@ from torchvision.models import WeightsEnum
 from ultralytics.utils import LOGGER, ONLINE
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 
+from rebalance.adapters.checkpoint import load_by_name, read_state_dict
 from rebalance.adapters.torchvision.model import KEY, TorchvisionModel
 from rebalance.adapters.torchvision.zoo import ZOO
-from rebalance.adapters.ultralytics.model import load_by_name, read_state_dict
 from rebalance.errors import ModelError
 
 COCO = "coco"  # value of `pretrained`: the whole detector, trained on COCO

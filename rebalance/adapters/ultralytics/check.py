@@ -11,7 +11,8 @@ from ultralytics.cfg import get_cfg
 from ultralytics.utils import DEFAULT_CFG_DICT
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 
-from rebalance.adapters.ultralytics.model import anchored, given_or_kept, host_of, model_class, remembered
+from rebalance.adapters.checkpoint import given_or_kept, remembered
+from rebalance.adapters.ultralytics.model import anchored, host_of, model_class
 from rebalance.adapters.ultralytics.yolo import YOLO
 from rebalance.config import TrainFlags, flags
 from rebalance.errors import ConfigError, ModelError, nearest

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +9,10 @@ import torch
 from torch import Tensor, nn
 from ultralytics.nn.modules.head import Detect
 from ultralytics.nn.tasks import DetectionModel
-from ultralytics.utils import LOGGER
 
+from rebalance.adapters.checkpoint import remembered
 from rebalance.boxes import xywh_to_xyxy
-from rebalance.config import TrainFlags, as_dict
-from rebalance.config import flags as fields
+from rebalance.config import TrainFlags
 from rebalance.errors import ModelError
 from rebalance.heads.anchor import COCO_ANCHORS, AnchorHead
 from rebalance.heads.objectness import (
@@ -27,8 +24,6 @@ from rebalance.heads.objectness import (
     objectness_prior,
 )
 from rebalance.losses.registry import kept_flags
-
-KEY = "rebalance"  # of model.yaml: what a checkpoint remembers of our flags
 
 
 class AnchorDetect(AnchorHead, Detect):  # type: ignore[misc]
@@ -255,18 +250,6 @@ def model_class(cfg: Any, head: str) -> Any:
     return AnchorDetectionModel if head == "anchor" or anchored(cfg) else ObjectnessDetectionModel
 
 
-def given_or_kept(given: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags that were given, and what a checkpoint keeps about a head of several steps where that head stays.
-
-    Args:
-        given: flag name to value.
-        kept: the same, from the checkpoint; may be empty.
-    """
-    stays = given.get("head", "resobj") == kept.get("head") == "resobj"
-    own = {k for k, v in fields(TrainFlags).items() if v.metadata["method"] == "resobj"} if stays else set()
-    return {**{k: v for k, v in kept.items() if k in own}, **given}
-
-
 def replaceable_head(model: nn.Module, wanted: str = "anchor") -> Detect:
     """The stock head of a model, where a head of ours can take its place.
 
@@ -292,58 +275,9 @@ def replaceable_head(model: nn.Module, wanted: str = "anchor") -> Detect:
     return head
 
 
-def remember(model: Any, flags: Any) -> None:
-    """Write the flags into the model, as plain values that a checkpoint keeps and any installation can read."""
-    model.yaml[KEY] = {"flags": as_dict(flags)}
-
-
-def remembered(model: Any) -> dict[str, Any]:
-    """What `remember` wrote, or an empty dict."""
-    yaml = getattr(model, "yaml", None)
-    return yaml.get(KEY, {}) if isinstance(yaml, dict) else {}
-
-
 def host_of(cfg: Any) -> str:
     """The host of a model: yolo, or a detector of torchvision; from its `yaml` or its name."""
     from rebalance.adapters.torchvision.zoo import ZOO
 
     name = cfg.get("torchvision") if isinstance(cfg, dict) else cfg
     return ZOO[name].host if name in ZOO else "yolo"
-
-
-def read_state_dict(path: str | Path) -> dict[str, Tensor] | None:
-    """The tensors of a plain state dict file; None where the file is something else, e.g. an Ultralytics checkpoint.
-
-    Nothing but tensors is ever unpickled.
-    """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError):
-        return None
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        return None
-    return state
-
-
-def load_by_name(model: nn.Module, state: dict[str, Tensor], source: str) -> tuple[int, int]:
-    """Copy the tensors whose name and shape match.
-
-    Args:
-        model: what is filled.
-        state: name to tensor, as an original YOLOv5 saves them.
-        source: file name, for the message.
-
-    Returns:
-        Number of tensors copied, and number in the file.
-    """
-    own = model.state_dict()
-    fits = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
-    if not fits:
-        raise ModelError(f"pretrained={source}: none of its {len(state)} tensors fits this model by name and shape")
-    model.load_state_dict(fits, strict=False)
-    left = sorted(set(state) - set(fits))
-    LOGGER.info(
-        f"rebalance: {len(fits)} of {len(state)} tensors of {source} match by name and shape"
-        + (f"; not: {', '.join(left)}" if left else "")
-    )
-    return len(fits), len(state)

@@ -19,6 +19,7 @@ from ultralytics.utils import LOGGER, RANK
 from ultralytics.utils.loss import E2ELoss
 from ultralytics.utils.torch_utils import unwrap_model
 
+from rebalance.adapters.checkpoint import KEY, given_or_kept, load_by_name, read_state_dict, remember, remembered
 from rebalance.adapters.torchvision import weights
 from rebalance.adapters.torchvision.model import TorchvisionModel
 from rebalance.adapters.torchvision.ssd import SSDDetect
@@ -32,18 +33,7 @@ from rebalance.adapters.ultralytics.criterion import (
     restore_averages,
     step_means,
 )
-from rebalance.adapters.ultralytics.model import (
-    KEY,
-    AnchorDetect,
-    anchored,
-    given_or_kept,
-    host_of,
-    load_by_name,
-    model_class,
-    read_state_dict,
-    remember,
-    remembered,
-)
+from rebalance.adapters.ultralytics.model import AnchorDetect, anchored, host_of, model_class
 from rebalance.adapters.ultralytics.validator import Validator
 from rebalance.config import TrainFlags, as_dict
 from rebalance.config import flags as fields

@@ -13,19 +13,12 @@ from ultralytics.utils import DEFAULT_CFG_DICT, YAML
 from ultralytics.utils.checks import check_yaml
 from ultralytics.utils.downloads import GITHUB_ASSETS_STEMS
 
+from rebalance.adapters.checkpoint import KEY, given_or_kept, read_state_dict, remembered
 from rebalance.adapters.torchvision.model import KEY as TORCHVISION
 from rebalance.adapters.torchvision.model import TorchvisionModel
 from rebalance.adapters.torchvision.weights import COCO, check, missing_coco, start
 from rebalance.adapters.torchvision.zoo import ZOO
-from rebalance.adapters.ultralytics.model import (
-    KEY,
-    anchored,
-    given_or_kept,
-    host_of,
-    read_state_dict,
-    remembered,
-    replaceable_head,
-)
+from rebalance.adapters.ultralytics.model import anchored, host_of, replaceable_head
 from rebalance.adapters.ultralytics.trainer import HOST_WEIGHTS, trainer
 from rebalance.adapters.ultralytics.validator import Validator
 from rebalance.config import TrainFlags, flags

@@ -21,13 +21,13 @@ from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops import batched_nms, box_iou
 
 from rebalance import YOLO
+from rebalance.adapters.checkpoint import load_by_name
 from rebalance.adapters.torchvision import faster_rcnn
 from rebalance.adapters.torchvision.faster_rcnn import FasterRCNNCriterion, FasterRCNNDetect
 from rebalance.adapters.torchvision.model import TorchvisionModel
 from rebalance.adapters.torchvision.weights import load_coco
 from rebalance.adapters.torchvision.zoo import ZOO
 from rebalance.adapters.ultralytics.criterion import begin_epoch
-from rebalance.adapters.ultralytics.model import load_by_name
 from rebalance.adapters.ultralytics.trainer import describe
 from rebalance.boxes import decode_deltas
 from rebalance.losses.registry import METHODS, train_flags

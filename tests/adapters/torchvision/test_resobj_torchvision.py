@@ -16,12 +16,12 @@ from torch.nn.functional import binary_cross_entropy_with_logits, smooth_l1_loss
 from ultralytics.cfg import get_cfg
 
 from rebalance import YOLO
+from rebalance.adapters.checkpoint import remember
 from rebalance.adapters.torchvision.criterion import labels_of
 from rebalance.adapters.torchvision.faster_rcnn import RefinedFasterRCNNDetect
 from rebalance.adapters.torchvision.model import TorchvisionModel
 from rebalance.adapters.torchvision.retinanet import RefinedRetinaNetDetect
 from rebalance.adapters.ultralytics.criterion import build_criterion
-from rebalance.adapters.ultralytics.model import remember
 from rebalance.adapters.ultralytics.steps import panels
 from rebalance.boxes import encode_deltas
 from rebalance.config import StepsFlags

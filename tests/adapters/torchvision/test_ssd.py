@@ -21,11 +21,11 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
 from rebalance import YOLO
+from rebalance.adapters.checkpoint import load_by_name
 from rebalance.adapters.torchvision.model import TorchvisionModel
 from rebalance.adapters.torchvision.ssd import SCALE, SSDCriterion, SSDDetect
 from rebalance.adapters.torchvision.weights import load_coco, start
 from rebalance.adapters.torchvision.zoo import ZOO, LastImageNorm, Smaller, Unpadded
-from rebalance.adapters.ultralytics.model import load_by_name
 from rebalance.boxes import decode_deltas
 from rebalance.errors import ConfigError
 from rebalance.losses.registry import METHODS, train_flags

@@ -16,6 +16,7 @@ from ultralytics.cfg import get_cfg
 from ultralytics.nn.tasks import DetectionModel
 
 from rebalance import YOLO
+from rebalance.adapters.checkpoint import remembered
 from rebalance.adapters.ultralytics.criterion import (
     averages,
     begin_epoch,
@@ -23,7 +24,6 @@ from rebalance.adapters.ultralytics.criterion import (
     build_criterion,
     restore_averages,
 )
-from rebalance.adapters.ultralytics.model import remembered
 from rebalance.adapters.ultralytics.trainer import describe
 from rebalance.config import TrainFlags
 from rebalance.heads.anchor import COCO_ANCHORS, AnchorHead

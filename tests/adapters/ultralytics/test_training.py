@@ -26,8 +26,9 @@ from ultralytics.utils.loss import E2ELoss, v8DetectionLoss
 
 import rebalance
 from rebalance import YOLO
+from rebalance.adapters.checkpoint import read_state_dict, remembered
 from rebalance.adapters.ultralytics.criterion import AnchorCriterion, DetectionCriterion, droppings
-from rebalance.adapters.ultralytics.model import AnchorDetect, AnchorDetectionModel, read_state_dict, remembered
+from rebalance.adapters.ultralytics.model import AnchorDetect, AnchorDetectionModel
 from rebalance.config import SparsifyFlags
 from rebalance.errors import ConfigError, ModelError
 from rebalance.losses.drop import Dropping
