@@ -222,7 +222,7 @@ class RefinedFasterRCNNDetect(Refined, FasterRCNNDetect):
     """
 
     def add_objectness(self, flags: TrainFlags) -> None:
-        """Add the subnets. At first an object has a probability of 1/C, as section 3.1 has it where nothing is sampled.
+        """Add the subnets. At first an object is as unlikely as section 3.1 has it, where nothing is sampled.
 
         Without that the loss of all that is background would swamp the others.
         """

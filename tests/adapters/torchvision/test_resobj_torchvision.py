@@ -238,7 +238,7 @@ def test_priors(host: str) -> None:
     model = build(host, head="resobj").eval()
     with torch.no_grad():
         raw = model(torch.rand(1, 3, 64, 64))[1]
-    torch.testing.assert_close(raw[UNREFINED[host]].sigmoid().mean(), torch.tensor(0.1), atol=0.02, rtol=0)
+    torch.testing.assert_close(raw[UNREFINED[host]].sigmoid().mean(), torch.tensor(1 / 80), atol=0.001, rtol=0)
     assert raw["residuals"].abs().mean() < 0.1
     if host == "retinanet":
         torch.testing.assert_close(raw["logits"].sigmoid().mean(), torch.tensor(0.01), atol=0.003, rtol=0)
