@@ -23,7 +23,7 @@ from ultralytics.utils import RANK
 from rebalance.adapters.torchvision.anchors import Anchors
 from rebalance.adapters.torchvision.criterion import Batch, Result, drop, labels_of, of_label
 from rebalance.adapters.torchvision.head import Raw, TorchvisionHead, best_pairs, take
-from rebalance.adapters.torchvision.objectness import refined, steps_of
+from rebalance.adapters.torchvision.objectness import objectness_and_residuals, refined
 from rebalance.boxes import decode_deltas, encode_deltas, upcast
 from rebalance.config import TrainFlags
 from rebalance.heads.objectness import Refined, SharedResiduals, logit, objectness_prior
@@ -450,7 +450,7 @@ class RefinedFasterRCNNCriterion(FasterRCNNCriterion):
     def _rpn(self, raw: Raw, labels: Padded) -> dict[str, Tensor]:
         matched = self._anchors(raw, labels)
         state, positive = matched.state, matched.state == POSITIVE
-        logits, residuals = steps_of(raw, "logits")
+        logits, residuals = objectness_and_residuals(raw, "logits")
         deltas, anchors = upcast(raw["deltas"]), raw["anchors"]
         dropped, in_box = None, positive
         if self.dropping.on:

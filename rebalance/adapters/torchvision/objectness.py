@@ -24,7 +24,7 @@ def refined(raw: Raw, name: str, shown: int | None = None) -> Tensor:
     return logits + raw["residuals"][:, :shown].sum(1) if "residuals" in raw else logits
 
 
-def steps_of(raw: Raw, name: str) -> tuple[Tensor, Tensor]:
+def objectness_and_residuals(raw: Raw, name: str) -> tuple[Tensor, Tensor]:
     """(B, A) unrefined objectness logits and (T, B, A) residuals, at least float32; `raw`, `name`: as in `refined`."""
     logits = upcast(raw[name])
     if "residuals" not in raw:

@@ -19,7 +19,7 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from rebalance.adapters.torchvision.anchors import Anchors
 from rebalance.adapters.torchvision.criterion import Batch, DenseCriterion, Result
 from rebalance.adapters.torchvision.head import Raw, TorchvisionHead, best_pairs, class_rows, take
-from rebalance.adapters.torchvision.objectness import refined, steps_of
+from rebalance.adapters.torchvision.objectness import objectness_and_residuals, refined
 from rebalance.boxes import decode_deltas, upcast
 from rebalance.config import TrainFlags
 from rebalance.heads.objectness import CLASS_PRIOR, Refined, ResidualObjectness, logit, objectness_prior
@@ -197,7 +197,7 @@ class RefinedRetinaNetCriterion(RetinaNetCriterion):
             (3,) or, with steps, (4,): class, box, objectness and residual loss times B, and the same without B,
             detached, by name.
         """
-        self._raw = steps_of(preds[1] if isinstance(preds, tuple) else preds, "objectness")
+        self._raw = objectness_and_residuals(preds[1] if isinstance(preds, tuple) else preds, "objectness")
         vector, items = super().__call__(preds, batch)
         more, self._more = self._more, {}
         images = len(self._raw[0])
