@@ -34,7 +34,8 @@ from rebalance.losses.bce import bce
 from rebalance.losses.brl import brl, confusion
 from rebalance.losses.focal import focal
 from rebalance.losses.ghm import ghm_weights
-from rebalance.losses.registry import METHODS, PLACES, YOLO, train_flags
+from rebalance.losses.registry import METHODS, PLACES, YOLO
+from rebalance.losses.resolve import train_flags
 from rebalance.targets.state import candidate_state
 
 CLASSES = 10

@@ -20,7 +20,7 @@ from rebalance.adapters.ultralytics.model import anchored, model_class
 from rebalance.adapters.ultralytics.steps import panels
 from rebalance.config import StepsFlags
 from rebalance.errors import ModelError
-from rebalance.losses.registry import train_flags
+from rebalance.losses.resolve import train_flags
 
 HOSTS = ("yolov5n.yaml", "yolov8n.yaml", "yolo26n.yaml", "retinanet_tiny", "fasterrcnn_tiny")
 IMAGES = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))

@@ -20,7 +20,7 @@ import rebalance
 from rebalance.adapters.torchvision.model import TorchvisionModel
 from rebalance.adapters.ultralytics.criterion import build_criterion
 from rebalance.adapters.ultralytics.model import anchored, host_of, model_class
-from rebalance.losses.registry import train_flags
+from rebalance.losses.resolve import train_flags
 
 IMAGES, LABELS, SIZE = 2, 5, 64
 OURS = str(Path(rebalance.__file__).parent)

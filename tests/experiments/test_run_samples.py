@@ -14,7 +14,7 @@ from rebalance.adapters.checkpoint import remember
 from rebalance.adapters.ultralytics.model import AnchorDetectionModel
 from rebalance.data.dataset import load
 from rebalance.experiments import run as module
-from rebalance.losses.registry import train_flags
+from rebalance.losses.resolve import train_flags
 
 
 def checkpoint(folder: Path, **given: Any) -> Path:

@@ -11,7 +11,7 @@ from rebalance.config import TrainFlags, as_dict
 from rebalance.errors import ConfigError
 from rebalance.experiments.grid import Run, read_grids
 from rebalance.experiments.studies import MODELS, SCHEDULES, SIZES, STUDIES, Study, about, arguments, find
-from rebalance.losses.registry import train_flags
+from rebalance.losses.resolve import train_flags
 from rebalance.report import papers
 from rebalance.report.curves import FIGURES
 

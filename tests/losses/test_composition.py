@@ -10,7 +10,8 @@ from rebalance.losses.bce import bce
 from rebalance.losses.brl import brl
 from rebalance.losses.composition import Composition
 from rebalance.losses.focal import focal
-from rebalance.losses.registry import METHODS, train_flags
+from rebalance.losses.registry import METHODS
+from rebalance.losses.resolve import train_flags
 from rebalance.targets.state import IGNORE, NEGATIVE, POSITIVE, Candidates
 
 LOSSES = [name for name, row in METHODS.items() if row.kind == "element"] + [

@@ -10,7 +10,8 @@ import torch
 from rebalance.config import TrainFlags, as_dict, flags
 from rebalance.errors import ConfigError
 from rebalance.losses.bce import bce
-from rebalance.losses.registry import METHODS, PLACES, Selection, divisor_of, kept_flags, select, train_flags
+from rebalance.losses.registry import METHODS, PLACES, Selection, select
+from rebalance.losses.resolve import divisor_of, kept_flags, train_flags
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 

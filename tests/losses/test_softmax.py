@@ -9,7 +9,8 @@ from torch.nn.functional import cross_entropy
 
 from rebalance.losses.composition import Composition
 from rebalance.losses.ohem import ohem_mask
-from rebalance.losses.registry import METHODS, train_flags
+from rebalance.losses.registry import METHODS
+from rebalance.losses.resolve import train_flags
 from rebalance.losses.soft import soft_weights
 from rebalance.losses.softmax import softmax_cross_entropy, softmax_focal
 from rebalance.targets.state import IGNORE, NEGATIVE, POSITIVE, Candidates

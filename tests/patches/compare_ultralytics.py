@@ -12,7 +12,7 @@ from upstream import Checks
 
 from rebalance.adapters.ultralytics.criterion import DetectionCriterion
 from rebalance.losses.drop import Dropping
-from rebalance.losses.registry import train_flags
+from rebalance.losses.resolve import train_flags
 
 STOCK, COPY = Path(sys.argv[1]), Path(sys.argv[2])
 assert COPY in Path(patched.__file__).parents

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from rebalance.config import SparsifyFlags, TrainFlags, as_dict, flags
-from rebalance.losses.registry import METHODS, train_flags
+from rebalance.losses.registry import METHODS
+from rebalance.losses.resolve import train_flags
 from rebalance.report import papers
 
 # Haque and McEver, Tables 2 and 3: removal -> (val mAP, test mAP) in points

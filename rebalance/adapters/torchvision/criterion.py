@@ -19,7 +19,7 @@ from rebalance.config import TrainFlags
 from rebalance.losses.composition import Composition
 from rebalance.losses.divisor import divided_by
 from rebalance.losses.drop import Dropping
-from rebalance.losses.registry import divisor_of
+from rebalance.losses.resolve import divisor_of
 from rebalance.targets.iou import Matched
 from rebalance.targets.labels import Padded, padded_labels
 from rebalance.targets.state import IGNORE, NEGATIVE, POSITIVE, Candidates

@@ -33,8 +33,8 @@ from rebalance.losses.divisor import divided_by
 from rebalance.losses.drop import Dropping, seed_of
 from rebalance.losses.nrd import nrd_mask
 from rebalance.losses.objectness import objectness_losses
-from rebalance.losses.registry import divisor_of, place_of
 from rebalance.losses.resobj import StepMeans, refine
+from rebalance.losses.resolve import divisor_of, place_of
 from rebalance.losses.soft import soft_weights
 from rebalance.losses.softmax import softmax_cross_entropy
 from rebalance.targets.iou import Matched, match_by_iou

@@ -13,7 +13,7 @@ from rebalance.adapters.torchvision.zoo import ZOO, Detector
 from rebalance.adapters.ultralytics.model import unfused
 from rebalance.config import TrainFlags
 from rebalance.errors import ModelError, nearest
-from rebalance.losses.registry import kept_flags
+from rebalance.losses.resolve import kept_flags
 
 KEY = "torchvision"  # of model.yaml: the detector's name
 

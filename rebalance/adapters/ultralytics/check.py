@@ -16,7 +16,7 @@ from rebalance.adapters.ultralytics.model import anchored, host_of, model_class
 from rebalance.adapters.ultralytics.yolo import YOLO
 from rebalance.config import TrainFlags, flags
 from rebalance.errors import ConfigError, ModelError, nearest
-from rebalance.losses.registry import train_flags
+from rebalance.losses.resolve import train_flags
 
 
 def check_training(ours: Mapping[str, Any], host: Mapping[str, Any]) -> None:

@@ -25,7 +25,7 @@ from rebalance.adapters.ultralytics.yolo import YOLO, data_yaml, split
 from rebalance.config import TrainFlags, flags
 from rebalance.data.seafloor import resolve
 from rebalance.errors import ConfigError, nearest
-from rebalance.losses.registry import check_flags, train_flags
+from rebalance.losses.resolve import check_flags, train_flags
 
 # Keys that the host takes though its defaults do not list them
 EXTRA = {"half", "int8", "end2end", "nms", "augmentations", "save_dir", "cfg", "mode", "task"}

@@ -23,8 +23,8 @@ from rebalance.losses.bce import bce
 from rebalance.losses.composition import Composition
 from rebalance.losses.divisor import divided_by
 from rebalance.losses.drop import COUNTS, Dropping
-from rebalance.losses.registry import divisor_of, place_of
 from rebalance.losses.resobj import means
+from rebalance.losses.resolve import divisor_of, place_of
 from rebalance.targets.anchor import Matches, match
 from rebalance.targets.labels import padded_labels
 from rebalance.targets.state import Candidates, candidate_state

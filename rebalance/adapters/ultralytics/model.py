@@ -23,7 +23,7 @@ from rebalance.heads.objectness import (
     logit,
     objectness_prior,
 )
-from rebalance.losses.registry import kept_flags
+from rebalance.losses.resolve import kept_flags
 
 
 class AnchorDetect(AnchorHead, Detect):  # type: ignore[misc]

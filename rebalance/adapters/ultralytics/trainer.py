@@ -39,7 +39,8 @@ from rebalance.config import TrainFlags, as_dict
 from rebalance.config import flags as fields
 from rebalance.errors import ConfigError, ModelError
 from rebalance.losses.drop import COUNTS
-from rebalance.losses.registry import METHODS, check_flags, counts_at, kept_flags, place_of, select, train_flags
+from rebalance.losses.registry import METHODS, select
+from rebalance.losses.resolve import check_flags, counts_at, kept_flags, place_of, train_flags
 from rebalance.targets.autoanchor import best_possible_recall, fit_anchors
 
 HOST_WEIGHTS = ("box", "cls", "dfl", "cls_pw")  # of Ultralytics' own losses, which the anchor head does not use

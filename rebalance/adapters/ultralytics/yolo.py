@@ -24,7 +24,7 @@ from rebalance.adapters.ultralytics.validator import Validator
 from rebalance.config import TrainFlags, flags
 from rebalance.data.seafloor import resolve
 from rebalance.errors import ConfigError, ModelError, nearest
-from rebalance.losses.registry import train_flags
+from rebalance.losses.resolve import train_flags
 
 
 def split(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -30,7 +30,8 @@ from rebalance.adapters.torchvision.zoo import ZOO
 from rebalance.adapters.ultralytics.criterion import begin_epoch
 from rebalance.adapters.ultralytics.trainer import describe
 from rebalance.boxes import decode_deltas
-from rebalance.losses.registry import METHODS, train_flags
+from rebalance.losses.registry import METHODS
+from rebalance.losses.resolve import train_flags
 from rebalance.losses.soft import soft_weights
 from rebalance.targets.iou import Matched
 from rebalance.targets.labels import Padded

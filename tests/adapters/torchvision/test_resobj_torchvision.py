@@ -26,7 +26,7 @@ from rebalance.adapters.ultralytics.steps import panels
 from rebalance.boxes import encode_deltas
 from rebalance.config import StepsFlags
 from rebalance.errors import ConfigError
-from rebalance.losses.registry import train_flags
+from rebalance.losses.resolve import train_flags
 from rebalance.targets.state import IGNORE, NEGATIVE, POSITIVE
 
 HOSTS = {"retinanet": "retinanet_tiny", "fasterrcnn": "fasterrcnn_tiny"}

@@ -19,7 +19,8 @@ from rebalance.adapters.torchvision.anchors import Anchors
 from rebalance.adapters.torchvision.criterion import labels_of
 from rebalance.adapters.torchvision.model import TorchvisionModel
 from rebalance.adapters.torchvision.retinanet import RetinaNetCriterion
-from rebalance.losses.registry import METHODS, train_flags
+from rebalance.losses.registry import METHODS
+from rebalance.losses.resolve import train_flags
 from rebalance.targets.iou import Matched
 from rebalance.targets.state import IGNORE, NEGATIVE, POSITIVE
 

@@ -28,7 +28,8 @@ from rebalance.adapters.torchvision.weights import load_coco, start
 from rebalance.adapters.torchvision.zoo import ZOO, LastImageNorm, Smaller, Unpadded
 from rebalance.boxes import decode_deltas
 from rebalance.errors import ConfigError
-from rebalance.losses.registry import METHODS, train_flags
+from rebalance.losses.registry import METHODS
+from rebalance.losses.resolve import train_flags
 from rebalance.targets.labels import Padded
 from rebalance.targets.state import POSITIVE
 

@@ -27,7 +27,7 @@ from rebalance.adapters.torchvision.zoo import ZOO
 from rebalance.adapters.ultralytics.check import check_training
 from rebalance.adapters.ultralytics.criterion import build_criterion
 from rebalance.errors import ConfigError, ModelError
-from rebalance.losses.registry import train_flags
+from rebalance.losses.resolve import train_flags
 
 SMALL = {"imgsz": 64, "batch": 4, "nbs": 4, "workers": 0, "plots": False, "verbose": False, "device": "cpu"}
 SIZE, EPOCHS, RATE = 96, 25, 0.001  # of the training that overfits: eight images, eight times an epoch

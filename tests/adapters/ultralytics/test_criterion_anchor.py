@@ -17,7 +17,7 @@ from rebalance.adapters.ultralytics.criterion import AnchorCriterion
 from rebalance.config import TrainFlags
 from rebalance.heads.anchor import COCO_ANCHORS, AnchorHead
 from rebalance.losses.drop import Dropping
-from rebalance.losses.registry import train_flags
+from rebalance.losses.resolve import train_flags
 from rebalance.targets.anchor import match
 
 STRIDES = (8, 16, 32, 64)

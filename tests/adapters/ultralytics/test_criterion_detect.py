@@ -17,7 +17,7 @@ from ultralytics.utils.tal import make_anchors
 from rebalance.adapters.ultralytics.criterion import DetectionCriterion, build_criterion, counts, droppings
 from rebalance.config import TrainFlags
 from rebalance.losses.drop import Dropping
-from rebalance.losses.registry import train_flags
+from rebalance.losses.resolve import train_flags
 
 MODELS = ("yolov8n.yaml", "yolov10n.yaml", "yolo11n.yaml", "yolo26n.yaml")
 SIZE, IMAGES, CLASSES = 64, 2, 2

@@ -11,7 +11,7 @@ from ultralytics.nn.tasks import DetectionModel
 
 from rebalance.adapters.ultralytics.criterion import build_criterion, counts
 from rebalance.adapters.ultralytics.model import AnchorDetectionModel
-from rebalance.losses.registry import train_flags
+from rebalance.losses.resolve import train_flags
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

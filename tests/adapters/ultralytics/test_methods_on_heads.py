@@ -34,7 +34,8 @@ from rebalance.losses.divisor import divided_by
 from rebalance.losses.focal import focal
 from rebalance.losses.ghm import ghm_weights
 from rebalance.losses.ohem import ohem_mask
-from rebalance.losses.registry import METHODS, train_flags
+from rebalance.losses.registry import METHODS
+from rebalance.losses.resolve import train_flags
 from rebalance.losses.soft import soft_weights
 from rebalance.targets.state import Candidates, candidate_state
 

@@ -44,8 +44,8 @@ from rebalance.config import StepsFlags, parse
 from rebalance.errors import ConfigError, DataError, ModelError
 from rebalance.heads.anchor import COCO_ANCHORS, AnchorHead, objectness
 from rebalance.losses.brl import brl
-from rebalance.losses.registry import train_flags
 from rebalance.losses.resobj import refine, residual_objectness
+from rebalance.losses.resolve import train_flags
 from rebalance.targets.state import candidate_state
 
 CLASSIC = Path(__file__).resolve().parents[4] / "shared" / "weights" / "yolov5n_classic.pt"
