@@ -88,7 +88,7 @@ def bench(flags: BenchFlags) -> dict[str, Any]:
         "rows": rows,
         "skipped": skipped,
         "syncs": syncs,
-        "clock": "cpu" if device.type == "cpu" and torch.get_num_threads() == 1 else "wall",
+        "clock": _clock(device),
         "device": str(device),
         "precision": "float32",
         "flags": as_dict(flags),
@@ -248,11 +248,18 @@ def _take_turns(runs: dict[str, Callable[[], None]], device: torch.device, repea
     return taken
 
 
+def _clock(device: torch.device) -> str:
+    """`cpu`, the processor's time for this process, where one thread does the work; else `wall`."""
+    import torch
+
+    return "cpu" if device.type == "cpu" and torch.get_num_threads() == 1 else "wall"
+
+
 def _time(run: Callable[[], None], device: torch.device) -> float:
     import torch
 
     if device.type != "cuda":
-        clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+        clock = time.process_time if _clock(device) == "cpu" else time.perf_counter
         start = clock()
         run()
         return (clock() - start) * 1e3

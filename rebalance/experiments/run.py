@@ -244,12 +244,11 @@ def evaluate(weights: Path, split: str, config: Mapping[str, Any], keeper: Keepe
         keeper: tells the number of threads.
     """
     from rebalance import YOLO
-    from rebalance.adapters.ultralytics.validator import Validator
 
     model = YOLO(str(weights))
     model.add_callback("on_val_start", lambda _: set_threads(keeper.threads))
     found = model.val(
-        Validator, data=str(_data_yaml(config)), split=split, plots=False, verbose=False, **_eval_flags(config, weights)
+        data=str(_data_yaml(config)), split=split, plots=False, verbose=False, **_eval_flags(config, weights)
     )
     if found.nt_per_class is None or not sum(found.nt_per_class):
         return None

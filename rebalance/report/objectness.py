@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from rebalance.report.papers import ON_HEADS, loss_of
-from rebalance.report.records import Record, Sweep
+from rebalance.report.records import Record, Sweep, by_epoch
 from rebalance.report.style import COLOURS, epoch_axis
 from rebalance.report.summary import Setting, loss_key, setting_of, varying
 from rebalance.report.tables import LABELS, group_text
@@ -58,15 +58,9 @@ def curve(records: Sequence[Record], kind: str, step: int) -> Curve:
         kind: pos or neg.
         step: 0 (the objectness alone) to T.
     """
-    values: dict[float, list[float]] = {}
-    for record in records:
-        for i, row in enumerate(record.epochs):
-            if (key := f"resobj/{kind}_{step}") in row:
-                values.setdefault(row.get("epoch", i + 1.0), []).append(row[key])
-    epochs = sorted(values)
-    own = [values[epoch] for epoch in epochs]
-    means = (sum(v) / len(v) for v in own)
-    return Curve(tuple(epochs), tuple(means), tuple(map(min, own)), tuple(map(max, own)))
+    values = by_epoch(records, f"resobj/{kind}_{step}")
+    means = (sum(v) / len(v) for v in values.values())
+    return Curve(tuple(values), tuple(means), tuple(map(min, values.values())), tuple(map(max, values.values())))
 
 
 def chosen(runs: Mapping[Setting, Sequence[Record]]) -> list[Setting]:

@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 
 from rebalance.report import papers
 from rebalance.report.objectness import objectness_figure
-from rebalance.report.records import SPLITS, Record, Sweep
+from rebalance.report.records import SPLITS, Record, Sweep, by_epoch
 from rebalance.report.samples import sample_figure, steps_figure
 from rebalance.report.style import COLOURS, DPI, GREY, MORE_COLOURS, PHOTO_DPI, SPLIT_COLOURS, STYLE, epoch_axis
 from rebalance.report.summary import (
@@ -571,12 +571,8 @@ def _legend_title(title: str, curves: Sequence[_Curve]) -> str:
 
 def _mean_curve(records: Sequence[Record], key: str) -> tuple[list[float], list[float]]:
     """Mean over runs of one key, by epoch, over the runs that have it."""
-    values: dict[float, list[float]] = {}
-    for record in records:
-        for i, row in enumerate(record.epochs):
-            if key in row:
-                values.setdefault(row.get("epoch", i + 1), []).append(row[key])
-    return sorted(values), [float(np.mean(v)) for _, v in sorted(values.items())]
+    values = by_epoch(records, key)
+    return list(values), [float(np.mean(v)) for v in values.values()]
 
 
 def _samples(sweep: Sweep, rows: Sequence[Row], found: Sequence[Series]) -> Made:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,6 +144,16 @@ def load(folder: str | Path, baseline: str = "") -> Sweep:
             warnings.append(f"skipped: {error}")
     study, asked = plan.get("study") or {}, plan.get("asked", {})
     return Sweep(folder, asked, study, tuple(records), tuple(missing), tuple(warnings), baseline)
+
+
+def by_epoch(records: Iterable[Record], key: str) -> dict[float, list[float]]:
+    """Return the values of one column of the epochs, of the runs that have it; epochs ascend."""
+    values: dict[float, list[float]] = {}
+    for record in records:
+        for i, row in enumerate(record.epochs):
+            if key in row:
+                values.setdefault(row.get("epoch", i + 1.0), []).append(row[key])
+    return dict(sorted(values.items()))
 
 
 def _plan(path: Path) -> dict[str, Any]:

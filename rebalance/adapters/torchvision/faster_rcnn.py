@@ -118,11 +118,14 @@ class FasterRCNNDetect(TorchvisionHead):
 
     def first_stage(self, maps: list[Tensor]) -> Raw:
         """`logits` (B, A) and `deltas` (B, A, 4) of the RPN."""
-        objectness, offsets = self.rpn(maps)
+        return self.from_hidden([self.rpn.conv(x) for x in maps])
+
+    def from_hidden(self, hidden: list[Tensor]) -> Raw:
+        """The same, of the RPN's features on each level."""
         # (B, M, H, W) -> (B, H·W·M); (B, M·4, H, W) -> (B, H·W·M, 4)
-        logits = torch.cat([x.permute(0, 2, 3, 1).flatten(1) for x in objectness], 1)
-        deltas = torch.cat([x.permute(0, 2, 3, 1).reshape(len(x), -1, 4) for x in offsets], 1)
-        return {"logits": logits, "deltas": deltas}
+        logits = [self.rpn.cls_logits(x).permute(0, 2, 3, 1).flatten(1) for x in hidden]
+        deltas = [self.rpn.bbox_pred(x).permute(0, 2, 3, 1).reshape(len(x), -1, 4) for x in hidden]
+        return {"logits": torch.cat(logits, 1), "deltas": torch.cat(deltas, 1)}
 
     def with_objectness(self, flags: TrainFlags) -> TorchvisionHead:
         """As there: its RPN trains on all anchors."""
@@ -235,15 +238,13 @@ class RefinedFasterRCNNDetect(Refined, FasterRCNNDetect):
                 grad=flags.resobj_grad,
             )  # fmt: skip
 
-    def first_stage(self, maps: list[Tensor]) -> Raw:
+    def from_hidden(self, hidden: list[Tensor]) -> Raw:
         """As without, and `residuals` (B, T, A) where there are steps."""
-        if not self.steps:
-            return super().first_stage(maps)
-        hidden = [self.rpn.conv(x) for x in maps]
-        logits = [self.rpn.cls_logits(x).permute(0, 2, 3, 1).flatten(1) for x in hidden]
-        deltas = [self.rpn.bbox_pred(x).permute(0, 2, 3, 1).reshape(len(x), -1, 4) for x in hidden]
-        residuals = [self.residual(x).permute(0, 1, 3, 4, 2).flatten(2) for x in hidden]
-        return {"logits": torch.cat(logits, 1), "deltas": torch.cat(deltas, 1), "residuals": torch.cat(residuals, 2)}
+        found = super().from_hidden(hidden)
+        if self.steps:
+            residuals = [self.residual(x).permute(0, 1, 3, 4, 2).flatten(2) for x in hidden]
+            found["residuals"] = torch.cat(residuals, 2)
+        return found
 
     def build_criterion(self, flags: TrainFlags, seed: int) -> Any:
         """The loss of this head."""

@@ -98,7 +98,7 @@ class RefinedRetinaNetDetect(Refined, RetinaNetDetect):
     """
 
     def add_objectness(self, flags: TrainFlags) -> None:
-        """Add the subnets; at first a class has a probability of 0.01, an object of 1/C."""
+        """Add the subnets; at first a class has a probability of 0.01, an object that of `objectness_prior`."""
         head = self.layers.classification_head
         self.steps = flags.resobj_steps if flags.head == "resobj" else 0
         self.objectness = ResidualObjectness(

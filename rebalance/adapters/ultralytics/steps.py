@@ -48,7 +48,7 @@ def panels(flags: StepsFlags) -> list[Path]:
     steps = steps_of(model)
     if not steps:
         raise ModelError(f"model={flags.model} has no steps: it was not trained with head=resobj")
-    models = [at_step(flags.model, step) for step in range(steps + 1)]
+    models = [*(at_step(flags.model, step) for step in range(steps)), model]
     # once, as the host would round and warn for every image and step
     stride = max(int(model.model.stride.max()), STRIDE)
     imgsz = check_imgsz(flags.imgsz or model.overrides["imgsz"], stride=stride, max_dim=1)
