@@ -8,17 +8,21 @@
 
 from typing import Any
 
+from rebalance import moved
+
 __version__ = "0.1.0"
 __all__ = ["YOLO", "__version__", "trainer"]
+
+moved.install()
 
 
 def __getattr__(name: str) -> Any:  # loads torch and the host on first use only, so that `rebalance help` is instant
     if name == "YOLO":
-        from rebalance.adapters.ultralytics.yolo import YOLO
+        from rebalance.train.api import YOLO
 
         return YOLO
     if name == "trainer":
-        from rebalance.adapters.ultralytics.trainer import trainer
+        from rebalance.train.trainer import trainer
 
         return trainer
     raise AttributeError(f"module 'rebalance' has no attribute {name!r}")

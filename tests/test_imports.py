@@ -16,26 +16,37 @@ MODULES = sorted(path.relative_to(PACKAGE.parent) for path in PACKAGE.rglob("*.p
 # "rebalance" is the package itself: its version and its lazy names.
 ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), set()),
-    "config": ({"errors"}, set()),
-    "boxes": ({"errors"}, {"torch"}),
-    "losses": ({"boxes", "config", "errors", "targets"}, {"torch"}),
-    "targets": ({"boxes", "config", "errors"}, {"numpy", "torch"}),  # numpy: the fit of anchors to label sizes
-    "heads": ({"boxes", "config", "errors", "targets"}, {"torch"}),
-    "data": ({"rebalance", "config", "errors"}, {"cv2", "numpy", "yaml"}),
-    "report": ({"rebalance", "config", "errors"}, {"cv2", "matplotlib", "numpy", "pandas"}),
-    "adapters": (
-        {"rebalance", "boxes", "config", "data", "errors", "heads", "losses", "targets"},
-        {"PIL", "cv2", "numpy", "torch", "torchvision", "ultralytics", "yaml", "yolov5"},
+    "settings": ({"errors"}, set()),
+    "match": ({"errors"}, {"numpy", "torch"}),  # numpy: the fit of anchors to label sizes
+    "methods": ({"errors", "match", "settings"}, {"torch"}),
+    "heads": ({"errors", "match", "methods", "settings"}, {"torch"}),
+    "data": ({"rebalance", "errors", "settings"}, {"cv2", "numpy", "yaml"}),
+    "report": ({"rebalance", "errors", "settings"}, {"cv2", "jinja2", "matplotlib", "numpy", "pandas", "yaml"}),
+    "hosts": (
+        {"rebalance", "errors", "heads", "match", "methods", "settings", "train"},
+        {"numpy", "torch", "torchvision", "ultralytics"},
+    ),
+    "train": (
+        {"rebalance", "data", "errors", "heads", "hosts", "match", "methods", "settings"},
+        {"PIL", "numpy", "torch", "ultralytics", "yaml"},
     ),
     "experiments": (
-        {"rebalance", "adapters", "boxes", "config", "data", "errors", "heads", "losses", "report", "targets"},
-        {"cv2", "numpy", "torch", "yaml"},
+        {"rebalance", "data", "errors", "report", "settings", "train"},
+        {"cv2", "numpy", "torch", "ultralytics", "yaml"},
     ),
-    "hook": ({"__main__", "adapters", "errors"}, set()),
-    "__init__": ({"adapters"}, set()),
-    "__main__": ({"adapters", "config", "data", "errors", "experiments", "hook", "losses", "report"}, set()),
+    "bench": (
+        {"rebalance", "data", "errors", "experiments", "heads", "hosts", "match", "methods", "settings", "train"},
+        {"numpy", "torch", "torchvision", "ultralytics", "yolov5"},
+    ),
+    "cli": (
+        {"bench", "data", "errors", "experiments", "hosts", "methods", "report", "settings", "train"},
+        {"ultralytics"},
+    ),
+    "moved": (set(), set()),
+    "__init__": ({"moved", "train"}, set()),
+    "__main__": ({"cli"}, set()),
 }
-WITHOUT_TORCH = ("__main__", "config", "data", "errors", "experiments", "hook", "report")  # when only imported
+WITHOUT_TORCH = ("settings", "data", "errors", "report")  # when only imported
 
 
 def part_of(module: Path) -> str:
@@ -82,17 +93,17 @@ def test_module_imports_only_what_its_part_may(module: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "source", "bad"),
     [
-        ("losses/drop.py", "import torch\nfrom rebalance.boxes import iou", []),
-        ("losses/drop.py", "from ultralytics.utils import ops", ["ultralytics.utils.ops"]),
-        ("losses/drop.py", "def f():\n    import torchvision", ["torchvision"]),
-        ("losses/drop.py", "from rebalance.adapters import ultralytics", ["rebalance.adapters.ultralytics"]),
-        ("losses/drop.py", "from .bce import bce\nfrom ..data import labels", ["rebalance.data.labels"]),
+        ("methods/drop.py", "import torch\nfrom rebalance.match.boxes import iou", []),
+        ("methods/drop.py", "from ultralytics.utils import ops", ["ultralytics.utils.ops"]),
+        ("methods/drop.py", "def f():\n    import torchvision", ["torchvision"]),
+        ("methods/drop.py", "from rebalance.hosts import ultralytics", ["rebalance.hosts.ultralytics"]),
+        ("methods/drop.py", "from .bce import bce\nfrom ..data import labels", ["rebalance.data.labels"]),
         ("data/labels.py", "import torch.nn as nn", ["torch.nn"]),
         ("data/labels.py", "from rebalance import __version__", []),
         ("data/labels.py", "import rebalance.report", ["rebalance.report"]),
         ("report/build.py", "from rebalance.data import labels", ["rebalance.data.labels"]),
-        ("adapters/a/b.py", "from rebalance.experiments.run import run", ["rebalance.experiments.run.run"]),
-        ("config.py", "import yaml", ["yaml"]),
+        ("hosts/a/b.py", "from rebalance.experiments.run import run", ["rebalance.experiments.run.run"]),
+        ("settings.py", "import yaml", ["yaml"]),
     ],
 )
 def test_a_wrong_import_is_seen(module: str, source: str, bad: list[str]) -> None:

@@ -21,9 +21,9 @@ from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any
 
-from rebalance.config import SparsifyFlags, SweepFlags, TrainFlags, as_dict, convert, flags, parse, value_text
 from rebalance.data.protocols import uses_rate
 from rebalance.errors import ConfigError
+from rebalance.settings import SparsifyFlags, SweepFlags, TrainFlags, as_dict, convert, flags, parse, value_text
 
 RATED = tuple(p for p in flags(SparsifyFlags)["protocol"].metadata["choices"] if uses_rate(p))
 ONE_VALUE = ("device",)  # keys whose commas belong to the value

@@ -60,7 +60,7 @@ def benchmark(args: Mapping[str, str]) -> dict[str, str]:
         raise ConfigError(f"preset={name} is not one of {', '.join(PRESETS)}{nearest(name, PRESETS)}")
     preset = dict(PRESETS[name])
     if name == "full":
-        from rebalance.data.seafloor import data_folder
+        from rebalance.data.demo.seafloor import data_folder
 
         large = data_folder() / LARGE
         preset["data"] = shown(large) if large.is_file() else preset["data"]

@@ -27,7 +27,6 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rebalance.config import as_dict
 from rebalance.errors import DataError, RebalanceError, RunError
 from rebalance.experiments.record import (
     CONFIG,
@@ -42,6 +41,7 @@ from rebalance.experiments.record import (
     versions,
     write_json,
 )
+from rebalance.settings import as_dict
 
 if TYPE_CHECKING:
     from rebalance.data.dataset import DataSet
@@ -277,7 +277,7 @@ def sample(weights: Path, data: DataSet, config: Mapping[str, Any]) -> list[dict
     detections with the first 0 to T - 1 of them too, as `steps`.
     """
     from rebalance import YOLO
-    from rebalance.adapters.ultralytics.steps import at_step, steps_of
+    from rebalance.experiments.inspect import at_step, steps_of
 
     split = "test" if "test" in data.splits else "val"
     partial = [image for image in sorted(set(data.images("train"))) if _has_withheld(image)]
@@ -377,7 +377,7 @@ def check(grid: Sequence[Mapping[str, Any]]) -> None:
         ConfigError: an unknown flag or a bad value, of ours or of the host.
         ModelError: a model that cannot be built with its head.
     """
-    from rebalance.adapters.ultralytics.check import check_training
+    from rebalance.train.admission import check_training
 
     for text in dict.fromkeys(json.dumps(run, sort_keys=True) for run in grid):
         run = json.loads(text)

@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 from rebalance import errors
-from rebalance.config import SparsifyFlags, as_dict, parse, value_text
 from rebalance.data.protocols import uses_rate
 from rebalance.errors import DataError, RunError
 from rebalance.experiments.grid import Grid, Labels, Run, difference, read_grids
@@ -45,6 +44,7 @@ from rebalance.experiments.record import (
     write_json,
 )
 from rebalance.experiments.results import RUNS, SWEEP, headline, records, write_results
+from rebalance.settings import SparsifyFlags, as_dict, parse, value_text
 
 ROOT = Path("runs/benchmark")
 RUNNER = (sys.executable, "-m", "rebalance.experiments.run")
@@ -236,7 +236,8 @@ def _source(data: str) -> Path:
     Raises:
         DataError: it is not there or cannot be used, or the test images that it names are missing.
     """
-    from rebalance.data import dataset, seafloor
+    from rebalance.data import dataset
+    from rebalance.data.demo import seafloor
 
     found = dataset.load(seafloor.resolve(data))
     for entry in found.splits.get("test", ()):
@@ -278,7 +279,7 @@ def _training_set(folder: Path, source: Path, labels: Labels, *, several: bool) 
         name += f"-{hashlib.sha256(str(source).encode()).hexdigest()[:8]}"
     out = folder / "data" / name
     if not out.exists():  # it appears whole or not at all
-        from rebalance.data.sparsify import sparsify
+        from rebalance.data.derive import sparsify
 
         out.parent.mkdir(exist_ok=True)
         asked = {"data": str(source), "protocol": labels.protocol, "seed": labels.seed, "out": str(out)}

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rebalance.config import value_text
 from rebalance.report.papers import TITLES
 from rebalance.report.plots import Picture
 from rebalance.report.records import SPLITS, Record, Sweep
@@ -31,6 +30,7 @@ from rebalance.report.tables import (
     study_table,
     verdict,
 )
+from rebalance.settings import value_text
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from rebalance.config import TrainFlags, flags
+from rebalance.settings import TrainFlags, flags
 
 TITLES = {
     "rebalancing": "Box Prediction Rebalancing for Training Single-Stage Object Detectors with Partially Labeled Data",

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rebalance.config import TrainFlags, as_dict
 from rebalance.errors import RunError
+from rebalance.settings import TrainFlags, as_dict
 
 SCHEMA = 1
 METRICS = ("mAP50", "mAP75", "mAP50-95")

@@ -16,11 +16,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rebalance.config import TrainFlags, flags, value_text
 from rebalance.errors import ConfigError, nearest
 from rebalance.report.papers import METHOD_FLAGS, base_head, labels_key, loss_name, loss_of, same_value
 from rebalance.report.records import METRICS, SPLITS, Record, Sweep
 from rebalance.report.student import quantile
+from rebalance.settings import TrainFlags, flags, value_text
 
 AXES = ("obj_drop", "box_drop")
 # Ultralytics' flags that say where and how a run is carried out, not what is trained

@@ -12,10 +12,10 @@ from html import escape
 from pathlib import PurePath
 from typing import Any
 
-from rebalance.config import value_text
 from rebalance.report import papers
 from rebalance.report.records import METRICS, SPLITS, Record, Sweep
 from rebalance.report.summary import AXES, LEAST_GAP, Comparison, Row, Series, Setting, Stat, method_text, varying
+from rebalance.settings import value_text
 
 AXIS_TITLES = {"obj_drop": "Objectness removal", "box_drop": "Box removal"}
 

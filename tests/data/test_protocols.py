@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rebalance.config import SparsifyFlags, flags
 from rebalance.data.protocols import PROTOCOLS, share, uses_rate, withhold
 from rebalance.errors import ConfigError
+from rebalance.settings import SparsifyFlags, flags
 
 # images of 1, 2, 3, 4 and 7 boxes; classes so that an image has several of one kind
 SIZES = (1, 2, 3, 4, 7)

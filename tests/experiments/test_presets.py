@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rebalance.data.seafloor import folder_name, from_yaml
+from rebalance.data.demo.seafloor import folder_name, from_yaml
 from rebalance.errors import ConfigError
 from rebalance.experiments.grid import read_grid
 from rebalance.experiments.presets import PRESETS, benchmark

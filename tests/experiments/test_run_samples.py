@@ -10,11 +10,11 @@ import pytest
 import torch
 from ultralytics.cfg import get_cfg
 
-from rebalance.adapters.checkpoint import remember
-from rebalance.adapters.ultralytics.model import AnchorDetectionModel
 from rebalance.data.dataset import load
 from rebalance.experiments import run as module
-from rebalance.losses.resolve import train_flags
+from rebalance.hosts.ultralytics.model import AnchorDetectionModel
+from rebalance.methods.resolve import train_flags
+from rebalance.train.checkpoint import remember
 
 
 def checkpoint(folder: Path, **given: Any) -> Path:

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from rebalance.config import TrainFlags, as_dict
 from rebalance.errors import ConfigError
 from rebalance.experiments.grid import Run, read_grids
 from rebalance.experiments.studies import MODELS, SCHEDULES, SIZES, STUDIES, Study, about, arguments, find
-from rebalance.losses.resolve import train_flags
+from rebalance.methods.resolve import train_flags
 from rebalance.report import papers
 from rebalance.report.curves import FIGURES
+from rebalance.settings import TrainFlags, as_dict
 
 TRAINED = [study for study in STUDIES if study.cells]
 HOSTS = {"yolov3": "yolo", "yolov5": "yolo"}
@@ -47,7 +47,7 @@ def test_the_host_takes_every_run_and_a_size_is_one_budget(study: Study, size: s
 def test_every_detector_and_flag_of_a_schedule_is_known() -> None:
     from ultralytics.utils import DEFAULT_CFG_DICT
 
-    from rebalance.adapters.torchvision.zoo import ZOO
+    from rebalance.hosts.torchvision.zoo import ZOO
 
     for size in SIZES:
         assert {name for key, name in MODELS[size].items() if key not in HOSTS} <= set(ZOO)

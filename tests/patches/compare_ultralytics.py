@@ -10,9 +10,9 @@ import ultralytics.utils.loss as patched  # the copy: it comes first on the path
 from ultralytics.cfg import get_cfg
 from upstream import Checks
 
-from rebalance.adapters.ultralytics.criterion import DetectionCriterion
-from rebalance.losses.drop import Dropping
-from rebalance.losses.resolve import train_flags
+from rebalance.hosts.ultralytics.criterion import DetectionCriterion
+from rebalance.methods.drop import Dropping
+from rebalance.methods.resolve import train_flags
 
 STOCK, COPY = Path(sys.argv[1]), Path(sys.argv[2])
 assert COPY in Path(patched.__file__).parents

@@ -10,10 +10,10 @@ import torch
 import yolov5.utils.loss as patched  # the copy: it comes first on the path
 from upstream import Checks
 
-from rebalance.adapters.ultralytics.criterion import AnchorCriterion
 from rebalance.heads.anchor import COCO_ANCHORS, AnchorHead
-from rebalance.losses.drop import Dropping
-from rebalance.losses.resolve import train_flags
+from rebalance.hosts.ultralytics.criterion import AnchorCriterion
+from rebalance.methods.drop import Dropping
+from rebalance.methods.resolve import train_flags
 
 STOCK, COPY = Path(sys.argv[1]), Path(sys.argv[2])
 assert COPY in Path(patched.__file__).parents

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rebalance.config import TrainFlags, as_dict
+from rebalance.settings import TrainFlags, as_dict
 
 Make = Callable[..., Path]
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from rebalance.losses import brl as trained_brl
-from rebalance.losses import focal as trained_focal
+from rebalance.methods import brl as trained_brl
+from rebalance.methods import focal as trained_focal
 from rebalance.report import curves
 
 LOG2 = math.log(2)

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from rebalance.config import SparsifyFlags, TrainFlags, as_dict, flags
-from rebalance.losses.registry import METHODS
-from rebalance.losses.resolve import train_flags
+from rebalance.methods.registry import METHODS
+from rebalance.methods.resolve import train_flags
 from rebalance.report import papers
+from rebalance.settings import SparsifyFlags, TrainFlags, as_dict, flags
 
 # Haque and McEver, Tables 2 and 3: removal -> (val mAP, test mAP) in points
 TABLE_2 = {0: (59.0, 48.3), 0.1: (57.1, 48.2), 0.25: (58.1, 49.0), 0.75: (57.5, 47.5), 0.9: (58.1, 47.8)}

@@ -1,0 +1,311 @@
+"""`seafloor`, the built-in data set: pictures made by `rebalance.data.demo.scenery`, laid out like a sparsified set.
+
+    seafloor-<size>-<hash of the flags>/
+        data.yaml  manifest.json
+        images/{train,val,test}  labels/{train,val,test}  withheld/train
+
+Validation and test labels are complete. Of the training boxes only the fraction `labelled` is in labels/train; the
+rest is in withheld/train, under the same names. The same flags give the same bytes: every image has its own generator,
+seeded by (seed, split, number), so neither order nor the number of processes matters.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import yaml
+
+from rebalance.data.demo.scenery import NAMES, Box, render
+from rebalance.data.protocols import withhold
+from rebalance.errors import DataError
+from rebalance.settings import SeafloorFlags, as_dict, parse
+
+__all__ = ["NAMES", "SPLITS", "VERSION", "ensure", "folder_name", "from_yaml", "generate", "render", "resolve"]
+
+VERSION = 1  # raise it with every change of a picture or a label: old folders are then left alone and new ones made
+SPLITS = ("train", "val", "test")
+YAML = "seafloor.yaml"
+QUALITY = 92  # JPEG
+SHARE = 32  # images that make another process worth its start
+PROJECT = Path(__file__).resolve().parents[3]
+
+
+def ensure(flags: SeafloorFlags, root: Path | None = None) -> Path:
+    """Return the data set's data.yaml; make the data set first where it is not there yet.
+
+    Args:
+        flags: what to make; with `out` that folder is made, otherwise `folder_name(flags)` in `root`.
+        root: folder of the data sets; default: `data` of this project, or of the current folder.
+
+    Raises:
+        DataError: `out` exists already, or the folder cannot be written.
+    """
+    if flags.out:
+        return generate(flags, Path(flags.out))
+    final = (data_folder() if root is None else root) / folder_name(flags)
+    if not (final / "data.yaml").is_file():
+        try:
+            generate(flags, final)
+        except DataError:
+            if not (final / "data.yaml").is_file():  # else another process was faster, with the same bytes
+                raise
+    return final / "data.yaml"
+
+
+def generate(flags: SeafloorFlags, out: str | Path) -> Path:
+    """Make the data set in a new folder; nothing has the final name before all of it is there.
+
+    Args:
+        flags: what to make; `flags.out` is not looked at.
+        out: the folder; must not exist.
+
+    Returns:
+        The path of its data.yaml.
+
+    Raises:
+        DataError: the folder exists or cannot be written.
+    """
+    out = Path(out)
+    if out.exists():
+        raise DataError(f"out={out} exists; name a folder that does not, or delete it")
+    work = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        for split in SPLITS:
+            for kind in ("images", "labels", "withheld")[: 3 if split == "train" else 2]:
+                (work / kind / split).mkdir(parents=True)
+        _draw_all(flags, work, out)
+        _hide(flags, work)
+        _describe(flags, work)
+        work.rename(out)
+    except OSError as error:
+        raise DataError(f"{out} cannot be made: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return out / "data.yaml"
+
+
+def resolve(data: str) -> str:
+    """Return the data.yaml that `data=` means: for a seafloor YAML the generated one, else `data` itself.
+
+    A seafloor YAML is a file with the key `seafloor`; its data set lies beside it. The bare name `seafloor.yaml` always
+    works: without such a file in the current folder it is the one of this project, or the default flags.
+
+    Raises:
+        ConfigError: the YAML has an unknown flag or a bad value.
+        DataError: the data set cannot be made.
+    """
+    path = Path(data)
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        return str(ensure(from_yaml(path), path.parent)) if _settings(path) is not None else data
+    if data == YAML:
+        own = data_folder() / YAML
+        return str(ensure(from_yaml(own) if own.is_file() else SeafloorFlags()))
+    return data
+
+
+def from_yaml(path: str | Path) -> SeafloorFlags:
+    """Read the flags under the key `seafloor` of a YAML.
+
+    Raises:
+        ConfigError: an unknown flag or a bad value.
+        DataError: the file has no such key.
+    """
+    settings = _settings(Path(path))
+    if settings is None:
+        raise DataError(f"{path} has no key 'seafloor' with the flags of the built-in data set")
+    return dataclasses.replace(parse(SeafloorFlags, settings), out="")
+
+
+def folder_name(flags: SeafloorFlags) -> str:
+    """Name of the folder for these flags: the same flags and generator, the same name."""
+    key = json.dumps([VERSION, _facts(flags)], sort_keys=True)
+    return f"seafloor-{flags.size}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+
+
+def data_folder() -> Path:
+    """Where data sets go: `data` of this project, or of the current folder where only the package is installed."""
+    own = PROJECT / "data"
+    return own if (own / YAML).is_file() else Path("data")
+
+
+def _settings(path: Path) -> Mapping[str, Any] | None:
+    """What a YAML has under `seafloor`; None where it has no such key, or is no YAML, which is for others to say."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    if not isinstance(content, dict) or "seafloor" not in content:
+        return None
+    settings = content["seafloor"] or {}
+    if not isinstance(settings, dict):
+        raise DataError(f"{path}: 'seafloor' is not a mapping of flags to values")
+    return settings
+
+
+def _facts(flags: SeafloorFlags) -> dict[str, Any]:
+    """The flags that decide what is in the data set."""
+    return {name: value for name, value in as_dict(flags).items() if name != "out"}
+
+
+def _jobs(flags: SeafloorFlags) -> list[tuple[str, int]]:
+    """Every image as (split, number)."""
+    return [(split, number) for split in SPLITS for number in range(getattr(flags, split))]
+
+
+def _draw(flags: SeafloorFlags, work: Path, split: str, number: int) -> None:
+    """Write one image and its complete label file."""
+    rng = np.random.Generator(np.random.PCG64([flags.seed, SPLITS.index(split), number]))
+    image, boxes = render(rng, flags.size)
+    done, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    if not done:
+        raise DataError("OpenCV was built without JPEG")
+    (work / "images" / split / f"{split}_{number:05d}.jpg").write_bytes(data.tobytes())
+    lines = "".join(_line(box, flags.size) for box in boxes)
+    (work / "labels" / split / f"{split}_{number:05d}.txt").write_bytes(lines.encode())
+
+
+def _line(box: Box, size: int) -> str:
+    """A label line: class, centre and size as fractions of the image."""
+    label, x1, y1, x2, y2 = box
+    numbers = ((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1)
+    return f"{label} {' '.join(f'{value / size:.6f}' for value in numbers)}\n"
+
+
+def _draw_all(flags: SeafloorFlags, work: Path, out: Path) -> None:
+    """Write all images and complete labels to `work`, which will be `out`, on all cores that this process may use.
+
+    The workers are processes of their own, started by command: a forked copy of a process that has used threads can
+    hang, and `multiprocessing` would run an unguarded script of the user again.
+    """
+    jobs = _jobs(flags)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = min(cores, len(jobs) // SHARE)
+    progress = _progress(len(jobs), f"seafloor: making {len(jobs)} images of {flags.size} px in {out}")
+    if count < 2:
+        for split, number in jobs:
+            _draw(flags, work, split, number)
+            progress(1)
+        return
+    path = os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH", ""))))
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context(tempfile.TemporaryFile())
+        reader, writer = os.pipe()  # one byte an image, from all workers
+        stack.callback(os.close, reader)
+        workers: list[subprocess.Popen[bytes]] = []
+        try:
+            for first in range(count):
+                task = json.dumps([_facts(flags), str(work.absolute()), first, count])
+                command = [sys.executable, "-m", "rebalance.data.demo.seafloor", task]
+                worker = subprocess.Popen(command, stdout=writer, stderr=log, env={**os.environ, "PYTHONPATH": path})
+                stack.callback(worker.wait)
+                stack.callback(worker.kill)
+                workers.append(worker)
+        finally:
+            os.close(writer)
+        while done := os.read(reader, 4096):
+            progress(len(done))
+        if any(worker.wait() for worker in workers):
+            log.seek(0)
+            reason = log.read().decode(errors="replace").strip().splitlines()
+            raise DataError(
+                f"making the seafloor images failed: {reason[-1] if reason else 'a process ended without a word'}"
+            )
+
+
+def _worker(task: str) -> None:
+    """Draw every n-th image; what a process of `_draw_all` runs."""
+    facts, work, first, step = json.loads(task)
+    flags = parse(SeafloorFlags, facts)
+    cv2.setNumThreads(1)
+    for split, number in _jobs(flags)[first::step]:
+        _draw(flags, Path(work), split, number)
+        os.write(1, b".")
+
+
+def _progress(total: int, title: str) -> Callable[[int], None]:
+    """A counter on stderr: rewritten in place on a terminal, four lines elsewhere."""
+    done = 0
+    terminal = sys.stderr.isatty()
+    print(title, file=sys.stderr)
+
+    def advance(by: int) -> None:
+        nonlocal done
+        before, done = done, done + by
+        if terminal or done * 4 // total > before * 4 // total:
+            text = f"seafloor: {done}/{total} images"
+            print(f"\r{text}" if terminal else text, end="\n" if not terminal or done == total else "", file=sys.stderr)
+            sys.stderr.flush()
+
+    return advance
+
+
+def _hide(flags: SeafloorFlags, work: Path) -> None:
+    """Move the training boxes that are not labelled to withheld/train."""
+    files = sorted((work / "labels" / "train").iterdir())
+    lines = [file.read_text().splitlines(keepends=True) for file in files]
+    image = np.repeat(np.arange(len(files)), [len(of_file) for of_file in lines])
+    label = np.array([int(line.split()[0]) for of_file in lines for line in of_file])
+    rng = np.random.Generator(np.random.PCG64([flags.seed, len(SPLITS)]))
+    hidden = withhold(image, label, protocol="percent", rate=round(1 - flags.labelled, 9), rng=rng)
+    for number, (file, of_file) in enumerate(zip(files, lines, strict=True)):
+        gone = hidden[image == number].tolist()
+        for kind, wanted in (("labels", False), ("withheld", True)):
+            kept = "".join(line for line, is_gone in zip(of_file, gone, strict=True) if is_gone is wanted)
+            (work / kind / "train" / file.name).write_bytes(kept.encode())
+
+
+def _describe(flags: SeafloorFlags, work: Path) -> None:
+    """Write data.yaml and manifest.json."""
+    content = {**{split: f"images/{split}" for split in SPLITS}, "names": dict(enumerate(NAMES))}
+    # Without `path` the splits are relative to the file, so the folder can be moved.
+    (work / "data.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    files = sorted(file.relative_to(work).as_posix() for file in work.rglob("*/*/*"))
+    hashes = {name: hashlib.sha256((work / name).read_bytes()).hexdigest() for name in files}
+    labels = "".join(f"{name} {hashes[name]}\n" for name in files if not name.startswith("images/"))
+    boxes = {folder: _count(work / folder) for folder in (*(f"labels/{split}" for split in SPLITS), "withheld/train")}
+    kept, gone = boxes["labels/train"], boxes["withheld/train"]
+    manifest = {
+        "schema": 1,
+        "made_by": "rebalance seafloor",
+        "version": VERSION,
+        "flags": _facts(flags),
+        "images": {split: getattr(flags, split) for split in SPLITS},
+        "boxes": boxes,
+        "asked": round(1 - flags.labelled, 9),
+        "reached": _fraction(gone.values(), kept.values()),
+        "reached_per_class": {name: _fraction([gone[name]], [kept[name]]) for name in NAMES},
+        "sha256": hashlib.sha256(labels.encode()).hexdigest(),
+        "files": hashes,
+    }
+    (work / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def _count(folder: Path) -> dict[str, int]:
+    """Boxes of each species in a folder of label files."""
+    found = Counter(int(line.split()[0]) for file in folder.iterdir() for line in file.read_text().splitlines())
+    return {name: found[i] for i, name in enumerate(NAMES)}
+
+
+def _fraction(gone: Iterable[int], kept: Iterable[int]) -> float:
+    """Withheld boxes over all boxes; 0 where there are none."""
+    part, rest = sum(gone), sum(kept)
+    return round(part / (part + rest), 6) if part + rest else 0.0
+
+
+if __name__ == "__main__":
+    _worker(sys.argv[1])

@@ -1,0 +1,112 @@
+"""What a model with a refined objectness detects after each step, side by side (the paper's Figure 5).
+
+Chen et al., "Residual Objectness for Imbalance Reduction", section 4.3.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from ultralytics.data.utils import IMG_FORMATS
+from ultralytics.engine.results import Results
+from ultralytics.utils.checks import check_imgsz
+
+from rebalance.errors import DataError, ModelError
+from rebalance.settings import StepsFlags
+from rebalance.train.api import YOLO
+
+TITLE = 34  # pixels of the line above a picture
+HEIGHT = 640  # pixels of a picture, at most
+WIDTH = 340  # pixels of a panel, at least: what the longest line of text takes
+STRIDE = 32  # what the host rounds image sizes up to, at least
+
+
+def panels(flags: StepsFlags) -> list[Path]:
+    """Draw the detections of step 0 (the objectness alone) to T beside each other, one PNG an image.
+
+    Args:
+        flags: model, source, conf, imgsz, device, out.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ModelError: there is no such file, or its head has no steps.
+        DataError: there are no images.
+    """
+    source, folder = Path(flags.source), Path(flags.out)
+    files = sorted(f for f in source.iterdir() if f.suffix[1:].lower() in IMG_FORMATS) if source.is_dir() else [source]
+    if not files or not all(file.is_file() for file in files):
+        raise DataError(f"source={flags.source}: no image there")
+    if not Path(flags.model).is_file():
+        raise ModelError(f"model={flags.model}: no such file")
+    model = YOLO(flags.model)
+    steps = steps_of(model)
+    if not steps:
+        raise ModelError(f"model={flags.model} has no steps: it was not trained with head=resobj")
+    models = [*(at_step(flags.model, step) for step in range(steps)), model]
+    # once, as the host would round and warn for every image and step
+    stride = max(int(model.model.stride.max()), STRIDE)
+    imgsz = check_imgsz(flags.imgsz or model.overrides["imgsz"], stride=stride, max_dim=1)
+    options = {"imgsz": imgsz, "conf": flags.conf, "device": flags.device or None, "verbose": False}
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for file in files:
+        pictures = []
+        for step, model in enumerate(models):
+            (found,) = model.predict(str(file), save=False, **options)
+            scores = found.boxes.conf
+            mean = f", mean score {scores.mean():.2f}" if len(scores) else ""
+            pictures.append(_titled(_drawn(found), f"t = {step}: {len(scores)} found{mean}"))
+        written.append(_write(folder / f"{file.stem}.png", np.hstack(pictures)))
+    return written
+
+
+def steps_of(model: YOLO) -> int:
+    """Number of refinements T of a model's head, 0 where it has none."""
+    head: Any = model.model.model[-1]
+    return int(getattr(head, "steps", 0))
+
+
+def at_step(file: str | Path, step: int) -> YOLO:
+    """A model that predicts with the first `step` refinements alone.
+
+    Args:
+        file: checkpoint whose head has steps.
+        step: 0 (the objectness alone) to T.
+    """
+    model: YOLO = YOLO(file)
+    head: Any = model.model.model[-1]
+    head.shown = step  # before it first predicts: the host predicts with a copy
+    return model
+
+
+def _drawn(found: Results) -> Any:
+    """The image with its boxes: at most HEIGHT high, and a small one enlarged before anything is drawn on it."""
+    height, width = found.orig_img.shape[:2]
+    scale = min(HEIGHT / height, max(1.0, WIDTH / width))
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    image = cv2.resize(found.orig_img, None, fx=scale, fy=scale, interpolation=method)
+    boxes = found.boxes.data.clone()
+    boxes[:, :4] *= scale
+    return Results(image, path=found.path, names=found.names, boxes=boxes).plot()
+
+
+def _titled(image: Any, text: str) -> Any:
+    """The image under a line of text, at least WIDTH wide."""
+    image = cv2.copyMakeBorder(image, 0, 0, 0, max(0, WIDTH - image.shape[1]), cv2.BORDER_CONSTANT, value=(255,) * 3)
+    line = np.full((TITLE, image.shape[1], 3), 255, np.uint8)
+    cv2.putText(line, text, (6, TITLE - 11), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (40, 40, 40), 1, cv2.LINE_AA)
+    framed = np.vstack((line, image))
+    framed[:, -2:] = 255  # keeps neighbours apart
+    return framed
+
+
+def _write(file: Path, image: Any) -> Path:
+    part = file.with_name(f".{file.name}.{os.getpid()}")
+    part.write_bytes(cv2.imencode(".png", image)[1].tobytes())
+    return part.replace(file)

@@ -1,0 +1,485 @@
+"""Faster R-CNN: torchvision's layers, anchors, matching and proposals; sampling and losses are ours, batch by batch.
+
+Ren et al. 2015, "Faster R-CNN"; Lin et al. 2017, "Feature Pyramid Networks"; with a refined objectness: Chen et al.,
+"Residual Objectness for Imbalance Reduction".
+Shapes: B images, A anchors, P proposals an image (padded), S samples an image (padded), C classes, G labels of the
+fullest image, T steps.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import smooth_l1_loss
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.rpn import RPNHead
+from torchvision.ops import MultiScaleRoIAlign, batched_nms, clip_boxes_to_image, nms, remove_small_boxes
+from ultralytics.utils import RANK
+
+from rebalance.heads.objectness import Refined, SharedResiduals, logit, objectness_prior
+from rebalance.hosts.torchvision.anchors import Anchors
+from rebalance.hosts.torchvision.dense import Batch, Result, drop, labels_of, of_label
+from rebalance.hosts.torchvision.head import Raw, TorchvisionHead, best_pairs, take
+from rebalance.hosts.torchvision.refined import objectness_and_residuals, refined
+from rebalance.match.boxes import decode_deltas, encode_deltas, upcast
+from rebalance.match.candidates import IGNORE, POSITIVE
+from rebalance.match.iou import Matched, match_by_iou
+from rebalance.match.padded import Padded
+from rebalance.match.sample import Sampled, sample
+from rebalance.methods.bce import bce
+from rebalance.methods.composition import Composition
+from rebalance.methods.divisor import divided_by
+from rebalance.methods.drop import Dropping, seed_of
+from rebalance.methods.nrd import nrd_mask
+from rebalance.methods.resobj import StepMeans, refine
+from rebalance.methods.resolve import divisor_of, place_of
+from rebalance.methods.soft import soft_weights
+from rebalance.methods.softmax import softmax_cross_entropy
+from rebalance.methods.steps import objectness_losses
+from rebalance.settings import TrainFlags
+
+RPN_IOU = (0.7, 0.3)  # of anchors: from the first on positive, below the second negative, ignored in between
+ROI_IOU = 0.5  # of proposals: from there on positive, else negative
+RPN_SHARE, ROI_SHARE = 0.5, 0.25  # most positives among the samples
+NMS_IOU = 0.7  # of proposals, and of RoIs in hard example mining
+SCALE = (10.0, 5.0)  # of the RoI head's offsets
+BETA = 1 / 9  # of smooth L1: quadratic below
+LEAST_PROPOSAL, LEAST_BOX = 1e-3, 1e-2  # shorter sides are thrown away, in pixels
+
+
+class Numbers(NamedTuple):
+    """How many boxes go where; a pair is for training and for inference. The defaults are torchvision's."""
+
+    before: tuple[int, int] = (2000, 1000)  # proposals of a level before non-maximum suppression
+    after: tuple[int, int] = (2000, 1000)  # proposals of an image after it
+    anchors: int = 256  # samples of the RPN's loss
+    rois: int = 512  # samples of the RoI head's loss
+    most: int = 1000  # pairs of proposal and class that are handed on
+
+
+class FasterRCNNDetect(TorchvisionHead):
+    """torchvision's RPN and RoI head with the proposals between them.
+
+    In training only the RPN and the choice of proposals run here; the criterion samples proposals and asks for the RoI
+    layers with `roi`.
+    """
+
+    host = "fasterrcnn"
+    background = 1
+
+    def __init__(
+        self,
+        rpn: RPNHead,
+        pool: MultiScaleRoIAlign,
+        mlp: TwoMLPHead,
+        predictor: FastRCNNPredictor,
+        anchors: Anchors,
+        nc: int,
+        stride: int,
+        numbers: Numbers = Numbers(),  # noqa: B008 - it cannot change
+    ) -> None:
+        """Build the head.
+
+        Args:
+            rpn: torchvision's convolutions for objectness and offsets.
+            pool: RoIAlign over the levels of the neck that it names.
+            mlp: the two layers between.
+            predictor: class logits, background first, and offsets for each class.
+            anchors: of all levels.
+            nc: classes.
+            stride: what the sides of images are multiples of, in pixels.
+            numbers: of proposals and samples.
+        """
+        super().__init__(nc, stride)
+        self.rpn, self.pool, self.mlp, self.predictor = rpn, pool, mlp, predictor
+        self.anchors_of, self.numbers = anchors, numbers
+
+    def predict(self, features: OrderedDict[str, Tensor], size: tuple[int, int]) -> Raw:
+        """What the RPN predicts, and the proposals.
+
+        Returns:
+            `logits` (B, A) objectness, `deltas` (B, A, 4), `anchors` (A, 4) in pixels, `counts` anchors of each level,
+            `proposals` (B, P, 4) in pixels without gradient, `valid` (B, P) bool, False where padding, `features`.
+        """
+        maps = list(features.values())
+        anchors, counts = self.anchors_of(maps, size)
+        found = self.first_stage(maps)
+        with torch.no_grad():
+            boxes = decode_deltas(upcast(found["deltas"].detach()), anchors)
+            proposals, valid = self.propose(upcast(refined(found, "logits", self.shown)), boxes, counts, size)
+        return {
+            **found, "anchors": anchors, "counts": counts, "size": size, "proposals": proposals, "valid": valid,
+            "features": features,
+        }  # fmt: skip
+
+    def first_stage(self, maps: list[Tensor]) -> Raw:
+        """`logits` (B, A) and `deltas` (B, A, 4) of the RPN."""
+        return self.from_hidden([self.rpn.conv(x) for x in maps])
+
+    def from_hidden(self, hidden: list[Tensor]) -> Raw:
+        """The same, of the RPN's features on each level."""
+        # (B, M, H, W) -> (B, H·W·M); (B, M·4, H, W) -> (B, H·W·M, 4)
+        logits = [self.rpn.cls_logits(x).permute(0, 2, 3, 1).flatten(1) for x in hidden]
+        deltas = [self.rpn.bbox_pred(x).permute(0, 2, 3, 1).reshape(len(x), -1, 4) for x in hidden]
+        return {"logits": torch.cat(logits, 1), "deltas": torch.cat(deltas, 1)}
+
+    def with_objectness(self, flags: TrainFlags) -> TorchvisionHead:
+        """As there: its RPN trains on all anchors."""
+        self.__class__ = RefinedFasterRCNNDetect
+        made: Any = self
+        made.add_objectness(flags)
+        return self
+
+    def propose(self, logits: Tensor, boxes: Tensor, counts: list[int], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """The best boxes of each level, clipped, without the tiny ones, after non-maximum suppression by level.
+
+        Args:
+            logits: (B, A) objectness.
+            boxes: (B, A, 4) decoded, in pixels.
+            counts: anchors of each level.
+            size: height, width of the images in pixels.
+
+        Returns:
+            (B, P, 4) proposals, best first, and (B, P) which are no padding; P = `numbers.after`.
+        """
+        stage = 0 if self.training else 1
+        before, most = self.numbers.before[stage], self.numbers.after[stage]
+        scores, places, levels, start = [], [], [], 0
+        for index, count in enumerate(counts):
+            score, best = logits[:, start : start + count].topk(min(before, count), 1)
+            scores.append(score)
+            places.append(best + start)
+            levels.append(torch.full_like(best[0], index))
+            start += count
+        place, level = torch.cat(places, 1), torch.cat(levels)
+        probs = torch.cat(scores, 1).sigmoid()
+        clipped = clip_boxes_to_image(take(boxes, place), size)
+        proposals, valid = [], []
+        for box, prob in zip(clipped.unbind(0), probs.unbind(0), strict=True):
+            big = remove_small_boxes(box, LEAST_PROPOSAL)
+            box = box[big]
+            kept = box[batched_nms(box, prob[big], level[big], NMS_IOU)[:most]]
+            # concatenated and cut, so that a trace does not take the number of this image for a constant
+            proposals.append(torch.cat((kept, kept.new_zeros(most, 4)))[:most])
+            there = torch.ones_like(kept[:, 0], dtype=torch.bool)
+            valid.append(torch.cat((there, there.new_zeros(most)))[:most])
+        return torch.stack(proposals), torch.stack(valid)
+
+    def roi(self, features: Mapping[str, Tensor], boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """The second stage.
+
+        Args:
+            features: maps of the neck.
+            boxes: (B, S, 4) in pixels; padding may be anything.
+            size: height, width of the images in pixels.
+
+        Returns:
+            (B, S, 1 + C) class logits, background first, and (B, S, 1 + C, 4) offsets.
+        """
+        maps = {name: upcast(x) for name, x in features.items()}
+        dtype = next(iter(maps.values())).dtype
+        pooled = self.pool(maps, list(boxes.to(dtype).unbind(0)), [size] * len(boxes))
+        logits, deltas = self.predictor(self.mlp(pooled.to(self.mlp.fc6.weight.dtype)))
+        shape = (len(boxes), boxes.shape[1], 1 + self.nc)
+        return logits.view(shape), deltas.view(*shape, 4)
+
+    def decode(self, raw: Raw) -> tuple[Tensor, Tensor, Tensor]:
+        """Boxes, scores and classes of the best pairs of proposal and class; padding scores 0."""
+        proposals, size = raw["proposals"], raw["size"]
+        logits, deltas = self.roi(raw["features"], proposals, size)
+        boxes = decode_deltas(upcast(deltas)[:, :, 1:], proposals.unsqueeze(2), SCALE)  # (B, P, C, 4)
+        boxes = clip_boxes_to_image(boxes, size)
+        big = (boxes[..., 2:] - boxes[..., :2]).amin(-1) >= LEAST_BOX
+        scores = upcast(logits).softmax(-1)[..., 1:].masked_fill(~(big & raw["valid"].unsqueeze(-1)), 0)
+        best, kept, classes = best_pairs(scores, [scores.shape[1]], self.numbers.most)
+        pair = (kept * self.nc + classes).unsqueeze(-1).expand(-1, -1, 4)
+        return boxes.flatten(1, 2).gather(1, pair), best, classes
+
+    def class_rows(self) -> Mapping[str, Callable[[Tensor, Tensor], Tensor]]:
+        """The predictor's two layers: (1 + C, …) and ((1 + C) · 4, …)."""
+
+        def rows(x: Tensor, kept: Tensor) -> Tensor:
+            return x[kept]
+
+        def fours(x: Tensor, kept: Tensor) -> Tensor:
+            return x.view(-1, 4, *x.shape[1:])[kept].flatten(0, 1)
+
+        layers = (("cls_score", rows), ("bbox_pred", fours))
+        return {f"predictor.{layer}.{k}": choose for layer, choose in layers for k in ("weight", "bias")}
+
+    def build_criterion(self, flags: TrainFlags, seed: int) -> Any:
+        """The loss of Faster R-CNN with our methods."""
+        return FasterRCNNCriterion(self, flags=flags, seed=seed)
+
+
+class RefinedFasterRCNNDetect(Refined, FasterRCNNDetect):
+    """Faster R-CNN whose RPN learns from all anchors, and refines its objectness where it has steps.
+
+    The RPN's objectness comes straight from the features that its offsets come from, so residual subnets see those,
+    squeezed as on YOLO's anchor head; like the RPN they are shared by all levels. Proposals are ranked by the refined
+    objectness. Made from the stock head, see `with_objectness`.
+    """
+
+    def add_objectness(self, flags: TrainFlags) -> None:
+        """Add the subnets. At first an object is as unlikely as section 3.1 has it, where nothing is sampled.
+
+        Without that the loss of all that is background would swamp the others.
+        """
+        self.steps = flags.resobj_steps if flags.head == "resobj" else 0
+        last = self.rpn.cls_logits
+        nn.init.constant_(last.bias, logit(objectness_prior(self.nc)))
+        if self.steps:
+            self.residual = SharedResiduals(
+                last.in_channels, anchors=last.out_channels, steps=self.steps, on=flags.resobj_on,
+                grad=flags.resobj_grad,
+            )  # fmt: skip
+
+    def from_hidden(self, hidden: list[Tensor]) -> Raw:
+        """As without, and `residuals` (B, T, A) where there are steps."""
+        found = super().from_hidden(hidden)
+        if self.steps:
+            residuals = [self.residual(x).permute(0, 1, 3, 4, 2).flatten(2) for x in hidden]
+            found["residuals"] = torch.cat(residuals, 2)
+        return found
+
+    def build_criterion(self, flags: TrainFlags, seed: int) -> Any:
+        """The loss of this head."""
+        return RefinedFasterRCNNCriterion(self, flags=flags, seed=seed)
+
+
+class Draws(Dropping):
+    """Dropping, and the generators of all else that is drawn in a step: functions of seed, rank, epoch and step too."""
+
+    def begin_epoch(self, epoch: int) -> None:
+        """As there."""
+        super().begin_epoch(epoch)
+        self.drawn = 0
+
+    def begin_step(self) -> None:
+        """Take the next numbers; in validation the same for every batch."""
+        self.drawn += torch.is_grad_enabled()
+
+    def generator(self, purpose: str, device: torch.device) -> torch.Generator:
+        """The generator of this step for one purpose: what one draws does not change what another draws."""
+        step = (self.epoch, self.drawn) if torch.is_grad_enabled() else ("validation",)
+        return torch.Generator(device).manual_seed(seed_of(*self.key, *step, purpose))
+
+
+class FasterRCNNCriterion:
+    """torchvision's loss of Faster R-CNN with our methods.
+
+    RPN: binary cross-entropy on the objectness of 256 sampled anchors an image, at most half of them positive; smooth
+    L1 on the offsets of the positives. RoI head: cross-entropy of 512 sampled proposals, at most a quarter positive,
+    the labels' own boxes among the candidates; smooth L1 on the offsets of the true class. All four sums are divided by
+    the number of samples of the batch. (The numbers are torchvision's; small models sample fewer.)
+
+    Where the methods act:
+
+    * `ohem`: in the RoI head. Classification and box loss of all proposals, without gradient; in each image
+      non-maximum suppression by that loss at an IoU of 0.7, and the `ohem_rois` hardest that are left are trained on in
+      the place of a random sample.
+    * `soft`: in the RoI head's classification loss, on the sampled negatives, by the overlap of the proposal. The
+      divisor is the number of samples.
+    * `nrd`, `nrd_stage=roi`: floor(nrd_rate · N) of the N sampled negatives of the batch leave the RoI head's
+      classification loss, which is then a mean over what is left; the box loss is as it was. `nrd_stage=rpn`: the same
+      for the sampled negative anchors and the RPN's objectness loss.
+    * `drop`: in the RPN. `obj_drop` draws from the sampled anchors whose decoded box overlaps every label by less than
+      `neg_iou`, those with target 0 or the matched ones as `drop_scope` says; they leave the objectness loss, or in
+      scope `literal` become background. `box_drop` draws from the matched ones for the RPN's box loss. With
+      `drop_divisor=kept` each loss is divided by the samples less those that left it, with `host` by all samples.
+      Another anchor never takes the place of one that was dropped.
+
+    Nothing is dropped in validation, where the samples are the same for every batch.
+    """
+
+    divisors: ClassVar = {"host": "samples of the batch"}
+
+    def __init__(self, head: FasterRCNNDetect, *, flags: TrainFlags, seed: int) -> None:
+        """Start at epoch 0.
+
+        Args:
+            head: whose RoI layers run on the samples.
+            flags: training flags.
+            seed: of the run.
+        """
+        self.head, self.flags = head, flags
+        self.divisor = divisor_of(flags, place_of(flags.head, head.host))
+        self.dropping = Draws(flags, seed=seed, rank=max(RANK, 0))
+        self.composition = Composition(flags, softmax=True)
+        self.weighting = self.composition.selected.weighting
+
+    def __call__(self, preds: Any, batch: Batch) -> Result:
+        """Loss of one batch.
+
+        Args:
+            preds: the head's raw predictions; in validation a pair (decoded, raw).
+            batch: `batch_idx` (T,) sorted, `cls` (T, 1), `bboxes` (T, 4) centre, width, height as fractions; optionally
+                `most_labels`, the number of labels of the fullest image.
+
+        Returns:
+            (4,) RPN's objectness and box loss, RoI head's classification and box loss, times B, and the same without B,
+            detached, by name: `obj_loss`, `prop_loss` (the RPN's), `cls_loss`, `box_loss` (the RoI head's). Where the
+            RPN's objectness has steps (5,): before the last two `res_loss`.
+        """
+        raw: Raw = preds[1] if isinstance(preds, tuple) else preds
+        images = len(raw["logits"])
+        labels = labels_of(batch, images, raw["size"], raw["logits"].device)
+        self.dropping.begin_step()
+        parts = self._rpn(raw, labels)  # names of ten letters at most, for the host's table
+        parts |= dict(zip(("cls_loss", "box_loss"), self._roi(raw, labels), strict=True))
+        loss = torch.stack(list(parts.values()))
+        return loss * images, dict(zip(parts, loss.detach(), strict=True))
+
+    def _nrd(self, state: Tensor, stage: str) -> Tensor | None:
+        """(B, S) what negative region dropping takes out of a stage's loss; None: nothing."""
+        if self.weighting != "nrd" or self.flags.nrd_stage != stage or not torch.is_grad_enabled():
+            return None
+        return nrd_mask(state, self.flags.nrd_rate, generator=self.dropping.generator("nrd", state.device))
+
+    # First stage ------------------------------------------------------------------------------------------------------
+
+    def _rpn(self, raw: Raw, labels: Padded) -> dict[str, Tensor]:
+        matched = self._anchors(raw, labels)
+        generator = self.dropping.generator("anchors", matched.state.device)
+        place, state = sample(matched.state, self.head.numbers.anchors, RPN_SHARE, generator=generator)
+        logits = upcast(raw["logits"]).gather(1, place)  # (B, S)
+        deltas = upcast(take(raw["deltas"], place))  # (B, S, 4)
+        anchors = raw["anchors"][place]
+        gt_boxes, _ = of_label(labels, matched.label.gather(1, place))
+
+        sampled, positive = state != IGNORE, state == POSITIVE
+        targets, in_obj, in_box = positive, sampled, positive
+        obj_count = box_count = sampled
+        if self.dropping.on:
+            boxes = decode_deltas(deltas.detach(), anchors)
+            obj_dropped, box_dropped = drop(self.dropping, boxes, labels, state, logits.detach())
+            in_box = positive & ~box_dropped
+            if self.flags.drop_scope == "literal":
+                targets = positive & ~obj_dropped  # trained as background
+            else:
+                in_obj = sampled & ~obj_dropped
+            if self.flags.drop_divisor == "kept":
+                obj_count, box_count = in_obj, sampled & ~box_dropped
+        elif (left_out := self._nrd(state, "rpn")) is not None:
+            in_obj = obj_count = sampled & ~left_out
+        loss = torch.where(in_obj, bce(logits, targets), 0)
+        box = _smooth_l1(deltas, encode_deltas(gt_boxes, anchors), in_box)
+        return {"obj_loss": _mean(loss, obj_count), "prop_loss": _mean(box, box_count)}
+
+    def _anchors(self, raw: Raw, labels: Padded) -> Matched:
+        """What the anchors are matched to."""
+        high, low = RPN_IOU
+        return match_by_iou(raw["anchors"], labels, high=high, low=low, rescue="ties")
+
+    # Second stage -----------------------------------------------------------------------------------------------------
+
+    def _roi(self, raw: Raw, labels: Padded) -> tuple[Tensor, Tensor]:
+        boxes = torch.cat((raw["proposals"], labels.boxes), 1)
+        matched = match_by_iou(boxes, labels, high=ROI_IOU, low=ROI_IOU)
+        there = torch.cat((raw["valid"], labels.valid), 1)
+        matched = matched._replace(state=matched.state.masked_fill(~there, IGNORE))
+        if self.weighting == "ohem":
+            place, state = self._hardest(raw, labels, boxes, matched)
+        else:
+            generator = self.dropping.generator("proposals", boxes.device)
+            place, state = sample(matched.state, self.head.numbers.rois, ROI_SHARE, generator=generator)
+        chosen = Matched(state, matched.label.gather(1, place), matched.overlap.gather(1, place))
+        cls, box = self._roi_losses(raw, labels, take(boxes, place), chosen)
+
+        sampled = state != IGNORE
+        in_cls = sampled
+        if (left_out := self._nrd(state, "roi")) is not None:
+            in_cls = sampled & ~left_out
+        if self.weighting == "soft":
+            flags = self.flags
+            cls = cls * soft_weights(chosen.overlap, state, a=flags.soft_a, b=flags.soft_b, c=flags.soft_c)
+        return _mean(torch.where(in_cls, cls, 0), in_cls), _mean(box, sampled)
+
+    def _roi_losses(self, raw: Raw, labels: Padded, rois: Tensor, matched: Matched) -> tuple[Tensor, Tensor]:
+        """(B, S) classification and box loss of each RoI; of padding the former is any number."""
+        logits, deltas = self.head.roi(raw["features"], rois, raw["size"])
+        positive = matched.state == POSITIVE
+        gt_boxes, classes = of_label(labels, matched.label)
+        target = torch.where(positive, classes + 1, 0)
+        own = deltas.gather(2, target[..., None, None].expand(-1, -1, -1, 4)).squeeze(2)
+        box = _smooth_l1(upcast(own), encode_deltas(gt_boxes, rois, SCALE), positive)
+        return softmax_cross_entropy(logits, target), box
+
+    def _hardest(self, raw: Raw, labels: Padded, boxes: Tensor, matched: Matched) -> Sampled:
+        """Hard example mining: the candidates of highest loss, of those that overlap by more than 0.7 only one."""
+        with torch.no_grad():
+            cls, box_loss = self._roi_losses(raw, labels, boxes, matched)
+            loss = cls + box_loss
+            places, states, count = [], [], min(self.flags.ohem_rois, boxes.shape[1])
+            for box, cost, state in zip(boxes, loss, matched.state, strict=True):
+                there = (state != IGNORE).nonzero().squeeze(1)
+                place = there[nms(box[there], cost[there].to(box.dtype), NMS_IOU)[:count]]
+                missing = (0, count - len(place))
+                places.append(nn.functional.pad(place, missing))
+                states.append(nn.functional.pad(state[place], missing, value=IGNORE))
+        return Sampled(torch.stack(places), torch.stack(states))
+
+
+class RefinedFasterRCNNCriterion(FasterRCNNCriterion):
+    """The loss of Faster R-CNN whose RPN trains on all anchors but the ignored; the RoI head's is as without.
+
+    RPN: binary cross-entropy on the objectness, target 1 of a positive and 0 of a negative; the residual losses with
+    the same targets behind their gates, summed over the steps; smooth L1 on the offsets of all positives. All three are
+    divided by `divisor`, as RetinaNet's losses are: by default by the positives of each image, then the mean over
+    images. (The offsets' also with `candidates`.) The paper does not say what it divides by.
+
+    `drop` and `nrd_stage=rpn` draw from all anchors, and what they draw leaves the objectness loss and the residual
+    losses; a prediction's confidence is its refined objectness.
+    """
+
+    divisors: ClassVar = {
+        "image": "RPN: positives of each image, mean over images; RoI head: samples of the batch",
+        "batch": "RPN: positives of the batch; RoI head: samples of the batch",
+        "candidates": "RPN: anchors of the batch; RoI head: samples of the batch",
+    }
+
+    def __init__(self, head: FasterRCNNDetect, *, flags: TrainFlags, seed: int) -> None:
+        super().__init__(head, flags=flags, seed=seed)
+        self.steps = StepMeans()
+        if self.divisor == "host":
+            self.divisor = "image"
+
+    def _rpn(self, raw: Raw, labels: Padded) -> dict[str, Tensor]:
+        matched = self._anchors(raw, labels)
+        state, positive = matched.state, matched.state == POSITIVE
+        logits, residuals = objectness_and_residuals(raw, "logits")
+        deltas, anchors = upcast(raw["deltas"]), raw["anchors"]
+        dropped, in_box = None, positive
+        if self.dropping.on:
+            boxes = decode_deltas(deltas.detach(), anchors)
+            obj_dropped, box_dropped = drop(self.dropping, boxes, labels, state, refine(logits, residuals)[-1].detach())
+            dropped = obj_dropped if self.flags.obj_drop > 0 else None
+            in_box = positive & ~box_dropped
+        else:
+            dropped = self._nrd(state, "rpn")
+        losses = objectness_losses(
+            logits, residuals, positive.to(logits.dtype), state, dropped,
+            flags=self.flags, element=lambda x, y, _: bce(x, y), means=self.steps,
+        )  # fmt: skip
+        count = divided_by(self.divisor, positive, dropped, self.flags, 1, ignored=state == IGNORE)
+        gt_boxes, _ = of_label(labels, matched.label)
+        box = _smooth_l1(deltas, encode_deltas(gt_boxes, anchors), in_box)
+        counted = in_box if self.flags.drop_divisor == "kept" else positive
+        divisor = "image" if self.divisor == "candidates" else self.divisor
+        box = (box.sum(1) / divided_by(divisor, counted, None, self.flags, 1)).sum()
+        found = {name: (loss.sum(1) / count).sum() for name, loss in losses.items()}
+        return {"obj_loss": found.pop("obj_loss"), "prop_loss": box, **found}
+
+
+def _smooth_l1(deltas: Tensor, targets: Tensor, chosen: Tensor) -> Tensor:
+    """(B, S) smooth L1, summed over the four offsets; 0 where not chosen, whatever the target, still in the graph."""
+    safe = torch.where(chosen.unsqueeze(-1), targets, 0)  # an infinite target would have no gradient, masked or not
+    return torch.where(chosen, smooth_l1_loss(deltas, safe, reduction="none", beta=BETA).sum(-1), 0)
+
+
+def _mean(loss: Tensor, counted: Tensor) -> Tensor:
+    return loss.sum() / counted.sum().clamp(min=1)

@@ -1,0 +1,141 @@
+"""torchvision's detectors as models that Ultralytics trains, validates, predicts with and exports."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from ultralytics.nn.tasks import DetectionModel
+
+from rebalance.errors import ModelError, nearest
+from rebalance.hosts.torchvision.zoo import ZOO, Detector
+from rebalance.hosts.ultralytics.model import unfused
+from rebalance.methods.resolve import kept_flags
+from rebalance.settings import TrainFlags
+from rebalance.train.checkpoint import load_by_name, remembered
+
+KEY = "torchvision"  # of model.yaml: the detector's name
+
+
+class Yaml(dict[str, Any]):
+    """The `yaml` of a detector of torchvision, which has no layers for Ultralytics' own trainer to build."""
+
+    def __missing__(self, key: str) -> Any:
+        if key == "backbone":  # what the host asks for first
+            raise ModelError(
+                f"{self.get(KEY)} is a detector of torchvision: train it with rebalance.YOLO, "
+                "or with trainer=rebalance.trainer()"
+            )
+        raise KeyError(key)
+
+
+class TorchvisionModel(DetectionModel):  # type: ignore[misc]
+    """A detector of torchvision in three parts, `model.0` its backbone, `model.1` its neck, `model.2` its head.
+
+    Images come as Ultralytics gives them, RGB in [0, 1], and are normalised here as the backbone's weights want it.
+
+    Attributes:
+        host: retinanet, ssd or fasterrcnn.
+        yaml: name, classes and channels; a checkpoint keeps it and builds the model again from it.
+    """
+
+    def __init__(
+        self, cfg: Any = "retinanet_tiny", ch: int = 3, nc: int | None = None, verbose: bool = True,
+        flags: TrainFlags | None = None,
+    ) -> None:  # fmt: skip
+        """Build a detector with random weights.
+
+        Args:
+            cfg: its name, or the `yaml` of a model.
+            ch: channels of an image; 3.
+            nc: classes; None: 80, as COCO.
+            verbose: print its size.
+            flags: training flags, of which the head is built; None: those that the `yaml` keeps, else the stock head.
+
+        Raises:
+            ModelError: there is no such detector, or it does not take such images.
+        """
+        nn.Module.__init__(self)
+        self.yaml = Yaml(cfg if isinstance(cfg, dict) else {KEY: cfg, "yaml_file": cfg})
+        name = self.yaml[KEY]
+        if name not in ZOO:
+            raise ModelError(f"model={name} is not one of {', '.join(ZOO)}{nearest(name, ZOO)}")
+        if ch != 3:
+            raise ModelError(f"model={name} takes images of 3 channels; the data set has {ch}")
+        self.yaml |= {"nc": nc or self.yaml.get("nc", 80), "channels": ch}
+        detector: Detector = ZOO[name]
+        body, neck, head = detector.build(self.yaml["nc"])
+        flags = flags or kept_flags(remembered(self).get("flags", {}), host=head.host)
+        if flags.head != "stock":
+            head = head.with_objectness(flags)
+        self.host, self.nc = head.host, self.yaml["nc"]
+        self.model = nn.Sequential(body, neck, head)
+        parts: list[Any] = [body, neck, head]
+        for index, part in enumerate(parts):
+            part.i, part.f, part.np = index, -1, sum(p.numel() for p in part.parameters())  # as Ultralytics' layers
+            setattr(part, "type", type(part).__name__)  # noqa: B010 - nn.Module has a method of that name
+        self.save: list[int] = []
+        self.names = {i: f"{i}" for i in range(self.nc)}
+        self.inplace = True
+        self.stride = head.stride
+        self.register_buffer("mean", torch.tensor(detector.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(detector.std).view(3, 1, 1), persistent=False)
+        if verbose:
+            self.info()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a checkpoint keeps: of `yaml` plain values."""
+        return {**self.__dict__, "yaml": dict(self.yaml)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take back what a checkpoint keeps."""
+        super().__setstate__({**state, "yaml": Yaml(state["yaml"])})
+
+    def is_fused(self) -> bool:
+        """As there, and the refinements of the head have been added up."""
+        return super().is_fused() and not unfused(self.model[-1])
+
+    def _predict_once(self, x: Tensor, profile: bool = False, embed: Any = None) -> Any:
+        body, neck, head = self.model
+        x = (x - self.mean) / self.std
+        if x.device.type == "cpu":  # a fifth faster; on a GPU Ultralytics chooses the format
+            x = x.contiguous(memory_format=torch.channels_last)
+        features = body(x)
+        if embed:
+            pooled = nn.functional.adaptive_avg_pool2d(list(features.values())[-1], 1).flatten(1)
+            return torch.unbind(pooled, dim=0)
+        return head(neck(features), (x.shape[-2], x.shape[-1]))
+
+    def load(self, weights: Any, verbose: bool = True) -> None:
+        """Copy the tensors of another model that match by name and shape.
+
+        Args:
+            weights: a model, or a checkpoint that holds one.
+            verbose: unused; how many is always told.
+        """
+        model = (weights.get("ema") or weights["model"]) if isinstance(weights, dict) else weights
+        state = self.translate(model.float().state_dict())
+        load_by_name(self, state, str(getattr(model, "pt_path", "the model given")))
+
+    def init_criterion(self) -> Any:
+        """The loss that this model was trained with."""
+        from rebalance.hosts.ultralytics.criterion import build_criterion
+
+        flags = kept_flags(remembered(self).get("flags", {}), host=self.host)
+        return build_criterion(self, flags, seed=int(getattr(self.args, "seed", 0)))
+
+    def translate(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Rename the tensors of a state dict of torchvision, or of a backbone, as they are named here.
+
+        One of this model's own is left as it is.
+        """
+        prefixes, own = ZOO[self.yaml[KEY]].prefixes, self.state_dict()
+        if any(name in own for name in state):
+            return state
+        found = {}
+        for name, tensor in state.items():
+            prefix = next((theirs for theirs in prefixes if name.startswith(theirs)), None)
+            ours = name if prefix is None else prefixes[prefix] + name.removeprefix(prefix)
+            found[ours] = tensor  # with those that have no place here, which are reported
+        return found

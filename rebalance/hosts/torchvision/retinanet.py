@@ -1,0 +1,222 @@
+"""RetinaNet: torchvision's layers, anchors and matching; the loss is ours, for the whole batch at once.
+
+Lin et al. 2017, "Focal Loss for Dense Object Detection"; with an objectness: Chen et al., "Residual Objectness for
+Imbalance Reduction".
+Shapes: B images, A anchors, C classes, G labels of the fullest image, T steps.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.retinanet import RetinaNetHead
+
+from rebalance.heads.objectness import CLASS_PRIOR, Refined, ResidualObjectness, logit, objectness_prior
+from rebalance.hosts.torchvision.anchors import Anchors
+from rebalance.hosts.torchvision.dense import Batch, DenseCriterion, Result
+from rebalance.hosts.torchvision.head import Raw, TorchvisionHead, best_pairs, class_rows, take
+from rebalance.hosts.torchvision.refined import objectness_and_residuals, refined
+from rebalance.match.boxes import decode_deltas, upcast
+from rebalance.match.candidates import IGNORE, POSITIVE
+from rebalance.match.iou import Matched, match_by_iou
+from rebalance.match.padded import Padded
+from rebalance.methods.bce import bce
+from rebalance.methods.divisor import divided_by
+from rebalance.methods.resobj import StepMeans, refine
+from rebalance.methods.steps import objectness_losses
+from rebalance.settings import TrainFlags
+
+POSITIVE_IOU, NEGATIVE_IOU = 0.5, 0.4  # from 0.5 on positive, below 0.4 negative, ignored in between
+
+
+class RetinaNetDetect(TorchvisionHead):
+    """torchvision's RetinaNet head with its anchors."""
+
+    host = "retinanet"
+
+    def __init__(self, layers: RetinaNetHead, anchors: Anchors, nc: int, stride: int = 32, most: int = 1000) -> None:
+        """Build the head.
+
+        Args:
+            layers: torchvision's classification and regression towers.
+            anchors: of all levels.
+            nc: classes.
+            stride: images are padded to multiples of it; 32 as in torchvision. Coarser levels round their cells up.
+            most: pairs of anchor and class that each level keeps for non-maximum suppression.
+        """
+        super().__init__(nc, stride)
+        self.layers, self.anchors_of, self.most = layers, anchors, most
+
+    def predict(self, features: OrderedDict[str, Tensor], size: tuple[int, int]) -> Raw:
+        """`logits` (B, A, C), `deltas` (B, A, 4), `anchors` (A, 4) in pixels, `counts` anchors of each level."""
+        maps = list(features.values())
+        found = self.layers(maps)
+        anchors, counts = self.anchors_of(maps, size)
+        return {
+            "logits": found["cls_logits"], "deltas": found["bbox_regression"], "anchors": anchors, "counts": counts,
+            "size": size,
+        }  # fmt: skip
+
+    def decode(self, raw: Raw) -> tuple[Tensor, Tensor, Tensor]:
+        """Boxes, scores and classes of the best pairs of each level."""
+        logits, kept, classes = best_pairs(raw["logits"], raw["counts"], self.most)
+        return self._boxes(raw, kept), logits.sigmoid(), classes
+
+    def _boxes(self, raw: Raw, kept: Tensor) -> Tensor:
+        """(B, K, 4) boxes of the anchors `kept` (B, K)."""
+        # at least float32: half precision knows pixels beyond 512 by halves only
+        deltas = upcast(take(raw["deltas"], kept))
+        return decode_deltas(deltas, raw["anchors"][kept])
+
+    def with_objectness(self, flags: TrainFlags) -> TorchvisionHead:
+        """As there."""
+        self.__class__ = RefinedRetinaNetDetect
+        made: Any = self
+        made.add_objectness(flags)
+        return self
+
+    def class_rows(self) -> Mapping[str, Callable[[Tensor, Tensor], Tensor]]:
+        """The last layer of the classification tower: (anchors · C, …)."""
+        rows = partial(class_rows, per_cell=self.layers.classification_head.num_anchors)
+        return dict.fromkeys((f"layers.classification_head.cls_logits.{k}" for k in ("weight", "bias")), rows)
+
+    def build_criterion(self, flags: TrainFlags, seed: int) -> Any:
+        """The loss of RetinaNet with our methods."""
+        return RetinaNetCriterion(flags=flags, seed=seed)
+
+
+class RefinedRetinaNetDetect(Refined, RetinaNetDetect):
+    """RetinaNet with an objectness on the class tower, and its refinements (section 3.1, Figures 1 and 3).
+
+    Its class scores are P(class | object); what it puts out is their product with P(object). Like the towers, the
+    subnets are shared by all levels. Made from the stock head, see `with_objectness`.
+    """
+
+    def add_objectness(self, flags: TrainFlags) -> None:
+        """Add the subnets; at first a class has a probability of 0.01, an object that of `objectness_prior`."""
+        head = self.layers.classification_head
+        self.steps = flags.resobj_steps if flags.head == "resobj" else 0
+        self.objectness = ResidualObjectness(
+            head.cls_logits.in_channels, anchors=head.num_anchors, steps=self.steps, on=flags.resobj_on,
+            grad=flags.resobj_grad, prior=objectness_prior(self.nc), act=nn.ReLU,
+        )  # fmt: skip
+        nn.init.constant_(head.cls_logits.bias, logit(CLASS_PRIOR))
+
+    def predict(self, features: OrderedDict[str, Tensor], size: tuple[int, int]) -> Raw:
+        """As without; `logits` are of a class given an object, `objectness` (B, A), `residuals` (B, T, A)."""
+        maps = list(features.values())
+        head = self.layers.classification_head
+        logits, objectness, residuals = [], [], []
+        for x in maps:
+            tower = head.conv(x)
+            scores = head.cls_logits(tower)
+            images, rows, columns = len(x), scores.shape[2], scores.shape[3]
+            scores = scores.view(images, head.num_anchors, self.nc, rows, columns).permute(0, 3, 4, 1, 2)
+            logits.append(scores.reshape(images, -1, self.nc))
+            objects, more = self.objectness(tower)
+            objectness.append(objects.permute(0, 2, 3, 1).flatten(1))
+            if more is not None:
+                residuals.append(more.permute(0, 1, 3, 4, 2).flatten(2))
+        anchors, counts = self.anchors_of(maps, size)
+        found = {
+            "logits": torch.cat(logits, 1), "deltas": self.layers.regression_head(maps), "anchors": anchors,
+            "counts": counts, "size": size, "objectness": torch.cat(objectness, 1),
+        }  # fmt: skip
+        return {**found, "residuals": torch.cat(residuals, 2)} if residuals else found
+
+    def decode(self, raw: Raw) -> tuple[Tensor, Tensor, Tensor]:
+        """As without; score = P(class | object) · P(object) after all steps."""
+        objects = upcast(refined(raw, "objectness", self.shown)).sigmoid()
+        scores, kept, classes = best_pairs(upcast(raw["logits"]), raw["counts"], self.most, objects)
+        return self._boxes(raw, kept), scores, classes
+
+    def build_criterion(self, flags: TrainFlags, seed: int) -> Any:
+        """The loss of this head."""
+        return RefinedRetinaNetCriterion(flags=flags, seed=seed)
+
+
+class RetinaNetCriterion(DenseCriterion):
+    """Focal loss or one of our methods on the class scores of all anchors, L1 on the offsets of the positives.
+
+    Positive is an anchor with an IoU of at least 0.5 with its nearest label, or the best of a label; below 0.4 it is
+    negative, in between it is ignored. With `loss=brl` a negative below `brl_iou` is confused, by the same overlap.
+    """
+
+    place = "retinanet"
+    by_default = "image"
+
+    def match(self, anchors: Tensor, labels: Padded) -> Matched:
+        """torchvision's matcher."""
+        return match_by_iou(anchors, labels, high=POSITIVE_IOU, low=NEGATIVE_IOU, rescue="ties")
+
+    def box_loss(self, deltas: Tensor, targets: Tensor) -> Tensor:
+        """(B, A) L1, summed over the four offsets."""
+        return (deltas - targets).abs().sum(-1)
+
+    def class_targets(self, logits: Tensor, classes: Tensor, positive: Tensor) -> Tensor:
+        """(B, A, C) 1 for the class of a positive."""
+        return torch.zeros_like(logits).scatter_(2, classes.unsqueeze(-1), positive.unsqueeze(-1).to(logits.dtype))
+
+
+class RefinedRetinaNetCriterion(RetinaNetCriterion):
+    """Class loss on positives, objectness loss on all but the ignored, residual losses behind their gates, L1 on boxes.
+
+    Class: cross-entropy of the sigmoid, summed over classes, of the positives alone (equation 4). Objectness: target 1
+    of a positive and 0 of a negative (equation 5), by binary cross-entropy or the element loss chosen; the residual
+    losses likewise, summed over the steps. The methods act on these two; the class loss has no negatives to weigh.
+
+    Objectness and residual losses are divided as RetinaNet's classification loss, by `divisor`; the class loss as its
+    box loss, which with `candidates` is by the positives of each image. A prediction's confidence is its refined
+    objectness.
+    """
+
+    place = "retinanet-obj"
+    divisors: ClassVar = {**DenseCriterion.divisors, "candidates": "candidates of the batch"}
+
+    # Of the batch at hand
+    _raw: tuple[Tensor, Tensor]  # (B, A) objectness and (T, B, A) residual logits
+    _more: dict[str, Tensor]  # losses by name
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self.steps = StepMeans()
+
+    def __call__(self, preds: Any, batch: Batch) -> Result:
+        """Loss of one batch.
+
+        Args:
+            preds: the head's raw predictions; in validation a pair (decoded, raw).
+            batch: as without.
+
+        Returns:
+            (3,) or, with steps, (4,): class, box, objectness and residual loss times B, and the same without B,
+            detached, by name.
+        """
+        self._raw = objectness_and_residuals(preds[1] if isinstance(preds, tuple) else preds, "objectness")
+        vector, items = super().__call__(preds, batch)
+        more, self._more = self._more, {}
+        images = len(self._raw[0])
+        del self._raw  # it holds the graph
+        items |= {name: loss.detach() for name, loss in more.items()}
+        return torch.cat((vector, torch.stack(list(more.values())) * images)), items
+
+    def confidence(self, logits: Tensor) -> Tensor:
+        """(B, A) objectness logits after all steps."""
+        return refine(*self._raw)[-1].detach()
+
+    def _classification(self, logits: Tensor, classes: Tensor, matched: Matched, dropped: Tensor | None) -> Tensor:
+        state, positive = matched.state, matched.state == POSITIVE
+        element = partial(self.composition.of_objectness, overlap=matched.overlap)
+        losses = objectness_losses(
+            *self._raw, positive.to(logits.dtype), state, dropped, flags=self.flags, element=element, means=self.steps,
+        )  # fmt: skip
+        count = divided_by(self.divisor, positive, dropped, self.flags, 1, ignored=state == IGNORE)
+        self._more = {name: (loss.sum(1) / count).sum() for name, loss in losses.items()}
+        loss = bce(logits, self.class_targets(logits, classes, positive)).sum(-1).where(positive, 0)
+        divisor = self.by_default if self.divisor == "candidates" else self.divisor
+        return (loss.sum(1) / divided_by(divisor, positive, None, self.flags, 1)).sum()

@@ -1,0 +1,364 @@
+"""The detectors, by the name that `model=` takes: how each is built, and where its weights come from."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.nn.functional import batch_norm, pad
+from torchvision.models import (
+    MobileNet_V3_Large_Weights,
+    ResNet50_Weights,
+    ResNet101_Weights,
+    VGG16_Weights,
+    WeightsEnum,
+    resnet50,
+    resnet101,
+)
+from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.detection import (
+    FasterRCNN_ResNet50_FPN_Weights,
+    RetinaNet_ResNet50_FPN_Weights,
+    SSD300_VGG16_Weights,
+    SSDLite320_MobileNet_V3_Large_Weights,
+    ssd300_vgg16,
+    ssdlite320_mobilenet_v3_large,
+)
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.models.detection.rpn import RPNHead
+from torchvision.models.detection.ssd import SSDHead
+from torchvision.ops import Conv2dNormActivation, MultiScaleRoIAlign
+from torchvision.ops.feature_pyramid_network import (
+    ExtraFPNBlock,
+    FeaturePyramidNetwork,
+    LastLevelMaxPool,
+    LastLevelP6P7,
+)
+from ultralytics.nn.tasks import DetectionModel
+
+from rebalance.hosts.torchvision.anchors import Anchors
+from rebalance.hosts.torchvision.faster_rcnn import FasterRCNNDetect, Numbers
+from rebalance.hosts.torchvision.head import TorchvisionHead
+from rebalance.hosts.torchvision.retinanet import RetinaNetDetect
+from rebalance.hosts.torchvision.ssd import DefaultBoxes, SSDDetect
+from rebalance.methods.softmax import BACKGROUND
+
+Parts = tuple[nn.Module, nn.Module, TorchvisionHead]  # backbone, neck, head
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+ROUND_ZERO = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+CAFFE = {"mean": (0.48235, 0.45882, 0.40784), "std": (1 / 255, 1 / 255, 1 / 255)}
+AS_IT_IS = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+
+
+class Detector(NamedTuple):
+    """One row of the table."""
+
+    host: str  # a key of rebalance.methods.registry.PLACES
+    build: Callable[[int], Parts]  # from the number of classes
+    about: str
+    mean: tuple[float, float, float]  # of the images that the backbone was trained on, RGB in [0, 1]
+    std: tuple[float, float, float]
+    prefixes: Mapping[str, str]  # a parameter's name in torchvision's (or YOLOv5's) files -> here
+    backbone: WeightsEnum | None = None  # of ImageNet
+    coco: WeightsEnum | None = None  # of the whole detector
+
+
+class Levels(nn.Sequential):
+    """A chain of layers of which some outputs are handed on, by index, from fine to coarse."""
+
+    def __init__(self, layers: list[nn.Module], kept: tuple[int, ...]) -> None:
+        """Build the chain; `kept` are the indices of the outputs."""
+        super().__init__(*layers)
+        self.kept = kept
+
+    def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
+        """Outputs by index."""
+        found: OrderedDict[str, Tensor] = OrderedDict()
+        for index, layer in enumerate(self):
+            x = layer(x)
+            if index in self.kept:
+                found[str(index)] = x
+        return found
+
+
+class Halved(ExtraFPNBlock):  # type: ignore[misc]
+    """One more level of a pyramid, the coarsest by a 3×3 convolution of stride 2."""
+
+    def __init__(self, channels: int) -> None:
+        """Build it for a pyramid of so many channels."""
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, 2, 1)
+
+    def forward(self, results: list[Tensor], x: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
+        """Append the level."""
+        return [*results, self.conv(results[-1])], [*names, "half"]
+
+
+def resnet_levels(network: Callable[..., nn.Module], first: int) -> IntermediateLayerGetter:
+    """The four stages of a ResNet, handed on from stage `first` (1 to 4); random weights."""
+    return IntermediateLayerGetter(network(weights=None), {f"layer{k}": str(k - first) for k in range(first, 5)})
+
+
+def yolov5n_levels() -> Levels:
+    """YOLOv5n's backbone: 64, 128 and 256 channels at strides 8, 16 and 32. The layers are Ultralytics'."""
+    layers = list(DetectionModel("yolov5n.yaml", verbose=False).model[:10])
+    return Levels(layers, kept=(4, 6, 9))
+
+
+def retinanet_resnet(network: Callable[..., nn.Module], nc: int) -> Parts:
+    """torchvision's RetinaNet: five levels from stride 8 to 128, nine anchors a cell, four convolutions a tower."""
+    neck = FeaturePyramidNetwork([512, 1024, 2048], 256, extra_blocks=LastLevelP6P7(2048, 256))
+    sizes = tuple(
+        (float(x), float(int(x * 2 ** (1 / 3))), float(int(x * 2 ** (2 / 3)))) for x in (32, 64, 128, 256, 512)
+    )
+    anchors = Anchors(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
+    head = RetinaNetDetect(RetinaNetHead(256, anchors.per_cell, nc), anchors, nc)
+    return resnet_levels(network, 2), neck, head
+
+
+def retinanet_tiny(nc: int) -> Parts:
+    """For CPUs: YOLOv5n's backbone, a pyramid of 64 channels from stride 8 to 64, two convolutions a tower."""
+    neck = FeaturePyramidNetwork([64, 128, 256], 64, extra_blocks=Halved(64))
+    sizes = tuple((float(x), x * 2 ** (1 / 3), x * 2 ** (2 / 3)) for x in (16, 32, 64, 128))  # for images of 256 px
+    anchors = Anchors(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
+    layers = RetinaNetHead(64, anchors.per_cell, nc, norm_layer=partial(nn.GroupNorm, 8))
+    for tower in (layers.classification_head, layers.regression_head):
+        tower.conv = tower.conv[:2]
+    return yolov5n_levels(), neck, RetinaNetDetect(layers, anchors, nc, most=300)
+
+
+class Unpadded(nn.Conv2d):
+    """A convolution without padding that also takes maps smaller than its kernel, with zeros at their end."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve."""
+        missing = [max(0, k - n) for k, n in zip(self.kernel_size, x.shape[2:], strict=True)]
+        return super().forward(pad(x, (0, missing[1], 0, missing[0])) if any(missing) else x)
+
+
+class LastImageNorm(nn.BatchNorm2d):
+    """Batch normalisation that in training also takes one value a channel: a 1×1 map of an epoch's last, single image.
+
+    It has no variance, so the moving statistics are used, and left as they are.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise."""
+        if self.training and x.numel() == x.shape[1]:
+            return batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        return super().forward(x)
+
+
+class Smaller(nn.Module):
+    """Further levels, each by a 1×1 and a 3×3 convolution of stride 2 from the one before."""
+
+    def __init__(self, channels: int, added: tuple[int, ...]) -> None:
+        """Build them: `channels` of the coarsest level there is, and of each level added."""
+        super().__init__()
+        blocks = []
+        for out in added:
+            blocks.append(_smaller(channels, out, partial(nn.GroupNorm, 8), nn.SiLU))
+            channels = out
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, features: OrderedDict[str, Tensor]) -> OrderedDict[str, Tensor]:
+        """All levels, by name."""
+        found = OrderedDict(features)
+        x = list(features.values())[-1]
+        for index, block in enumerate(self.blocks):
+            x = block(x)
+            found[f"smaller{index}"] = x
+        return found
+
+
+def _smaller(inside: int, out: int, norm: Callable[..., nn.Module], activation: Callable[..., nn.Module]) -> nn.Module:
+    made = partial(Conv2dNormActivation, norm_layer=norm, activation_layer=activation)
+    return nn.Sequential(made(inside, out // 2, 1), made(out // 2, out, 3, 2))
+
+
+def ssd_vgg(nc: int) -> Parts:
+    """torchvision's SSD300: six levels, four or six default boxes a cell.
+
+    The last two convolutions have no padding, and would not take maps of less than 257 px.
+    """
+    whole = ssd300_vgg16(weights=None, weights_backbone=None, num_classes=nc + 1)
+    for block in whole.backbone.extra[3:]:
+        old = block[2]
+        block[2] = Unpadded(old.in_channels, old.out_channels, old.kernel_size)
+        block[2].load_state_dict(old.state_dict())
+    boxes = DefaultBoxes(
+        (0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05),
+        ((2,), (2, 3), (2, 3), (2, 3), (2,), (2,)),
+        (8, 16, 32, 64, 64, 64),
+        exact=4,
+        lost=(0, 0, 0, 0, 2, 4),
+    )
+    return whole.backbone, nn.Identity(), SSDDetect(whole.head, boxes, nc, side=300)
+
+
+# SSDLite's
+SIX_LEVELS = DefaultBoxes((0.2, 0.35, 0.5, 0.65, 0.8, 0.95, 1.0), ((2, 3),) * 6, (16, 32, 64, 128, 256, 512))
+
+
+def ssdlite_mobilenet(nc: int) -> Parts:
+    """torchvision's SSDLite320, its last stage halved as in the detector trained on COCO.
+
+    Of a MobileNet-v3 trained on ImageNet, whose last stage is not, the stages before it fit.
+    """
+    norm = partial(LastImageNorm, eps=0.001, momentum=0.03)
+    whole = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=nc + 1, norm_layer=norm)
+    return whole.backbone, nn.Identity(), SSDDetect(whole.head, SIX_LEVELS, nc, side=320)
+
+
+def ssd_head(channels: list[int], boxes: DefaultBoxes, nc: int, side: int) -> SSDDetect:
+    """SSD's 3×3 convolutions, one a level. At first a box is background with a probability of 0.99.
+
+    That is Lin et al. 2017, section 4.1: without mining, the sum over all that is background would swamp the loss.
+    """
+    layers = SSDHead(channels, boxes.per_cell, nc + 1)
+    for conv in layers.classification_head.module_list:
+        conv.bias.data.view(-1, nc + 1)[:, BACKGROUND] = math.log(nc * 0.99 / 0.01)
+    return SSDDetect(layers, boxes, nc, side=side)
+
+
+def mobilenet_v1_levels() -> Levels:
+    """MobileNet-v1 (Howard et al. 2017, table 1) and four smaller levels: 512 channels at stride 16, 1024 at 32, 512 …
+
+    torchvision has no MobileNet-v1; the blocks are its own.
+    """
+    made = partial(Conv2dNormActivation, norm_layer=LastImageNorm, activation_layer=nn.ReLU6)
+    layers: list[nn.Module] = [made(3, 32, 3, 2)]
+    inside = 32
+    for out, stride in (
+        (64, 1),
+        (128, 2),
+        (128, 1),
+        (256, 2),
+        (256, 1),
+        (512, 2),
+        *((512, 1),) * 5,
+        (1024, 2),
+        (1024, 1),
+    ):
+        layers.append(nn.Sequential(made(inside, inside, 3, stride, groups=inside), made(inside, out, 1)))
+        inside = out
+    for out in (512, 256, 256, 128):
+        layers.append(_smaller(inside, out, LastImageNorm, nn.ReLU6))
+        inside = out
+    return Levels(layers, kept=(11, 13, 14, 15, 16, 17))
+
+
+def ssd_mobilenet_v1(nc: int) -> Parts:
+    """The label-noise paper's: MobileNet-v1 with SSD's heads at six levels, default boxes of side 0.2 to 0.95.
+
+    The paper's is TensorFlow's, trained on COCO. That one has 1×1 convolutions for heads where torchvision's are 3×3,
+    and only three default boxes a cell on the finest level; its weights do not fit, so this one starts from scratch.
+    """
+    return mobilenet_v1_levels(), nn.Identity(), ssd_head([512, 1024, 512, 256, 256, 128], SIX_LEVELS, nc, 320)
+
+
+def ssd_tiny(nc: int) -> Parts:
+    """For CPUs: YOLOv5n's backbone and two smaller levels, from stride 8 to 128; no pyramid."""
+    ratios = ((2,), (2, 3), (2, 3), (2, 3), (2,))
+    boxes = DefaultBoxes((0.08, 0.18, 0.35, 0.55, 0.75, 0.95), ratios, (8, 16, 32, 64, 128))
+    return yolov5n_levels(), Smaller(256, (128, 128)), ssd_head([64, 128, 256, 128, 128], boxes, nc, 256)
+
+
+def fasterrcnn_resnet(network: Callable[..., nn.Module], nc: int) -> Parts:
+    """torchvision's Faster R-CNN: five levels from stride 4 to 64, three anchors a cell, 7×7 RoIs of four levels."""
+    neck = FeaturePyramidNetwork([256, 512, 1024, 2048], 256, extra_blocks=LastLevelMaxPool())
+    anchors = Anchors(tuple((float(x),) for x in (32, 64, 128, 256, 512)), ((0.5, 1.0, 2.0),) * 5)
+    head = FasterRCNNDetect(
+        RPNHead(256, anchors.per_cell), MultiScaleRoIAlign(["0", "1", "2", "3"], output_size=7, sampling_ratio=2),
+        TwoMLPHead(256 * 7**2, 1024), FastRCNNPredictor(1024, 1 + nc), anchors, nc, stride=32,
+    )  # fmt: skip
+    return resnet_levels(network, 1), neck, head
+
+
+def fasterrcnn_tiny(nc: int) -> Parts:
+    """For CPUs: YOLOv5n's backbone, a pyramid of 64 channels from stride 8 to 64, 5×5 RoIs, few proposals."""
+    neck = FeaturePyramidNetwork([64, 128, 256], 64, extra_blocks=LastLevelMaxPool())
+    anchors = Anchors(tuple((float(x),) for x in (24, 48, 96, 192)), ((0.5, 1.0, 2.0),) * 4)  # for images of 256 px
+    head = FasterRCNNDetect(
+        RPNHead(64, anchors.per_cell), MultiScaleRoIAlign(["4", "6", "9"], output_size=5, sampling_ratio=2),
+        TwoMLPHead(64 * 5**2, 128), FastRCNNPredictor(128, 1 + nc), anchors, nc, stride=32,
+        numbers=Numbers(before=(300, 300), after=(200, 200), anchors=128, rois=64, most=300),
+    )  # fmt: skip
+    return yolov5n_levels(), neck, head
+
+
+WHOLE = {"backbone.body.": "model.0.", "backbone.fpn.": "model.1.", "head.": "model.2.layers."}
+RESNET = {
+    **WHOLE,
+    **{part: f"model.0.{part}" for part in ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.")},
+}
+# Files from before torchvision 0.14 have other names for single convolutions
+OLD_FPN = {
+    f"backbone.fpn.{part}.{i}.{k}": f"model.1.{part}.{i}.0.{k}"
+    for part in ("inner_blocks", "layer_blocks") for i in range(4) for k in ("weight", "bias")
+}  # fmt: skip
+FASTER_RCNN = {
+    **OLD_FPN, **{f"rpn.head.conv.{k}": f"model.2.rpn.conv.0.0.{k}" for k in ("weight", "bias")},
+    "rpn.head.": "model.2.rpn.", "roi_heads.box_head.": "model.2.mlp.",
+    "roi_heads.box_predictor.": "model.2.predictor.", **RESNET,
+}  # fmt: skip
+SSD = {"backbone.": "model.0.", "head.": "model.2.layers."}
+# SSD cuts the backbone in the middle of a stage
+VGG = {
+    **SSD, **{f"features.{i}.": f"model.0.extra.0.{i - 23}." for i in (24, 26, 28)}, "features.": "model.0.features.",
+}  # fmt: skip
+MOBILENET_V3 = {
+    **SSD,
+    "features.13.block.0.": "model.0.features.0.13.",
+    "features.13.block.": "model.0.features.1.0.",
+    **{f"features.{i}.": f"model.0.features.1.{i - 13}." for i in (14, 15, 16)},
+    "features.": "model.0.features.0.",
+}
+YOLOV5 = {f"model.{i}.": f"model.0.{i}." for i in range(10)}  # its later layers have no place here
+
+ZOO: dict[str, Detector] = {
+    "retinanet_resnet50_fpn": Detector(
+        "retinanet", partial(retinanet_resnet, resnet50), "RetinaNet, ResNet-50 and FPN", **IMAGENET, prefixes=RESNET,
+        backbone=ResNet50_Weights.IMAGENET1K_V1, coco=RetinaNet_ResNet50_FPN_Weights.COCO_V1,
+    ),
+    "retinanet_resnet101_fpn": Detector(
+        "retinanet", partial(retinanet_resnet, resnet101), "RetinaNet, ResNet-101 and FPN (BRL's)", **IMAGENET,
+        prefixes=RESNET, backbone=ResNet101_Weights.IMAGENET1K_V1,
+    ),
+    "retinanet_tiny": Detector(
+        "retinanet", retinanet_tiny, "RetinaNet for CPUs: YOLOv5n's backbone, narrow FPN, shallow head", **AS_IT_IS,
+        prefixes=YOLOV5,
+    ),
+    "fasterrcnn_resnet50_fpn": Detector(
+        "fasterrcnn", partial(fasterrcnn_resnet, resnet50), "Faster R-CNN, ResNet-50 and FPN", **IMAGENET,
+        prefixes=FASTER_RCNN, backbone=ResNet50_Weights.IMAGENET1K_V1, coco=FasterRCNN_ResNet50_FPN_Weights.COCO_V1,
+    ),
+    "fasterrcnn_resnet101_fpn": Detector(
+        "fasterrcnn", partial(fasterrcnn_resnet, resnet101), "Faster R-CNN, ResNet-101 and FPN", **IMAGENET,
+        prefixes=FASTER_RCNN, backbone=ResNet101_Weights.IMAGENET1K_V1,
+    ),
+    "fasterrcnn_tiny": Detector(
+        "fasterrcnn", fasterrcnn_tiny, "Faster R-CNN for CPUs: YOLOv5n's backbone, narrow FPN, few small RoIs",
+        **AS_IT_IS, prefixes=YOLOV5,
+    ),
+    "ssd300_vgg16": Detector(
+        "ssd", ssd_vgg, "SSD300, VGG-16; imgsz=300 is rounded up to 320", **CAFFE, prefixes=VGG,
+        backbone=VGG16_Weights.IMAGENET1K_FEATURES, coco=SSD300_VGG16_Weights.COCO_V1,
+    ),
+    "ssdlite320_mobilenet_v3_large": Detector(
+        "ssd", ssdlite_mobilenet, "SSDLite320, MobileNet-v3", **ROUND_ZERO, prefixes=MOBILENET_V3,
+        backbone=MobileNet_V3_Large_Weights.IMAGENET1K_V1, coco=SSDLite320_MobileNet_V3_Large_Weights.COCO_V1,
+    ),
+    "ssd_mobilenet_v1": Detector(
+        "ssd", ssd_mobilenet_v1, "SSD, MobileNet-v1 built here (torchvision has none), no weights", **ROUND_ZERO,
+        prefixes={},
+    ),
+    "ssd_tiny": Detector(
+        "ssd", ssd_tiny, "SSD for CPUs: YOLOv5n's backbone and two smaller levels", **AS_IT_IS, prefixes=YOLOV5,
+    ),
+}  # fmt: skip

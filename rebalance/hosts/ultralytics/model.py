@@ -1,0 +1,283 @@
+"""Model surgery: Ultralytics' detection models with our heads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from ultralytics.nn.modules.head import Detect
+from ultralytics.nn.tasks import DetectionModel
+
+from rebalance.errors import ModelError
+from rebalance.heads.anchor import COCO_ANCHORS, AnchorHead
+from rebalance.heads.objectness import (
+    CLASS_PRIOR,
+    Refined,
+    ResidualObjectness,
+    SharedResiduals,
+    logit,
+    objectness_prior,
+)
+from rebalance.match.boxes import xywh_to_xyxy
+from rebalance.methods.resolve import kept_flags
+from rebalance.settings import TrainFlags
+from rebalance.train.checkpoint import remembered
+
+
+class AnchorDetect(AnchorHead, Detect):  # type: ignore[misc]
+    """The anchor head as Ultralytics sees a head.
+
+    It is a Detect for exporters and validators, but has none of its layers; `cv2` and `cv3` say so.
+    """
+
+    cv2 = ()
+    cv3 = None
+
+    @property
+    def anchors(self) -> Tensor:  # type: ignore[override]
+        """(L, M, 2) in cells; Detect has an attribute of that name, which would hide the buffer."""
+        return self._buffers["anchors"]  # type: ignore[return-value]
+
+    def forward(self, features: list[Tensor]) -> Any:
+        """Raw maps in training; else (B, 4 + C, N) centre, width, height, scores, with the maps unless exported."""
+        raw = self.raw(features)
+        if self.training:
+            return raw
+        decoded = self.decoded(raw)
+        if self.xyxy:
+            corners = xywh_to_xyxy(decoded[:, :4].transpose(1, 2)).transpose(1, 2)
+            decoded = torch.cat((corners, decoded[:, 4:]), 1)
+        return decoded if self.export else (decoded, raw)
+
+    def raw(self, features: list[Tensor]) -> dict[str, Any]:
+        """What the loss is computed from."""
+        return {"maps": self.maps(features)}
+
+    def decoded(self, raw: dict[str, Any]) -> Tensor:
+        """(B, 4 + C, N) of raw predictions."""
+        return self.decode(raw["maps"])
+
+
+class RefinedAnchorDetect(Refined, AnchorDetect):
+    """The anchor head with residual subnets that refine its objectness."""
+
+    def refined_by(self, channels: list[int], flags: TrainFlags) -> None:
+        """Add the residual subnets.
+
+        Args:
+            channels: of each level's features.
+            flags: resobj_steps, at least 1; resobj_grad, resobj_on.
+        """
+        self.steps = flags.resobj_steps
+        self.residual = nn.ModuleList(
+            SharedResiduals(c, anchors=self.na, steps=self.steps, on=flags.resobj_on, grad=flags.resobj_grad)
+            for c in channels
+        )
+
+    def raw(self, features: list[Tensor]) -> dict[str, Any]:
+        """Maps, and for each level the residual logits (B, T, M, H, W)."""
+        residuals = [subnet(x) for subnet, x in zip(self.residual, features, strict=True)]
+        return {**super().raw(features), "residuals": residuals}
+
+    def decoded(self, raw: dict[str, Any]) -> Tensor:
+        """(B, 4 + C, N) of raw predictions, with the refined objectness."""
+        pairs = zip(raw["maps"], raw["residuals"], strict=True)
+        refined = [x[:, :, 4:5] + r[:, : self.shown].sum(1).unsqueeze(2) for x, r in pairs]
+        return self.decode(raw["maps"], refined=refined)
+
+
+class ObjectnessDetect(Refined, Detect):  # type: ignore[misc]
+    """Ultralytics' anchor-free head with an objectness on the class tower of each level, and its refinements.
+
+    Its class scores are P(class | object); what it puts out is their product with P(object). Of a model with two
+    branches each has its own objectness. It is made from a stock head, see `from_stock`.
+    """
+
+    @classmethod
+    def from_stock(cls, head: Detect, flags: TrainFlags) -> ObjectnessDetect:
+        """Make a stock head into this one.
+
+        Args:
+            head: is changed.
+            flags: head, resobj_steps, resobj_grad, resobj_on.
+        """
+        head.__class__ = cls  # whatever the host's parser set up stays as it is
+        made: Any = head
+        made.steps = flags.resobj_steps if flags.head == "resobj" else 0
+        for prefix in ("", "one2one_"):
+            towers = getattr(made, f"{prefix}cv3", None)
+            if towers is None:
+                continue
+            modules = nn.ModuleList(
+                ResidualObjectness(
+                    tower[-1].in_channels, steps=made.steps, on=flags.resobj_on, grad=flags.resobj_grad,
+                    prior=objectness_prior(made.nc),
+                )
+                for tower in towers
+            )  # fmt: skip
+            setattr(made, f"{prefix}objectness", modules)
+            for tower in towers:
+                nn.init.constant_(tower[-1].bias, logit(CLASS_PRIOR))
+        return made  # type: ignore[no-any-return]
+
+    @property
+    def one2many(self) -> dict[str, Any]:
+        """Layers of the branch that all models have."""
+        return {**super().one2many, "objectness": self.objectness}
+
+    @property
+    def one2one(self) -> dict[str, Any]:
+        """Layers of the branch without non-maximum suppression."""
+        return {**super().one2one, "objectness": self.one2one_objectness}
+
+    def forward_head(
+        self, x: list[Tensor], box_head: Any = None, cls_head: Any = None, objectness: Any = None
+    ) -> dict[str, Any]:
+        """The host's raw predictions, and `objectness` (B, 1, N), `residuals` (B, T, N) until they are fused."""
+        if box_head is None or cls_head is None:
+            return {}
+        towers = []
+        for level, features in enumerate(x):
+            for layer in list(cls_head[level])[:-1]:  # a slice of a Sequential would be a new one each time
+                features = layer(features)
+            towers.append(features)
+        images = x[0].shape[0]
+        boxes = [head(y).view(images, 4 * self.reg_max, -1) for head, y in zip(box_head, x, strict=True)]
+        scores = [head[-1](y).view(images, self.nc, -1) for head, y in zip(cls_head, towers, strict=True)]
+        logits, residuals = zip(*(head(y) for head, y in zip(objectness, towers, strict=True)), strict=True)
+        found = {"boxes": torch.cat(boxes, -1), "scores": torch.cat(scores, -1), "feats": x}
+        found["objectness"] = torch.cat([o.flatten(2) for o in logits], -1)
+        if residuals[0] is not None:
+            found["residuals"] = torch.cat([r.flatten(2) for r in residuals], -1)  # one anchor a cell
+        return found
+
+    def _inference(self, x: dict[str, Any]) -> Tensor:
+        objectness = x["objectness"]
+        if "residuals" in x:
+            objectness = objectness + x["residuals"][:, : self.shown].sum(1, keepdim=True)
+        return torch.cat((self._get_decode_boxes(x), x["scores"].sigmoid() * objectness.sigmoid()), 1)
+
+
+class RebalancedModel(DetectionModel):  # type: ignore[misc]
+    """An Ultralytics detection model with a head of ours.
+
+    Attributes:
+        own_head: value of `head` where the model's `yaml` keeps no flags.
+    """
+
+    own_head = "anchor"
+
+    def is_fused(self) -> bool:
+        """Whether nothing is left to fuse: what the host fuses, and the refinements of the head."""
+        return super().is_fused() and not unfused(self.model[-1])
+
+    def placed(self, head: Any, old: Detect, verbose: bool) -> None:
+        """Put a head in the place of `old`, with what the host's parser would have given it."""
+        head.i, head.f, head.type = old.i, old.f, f"{type(head).__module__}.{type(head).__name__}"
+        head.np = sum(p.numel() for p in head.parameters())
+        self.model[-1] = head
+        if verbose:
+            self.info()
+
+    def init_criterion(self) -> Any:
+        """The loss that this model was trained with."""
+        from rebalance.hosts.ultralytics.criterion import build_criterion
+
+        flags = kept_flags(remembered(self).get("flags", {}), head=self.own_head)
+        return build_criterion(self, flags, seed=int(getattr(self.args, "seed", 0)))
+
+
+class AnchorDetectionModel(RebalancedModel):
+    """Any Ultralytics detection model with two to four levels, its head replaced by the anchor head.
+
+    With head=resobj and at least one step the head refines its objectness; with head=obj it is the anchor head as is.
+    """
+
+    def __init__(
+        self, cfg: Any = "yolov5n.yaml", ch: int = 3, nc: int | None = None, verbose: bool = True,
+        flags: TrainFlags | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(cfg, ch=ch, nc=nc, verbose=False)
+        old = replaceable_head(self)
+        channels = [branch[0].conv.in_channels for branch in old.cv2]
+        refined = flags is not None and flags.head == "resobj" and flags.resobj_steps > 0
+        kind = RefinedAnchorDetect if refined else AnchorDetect
+        head: Any = kind(old.nc, channels, old.stride, COCO_ANCHORS[old.nl])
+        if refined:
+            head.refined_by(channels, flags)
+        self.placed(head, old, verbose)
+
+
+class ObjectnessDetectionModel(RebalancedModel):
+    """An Ultralytics detection model with the stock head, which gets an objectness."""
+
+    own_head = "obj"
+
+    def __init__(
+        self, cfg: Any = "yolov8n.yaml", ch: int = 3, nc: int | None = None, verbose: bool = True,
+        flags: TrainFlags | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(cfg, ch=ch, nc=nc, verbose=False)
+        flags = flags or TrainFlags(head="obj")
+        old = replaceable_head(self, flags.head)
+        self.placed(ObjectnessDetect.from_stock(old, flags), old, verbose)
+
+
+def unfused(head: Any) -> bool:
+    """Whether a head has refinements that fusing would add up."""
+    return isinstance(head, Refined) and head.steps > 0 and not head.fused
+
+
+def anchored(cfg: Any) -> bool:
+    """Whether heads obj and resobj of a model are the anchor head: those whose file is named yolov3… or yolov5….
+
+    Args:
+        cfg: the model's `yaml`, or the name of its file.
+    """
+    name = cfg.get("yaml_file", "") if isinstance(cfg, dict) else cfg
+    return Path(str(name)).name.startswith(("yolov3", "yolov5"))
+
+
+def model_class(cfg: Any, head: str) -> Any:
+    """The model that has this head: a subclass of RebalancedModel.
+
+    Args:
+        cfg: as in `anchored`.
+        head: anchor, obj or resobj.
+    """
+    return AnchorDetectionModel if head == "anchor" or anchored(cfg) else ObjectnessDetectionModel
+
+
+def replaceable_head(model: nn.Module, wanted: str = "anchor") -> Detect:
+    """The stock head of a model, where a head of ours can take its place.
+
+    Args:
+        model: whose head it is.
+        wanted: anchor; obj or resobj on the anchor-free head.
+
+    Raises:
+        ModelError: it has another kind of head, or for the anchor head too many levels.
+    """
+    head = model.model[-1]  # type: ignore[index]
+    if wanted != "anchor":
+        if type(head) is not Detect:
+            raise ModelError(
+                f"head={wanted} needs a detection model that ends in Detect; this one ends in {type(head).__name__}"
+            )
+        return head
+    if type(head) is not Detect or head.nl not in COCO_ANCHORS:
+        raise ModelError(
+            f"head=anchor needs a detection model with {', '.join(map(str, COCO_ANCHORS))} levels; "
+            f"this one ends in {type(head).__name__}" + (f" with {head.nl} levels" if hasattr(head, "nl") else "")
+        )
+    return head
+
+
+def host_of(cfg: Any) -> str:
+    """The host of a model: yolo, or a detector of torchvision; from its `yaml` or its name."""
+    from rebalance.hosts.torchvision.zoo import ZOO
+
+    name = cfg.get("torchvision") if isinstance(cfg, dict) else cfg
+    return ZOO[name].host if name in ZOO else "yolo"

@@ -1,0 +1,82 @@
+"""Matching by overlap, as RetinaNet, SSD, the RPN and the RoI head do, for all images of a batch.
+
+Shapes: B images, A candidates (anchors or proposals), G labels of the fullest image.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rebalance.match.boxes import EPS, upcast
+from rebalance.match.candidates import IGNORE, NEGATIVE, POSITIVE
+from rebalance.match.padded import Padded
+
+# (label, candidate) pairs compared at a time, as whole images
+PAIRS = {"cpu": 2**20}
+PAIRS_ELSEWHERE = 2**26
+
+
+class Matched(NamedTuple):
+    """What each candidate is matched to."""
+
+    state: Tensor  # (B, A) int8, see `rebalance.match.candidates`
+    label: Tensor  # (B, A) int64 in [0, G): the label it is matched to where POSITIVE, else any
+    overlap: Tensor  # (B, A) in [0, 1] IoU with the nearest label; 0 where the image has none
+
+
+def match_by_iou(candidates: Tensor, labels: Padded, *, high: float, low: float, rescue: str = "") -> Matched:
+    """POSITIVE from an IoU of `high` on with the nearest label, NEGATIVE below `low`, IGNORE in between.
+
+    A label that no candidate overlaps is left without one; torchvision would then match all candidates to it.
+
+    Args:
+        candidates: (A, 4), the same in every image, or (B, A, 4).
+        labels: of the batch, in the same unit.
+        high: least IoU of a match, over 0.
+        low: at most `high`.
+        rescue: what else is a match: "" nothing; "ties": of each label all candidates of highest IoU, matched to
+            their own nearest label (RetinaNet, RPN); "first": of each label the first such, matched to that label, of
+            several such labels the last (SSD).
+    """
+    boxes, gt_boxes = upcast(candidates.detach()), upcast(labels.boxes)
+    b, g = gt_boxes.shape[:2]
+    a = boxes.shape[-2]
+    if g == 0 or a == 0:
+        negative = torch.full((b, a), NEGATIVE, dtype=torch.int8, device=boxes.device)
+        return Matched(negative, negative.long(), boxes.new_zeros(b, a))
+    # the long dimension innermost; shared anchors are not copied
+    boxes = boxes.transpose(-2, -1).contiguous().expand(b, -1, -1)
+    step = max(1, PAIRS.get(boxes.device.type, PAIRS_ELSEWHERE) // (a * g))
+    parts = [_match(boxes[i : i + step], gt_boxes[i : i + step], high, low, rescue) for i in range(0, b, step)]
+    return parts[0] if len(parts) == 1 else Matched(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def _match(boxes: Tensor, gt_boxes: Tensor, high: float, low: float, rescue: str) -> Matched:
+    iou = _iou(gt_boxes, boxes)  # (B, G, A); padding has no area, so its IoU is 0, which matches nothing
+    overlap, label = iou.max(1)
+    positive = overlap >= high
+    if rescue == "ties":
+        best = iou.amax(2, keepdim=True)
+        positive |= (iou == best.where(best > 0, 2)).any(1)
+    elif rescue == "first":
+        best, first = iou.max(2)  # (B, G)
+        place = first.where(best > 0, iou.shape[2])
+        order = torch.arange(first.shape[1], device=first.device).expand_as(first)
+        owner = label.new_full((len(label), iou.shape[2] + 1), -1).scatter_reduce_(1, place, order, "amax")[:, :-1]
+        positive |= owner >= 0
+        label = torch.where(owner >= 0, owner, label)
+    state = torch.where(overlap < low, NEGATIVE, IGNORE)
+    return Matched(torch.where(positive, POSITIVE, state).to(torch.int8), label, overlap)
+
+
+def _iou(gt_boxes: Tensor, boxes: Tensor) -> Tensor:
+    """(B, G, A) IoU of every label with every candidate."""
+    x1, y1, x2, y2 = boxes.unsqueeze(2).unbind(1)  # (B, 4, A) -> (B, 1, A)
+    gx1, gy1, gx2, gy2 = gt_boxes.unsqueeze(2).unbind(3)  # (B, G, 1)
+    inter = torch.minimum(x2, gx2).sub_(torch.maximum(x1, gx1)).clamp_(min=0)
+    inter.mul_(torch.minimum(y2, gy2).sub_(torch.maximum(y1, gy1)).clamp_(min=0))
+    union = ((x2 - x1) * (y2 - y1) + (gx2 - gx1) * (gy2 - gy1)).sub_(inter).clamp_(min=EPS)
+    return inter.div_(union)

@@ -1,0 +1,129 @@
+"""Residual Objectness: objectness that is refined in steps, each on the candidates that are still hard.
+
+Chen et al., "Residual Objectness for Imbalance Reduction", section 3.2 and Algorithm 1.
+Shapes: B images, N candidates an image, T steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rebalance.match.boxes import upcast
+from rebalance.match.candidates import IGNORE, NEGATIVE, POSITIVE
+from rebalance.methods.bce import bce
+
+
+class Refined(NamedTuple):
+    """What Algorithm 1 gives, for steps 1 to T."""
+
+    losses: Tensor  # (T, B, N) of each step; 0 without gradient outside its gate
+    entered: Tensor  # (T, B, N) bool, the gate of each step
+
+
+def residual_objectness(
+    objectness: Tensor,
+    residuals: Tensor,
+    targets: Tensor,
+    state: Tensor,
+    *,
+    weights: Tensor | None = None,
+    grad: str = "isolated",
+    element: Callable[[Tensor, Tensor], Tensor] = bce,
+) -> Refined:
+    """L_t^res of Algorithm 1, lines 3 to 9, unreduced.
+
+    With o_0 the objectness, step t takes the candidates with o_{t−1} >= m, where m is the least o_{t−1} of the
+    positives of the batch (lines 5 and 6; logits compare as their scores do). For them o_t = o_{t−1} + r_t and the loss
+    is BCE(σ(o_t), target) (line 7). The others keep o_t = o_{t−1}, and may pass a later gate. Without a positive no
+    candidate passes: the loss is 0, with a gradient of 0 for every residual.
+
+    The paper does not say what the sum is divided by; callers divide it as they divide the objectness loss, so that a
+    candidate weighs the same in both. In several processes each has the gate of its own batch.
+
+    Args:
+        objectness: (B, N) logits o_0.
+        residuals: (T, B, N) logits r_1 … r_T.
+        targets: (B, N) in [0, 1].
+        state: (B, N) int8; IGNORE has no loss and no say in the gate.
+        weights: (B, N) of each candidate in all steps; None: 1. A candidate of weight 0 keeps its say in the gate.
+        grad: isolated: no gradient to o_{t−1}, so none to the objectness (section 4.2, "not to objectness"); joint:
+            through all steps.
+        element: (logits, targets) -> loss of each candidate.
+
+    Returns:
+        Losses and gates, at least float32.
+    """
+    before, residuals = upcast(objectness), upcast(residuals)
+    if residuals.numel() == 0:
+        none = residuals + before.sum() * 0
+        return Refined(none, torch.zeros_like(none, dtype=torch.bool))
+    positive, counted = state == POSITIVE, state != IGNORE
+    losses: list[Tensor] = []
+    entered: list[Tensor] = []
+    for residual in residuals.unbind(0):
+        if grad == "isolated":
+            before = before.detach()
+        seen = before.detach()
+        gate = seen >= seen.where(positive, torch.inf).amin()
+        after = torch.where(gate, before + residual, before)
+        loss = torch.where(gate & counted, element(after, targets), 0)
+        losses.append(loss if weights is None else loss * weights)
+        entered.append(gate)
+        before = after
+    return Refined(torch.stack(losses), torch.stack(entered))
+
+
+def refine(objectness: Tensor, residuals: Tensor) -> Tensor:
+    """Objectness logits after each step as in inference, where every residual is added, without a gate.
+
+    Args:
+        objectness: (B, N) logits o_0.
+        residuals: (T, B, N).
+
+    Returns:
+        (T + 1, B, N) logits o_0 … o_T.
+    """
+    return torch.cat((objectness.unsqueeze(0), residuals)).cumsum(0)
+
+
+class StepMeans:
+    """Mean objectness of positives and of negatives after each step, over an epoch (the paper's Figures 2 and 4).
+
+    It is collected on the device and read once; scores are those of inference, without the gate.
+
+    Attributes:
+        sums: (2, T + 2): of positives, then negatives, the sum of scores after each step and their number; None
+            before the first batch of the epoch.
+    """
+
+    def __init__(self) -> None:
+        self.sums: Tensor | None = None
+
+    def begin_epoch(self) -> None:
+        """Forget what was collected."""
+        self.sums = None
+
+    def add(self, logits: Tensor, state: Tensor) -> None:
+        """Take in one batch.
+
+        Args:
+            logits: (T + 1, B, N), see `refine`.
+            state: (B, N) int8.
+        """
+        scores = upcast(logits.detach()).sigmoid()
+        rows = []
+        for kind in (POSITIVE, NEGATIVE):
+            chosen = state == kind
+            rows.append(torch.cat(((scores * chosen).sum((1, 2)), chosen.sum().to(scores).view(1))))
+        found = torch.stack(rows)
+        self.sums = found if self.sums is None else self.sums + found
+
+
+def means(sums: Tensor) -> dict[str, float]:
+    """`pos_0` … `neg_T` from the sums of `StepMeans`; 0 where there was no such candidate. Reads from the device."""
+    found = (sums[:, :-1] / sums[:, -1:].clamp(min=1)).tolist()
+    return {f"{name}_{t}": mean for name, row in zip(("pos", "neg"), found, strict=True) for t, mean in enumerate(row)}

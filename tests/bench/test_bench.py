@@ -1,0 +1,257 @@
+"""`rebalance bench`: what it reports. No figure is asserted: they are the machine's."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rebalance.bench import bench, rivals
+from rebalance.errors import ConfigError
+from rebalance.hosts.torchvision import faster_rcnn, zoo
+from rebalance.methods.registry import METHODS, PLACES
+from rebalance.settings import BenchFlags, as_dict, flags
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
+LOSS_MEASURES = ("criterion", "step", "memory", "criterion memory")
+PLACE = {"ultralytics": "stock", "yolov5": "anchor"}  # of the others it has the contest's name
+ALL = 10**6  # samples of a detector that then leaves nothing to chance
+
+
+@pytest.mark.slow
+def test_command_prints_a_table_and_writes_every_figure(tmp_path: Path) -> None:
+    # In a process of its own: YOLOv5's package, where it is installed, changes settings of OpenCV and PyTorch.
+    out = tmp_path / "figures.json"
+    given = BenchFlags(only="yolov5,element", batch=2, imgsz=64, repeats=3, device="cpu", out=str(out))
+    command = [sys.executable, "-m", "rebalance", "bench", *(f"{k}={v}" for k, v in as_dict(given).items())]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+
+    assert found["flags"] == as_dict(given)
+    assert found["device"] == "cpu"
+    assert found["syncs"] == []
+    assert {"machine", "versions", "git", "precision"} <= set(found)
+    ours = [
+        "ours, loss=bce", "ours, loss=focal", "ours, loss=brl", "ours, loss=drop obj_drop=0.75", "ours, loss=ghm",
+        "ours, loss=ohem", "ours, loss=soft",
+    ]  # fmt: skip
+    hosts = [] if found["skipped"] else ["YOLOv5"]
+    expected = {(host, measure, own) for host in hosts for measure in LOSS_MEASURES for own in ours}
+    expected |= {("torchvision focal", "element", f"ours, {name}") for name in ("brl", "focal", "bce", "ghm")}
+    assert {(row["host"], row["measure"], row["ours"]) for row in found["rows"]} == expected
+    for row in found["rows"]:
+        assert row["unit"] == ("MiB" if "memory" in row["measure"] else "ms")
+        for figures in (row["hosts"], row["own"], row["ratio"]):
+            assert 0 < figures["low"] <= figures["median"] <= figures["high"]
+        assert row["met"] == (None if row["aim"] is None else row["ratio"]["median"] <= row["aim"])
+    for line in found["skipped"]:
+        assert line.startswith("yolov5: No module named")
+        assert line in done.stdout
+    assert done.stdout.count("  ratio ") == len(found["rows"])
+
+
+def test_without_yolov5_its_rows_are_skipped_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "yolov5", None)
+    monkeypatch.setitem(sys.modules, "yolov5.utils.loss", None)
+    monkeypatch.setattr(bench, "_rows", lambda contest, repeats: [])
+    found = bench.bench(BenchFlags(only="ultralytics,yolov5", batch=1, imgsz=32, repeats=3, device="cpu"))
+    assert len(found["skipped"]) == 1
+    assert "yolov5" in found["skipped"][0]
+    assert "requirements-upstream.txt" in bench.table(found)
+
+
+def test_what_the_gpu_has_no_room_for_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(contest: rivals.Contest, repeats: int) -> None:
+        raise torch.cuda.OutOfMemoryError
+
+    monkeypatch.setattr(bench, "_rows", full)
+    found = bench.bench(BenchFlags(only="element", batch=1, imgsz=32, repeats=3, device="cpu"))
+    assert found["skipped"] == ["element: the GPU's memory is too small for batch=1 imgsz=32"]
+
+
+def losses(contest: rivals.Contest) -> dict[str, float]:
+    found = {}
+    for side in contest.sides:
+        output = (side.model or contest.model)(contest.images)
+        found[side.name] = float(side.loss(side.adapt(output)).detach())
+    return found
+
+
+@pytest.mark.parametrize("name", ["ultralytics", "retinanet", "ssd", "fasterrcnn"])
+def test_both_sides_compute_the_same_loss_and_every_loss_is_there(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zoo, "Numbers", lambda **n: faster_rcnn.Numbers(**{**n, "anchors": ALL, "rois": ALL}))
+    contest = rivals.CONTESTS[name][0](2, 64, CPU)
+    found = losses(contest)
+    host, *ours = found
+    place = PLACE.get(name, name)
+    assert found[ours[0]] == pytest.approx(found[host], rel=1e-5)
+    assert ours[0] == f"ours, loss={PLACES[place]}"
+    defined = {m for m, row in METHODS.items() if row.kind != "head" and place in row.places}
+    assert {re.findall(r"loss=(\w+)", own)[0] for own in ours} == defined
+    assert 0 < found["ours, loss=drop obj_drop=0.75"] != found[host]
+
+
+@pytest.mark.parametrize("name", ["retinanet", "ssd", "fasterrcnn"])
+def test_only_what_had_a_gradient_gets_one(name: str) -> None:
+    output = rivals.CONTESTS[name][0](1, 64, CPU).model(torch.rand(1, 3, 64, 64))
+    found = bench._leaves(output)
+    assert found["logits"].requires_grad
+    assert found["logits"].is_leaf
+    assert not found["anchors"].requires_grad
+    assert torch.equal(found["logits"], output["logits"])
+    assert tuple(found["size"]) == (64, 64)
+
+
+def test_torchvision_s_whole_retinanet_has_our_layers_and_our_loss() -> None:
+    contest = rivals.whole_retinanet(2, 64, CPU)
+    found = losses(contest)
+    assert found["ours, loss=focal"] == pytest.approx(found["torchvision RetinaNet"], rel=1e-4)
+    rows = bench._rows(contest, 3)
+    assert [(row["ours"], row["measure"], row["aim"]) for row in rows] == [
+        ("ours, loss=focal", "step", 0.95), ("ours, loss=brl", "step", None)
+    ]  # fmt: skip
+
+
+def test_element_losses_on_one_tensor() -> None:
+    contest = rivals.element(2, 64, CPU)
+    assert contest.images.shape == (2, 1000, rivals.CLASSES)
+    found = losses(contest)
+    assert found["ours, focal"] == pytest.approx(found["torchvision focal"], rel=1e-5)
+    assert found["ours, brl"] < found["ours, focal"] < found["ours, bce"]  # most candidates are confused
+    rows = bench._rows(contest, 3)
+    assert {row["measure"] for row in rows} == {"element"}
+    assert {row["ours"]: row["aim"] for row in rows} == {
+        "ours, brl": 1.2, "ours, focal": None, "ours, bce": None, "ours, ghm": None
+    }  # fmt: skip
+
+
+def test_inference_rows_tell_what_each_step_adds() -> None:
+    contests = [build(1, 32, CPU) for build in rivals.CONTESTS["inference"]]
+    rows = {contest.name: bench._rows(contest, 3) for contest in contests}
+    assert list(rows) == ["yolov5n", "yolov8n", "retinanet_tiny", "fasterrcnn_tiny"]
+    steps = [f"head=resobj resobj_steps={t}" for t in (1, 2, 3)]
+    for name, found in rows.items():
+        assert {row["host"] for row in found} == {"head=anchor" if name == "yolov5n" else "head=stock"}
+        assert [row["ours"] for row in found] == ["head=obj", *steps]
+        assert [row["aim"] for row in found] == [None, None, 1.03, None]
+        counts = [row["added_parameters"] for row in found]
+        # the anchor head and the RPN have an objectness already
+        assert (counts[0] == 0) == (name in ("yolov5n", "fasterrcnn_tiny"))
+        assert counts[1] > counts[0] >= 0
+        assert counts[3] - counts[2] == counts[2] - counts[1] > 0
+    for contest in contests:
+        heads = [side.loss.backend.model.model[-1] for side in contest.sides]
+        assert [getattr(head, "steps", 0) > 0 for head in heads] == [False, False, True, True, True]
+        assert all(head.fused for head in heads[2:])
+
+
+def test_only_chooses_contests_in_its_order() -> None:
+    def names(only: str) -> list[str]:
+        return [name for name, _ in rivals.chosen(BenchFlags(only=only))]
+
+    assert list(dict.fromkeys(names(""))) == list(rivals.CONTESTS)
+    assert names("ssd, retinanet,ssd") == ["ssd", "retinanet", "retinanet"]
+    assert names("inference") == ["inference"] * 4
+    help = flags(BenchFlags)["only"].metadata["help"]
+    assert all(name in help for name in rivals.CONTESTS)
+    ((_, build),) = rivals.chosen(BenchFlags(only="ssdlite320_mobilenet_v3_large"))
+    assert build(2, 32, CPU).name == "ssdlite320_mobilenet_v3_large"
+    assert set(rivals.ON_CPU) == set(rivals.ON_CUDA) == set(rivals.THEIRS)
+    assert all(zoo.ZOO[name].host == host for table in (rivals.ON_CPU, rivals.ON_CUDA) for host, name in table.items())
+
+
+def test_figures_kept_from_before_can_still_be_read() -> None:
+    text = bench.table(json.loads((ROOT / "runs/reference/bench-cpu.json").read_text()))
+    assert text.count("  ratio ") == 16
+
+
+@pytest.mark.upstream
+def test_both_sides_compute_the_same_yolov5_loss() -> None:
+    code = """
+import torch
+from rebalance.bench import rivals
+contest = rivals.yolov5(2, 64, torch.device("cpu"))
+output = contest.model(contest.images)
+sides = [side for side in contest.sides if side.name in ("YOLOv5", "ours, loss=bce", "ours, loss=drop obj_drop=0.75")]
+print(*(float(side.loss(side.adapt(output)).detach()) for side in sides))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    if "No module named" in done.stderr:
+        pytest.skip("yolov5 is not installed: pip install --no-deps -r requirements-upstream.txt")
+    assert done.returncode == 0, done.stderr
+    host, ours, dropping = map(float, done.stdout.split())
+    assert ours == pytest.approx(host, rel=1e-5)
+    assert dropping != pytest.approx(host, rel=1e-3)
+
+
+def row(ratio: float, aim: float | None, **more: Any) -> dict[str, Any]:
+    figures = {"median": 2.0, "low": 1.5, "high": 2.5}
+    return {
+        "model": "m", "host": "h", "ours": "o", "measure": "step", "unit": "ms", "hosts": figures, "own": figures,
+        "ratio": {"median": ratio, "low": 0.9, "high": 1.1}, "aim": aim, "met": None if aim is None else ratio <= aim,
+        **more,
+    }  # fmt: skip
+
+
+def test_table_says_which_aims_are_met() -> None:
+    rows = [row(1.02, 1.03), row(1.04, 1.03), row(1.5, None, measure="memory", unit="MiB")]
+    facts = {"gpu": None, "cpu": "a processor", "threads": 2}
+    found = {
+        "rows": rows,
+        "skipped": [],
+        "syncs": [],
+        "machine": facts,
+        "versions": {"torch": "2"},
+        "precision": "float32",
+    }
+    text = bench.table({**found, "flags": as_dict(BenchFlags())})
+    lines = [line for line in text.splitlines() if "  ratio " in line]
+    assert ["met" in line for line in lines] == [True, False, False]
+    assert ["missed" in line for line in lines] == [False, True, False]
+    assert "ratio 1.020 [0.900, 1.100]" in lines[0]
+    assert text.startswith("a processor, 2 threads")
+
+
+def test_quartiles_by_hand() -> None:
+    assert bench._quartiles([4.0, 1.0, 3.0, 2.0, 5.0]) == {"low": 2.0, "median": 3.0, "high": 4.0}
+    assert bench._quartiles([7.0]) == {"low": 7.0, "median": 7.0, "high": 7.0}
+
+
+def test_turns_reverse_and_the_warm_up_does_not_count() -> None:
+    order: list[str] = []
+    taken = bench._take_turns({name: lambda name=name: order.append(name) for name in "ab"}, CPU, 4)  # type: ignore[misc]
+    assert {name: len(times) for name, times in taken.items()} == {"a": 4, "b": 4}
+    assert "".join(order) == ("abba" * 4)[: 2 * (4 + bench.WARM_UP)]
+
+
+def test_memory_is_the_peak_not_the_sum() -> None:
+    def run() -> None:
+        for _ in range(3):
+            torch.zeros(2**18)  # 1 MiB, given back each time
+        both = [torch.zeros(2**18) for _ in range(2)]
+        del both
+
+    found = bench._memory(run, CPU)
+    assert found == [] or 2 <= found[0] < 2.1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"device": "tpu"}, "device=tpu is not one of cpu"),
+        ({"imgsz": 100}, "imgsz=100 is not a multiple of 32"),
+        ({"only": "element,retinane"}, r"only=element,retinane: retinane is not one of .*\(did you mean retinanet\?\)"),
+    ],
+)
+def test_bad_flags_are_refused(flags: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        bench.bench(BenchFlags(**{"device": "cpu", **flags}))

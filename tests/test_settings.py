@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+
+from rebalance import settings as config
+from rebalance.errors import ConfigError, RebalanceError, nearest
+from rebalance.settings import (
+    BenchFlags,
+    SeafloorFlags,
+    SparsifyFlags,
+    SweepFlags,
+    TrainFlags,
+    as_dict,
+    convert,
+    describe,
+    flags,
+    parse,
+    require,
+)
+
+ALL = (TrainFlags, SparsifyFlags, SeafloorFlags, SweepFlags, BenchFlags)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Example:
+    whole: int = config.flag(3, "a count", low=1, high=9, unit="epochs")
+    share: float = config.flag(0.5, "a share", low=0, high=1)
+    on: bool = config.flag(False, "a switch")
+    kind: str = config.flag("one", "a kind", choices=("one", "other"))
+    free: str = config.flag("", "a text")
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "value"),
+    [
+        ("whole", "4", 4),
+        ("whole", " 4 ", 4),
+        ("whole", 4.0, 4),
+        ("whole", "1e0", 1),
+        ("share", "0.25", 0.25),
+        ("share", 1, 1.0),
+        ("on", "true", True),
+        ("on", "True", True),
+        ("on", "1", True),
+        ("on", False, False),
+        ("on", "0", False),
+        ("kind", "other", "other"),
+        ("free", "a b", "a b"),
+        ("free", 7, "7"),
+        ("free", None, ""),
+    ],
+)
+def test_text_and_values_become_the_flag_s_type(name: str, given: Any, value: Any) -> None:
+    result = convert(Example, name, given)
+    assert result == value
+    assert type(result) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("whole", "2.5", "whole=2.5 is not a whole number"),
+        ("whole", "many", "whole=many is not a whole number"),
+        ("whole", "inf", "whole=inf is not a whole number"),
+        ("whole", True, "whole=True is not a whole number"),
+        ("whole", None, "whole=None is not a whole number"),
+        ("whole", "0", "whole=0 is out of range: 1 to 9"),
+        ("whole", 10, "whole=10 is out of range: 1 to 9"),
+        ("share", "half", "share=half is not a number"),
+        ("share", "75", "share=75 is out of range: 0 to 1"),
+        ("share", "-0.1", "share=-0.1 is out of range: 0 to 1"),
+        ("share", "nan", "share=nan is out of range: 0 to 1"),
+        ("on", "maybe", "on=maybe is not True or False"),
+        ("on", "2", "on=2 is not True or False"),
+        ("kind", "othr", "kind=othr is not one of one, other (did you mean other?)"),
+        ("kind", "xyz", "kind=xyz is not one of one, other"),
+    ],
+)
+def test_a_bad_value_is_named_with_what_is_allowed(name: str, given: Any, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        convert(Example, name, given)
+    assert str(caught.value) == message
+
+
+def test_parse_fills_in_defaults() -> None:
+    assert parse(Example, {"share": "0.75"}) == Example(share=0.75)
+
+
+def test_an_unknown_flag_names_the_nearest_and_all() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(Example, {"shar": "0.75"})
+    expected = "unknown flag shar=0.75 (did you mean share?); flags: whole, share, on, kind, free"
+    assert str(caught.value) == expected
+    with pytest.raises(ConfigError, match=r"did you mean obj_drop\?"):
+        parse(TrainFlags, {"obj_dorp": "0.75"})
+
+
+@pytest.mark.parametrize(
+    ("name", "choices", "hint"),
+    [
+        ("obj_dorp", ["obj_drop", "box_drop"], " (did you mean obj_drop?)"),
+        ("match", ["background", "matched"], " (did you mean matched?)"),
+        ("dorp", ["bce", "drop"], " (did you mean drop?)"),
+        ("nope", ["opset", "epochs"], ""),
+        ("nofile.pt", ["mobile_sam.pt", "yolov8n.pt"], ""),
+        ("", ["a"], ""),
+    ],
+)
+def test_a_name_is_suggested_only_where_it_is_near(name: str, choices: list[str], hint: str) -> None:
+    assert nearest(name, choices) == hint
+
+
+def test_a_config_error_is_also_a_value_error() -> None:
+    assert issubclass(ConfigError, RebalanceError)
+    assert issubclass(ConfigError, ValueError)
+
+
+def test_flags_cannot_be_changed_afterwards() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TrainFlags().obj_drop = 0.5  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_every_default_is_a_value_its_flag_allows(cls: type[Any]) -> None:
+    for name, item in flags(cls).items():
+        assert convert(cls, name, item.default) == item.default
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_values_survive_a_round_trip_through_a_dict_and_through_text(cls: type[Any]) -> None:
+    values = cls()
+    assert parse(cls, as_dict(values)) == values
+    assert parse(cls, {name: str(value) for name, value in as_dict(values).items()}) == values
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_every_flag_is_described(cls: type[Any]) -> None:
+    for name, default, values, text in describe(cls):
+        item = flags(cls)[name]
+        assert default == str(item.default)
+        assert values
+        assert len(text) > 5
+        assert text.rstrip(".") == text, f"{name}: help is a phrase, without a full stop"
+        assert not math.isnan(item.metadata["low"])
+
+
+def test_describe_gives_range_unit_and_choices() -> None:
+    assert describe(Example) == [
+        ("whole", "3", "1 to 9 epochs", "a count"),
+        ("share", "0.5", "0 to 1", "a share"),
+        ("on", "False", "True or False", "a switch"),
+        ("kind", "one", "one, other", "a kind"),
+        ("free", "", "a text", "a text"),
+    ]
+
+
+def test_require_names_what_is_missing() -> None:
+    require(SparsifyFlags(data="a.yaml", out="b"), "data", "out")
+    with pytest.raises(ConfigError, match="out= is missing: folder to make"):
+        require(SparsifyFlags(data="a.yaml"), "data", "out")
