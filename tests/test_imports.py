@@ -21,7 +21,10 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     "methods": ({"errors", "match", "settings"}, {"torch"}),
     "heads": ({"errors", "match", "methods", "settings"}, {"torch"}),
     "data": ({"rebalance", "errors", "settings"}, {"cv2", "numpy", "yaml"}),
-    "report": ({"rebalance", "errors", "settings"}, {"cv2", "jinja2", "matplotlib", "numpy", "pandas", "yaml"}),
+    "report": (
+        {"rebalance", "errors", "experiments", "settings"},
+        {"cv2", "jinja2", "matplotlib", "numpy", "pandas", "yaml"},
+    ),
     "hosts": (
         {"rebalance", "errors", "heads", "match", "methods", "settings", "train"},
         {"numpy", "torch", "torchvision", "ultralytics"},
@@ -32,7 +35,7 @@ ARROWS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "experiments": (
         {"rebalance", "data", "errors", "report", "settings", "train"},
-        {"cv2", "numpy", "torch", "ultralytics", "yaml"},
+        {"cv2", "filelock", "numpy", "psutil", "torch", "ultralytics", "yaml"},
     ),
     "bench": (
         {"rebalance", "data", "errors", "experiments", "heads", "hosts", "match", "methods", "settings", "train"},

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from rebalance.experiments.results import headline
 
 from rebalance.experiments import record
-from rebalance.experiments.results import headline
 
 
 def test_json_is_written_whole_and_without_numbers_it_has_not(tmp_path: Path) -> None:

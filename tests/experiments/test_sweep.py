@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rebalance.experiments.results import COLUMNS
 
 from rebalance.errors import ConfigError, DataError, ModelError, RunError
 from rebalance.experiments.record import cores
-from rebalance.experiments.results import COLUMNS
 from rebalance.experiments.sweep import sweep
 
 FAKE = Path(__file__).with_name("fake_run.py")

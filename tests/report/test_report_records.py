@@ -32,7 +32,7 @@ def test_reads_a_record(make_sweep: Any, make_record: Any) -> None:
     assert (record.run, record.seed, record.finished) == ("a", 3, True)
     assert record.metrics["test"]["mAP75"] == 0.2
     assert record.per_class["val"]["lobster"]["mAP50"] == 0.25
-    assert record.samples[0].labels == ((0, 0, 5, 5),)
+    assert record.samples[0].labels == ((1, (0, 0, 5, 5)),)
     assert record.samples[0].detections[0].box == (1, 2, 3, 4)
     assert record.samples[0].detections[0].score == 0.9
     assert "lr/pg0" not in record.epochs[0]  # null: what was not a number
