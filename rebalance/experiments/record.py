@@ -81,10 +81,18 @@ def _status(value: Any, name: str) -> str:
     return str(value)
 
 
-def _setting(value: Any, name: str) -> Any:
-    if isinstance(value, dict) or (isinstance(value, list) and any(isinstance(item, dict) for item in value)):
-        raise RunError(f"{name} is {value!r}, not a setting")
+def _scalar(value: Any, name: str) -> Any:
+    if isinstance(value, (dict, list)):
+        raise RunError(f"{name} is {value!r}, not one value")
     return value
+
+
+def _flag(value: Any, name: str) -> Any:
+    return _number(value, name) if name.endswith(("obj_drop", "box_drop")) else _scalar(value, name)
+
+
+def _setting(value: Any, name: str) -> Any:
+    return [_scalar(item, name) for item in value] if isinstance(value, list) else _scalar(value, name)
 
 
 def _object(value: Any, name: str) -> dict[str, Any]:
@@ -150,6 +158,7 @@ class Detection(NamedTuple):
 
 
 Settings = Mapping[str, Annotated[Any, _setting]]
+Scalars = Mapping[str, Annotated[Any, _scalar]]
 Labels = tuple[Annotated[Label, _label], ...]
 Detections = tuple[Annotated[Detection, _detection], ...]
 Fraction = Annotated[float, _fraction]
@@ -226,7 +235,7 @@ class Sample:
 class Config:
     """What a run trains with: our flags, the host's that were given (`host_args`: all of them), labels and seed."""
 
-    train: Settings
+    train: Mapping[str, Annotated[Any, _flag]]
     host: Settings
     labels: Annotated[Mapping[str, Any], _LabelsAsked]
     seed: int
@@ -259,9 +268,9 @@ class Record:
     varied: Settings = field(default_factory=dict)
     weights: str = ""
     loss_ran: Annotated[Mapping[str, Any], _LossRan] = field(default_factory=dict)
-    versions: Settings = field(default_factory=dict)
-    git: Settings = field(default_factory=dict)
-    machine: Settings = field(default_factory=dict)
+    versions: Scalars = field(default_factory=dict)
+    git: Scalars = field(default_factory=dict)
+    machine: Scalars = field(default_factory=dict)
     timings: Annotated[Mapping[str, float], _numbers] = field(default_factory=dict)
     peak_memory_mb: float | None = None
     metrics: Mapping[str, Annotated[Mapping[str, Any], _Metrics]] = field(default_factory=dict)
@@ -546,9 +555,10 @@ def pack(folder: Path, out: Path) -> Path:
     """Keep the plan and the records of a sweep as one file in another folder, every value as it is; return the file.
 
     Raises:
-        RunError: the folder is not a sweep's, or a record in it is corrupt.
+        RunError: the folder is not a sweep's, or its plan or a record in it is corrupt.
     """
     sweep = load(folder)
+    read_file(Plan, folder / SWEEP)
     if sweep.warnings:
         raise RunError(sweep.warnings[0].removeprefix("skipped: "))
     files = [folder / SWEEP, *(record.folder / RECORD for record in sweep.records)]
