@@ -9,13 +9,24 @@ import pytest
 
 from rebalance.errors import ConfigError
 from rebalance.experiments.grid import Run, read_grids
-from rebalance.experiments.studies import MODELS, SCHEDULES, SIZES, STUDIES, Study, about, arguments, find
+from rebalance.experiments.papers import (
+    SIZES,
+    Study,
+    about,
+    arguments,
+    detectors,
+    family,
+    find,
+    numbers,
+    studies,
+    titles,
+)
 from rebalance.methods.resolve import train_flags
 from rebalance.report import papers
 from rebalance.report.curves import FIGURES
 from rebalance.settings import TrainFlags, as_dict
 
-TRAINED = [study for study in STUDIES if study.cells]
+TRAINED = [study for study in studies().values() if study.cells]
 HOSTS = {"yolov3": "yolo", "yolov5": "yolo"}
 
 
@@ -30,8 +41,8 @@ def test_the_host_takes_every_run_and_a_size_is_one_budget(study: Study, size: s
     assert grid.flags.name == f"{study.key}-{size}"
     assert len({run.id for run in grid.runs}) == len(grid.runs)
     for run in grid.runs:
-        family = papers.family(str(run.host["model"]))
-        train_flags({name: getattr(run.train, name) for name in run.given}, host=HOSTS.get(family, family))
+        family_ = family(str(run.host["model"]))
+        train_flags({name: getattr(run.train, name) for name in run.given}, host=HOSTS.get(family_, family_))
     by_model: dict[str, list[Any]] = {}
     for run in grid.runs:
         budget = {key: value for key, value in run.host.items() if key not in ("model", "data", "conf")}
@@ -50,18 +61,16 @@ def test_every_detector_and_flag_of_a_schedule_is_known() -> None:
     from rebalance.hosts.torchvision.zoo import ZOO
 
     for size in SIZES:
-        assert {name for key, name in MODELS[size].items() if key not in HOSTS} <= set(ZOO)
-        assert MODELS[size].keys() == SCHEDULES[size].keys()
-        for schedule in SCHEDULES[size].values():
-            assert schedule.keys() <= {*DEFAULT_CFG_DICT, "jobs", "seeds"}
+        assert detectors(size).keys() == detectors("cpu").keys()
+        for key, budget in detectors(size).items():
+            assert key in HOSTS or budget["model"] in ZOO
+            assert budget.keys() <= {*DEFAULT_CFG_DICT, "jobs", "seeds"}
 
 
 def test_keys_tables_and_figures_exist() -> None:
-    keys = [study.key for study in STUDIES]
-    assert len(set(keys)) == len(keys)
-    tables = {(number.paper, number.table) for number in papers.numbers()}
-    for study in STUDIES:
-        assert study.paper in papers.TITLES
+    tables = {(number.paper, number.table) for number in numbers()}
+    for study in studies().values():
+        assert study.paper in titles()
         assert {(study.paper, table) for table in study.tables} <= tables
         assert bool(study.cells) + bool(study.runs_of) + bool(set(study.figures) & set(FIGURES)) == 1
         assert find(study.key).key == (study.runs_of or study.key)
@@ -120,9 +129,9 @@ def test_removal_tables_are_the_benchmarks() -> None:
 
 
 def resolved(run: Run) -> TrainFlags:
-    family = papers.family(str(run.host["model"]))
+    family_ = family(str(run.host["model"]))
     given = {name: getattr(run.train, name) for name in run.given}
-    return train_flags(given, host=HOSTS.get(family, family), anchored=family in HOSTS)
+    return train_flags(given, host=HOSTS.get(family_, family_), anchored=family_ in HOSTS)
 
 
 def test_residual_objectness_tables() -> None:

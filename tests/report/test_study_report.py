@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rebalance.experiments import studies
+from rebalance.experiments import papers as studies
 from rebalance.experiments.grid import Run, read_grids
 from rebalance.experiments.record import write_json
 from rebalance.report import plots
