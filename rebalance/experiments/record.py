@@ -18,15 +18,16 @@ import math
 import os
 import re
 import sys
+from collections import abc
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
-from types import FunctionType, NoneType
-from typing import Annotated, Any, NamedTuple, TypedDict, TypeVar, get_args, get_origin, get_type_hints, is_typeddict
+from types import NoneType
+from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 from rebalance.errors import RunError
-from rebalance.settings import TrainFlags, as_dict
+from rebalance.experiments.flags import DEFAULTS
 
 SCHEMA = 1
 SWEEP, RUNS, PACKED = "sweep.json", "runs", "records.jsonl"
@@ -35,111 +36,11 @@ SPLITS = ("val", "test")
 METRICS = ("mAP50", "mAP75", "mAP50-95")
 
 Box = tuple[float, float, float, float]
+Check = Callable[[Any, str], Any]  # takes a value out of JSON and its name, returns it typed or raises RunError
 T = TypeVar("T")
 
 _TAIL = 25  # lines of log kept in the record of a failed run
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-
-
-# Kinds of values, each with its check
-
-
-def _number(value: Any, name: str) -> float:
-    if not _is_number(value):
-        raise RunError(f"{name} is {value!r}, not a number")
-    return float(value)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _fraction(value: Any, name: str) -> float:
-    if not 0 <= _number(value, name) <= 1:
-        raise RunError(f"{name} is {value}, not a fraction in [0, 1]")
-    return float(value)
-
-
-def _numbers(value: Any, name: str) -> dict[str, float]:
-    """What is a number: a loss that overflowed is written as null; a curve has a gap there, the record is readable."""
-    return {key: float(item) for key, item in _object(value, name).items() if _is_number(item)}
-
-
-def _name(value: Any, name: str) -> str:
-    if not isinstance(value, str) or not value:
-        raise RunError(f"{name} is {value!r}, not a text")
-    return value
-
-
-def _text(value: Any, name: str) -> str:
-    return value if value == "" else _name(value, name)
-
-
-def _status(value: Any, name: str) -> str:
-    if value not in ("finished", "failed"):
-        raise RunError(f"{name} is {value!r}, not finished or failed")
-    return str(value)
-
-
-def _scalar(value: Any, name: str) -> Any:
-    if isinstance(value, (dict, list)):
-        raise RunError(f"{name} is {value!r}, not one value")
-    return value
-
-
-def _flag(value: Any, name: str) -> Any:
-    return _number(value, name) if name.endswith(("obj_drop", "box_drop")) else _scalar(value, name)
-
-
-def _setting(value: Any, name: str) -> Any:
-    return [_scalar(item, name) for item in value] if isinstance(value, list) else _scalar(value, name)
-
-
-def _object(value: Any, name: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise RunError(f"{name} is {'missing' if value is None else type(value).__name__ + ', not an object'}")
-    return value
-
-
-def _list(value: Any, name: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise RunError(f"{name} is {type(value).__name__}, not a list")
-    return value
-
-
-def _row(value: Any, size: int, name: str) -> list[float]:
-    row = [_number(item, name) for item in _list(value, name)]
-    if len(row) != size:
-        raise RunError(f"{name} has {len(row)} numbers, not {size}")
-    return row
-
-
-def _size(value: Any, name: str) -> tuple[int, int]:
-    width, height = _row(value, 2, name)
-    return int(width), int(height)
-
-
-def _label(value: Any, name: str) -> Label:
-    cls, x1, y1, x2, y2 = _row(value, 5, name)
-    return Label(int(cls), (x1, y1, x2, y2))
-
-
-def _detection(value: Any, name: str) -> Detection:
-    cls, score, x1, y1, x2, y2 = _row(value, 6, name)
-    return Detection(int(cls), score, (x1, y1, x2, y2))
-
-
-_LEAVES: Mapping[Any, Callable[[Any, str], Any]] = {
-    str: _text,
-    float: _number,
-    int: lambda value, name: int(_number(value, name)),
-    Path: lambda value, name: Path(_name(value, name)),
-    Any: lambda value, name: value,
-}
-
-
-# What the files hold
-# `Annotated[what a reader sees, how it is checked]`: by a function above, or as a TypedDict whose other keys are free.
 
 
 class Label(NamedTuple):
@@ -157,56 +58,91 @@ class Detection(NamedTuple):
     box: Box
 
 
+def _rule(good: Callable[[Any], bool], what: str, make: Callable[[Any], Any] = lambda value: value) -> Check:
+    def check(value: Any, name: str) -> Any:
+        if not good(value):
+            told = type(value).__name__ if isinstance(value, (dict, list)) else repr(value)
+            raise RunError(f"{name} is {'missing' if value is None else f'{told}, not {what}'}")
+        return make(value)
+
+    return check
+
+
+def _row(size: int, make: Callable[..., Any]) -> Check:
+    def check(value: Any, name: str) -> Any:
+        row = [_number(item, name) for item in _list(value, name)]
+        if len(row) != size:
+            raise RunError(f"{name} has {len(row)} numbers, not {size}")
+        return make(*row)
+
+    return check
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_one(value: Any) -> bool:
+    return not isinstance(value, (dict, list))
+
+
+_number = _rule(_is_number, "a number", float)
+_fraction = _rule(lambda value: _is_number(value) and 0 <= value <= 1, "a fraction in [0, 1]", float)
+_text = _rule(lambda value: isinstance(value, str), "a text")
+_name = _rule(lambda value: isinstance(value, str) and value != "", "a text")
+_status = _rule(lambda value: value in ("finished", "failed"), "finished or failed")
+_scalar = _rule(lambda value: value is None or _is_one(value), "one value")
+_setting = _rule(lambda value: all(map(_is_one, value if isinstance(value, list) else [value])), "a setting")
+_list = _rule(lambda value: isinstance(value, list), "a list")
+_object = _rule(lambda value: isinstance(value, dict), "an object")
+_size = _row(2, lambda width, height: (int(width), int(height)))
+_label = _row(5, lambda cls, *box: Label(int(cls), box))
+_detection = _row(6, lambda cls, score, *box: Detection(int(cls), score, box))
+_leaves: Mapping[Any, Check] = {
+    str: _text,
+    float: _number,
+    int: _rule(_is_number, "a number", int),
+    Path: _rule(lambda value: isinstance(value, str), "a path", Path),
+    Any: lambda value, name: value,
+}
+
+
+def _flag(value: Any, name: str) -> Any:
+    return (_number if name.endswith(("obj_drop", "box_drop")) else _scalar)(value, name)  # the two are plotted over
+
+
+def _numbers(value: Any, name: str) -> dict[str, float]:
+    """What is a number: a loss that overflowed is written as null; a curve has a gap there, the record is readable."""
+    return {key: float(item) for key, item in _object(value, name).items() if _is_number(item)}
+
+
+def _splits(value: Any, name: str) -> dict[str, Any]:
+    found = {split: _object(value, name).get(split) for split in SPLITS}
+    return {split: _known(_METRICS, item, f"{name}.{split}") for split, item in found.items() if item}
+
+
+# `Annotated[what a reader sees, how it is checked]`: by a function, or by the kinds of its known keys; others are free.
 Settings = Mapping[str, Annotated[Any, _setting]]
 Scalars = Mapping[str, Annotated[Any, _scalar]]
+Numbers = Annotated[Mapping[str, float], _numbers]
+Fraction = Annotated[float, _fraction]
 Labels = tuple[Annotated[Label, _label], ...]
 Detections = tuple[Annotated[Detection, _detection], ...]
-Fraction = Annotated[float, _fraction]
-
-_Scores = TypedDict("_Scores", {"mAP50": Fraction, "mAP75": Fraction, "mAP50-95": Fraction})
-
-
-class _Metrics(_Scores, total=False):
-    """Of one split."""
-
-    precision: float
-    recall: float
-    mAP_by_iou: Mapping[str, Fraction]  # noqa: N815 - IoU threshold, e.g. '0.55' -> mAP; none in older records
-    per_class: Mapping[str, Annotated[Mapping[str, float], _numbers]]
-
-
-class _LossRan(TypedDict, total=False):
-    """The loss that really ran: its parts, the flags that had a say, the divisor, all in one line of text."""
-
-    loss: str
-    head: str
-    element: str
-    weighting: str
-    settings: Settings
-    divisor: str
-    text: str
-
-
-class _LabelsAsked(TypedDict, total=False):
-    """The training labels: the protocol, the rate that was asked or reached, the YAML, and facts of its manifest."""
-
-    protocol: str
-    rate: float
-    seed: int
-    data: str
-
-
-class _Study(TypedDict, total=False):
-    """A table or figure of a paper: its words, the paper's tables with the numbers beside, the command."""
-
-    key: str
-    title: str
-    compared: str
-    note: str
-    tables: tuple[tuple[str, ...], ...]
-    baseline: str
-    figures: tuple[str, ...]
-    given: Settings
+_METRICS = {
+    **dict.fromkeys(METRICS, Fraction),
+    "precision": float,
+    "recall": float,
+    "mAP_by_iou": Mapping[str, Fraction],  # IoU threshold, e.g. '0.55' -> mAP; none in older records
+    "per_class": Mapping[str, Numbers],
+}
+_LOSS_RAN = {**dict.fromkeys(("loss", "head", "element", "weighting", "divisor", "text"), str), "settings": Settings}
+_LABELS = {"protocol": str, "rate": float, "seed": int, "data": str, "manifest": Mapping[str, Any]}
+_STUDY = {
+    **dict.fromkeys(("key", "title", "compared", "note", "baseline"), str),
+    "tables": tuple[tuple[str, ...], ...],
+    "figures": tuple[str, ...],
+    "given": Settings,
+}
 
 
 @dataclass(frozen=True)
@@ -237,7 +173,7 @@ class Config:
 
     train: Mapping[str, Annotated[Any, _flag]]
     host: Settings
-    labels: Annotated[Mapping[str, Any], _LabelsAsked]
+    labels: Annotated[Mapping[str, Any], _LABELS]
     seed: int
     host_args: Settings = field(default_factory=dict)
 
@@ -267,17 +203,21 @@ class Record:
     config: Config
     varied: Settings = field(default_factory=dict)
     weights: str = ""
-    loss_ran: Annotated[Mapping[str, Any], _LossRan] = field(default_factory=dict)
+    loss_ran: Annotated[Mapping[str, Any], _LOSS_RAN] = field(default_factory=dict)
     versions: Scalars = field(default_factory=dict)
     git: Scalars = field(default_factory=dict)
     machine: Scalars = field(default_factory=dict)
     timings: Annotated[Mapping[str, float], _numbers] = field(default_factory=dict)
     peak_memory_mb: float | None = None
-    metrics: Mapping[str, Annotated[Mapping[str, Any], _Metrics]] = field(default_factory=dict)
+    metrics: Annotated[Mapping[str, Mapping[str, Any]], _splits] = field(default_factory=dict)
     epochs: tuple[Annotated[Mapping[str, float], _numbers], ...] = ()
     samples: tuple[Sample, ...] = ()
     log_tail: tuple[str, ...] = ()
     folder: Path = Path()
+
+    def __post_init__(self) -> None:
+        if self.finished and not self.metrics:
+            raise RunError("metrics has neither val nor test")
 
     @property
     def finished(self) -> bool:
@@ -287,7 +227,7 @@ class Record:
     @property
     def train(self) -> Mapping[str, Any]:
         """Our flags; one that came after the record was written had its default."""
-        return {**_defaults(), **self.config.train}
+        return {**DEFAULTS, **self.config.train}
 
     @property
     def host(self) -> Mapping[str, Any]:
@@ -327,7 +267,7 @@ class Plan:
 
     asked: Mapping[str, Any] = field(default_factory=dict)
     runs: tuple[str, ...] = ()
-    study: Annotated[Mapping[str, Any], _Study] = field(default_factory=dict)
+    study: Annotated[Mapping[str, Any], _STUDY] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -366,17 +306,16 @@ class Sweep:
 
 
 @cache
-def _defaults() -> dict[str, Any]:
-    return as_dict(TrainFlags())
+def _parts(kind: Any) -> dict[str, tuple[Any, bool]]:
+    """Field of a dataclass -> its kind, and whether it must be there."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {f.name: (hints[f.name], f.default is MISSING and f.default_factory is MISSING) for f in fields(kind)}
 
 
-# Reading
-
-_hints = cache(get_type_hints)
-
-
-def _with_default(kind: Any) -> set[str]:
-    return {f.name for f in fields(kind) if f.default is not MISSING or f.default_factory is not MISSING}
+def _known(kinds: Mapping[str, Any], value: Any, name: str) -> dict[str, Any]:
+    given = _object(value, name)
+    wanted = [key for key in kinds if key in METRICS or given.get(key) is not None]
+    return {**given, **{key: build(kinds[key], given.get(key), f"{name}.{key}") for key in wanted}}
 
 
 def build(kind: Any, value: Any, name: str = "") -> Any:
@@ -387,24 +326,19 @@ def build(kind: Any, value: Any, name: str = "") -> Any:
     """
     origin, args = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        return args[1](value, name) if isinstance(args[1], FunctionType) else build(args[1], value, name)
-    if is_dataclass(kind) or is_typeddict(kind):
-        given, hints, typed = (
-            _object(value, name or "the record"),
-            _hints(kind, include_extras=True),
-            is_dataclass(kind),
-        )
-        free = _with_default(kind) if typed else kind.__optional_keys__
-        wanted = [key for key in hints if key not in free or given.get(key) is not None]
-        built = {key: build(hints[key], given.get(key), f"{name}.{key}".lstrip(".")) for key in wanted}
-        return kind(**built) if typed else {**given, **built}
+        return _known(args[1], value, name) if isinstance(args[1], dict) else args[1](value, name)
+    typed: bool = is_dataclass(kind)
+    if typed:
+        given, parts = _object(value, name or "the record"), _parts(kind)
+        wanted = {key: part for key, (part, needed) in parts.items() if needed or given.get(key) is not None}
+        return kind(**{key: build(part, given.get(key), f"{name}.{key}".lstrip(".")) for key, part in wanted.items()})
     if NoneType in args:
         return None if value is None else build(args[0], value, name)
     if origin is tuple:
         return tuple(build(args[0], item, f"{name}[{i}]") for i, item in enumerate(_list(value, name)))
-    if isinstance(origin, type) and issubclass(origin, Mapping):
+    if origin is abc.Mapping:
         return {key: build(args[1], item, f"{name}.{key}") for key, item in _object(value, name).items()}
-    return _LEAVES[kind](value, name)
+    return _leaves[kind](value, name)
 
 
 def decode(kind: type[T], text: str, what: str) -> T:
@@ -420,19 +354,11 @@ def decode(kind: type[T], text: str, what: str) -> T:
     """
     try:
         content = json.loads(text)
+        if _object(content, "the content").get("schema") != SCHEMA:
+            raise RunError(f"schema is {content.get('schema')!r}, this version reads {SCHEMA}")
+        made: T = build(kind, content)
     except ValueError as error:
         raise RunError(f"{what} is not valid JSON: {error}") from None
-    try:
-        schema = _object(content, "the content").get("schema")
-        if schema != SCHEMA:
-            raise RunError(f"schema is {schema!r}, this version reads {SCHEMA}")
-        if kind is Record:
-            finished = content.get("status") == "finished"
-            metrics = _object(content.get("metrics") or {}, "metrics") if finished else {}
-            content["metrics"] = {split: metrics[split] for split in SPLITS if metrics.get(split)}
-            if finished and not content["metrics"]:
-                raise RunError("metrics has neither val nor test")
-        made: T = build(kind, content)
     except RunError as error:
         raise RunError(f"{what}: {error}") from None
     return made
@@ -523,8 +449,6 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return None
     return content if isinstance(content, dict) else None
 
-
-# Writing
 
 _LEFT_OUT = ("host_args", "log_tail", "machine", "steps", "study", "versions", "weights")  # where empty
 _NULL = ("error", "git", "loss_ran", "metrics", "timings")  # where empty

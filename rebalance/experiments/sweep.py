@@ -22,7 +22,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ from rebalance.experiments.record import (
     write,
     write_text,
 )
-from rebalance.settings import SparsifyFlags, as_dict, parse, value_text
+from rebalance.settings import SparsifyFlags, parse, value_text
 
 ROOT = Path("runs/benchmark")
 RUNNER = (sys.executable, "-m", "rebalance.experiments.run")
@@ -271,7 +271,7 @@ def write_results(folder: Path, runs: Iterable[str]) -> None:
 
 def _check(runner: Sequence[str], runs: Sequence[Run]) -> None:
     """Let the host look at every configuration, in a process of its own: this one stays small."""
-    grid = [{"train": {key: getattr(run.train, key) for key in run.given}, "host": dict(run.host)} for run in runs]
+    grid = [{"train": {key: run.train[key] for key in run.given}, "host": dict(run.host)} for run in runs]
     done = subprocess.run(
         [*runner, "--check"], input=json.dumps(grid, default=str), capture_output=True, text=True, check=False
     )
@@ -310,11 +310,11 @@ def _write_configs(folder: Path, runs: Sequence[Run], sources: Mapping[str, Path
     for run in runs:
         source, data = made[run.id]
         manifest = _manifest(data)
-        labels = as_dict(run.labels)
+        labels = asdict(run.labels)
         if manifest and run.labels.protocol != "normal" and not uses_rate(run.labels.protocol):
             labels["rate"] = round(float(manifest["reached"]), 4)  # nothing was asked: the data say how much it is
         config = Config(
-            train=as_dict(run.train),
+            train=run.train,
             host={**run.host, "data": shown(source)},
             labels={**labels, "data": shown(data), "manifest": manifest},
             seed=run.seed,

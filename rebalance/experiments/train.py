@@ -15,8 +15,8 @@ from typing import Any
 import psutil
 import torch
 
+from rebalance.experiments.flags import plain
 from rebalance.experiments.record import Task, read_json, write_json
-from rebalance.settings import as_dict
 from rebalance.train.api import YOLO
 
 PROGRESS = "progress.json"
@@ -52,7 +52,7 @@ class Keeper:
         self.state |= {
             "images": len(trainer.train_loader.dataset),
             "loss_ran": loss_ran or None,
-            "flags": as_dict(flags) if is_dataclass(flags) else None,
+            "flags": plain(flags) if is_dataclass(flags) else None,
             "host_args": {key: value for key, value in args.items() if value is not None},
             "gpu": _gpu(trainer.device),
         }

@@ -21,13 +21,13 @@ LARGE = ROOT / "data" / "seafloor-640.yaml"
 def test_presets_are_the_two_series_of_the_paper_with_a_shared_base(preset: str, seeds: list[int], size: int) -> None:
     runs = read_grid(benchmark({"preset": preset})).runs
     removal = (0.1, 0.25, 0.75, 0.9)
-    assert [(run.train.obj_drop, run.train.box_drop) for run in runs] == [
+    assert [(run.train["obj_drop"], run.train["box_drop"]) for run in runs] == [
         (0.0, 0.0),
         *((p, 0.0) for p in removal),
         *((0.0, p) for p in removal),
     ] * len(seeds)
     assert sorted({run.seed for run in runs}) == seeds
-    assert {(run.train.head, run.host["model"], run.host["imgsz"]) for run in runs} == {
+    assert {(run.train["head"], run.host["model"], run.host["imgsz"]) for run in runs} == {
         ("anchor", "yolov5n.yaml", size)
     }
 

@@ -42,7 +42,7 @@ def test_the_host_takes_every_run_and_a_size_is_one_budget(study: Study, size: s
     assert len({run.id for run in grid.runs}) == len(grid.runs)
     for run in grid.runs:
         family_ = family(str(run.host["model"]))
-        train_flags({name: getattr(run.train, name) for name in run.given}, host=HOSTS.get(family_, family_))
+        train_flags({name: run.train[name] for name in run.given}, host=HOSTS.get(family_, family_))
     by_model: dict[str, list[Any]] = {}
     for run in grid.runs:
         budget = {key: value for key, value in run.host.items() if key not in ("model", "data", "conf")}
@@ -77,7 +77,7 @@ def test_keys_tables_and_figures_exist() -> None:
 
 
 def losses(key: str) -> list[tuple[Any, ...]]:
-    return [(r.host["model"], r.train.loss, r.labels.protocol, r.labels.rate) for r in runs(key)]
+    return [(r.host["model"], r.train["loss"], r.labels.protocol, r.labels.rate) for r in runs(key)]
 
 
 def test_brl_tables() -> None:
@@ -89,10 +89,12 @@ def test_brl_tables() -> None:
         ("retinanet_tiny", "focal", "per_class", 0.5),
         ("retinanet_tiny", "brl", "per_class", 0.5),
     ]
-    table_2 = [(r.train.loss, r.train.brl_iou, r.train.brl_t, r.train.brl_weight) for r in runs("brl.table2")]
+    table_2 = [
+        (r.train["loss"], r.train["brl_iou"], r.train["brl_t"], r.train["brl_weight"]) for r in runs("brl.table2")
+    ]
     assert table_2 == [("focal", 0.1, 0.5, 0.1), *(("brl", iou, 0.5, 0.5) for iou in (0.2, 0.1, 0.05))]
     # t = 0.5 at weight 0.5 is in both halves of the table, and one run
-    assert [(r.train.brl_t, r.train.brl_beta, r.train.brl_weight) for r in runs("brl.table3")[1:]] == [
+    assert [(r.train["brl_t"], r.train["brl_beta"], r.train["brl_weight"]) for r in runs("brl.table3")[1:]] == [
         *((t, 1, 0.5) for t in (0, 0.1, 0.25, 0.5)),
         (0.5, 0, 0.5),
         *((0.5, 1, weight) for weight in (1, 0.25, 0.1, 0.01)),
@@ -114,23 +116,27 @@ def test_brl_on_gpus_has_the_papers_detectors_and_seeds() -> None:
 def test_label_noise_is_nested_and_has_both_kinds_of_ce() -> None:
     found = runs("label-noise.fig3")
     rates = [0, 0.1, 0.2, 0.3, 0.4, 0.5]
-    assert [(r.train.loss, r.labels.rate) for r in found] == [(n, p) for n in ("ohem", "bce", "focal") for p in rates]
+    assert [(r.train["loss"], r.labels.rate) for r in found] == [
+        (n, p) for n in ("ohem", "bce", "focal") for p in rates
+    ]
     assert {r.labels.seed for r in found} == {0}
-    assert {(r.train.focal_alpha, r.train.focal_gamma) for r in found if r.train.loss == "focal"} == {(0.75, 2)}
-    assert {r.train.ohem_ratio for r in found} == {3}
-    assert [r.train.focal_gamma for r in runs("label-noise.fig5")] == list(range(9))
+    assert {(r.train["focal_alpha"], r.train["focal_gamma"]) for r in found if r.train["loss"] == "focal"} == {
+        (0.75, 2)
+    }
+    assert {r.train["ohem_ratio"] for r in found} == {3}
+    assert [r.train["focal_gamma"] for r in runs("label-noise.fig5")] == list(range(9))
     assert [run.id for run in runs("label-noise.fig4")] == [run.id for run in found]
 
 
 def test_removal_tables_are_the_benchmarks() -> None:
-    assert [r.train.box_drop for r in runs("rebalancing.table2")] == [0, 0.1, 0.25, 0.75, 0.9]
-    assert [r.train.obj_drop for r in runs("rebalancing.table3")] == [0, 0.1, 0.25, 0.75, 0.9]
-    assert {r.train.head for r in runs("rebalancing.table3")} == {"anchor"}
+    assert [r.train["box_drop"] for r in runs("rebalancing.table2")] == [0, 0.1, 0.25, 0.75, 0.9]
+    assert [r.train["obj_drop"] for r in runs("rebalancing.table3")] == [0, 0.1, 0.25, 0.75, 0.9]
+    assert {r.train["head"] for r in runs("rebalancing.table3")} == {"anchor"}
 
 
 def resolved(run: Run) -> TrainFlags:
     family_ = family(str(run.host["model"]))
-    given = {name: getattr(run.train, name) for name in run.given}
+    given = {name: run.train[name] for name in run.given}
     return train_flags(given, host=HOSTS.get(family_, family_), anchored=family_ in HOSTS)
 
 
