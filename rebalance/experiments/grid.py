@@ -179,9 +179,7 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """
 
     def text(asked: Mapping[str, Any], key: str) -> str:
-        if key not in asked:
-            return "not given"
-        return asked_text(asked[key])
+        return asked_text(asked[key]) if key in asked else "not given"
 
     keys = [*old, *(key for key in new if key not in old)]
     changed = [key for key in keys if (old.get(key), key in old) != (new.get(key), key in new)]

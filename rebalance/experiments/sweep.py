@@ -22,8 +22,9 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ RUNNER = (sys.executable, "-m", "rebalance.experiments.run")
 RESULTS = "results.csv"
 METRICS = ("mAP50", "mAP75", "mAP50-95", "precision", "recall")
 
+_SAY = partial(print, flush=True)
 _LOCK = "lock"
 _POLL = 0.1  # seconds between looks at the children
 _GRACE = 10.0  # seconds that a stopped child gets to end by itself
@@ -74,7 +76,7 @@ def sweep(
     study: Mapping[str, Any] | None = None,
     root: Path = ROOT,
     runner: Sequence[str] = RUNNER,
-    say: Callable[[str], None] | None = None,
+    say: Callable[[str], None] = _SAY,
 ) -> Path:
     """Run a grid of trainings and return its folder; the same name again continues it.
 
@@ -88,13 +90,12 @@ def sweep(
         root: where the folder `name` is made.
         runner: command that trains: with a run folder it makes the record there, with `--check` it reads the grid from
             standard input and answers with its error.
-        say: takes each line of progress; default: print.
+        say: takes each line of progress.
 
     Raises:
         ConfigError, ModelError, DataError: the grid cannot run; nothing was made.
         RunError: the folder holds another grid, another sweep works in it, or not one of the runs finished.
     """
-    say = say or _print
     grid = read_grids([args] if isinstance(args, Mapping) else args)
     folder = root / (grid.flags.name or _time_stamp(root))
     _refuse_other_grid(folder, grid)
@@ -114,18 +115,10 @@ def sweep(
             _Crew(grid, folder, runner, say).work(open_runs)
         write_results(folder, runs)
     say(_closing(grid, folder))
-    _refuse_no_result(folder)
+    over = load(folder).records
+    if not any(record.finished for record in over):
+        raise RunError(f"no run finished; the first, {over[0].run}: {over[0].error}")
     return folder
-
-
-@dataclass
-class _Child:
-    """One run at work."""
-
-    number: int
-    run: Run
-    process: subprocess.Popen[bytes]
-    began: float
 
 
 class _Crew:
@@ -136,26 +129,27 @@ class _Crew:
         self.folder, self.runner, self.say = folder, runner, say
         self.asked_jobs = grid.flags.jobs
         self.jobs = self.asked_jobs
-        self.seconds: list[float] = []
+        self.began = dict[str, float]()
+        self.seconds = list[float]()
 
     def work(self, runs: Sequence[Run]) -> None:
         """Run all; whatever ends this early (Ctrl-C too) stops the children first."""
-        waiting, active = deque(runs), list[_Child]()
+        waiting, active = deque(runs), dict[str, subprocess.Popen[bytes]]()
         self.jobs = min(self.asked_jobs, len(runs))
         try:
             while waiting or active:
                 while waiting and len(active) < self.jobs:
-                    active.append(self._start(waiting.popleft()))
+                    run = waiting.popleft().id
+                    active[run] = self._start(run)
                 time.sleep(_POLL)
-                for child in [child for child in active if child.process.poll() is not None]:
-                    active.remove(child)
-                    self._finish(child, len(waiting) + len(active))
+                for run in [run for run, child in active.items() if child.poll() is not None]:
+                    self._finish(run, active.pop(run), len(waiting) + len(active))
         except BaseException:
-            _stop([child.process for child in active])
+            _stop(active.values())
             raise
 
-    def _start(self, run: Run) -> _Child:
-        number, folder = self.number[run.id], self.folder / RUNS / run.id
+    def _start(self, run: str) -> subprocess.Popen[bytes]:
+        folder = self.folder / RUNS / run
         (folder / RECORD).unlink(missing_ok=True)  # of a failed attempt
         threads = str(max(1, cores() // self.jobs))
         settings = {
@@ -164,9 +158,10 @@ class _Crew:
             "MPLBACKEND": "Agg",
             "PYTHONUNBUFFERED": "1",
         }
-        self.say(f"[{number}/{len(self.number)}] start  {run.id}")
+        self.say(f"{self._place(run)} start  {run}")
+        self.began[run] = time.monotonic()
         with open(folder / LOG, "ab") as log:
-            process = subprocess.Popen(
+            return subprocess.Popen(
                 [*self.runner, str(folder), "--watch"],
                 stdin=subprocess.PIPE,  # closes when this process dies, however it dies; the child ends itself then
                 stdout=log,
@@ -176,26 +171,27 @@ class _Crew:
                 start_new_session=True,
                 creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # the same on Windows
             )
-        return _Child(number, run, process, time.monotonic())
 
-    def _finish(self, child: _Child, left: int) -> None:
-        folder, seconds = self.folder / RUNS / child.run.id, time.monotonic() - child.began
-        if child.process.stdin:
-            child.process.stdin.close()
+    def _finish(self, run: str, child: subprocess.Popen[bytes], left: int) -> None:
+        folder, seconds = self.folder / RUNS / run, time.monotonic() - self.began[run]
+        if child.stdin:
+            child.stdin.close()
         record = read_if_whole(Record, folder / RECORD)
         if record is None:
-            error = _ending(child.process.returncode, folder / LOG)
+            error = _ending(child.returncode, folder / LOG)
             record = failed(read_file(Task, folder / CONFIG), error, folder / LOG)
             write(folder / RECORD, record)
         write_results(self.folder, self.number)
         self.seconds.append(seconds)
-        place = f"[{child.number}/{len(self.number)}]"
-        if not record.finished:
-            self.say(f"{place} FAILED {child.run.id}  {record.error}{self._left(left)}")
-            return
         split, metrics = record.headline
-        score = f"mAP50 {100 * metrics['mAP50']:.1f} points on {split}"
-        self.say(f"{place} done   {child.run.id}  {score}  {seconds:.0f} s{self._left(left)}")
+        if record.finished:
+            told = f"done   {run}  mAP50 {100 * metrics['mAP50']:.1f} points on {split}  {seconds:.0f} s"
+        else:
+            told = f"FAILED {run}  {record.error}"
+        self.say(f"{self._place(run)} {told}{self._left(left)}")
+
+    def _place(self, run: str) -> str:
+        return f"[{self.number[run]}/{len(self.number)}]"
 
     def _left(self, runs: int) -> str:
         """'; 3 to go, about 4 min': the mean so far, times the rounds that are left."""
@@ -216,13 +212,6 @@ def _refuse_other_grid(folder: Path, grid: Grid) -> None:
     changed = difference(made.asked, asked)
     if changed:
         raise RunError(f"{folder} was made with another grid: {changed}. Give the same values, or another name=")
-
-
-def _refuse_no_result(folder: Path) -> None:
-    """Raise where there is nothing to report."""
-    over = load(folder).records
-    if not any(record.finished for record in over):
-        raise RunError(f"no run finished; the first, {over[0].run}: {over[0].error}")
 
 
 def _finished(folder: Path, run: Run) -> bool:
@@ -364,10 +353,10 @@ def _locked(folder: Path) -> Iterator[None]:
         raise RunError(f"another sweep works in {folder} (process {number})") from None
 
 
-def _stop(children: Sequence[subprocess.Popen[bytes]]) -> None:
+def _stop(children: Iterable[subprocess.Popen[bytes]]) -> None:
     """End our own children and what they started, politely first."""
-    family = list[psutil.Process]()
-    for child in children:
+    family, alive = list[psutil.Process](), [child for child in children if child.poll() is None]
+    for child in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
             family += [psutil.Process(child.pid), *psutil.Process(child.pid).children(recursive=True)]
     for end in (psutil.Process.terminate, psutil.Process.kill):
@@ -375,6 +364,8 @@ def _stop(children: Sequence[subprocess.Popen[bytes]]) -> None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 end(process)
         _, family = psutil.wait_procs(family, _GRACE)
+    for child in alive:
+        child.poll()
 
 
 def _ending(code: int, log: Path) -> str:
@@ -412,7 +403,3 @@ def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _print(line: str) -> None:
-    print(line, flush=True)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from rebalance.experiments import machine
 
@@ -45,3 +48,15 @@ def test_git_is_this_checkout_and_not_one_around_an_installed_package(tmp_path: 
         check=True,
     )
     assert told.stdout.strip() == "None"
+
+
+FILES = sorted(Path(machine.__file__).parent.rglob("*.py"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
+def test_nothing_that_only_posix_has_is_imported_or_called(file: Path) -> None:
+    tree = ast.parse(file.read_text("utf-8"))
+    imports = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
+    assert not imports & {"fcntl", "resource", "termios", "pwd", "grp", "pty"}
+    called = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    assert not called & {"killpg", "getpgrp", "sysconf", "fork", "setsid", "SIGKILL", "WIFEXITED"}
