@@ -175,7 +175,7 @@ class Config:
     host: Settings
     labels: Annotated[Mapping[str, Any], _LABELS]
     seed: int
-    host_args: Settings = field(default_factory=dict)
+    host_args: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def data(self) -> Path:

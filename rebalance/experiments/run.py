@@ -38,10 +38,10 @@ def carry_out(folder: Path) -> Record:
     Raises:
         RunError: the folder is not a run's: it has no config.json that can be read.
     """
+    began, task = time.perf_counter(), read_file(Task, folder / CONFIG)
     from rebalance.experiments.train import PROGRESS, Keeper
 
-    task = read_file(Task, folder / CONFIG)
-    keeper = Keeper(folder / PROGRESS, int(os.environ.get("OMP_NUM_THREADS", "1")), time.perf_counter())
+    keeper = Keeper(folder / PROGRESS, int(os.environ.get("OMP_NUM_THREADS", "1")), began)
     try:
         made = _result(folder, task, keeper)
     except Exception as error:

@@ -48,6 +48,7 @@ from rebalance.experiments.record import (
     Task,
     failed,
     load,
+    read,
     read_file,
     read_if_whole,
     read_json,
@@ -176,10 +177,12 @@ class _Crew:
         folder, seconds = self.folder / RUNS / run, time.monotonic() - self.began[run]
         if child.stdin:
             child.stdin.close()
-        record = read_if_whole(Record, folder / RECORD)
-        if record is None:
-            error = _ending(child.returncode, folder / LOG)
-            record = failed(read_file(Task, folder / CONFIG), error, folder / LOG)
+        try:
+            record = read(folder / RECORD)
+        except RunError as error:
+            unread = child.returncode == 0 and (folder / RECORD).exists()
+            told = str(error) if unread else _ending(child.returncode, folder / LOG)
+            record = failed(read_file(Task, folder / CONFIG), told, folder / LOG)
             write(folder / RECORD, record)
         write_results(self.folder, self.number)
         self.seconds.append(seconds)

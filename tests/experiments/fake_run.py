@@ -2,7 +2,7 @@
 
 ok: writes a record; fail: writes a failed one; die: is killed after a line of log; quit: ends with code 7, no record;
 hang: sleeps until somebody ends it; brood: the same with a process that it has started, which does not go politely;
-half: writes half a record and is killed. A list of these: one for each attempt.
+half: writes half a record and is killed; odd: writes a record that cannot be. A list of these: one for each attempt.
 `--check` answers with the plan's entry "check", if any. Everything it does is also a line in `<plan>.log`.
 """
 
@@ -67,19 +67,19 @@ if step == "brood":
 if step == "hang":
     time.sleep(60)
 time.sleep(plan.get("seconds", 0))
-score = 0.5 - config["config"]["train"]["obj_drop"] / 10
+score = 0.5 - config["config"]["train"]["obj_drop"] / 10 if step != "odd" else 50
 metrics = {"mAP50": score, "mAP75": 0.25, "mAP50-95": 0.2, "precision": 0.6, "recall": 1 / 3, "per_class": {}}
 record = {
     "schema": 1,
     "run": run,
-    "status": "finished" if step == "ok" else "failed",
-    "error": None if step == "ok" else "ValueError: as planned",
+    "status": "finished" if step in ("ok", "odd") else "failed",
+    "error": None if step in ("ok", "odd") else "ValueError: as planned",
     "config": config["config"],
     "varied": config["varied"],
     "loss_ran": {"loss": "drop", "head": "anchor"},
     "timings": {"train_seconds": 81.26, "images_per_second": 61.234} if step == "ok" else None,
     "peak_memory_mb": 912.34 if step == "ok" else None,
-    "metrics": {"val": {**metrics, "mAP50": 0.9}, "test": metrics} if step == "ok" else None,
+    "metrics": {"val": {**metrics, "mAP50": 0.9}, "test": metrics} if step in ("ok", "odd") else None,
     "epochs": [],
     "samples": [],
 }

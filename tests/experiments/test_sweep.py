@@ -195,6 +195,12 @@ def test_a_half_written_record_is_not_trusted(bench: Bench) -> None:
     assert bench.started() == [*RUNS, *RUNS[:2], *[RUNS[1]] * 4]
 
 
+def test_a_record_that_cannot_be_is_a_failed_run_and_says_why(bench: Bench) -> None:
+    bench.sweep({RUNS[0]: "odd"})
+    assert bench.record(RUNS[0])["error"].endswith("metrics.test.mAP50 is 50, not a fraction in [0, 1]")
+    assert bench.record(RUNS[1])["status"] == "finished"
+
+
 def test_children_share_the_cores(bench: Bench) -> None:
     bench.sweep({"seconds": 0.4}, jobs="2")
     starts = {run: float(when) for _, run, _, _, when in bench.log("start")}
