@@ -16,7 +16,7 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import PurePath
 from typing import Any
@@ -122,7 +122,7 @@ def read_grid(given: Mapping[str, str]) -> Grid:
             own = {key: value for key, value in varied.items() if key in values}
             runs.append(_run(values, own, sweep.label_seed, seed))
     asked: dict[str, Any] = {**lists, "seeds": seeds, "series": sweep.series, "label_seed": sweep.label_seed}
-    return Grid(sweep, tuple(_name(_distinct(runs))), asked)
+    return Grid(sweep, tuple(_name(_distinct(runs, _key))), asked)
 
 
 def read_grids(cells: Sequence[Mapping[str, str]]) -> Grid:
@@ -139,11 +139,7 @@ def read_grids(cells: Sequence[Mapping[str, str]]) -> Grid:
     grids = [read_grid(cell) for cell in cells]
     if len(grids) == 1:
         return grids[0]
-    first: dict[str, Run] = {}
-    for run in (run for grid in grids for run in grid.runs):
-        content = [run.train, dict(run.host), asdict(run.labels), run.seed]
-        first.setdefault(json.dumps(content, default=str, sort_keys=True), run)
-    runs = list(first.values())
+    runs = _distinct([run for grid in grids for run in grid.runs], _content)
     values = [_values_of(run) for run in runs]
     keys = dict.fromkeys(key for own in values for key in own)
     order = ("model", "data", "head", "loss", *DEFAULTS, *keys)  # detector, loss with its flags, labels
@@ -342,11 +338,16 @@ def _key(run: Run) -> str:
     return json.dumps([run.train, run.given, dict(run.host), asdict(run.labels), run.seed], default=str)
 
 
-def _distinct(runs: Iterable[Run]) -> list[Run]:
-    """Without the repeats that arise where a rate varies over protocols that take none."""
+def _content(run: Run) -> str:
+    """The same whichever of its values were given."""
+    return json.dumps([run.train, dict(run.host), asdict(run.labels), run.seed], default=str, sort_keys=True)
+
+
+def _distinct(runs: Iterable[Run], key: Callable[[Run], str]) -> list[Run]:
+    """The first of the runs that are the same, as where a rate varies over protocols that take none."""
     first: dict[str, Run] = {}
     for run in runs:
-        first.setdefault(_key(run), run)
+        first.setdefault(key(run), run)
     return list(first.values())
 
 
