@@ -91,7 +91,7 @@ _fraction = _rule(lambda value: _is_number(value) and 0 <= value <= 1, "a fracti
 _text = _rule(lambda value: isinstance(value, str), "a text")
 _name = _rule(lambda value: isinstance(value, str) and value != "", "a text")
 _status = _rule(lambda value: value in ("finished", "failed"), "finished or failed")
-_scalar = _rule(lambda value: value is None or _is_one(value), "one value")
+_scalar = _rule(_is_one, "one value")
 _setting = _rule(lambda value: all(map(_is_one, value if isinstance(value, list) else [value])), "a setting")
 _list = _rule(lambda value: isinstance(value, list), "a list")
 _object = _rule(lambda value: isinstance(value, dict), "an object")
@@ -411,7 +411,7 @@ def load(folder: str | Path, baseline: str = "") -> Sweep:
             warnings.append(f"skipped: {error}")
 
     if packed.is_file():
-        first, *lines = packed.read_text(encoding="utf-8").splitlines() or [""]
+        first, *lines = packed.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
         plan = decode(Plan, first, f"{packed}, line 1")
         for number, line in enumerate(lines, 2):
             take(decode, Record, line, f"{packed}, line {number}")
