@@ -24,7 +24,7 @@ def evaluate(weights: Path, split: str, config: Config, threads: int) -> dict[st
     """
     model = YOLO(str(weights))
     model.add_callback("on_val_start", lambda _: set_threads(threads))
-    found = model.val(data=str(config.data), split=split, plots=False, verbose=False, **flags(config, weights))
+    found = model.val(data=str(config.data), split=split, plots=False, verbose=False, **eval_flags(config, weights))
     if found.nt_per_class is None or not sum(found.nt_per_class):
         return None
     box = found.box
@@ -44,7 +44,7 @@ def evaluate(weights: Path, split: str, config: Config, threads: int) -> dict[st
     }
 
 
-def flags(config: Config, weights: Path) -> dict[str, Any]:
+def eval_flags(config: Config, weights: Path) -> dict[str, Any]:
     """Host flags that mean the same in evaluation, and a folder that exists anyway."""
     host = config.host
     batch = host.get("batch", 16)

@@ -19,7 +19,7 @@ from ultralytics.utils.checks import check_imgsz
 
 from rebalance.data.dataset import DataSet, withheld_path
 from rebalance.errors import DataError, ModelError
-from rebalance.experiments.evaluate import flags as eval_flags
+from rebalance.experiments.evaluate import eval_flags
 from rebalance.experiments.record import Box, Config, Detection, Label, Sample, shown
 from rebalance.settings import StepsFlags
 from rebalance.train.api import YOLO
