@@ -40,7 +40,7 @@ class Soft(Method):
     """Soft sampling.
 
     >>> soft_weights(torch.tensor([0.0, 0.2, 0.5]), torch.tensor([NEGATIVE, NEGATIVE, NEGATIVE]))
-    tensor([0.2500, 0.5501, 0.9983])
+    tensor([0.2500, 0.5502, 0.9983])
     """
 
     name = "soft"
@@ -55,10 +55,10 @@ class Soft(Method):
     joins = ("bce", "focal")  # BRL has a weight by overlap of its own
     neutral: ClassVar = {"soft_a": 1.0}
     golden = (
-        # 0.25 + 0.75 * exp(-50 * exp(-4)) = 0.550147 of 0.693147; a positive counts in full
-        Golden([0, 0, 0], [0, 0, 1], [0.173287, 0.381333, 0.693147], overlap=[0, 0.2, 0]),
-        # 0.5 + 0.5 * exp(-2 * exp(-0.5)) = 0.648674
-        Golden([0], [0], [0.449627], {"soft_a": 0.5, "soft_b": 2, "soft_c": 1}, overlap=[0.5]),
+        # 0.25 + 0.75 * exp(-50 * exp(-4)) = 0.550153 of 0.693147; a positive counts in full
+        Golden([0, 0, 0], [0, 0, 1], [0.173287, 0.381337, 0.693147], overlap=[0, 0.2, 0]),
+        # 0.5 + 0.5 * exp(-2 * exp(-0.5)) = 0.648642
+        Golden([0], [0], [0.449605], {"soft_a": 0.5, "soft_b": 2, "soft_c": 1}, overlap=[0.5]),
     )
 
     soft_a: float = setting(0.25, "least weight of a negative", low=0, high=1)

@@ -9,8 +9,8 @@ import torch
 
 from rebalance.errors import ConfigError
 from rebalance.methods.bce import bce
-from rebalance.methods.registry import METHODS, PLACES, Selection, select
-from rebalance.methods.resolve import divisor_of, kept_flags, train_flags
+from rebalance.methods import METHODS
+from objectives import recipe_of
 from rebalance.settings import TrainFlags, as_dict, flags
 
 README = Path(__file__).resolve().parents[2] / "README.md"
@@ -87,8 +87,8 @@ def test_select_refuses(loss: str, message: str) -> None:
         ({"head": "resobj", "resobj_grad": "joint", "resobj_on": "cls"}, {"loss": "bce"}),
     ],
 )
-def test_train_flags(given: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert as_dict(train_flags(given)) == {**as_dict(TrainFlags(loss="bce")), **given, **expected}
+def test_recipe_of(given: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert as_dict(recipe_of(given)) == {**as_dict(TrainFlags(loss="bce")), **given, **expected}
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_train_flags(given: dict[str, Any], expected: dict[str, Any]) -> None:
     ],
 )
 def test_flags_of_faster_rcnn(given: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert as_dict(train_flags(given, host="fasterrcnn")) == {**as_dict(TrainFlags()), **given, **expected}
+    assert as_dict(recipe_of(given, host="fasterrcnn")) == {**as_dict(TrainFlags()), **given, **expected}
 
 
 @pytest.mark.parametrize(
@@ -119,13 +119,13 @@ def test_flags_of_faster_rcnn(given: dict[str, Any], expected: dict[str, Any]) -
 )
 def test_flags_of_faster_rcnn_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as error:
-        train_flags(given, host="fasterrcnn")
+        recipe_of(given, host="fasterrcnn")
     assert str(error.value).startswith(message)
 
 
 def test_the_head_of_a_checkpoint_counts_where_none_is_given() -> None:
-    assert train_flags({"anchor_t": 3}, head="anchor").head == "anchor"
-    assert train_flags({"head": "stock"}, head="anchor").head == "stock"
+    assert recipe_of({"anchor_t": 3}, head="anchor").head == "anchor"
+    assert recipe_of({"head": "stock"}, head="anchor").head == "stock"
 
 
 @pytest.mark.parametrize(
@@ -167,37 +167,37 @@ def test_the_head_of_a_checkpoint_counts_where_none_is_given() -> None:
 )
 def test_train_flags_refuses(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as error:
-        train_flags(given)
+        recipe_of(given)
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
 
 
 def test_a_method_that_is_not_defined_for_a_head_names_the_heads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(METHODS, "drop", METHODS["drop"]._replace(places=("anchor",)))
-    assert train_flags({"loss": "drop", "head": "anchor"}).loss == "drop"
+    assert recipe_of({"loss": "drop", "head": "anchor"}).loss == "drop"
     with pytest.raises(ConfigError, match=r"^loss=drop is not defined for head=stock; losses there: bce, focal, "):
-        train_flags({"obj_drop": 0.5})
+        recipe_of({"obj_drop": 0.5})
 
 
 @pytest.mark.parametrize(
     "given", [{}, {"obj_drop": 0.5}, {"head": "anchor"}, {"head": "anchor", "box_drop": 0.1, "drop_scope": "literal"}]
 )
 def test_flags_that_a_checkpoint_keeps_come_back(given: dict[str, Any]) -> None:
-    parsed = train_flags(given)
+    parsed = recipe_of(given)
     assert kept_flags(as_dict(parsed)) == parsed
 
 
 def test_a_checkpoint_without_flags_has_the_host_s_loss() -> None:
-    assert kept_flags({}) == train_flags({})
-    assert kept_flags({}, head="anchor") == train_flags({"head": "anchor"})
+    assert kept_flags({}) == recipe_of({})
+    assert kept_flags({}, head="anchor") == recipe_of({"head": "anchor"})
 
 
 def test_heads_on_anchors_take_the_flags_of_the_anchor_head() -> None:
     given = {"loss": "resobj", "anchor_t": 3, "obj_gain": 2, "resobj_steps": 1}
-    parsed = train_flags(given, anchored=True)
+    parsed = recipe_of(given, anchored=True)
     assert (parsed.head, parsed.anchor_t, parsed.obj_gain, parsed.resobj_steps) == ("resobj", 3, 2, 1)
     with pytest.raises(ConfigError, match="anchor_t=3 has no effect with head=stock"):
-        train_flags({"anchor_t": 3}, anchored=True)
+        recipe_of({"anchor_t": 3}, anchored=True)
 
 
 @pytest.mark.parametrize(
@@ -214,17 +214,17 @@ def test_heads_on_anchors_take_the_flags_of_the_anchor_head() -> None:
     ],
 )
 def test_the_divisor_is_the_method_s_own_unless_it_is_given(loss: str, stock: str, anchor: str) -> None:
-    assert divisor_of(train_flags({"loss": loss}), "stock") == stock
-    assert divisor_of(train_flags({"loss": loss, "head": "anchor"}), "anchor") == anchor
-    assert divisor_of(train_flags({"loss": loss, "head": "obj"}), "obj") == anchor
+    assert divisor_of(recipe_of({"loss": loss}), "stock") == stock
+    assert divisor_of(recipe_of({"loss": loss, "head": "anchor"}), "anchor") == anchor
+    assert divisor_of(recipe_of({"loss": loss, "head": "obj"}), "obj") == anchor
     for given in ("host", "image", "batch", "candidates"):
-        assert divisor_of(train_flags({"loss": loss, "divisor": given}), "stock") == given
+        assert divisor_of(recipe_of({"loss": loss, "divisor": given}), "stock") == given
 
 
 def test_every_pair_that_is_offered_can_be_chosen() -> None:
     for name, row in METHODS.items():
-        assert (row.kind == "weighting") == bool(row.elements)
-        for element in row.elements:
+        assert (row.kind == "weighting") == bool(row.joins)
+        for element in row.joins:
             assert select(f"{element}+{name}") == Selection(element, name)
         assert set(row.divisors) <= set(row.places)
         assert set(row.divisors.values()) <= set(flags(TrainFlags)["divisor"].metadata["choices"])
