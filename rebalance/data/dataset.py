@@ -70,16 +70,19 @@ class DataSet:
             raise DataError(f"{self.file}: no images in {split}: {', '.join(self.splits[split])}")
         return found
 
+    def parse(self, data: bytes, name: str = "label file") -> Labels:
+        """Labels in the bytes of a label file of this data set; DataError as `labels.parse`."""
+        return labels.parse(data, classes=len(self.names), keypoints=self.keypoints, name=name)
+
     def labels(self, image: str) -> Labels:
-        """Labels of an image; DataError as `labels.parse`."""
-        return labels.read(Path(label_path(image)), classes=len(self.names), keypoints=self.keypoints)
+        """Labels of an image, none without a label file; DataError as `labels.parse`."""
+        path = label_path(image)
+        return self.parse(labels.read_bytes(Path(path)) or b"", path)
 
     def withheld(self, image: str) -> Labels:
         """Boxes that were withheld from an image's labels when the data set was made; none for most data sets."""
         path = withheld_path(image)
-        if path is None:
-            return labels.parse(b"", classes=len(self.names))
-        return labels.read(Path(path), classes=len(self.names), keypoints=self.keypoints)
+        return self.parse((path and labels.read_bytes(Path(path))) or b"", str(path))
 
 
 def load(data: str | Path) -> DataSet:

@@ -50,13 +50,18 @@ class Labels:
         box = self.boxes_xywh_norm.astype(np.float64) * (width, height, width, height)
         return np.concatenate((box[:, :2] - box[:, 2:] / 2, box[:, :2] + box[:, 2:] / 2), axis=1)
 
-    def pick(self, chosen: NDArray[np.bool_]) -> bytes:
-        """The lines of the chosen boxes, byte-identical and in file order.
+    @property
+    def data(self) -> bytes:
+        """The lines, byte-identical and in file order: what a file of these labels holds."""
+        return b"".join(self.lines)
 
-        Args:
-            chosen: (n,) which boxes.
-        """
-        return b"".join(line for line, box in zip(self.lines, self.box_of.tolist(), strict=True) if chosen[box])
+    def pick(self, chosen: NDArray[np.bool_]) -> Labels:
+        """The chosen boxes (n,) with their lines; all of them are these labels themselves."""
+        if chosen.all():
+            return self
+        kept, number = chosen[self.box_of], np.cumsum(chosen) - 1
+        lines = tuple(line for line, stays in zip(self.lines, kept.tolist(), strict=True) if stays)
+        return Labels(self.classes[chosen], self.boxes_xywh_norm[chosen], lines, number[self.box_of[kept]])
 
 
 def parse(data: bytes, *, classes: int, keypoints: tuple[int, int] = (0, 0), name: str = "label file") -> Labels:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rebalance.data.protocols import PROTOCOLS, share, uses_rate, withhold
+from rebalance.data import labels
+from rebalance.data.protocols import PROTOCOLS, Withhold, share, uses_rate
 from rebalance.errors import ConfigError
 from rebalance.settings import SparsifyFlags, flags
 
@@ -16,8 +17,7 @@ LABEL = np.array([0, 0, 0, 0, 1, 1, 0, 1, 2, 2, 0, 0, 0, 0, 1, 1, 2])
 
 
 def gone(protocol: str, rate: float = 0.5, seed: int = 0, keep_one: bool = False) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    return withhold(IMAGE, LABEL, protocol=protocol, rate=rate, keep_one=keep_one, rng=rng)
+    return Withhold(protocol=protocol, rate=rate, keep_one=keep_one, seed=seed).gone(IMAGE, LABEL)
 
 
 def per_image(mask: np.ndarray) -> list[int]:
@@ -112,24 +112,38 @@ def test_seeds_differ_and_repeat(protocol: str) -> None:
 
 
 def test_every_box_of_an_image_is_equally_likely_to_stay() -> None:
-    image, label = np.zeros(4, np.int64), np.zeros(4, np.int64)
-    rng = np.random.default_rng(0)
-    stays = sum((~withhold(image, label, protocol="extreme", rng=rng)).astype(int) for _ in range(2000))
+    one = np.zeros(4, np.int64)
+    stays = sum((~Withhold(protocol="extreme", seed=seed).gone(one, one)).astype(int) for seed in range(2000))
     assert (abs(stays - 500) < 80).all()  # 500 ± 19 (one standard deviation); 80 is four of them
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_no_boxes_one_box_and_odd_ids(protocol: str) -> None:
-    rng = np.random.default_rng(0)
-    empty = np.zeros(0, np.int64)
-    assert withhold(empty, empty, protocol=protocol, rng=rng).shape == (0,)
-    one = withhold(np.array([7]), np.array([3]), protocol=protocol, rate=0.9, rng=rng)
-    assert one.tolist() == [False]
+    rule, empty = Withhold(protocol=protocol, rate=0.9), np.zeros(0, np.int64)
+    assert rule.gone(empty, empty).shape == (0,)
+    assert rule.gone(np.array([7]), np.array([3])).tolist() == [False]
     scattered = np.array([9, -2, 9, -2, 9])  # boxes of an image need not be neighbours
-    mask = withhold(scattered, np.zeros(5, np.int64), protocol=protocol, rng=rng)
+    mask = rule.gone(scattered, np.zeros(5, np.int64))
     assert mask.dtype == bool
     if protocol in ("extreme", "keep_one_per_class"):
         assert sorted(scattered[~mask].tolist()) == [-2, 9]
+
+
+def test_labels_stay_or_go_with_their_lines() -> None:
+    files = [labels.parse(data, classes=2) for data in (b"0 .1 .5 .1 .1\n1 .2 .5 .1 .1\n", b"", b"1 .3 .5 .1 .1")]
+    (first, second), empty, (third, none) = Withhold(protocol="extreme")(files)
+    assert first.data + second.data in (files[0].data, b"1 .2 .5 .1 .1\n0 .1 .5 .1 .1\n")
+    assert len(first) == len(second) == 1
+    assert empty == (files[1], files[1])
+    assert third is files[2]  # what loses nothing comes back itself
+    assert len(none) == 0
+
+
+def test_a_rule_says_what_it_is() -> None:
+    assert Withhold(protocol="percent", rate=0.3, keep_one=True, seed=4).facts == {
+        "protocol": "percent", "asked": 0.3, "keep_one": True, "seed": 4,
+    }  # fmt: skip
+    assert Withhold(protocol="hard", rate=0.3).facts["asked"] is None  # has no rate
 
 
 def test_bad_settings() -> None:
