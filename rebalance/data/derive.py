@@ -225,7 +225,7 @@ def _read(source: DataSet) -> list[_Item]:
 
 
 def _item(source: DataSet, name: str, label: str, images: dict[str, int]) -> _Item:
-    data, error = labels.read_bytes(Path(label)), None
+    data, error = labels.read_bytes(label), None
     try:
         found = source.parse(data or b"", label)
     except DataError as bad:

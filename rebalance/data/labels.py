@@ -11,6 +11,7 @@ written again is the same to the last byte. What Ultralytics does silently and m
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,25 +106,16 @@ def parse(data: bytes, *, classes: int, keypoints: tuple[int, int] = (0, 0), nam
     )
 
 
-def read(path: Path, *, classes: int, keypoints: tuple[int, int] = (0, 0)) -> Labels:
-    """Read a label file; a file that is not there is an image without boxes, as for Ultralytics.
-
-    Raises:
-        DataError: as `parse`, or the file cannot be read.
-    """
-    return parse(read_bytes(path) or b"", classes=classes, keypoints=keypoints, name=str(path))
-
-
-def read_bytes(path: Path) -> bytes | None:
+def read_bytes(path: str | Path) -> bytes | None:
     """Bytes of a file, None where there is no such file.
 
     Raises:
         DataError: it is there and cannot be read.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         return None
     try:
-        return path.read_bytes()
+        return Path(path).read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
 

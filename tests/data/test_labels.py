@@ -43,9 +43,10 @@ def test_no_boxes(data: bytes) -> None:
     assert parsed.pick(np.zeros(0, dtype=bool)).data == b""
 
 
-def test_a_missing_file_has_no_boxes(tmp_path: Path) -> None:
-    assert len(labels.read(tmp_path / "no.txt", classes=1)) == 0
+def test_a_missing_file_has_no_bytes(tmp_path: Path) -> None:
     assert labels.read_bytes(tmp_path / "no.txt") is None
+    (tmp_path / "empty.txt").touch()
+    assert labels.read_bytes(tmp_path / "empty.txt") == b""
 
 
 def test_lines_keep_their_bytes() -> None:

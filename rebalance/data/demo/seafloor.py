@@ -28,7 +28,8 @@ import numpy as np
 import yaml
 
 from rebalance.data import labels
-from rebalance.data.demo.scenery import NAMES, Box, render
+from rebalance.data.demo.scenery import Box, render
+from rebalance.data.demo.sprites import NAMES
 from rebalance.data.derive import finish, new_folder, put
 from rebalance.data.labels import Labels
 from rebalance.data.protocols import Withhold
@@ -248,7 +249,7 @@ def _progress(total: int, title: str) -> Callable[[int], None]:
 
 
 def _read(file: Path) -> Labels:
-    return labels.read(file, classes=len(NAMES))
+    return labels.parse(file.read_bytes(), classes=len(NAMES), name=str(file))
 
 
 def _manifest(flags: SeafloorFlags, asked: float, work: Path) -> dict[str, Any]:
