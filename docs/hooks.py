@@ -68,14 +68,14 @@ def method_page(card: Card) -> str:
     start = "yolo train model=yolov8n.pt"
     if not {"stock", "obj", "resobj"} & set(card.sites):
         start = "rebalance train model=fasterrcnn_resnet50_fpn"
-    facts = {"Kind": KINDS[card.kind], "When it helps": card.helps, "Source": card.source}
+    facts = {"Kind": KINDS[card.kind], "When it helps": f"{card.helps}.", "Source": card.source}
     facts["Defined at"] = ", ".join(f"[`{site}`](index.md#where-a-loss-acts)" for site in card.sites)
     if card.kind == "weighting":
         facts["Joins"] = ", ".join(f"`{other}+{card.name}`" for other in card.joins)
     elif card.kind == "element":
         joined = [name for name, other in cards().items() if card.name in other.joins]
         facts["Joined by"] = ", ".join(f"`{card.name}+{name}`" for name in joined) or "nothing"
-    parts = [f"# {title}", f"`loss={card.name}`. {card.summary}", equation(card.equation), plot(card.name)]
+    parts = [f"# {title}", f"`loss={card.name}`: {card.summary}.", equation(card.equation), plot(card.name)]
     parts += ["\n".join(f"- **{name}**: {text}" for name, text in facts.items())]
     parts.append(f"```bash\n{start} data=my.yaml loss={card.name}{AT_WORK.get(card.name, '')}\n```")
     if card.flags:
@@ -98,22 +98,27 @@ def evidence(name: str) -> str:
 
 def methods_table() -> str:
     """All methods, one a row."""
-    rows = [(f"[`{card.name}`]({card.name}.md)", card.title, card.summary, card.source) for card in cards().values()]
+    rows = [(link(name), card.title, card.summary, card.source) for name, card in cards().items()]
     return table(("`loss=`", "Name", "What it does", "Source"), rows)
 
 
 def helps_table() -> str:
     """When each method helps."""
-    return table(("`loss=`", "When it helps"), [(f"[`{c.name}`]({c.name}.md)", c.helps) for c in cards().values()])
+    return table(("`loss=`", "When it helps"), [(link(name), card.helps) for name, card in cards().items()])
 
 
 def sites_table() -> str:
     """Where losses act."""
     rows = []
-    for site, words in sites().items():
+    for site, (words, own) in sites().items():
         names = [name for name, card in cards().items() if site in card.sites]
-        rows.append((f"`{site}`", words, ", ".join(f"[`{name}`]({name}.md)" for name in names)))
-    return table(("Site", "In words", "Losses defined there"), rows)
+        rows.append((f"`{site}`", words, link(own), ", ".join(map(link, names))))
+    return table(("Site", "The loss of", "The host's own", "Losses defined there"), rows)
+
+
+def link(name: str) -> str:
+    """To the page of a method, from the page of all."""
+    return f"[`{name}`]({name}.md)"
 
 
 def commands_text() -> str:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from cards import SITES, TEXTS  # until the registry has these texts itself
 from torch import Tensor
 
 from rebalance.cli.main import COMMANDS
@@ -20,13 +20,20 @@ from rebalance.methods.drop import drop_mask
 from rebalance.methods.ghm import ghm_weights
 from rebalance.methods.nrd import nrd_mask
 from rebalance.methods.ohem import ohem_mask
-from rebalance.methods.registry import METHODS, PLACES
 from rebalance.methods.resobj import residual_objectness
 from rebalance.methods.soft import soft_weights
 from rebalance.report.records import load
 from rebalance.report.summary import Row, method_text, summary, varying
 from rebalance.report.tables import data_text, labels_text, points
-from rebalance.settings import TrainFlags, flags
+
+try:
+    from rebalance.recipe import TRAIN
+
+    from rebalance.hosts import SITES
+    from rebalance.methods import METHODS
+    from rebalance.settings import settings_of
+except ImportError:
+    from standin import METHODS, SITES, TRAIN, settings_of
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "runs" / "reference"
@@ -60,26 +67,26 @@ def cards() -> dict[str, Card]:
             name=name,
             title=row.title,
             kind=row.kind,
-            summary=TEXTS[name].summary,
-            equation=TEXTS[name].equation,
-            helps=TEXTS[name].helps,
+            summary=row.summary[0].upper() + row.summary[1:].rstrip("."),
+            equation=row.equation,
+            helps=row.helps[0].upper() + row.helps[1:].rstrip("."),
             source=row.source,
-            sites=row.places,
-            joins=row.elements,
-            flags={key: field for key, field in flags(TrainFlags).items() if field.metadata["method"] == name},
+            sites=tuple(site.name for site in SITES.values() if row.defined(site)),
+            joins=tuple(row.joins),
+            flags=settings_of(row),
         )
         for name, row in METHODS.items()
     }
 
 
-def sites() -> dict[str, str]:
-    """Where losses act -> in words."""
-    return {name: SITES[name] for name in PLACES}
+def sites() -> dict[str, tuple[str, str]]:
+    """Where losses act -> in words, and the host's own loss there."""
+    return {site.name: (site.about, site.own) for site in SITES.values()}
 
 
 def general_flags() -> dict[str, dataclasses.Field[Any]]:
     """The flags of `train` that belong to no method."""
-    return {name: field for name, field in flags(TrainFlags).items() if field.metadata["method"] not in METHODS}
+    return {name: field for name, (owner, field) in TRAIN.items() if owner not in METHODS.values()}
 
 
 def flag_rows(fields: Mapping[str, dataclasses.Field[Any]]) -> list[tuple[str, str, str, str]]:
@@ -104,7 +111,13 @@ def flag_rows(fields: Mapping[str, dataclasses.Field[Any]]) -> list[tuple[str, s
 def commands() -> list[tuple[str, str, str, list[tuple[str, str, str, str]], str]]:
     """Each command: name, what it is for, how it is typed, its flags, and what else there is to say."""
     return [
-        (name, command.help, command.usage, flag_rows(flags(command.flags)) if command.flags else [], command.more)
+        (
+            name,
+            command.help,
+            command.usage,
+            flag_rows(settings_of(command.flags)) if command.flags and name != "train" else [],
+            command.more,
+        )
         for name, command in COMMANDS.items()
     ]
 
@@ -146,5 +159,7 @@ def _described(row: Row, names: Sequence[str]) -> tuple[str, str, str, str, str]
 
 def element(name: str, logits: Tensor, targets: Tensor, *, confused: bool = False) -> Tensor:
     """What an element loss says a candidate costs, with its default settings; confused: far from every label (BRL)."""
+    module = import_module(f"rebalance.methods.{name}")
     more = {"confused": torch.full(logits.shape, confused)} if name == "brl" else {}
-    return METHODS[name].function(logits, targets, **more)
+    loss: Tensor = getattr(module, name)(logits, targets, **more)
+    return loss

@@ -1,8 +1,13 @@
-"""Texts of the methods' pages that the registry does not have yet."""
+"""Stands in for the registry of classes until it is there: its methods, sites and flags, from today's rows."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import dataclasses
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+from rebalance.methods import registry
+from rebalance.settings import TrainFlags, flags
 
 
 class Text(NamedTuple):
@@ -75,14 +80,35 @@ TEXTS: dict[str, Text] = {
     ),
 }
 
-SITES: dict[str, str] = {
+ABOUT: dict[str, str] = {
     "stock": "the class scores of an anchor-free YOLO head",
-    "anchor": "the objectness of the anchor head, `head=anchor`",
-    "obj": "the objectness added to a YOLO head, `head=obj`",
-    "resobj": "that objectness in each of its steps, `head=resobj`",
+    "anchor": "the objectness of the anchor head",
+    "obj": "the objectness added to a YOLO head",
+    "resobj": "that objectness in each of its steps",
     "retinanet": "the class scores of RetinaNet",
     "ssd": "the class scores of SSD, with background",
-    "fasterrcnn": "Faster R-CNN: the RPN (`drop`) and the RoI head (`ohem`, `soft`, `nrd`)",
-    "retinanet-obj": "the objectness of RetinaNet, `head=obj` or `head=resobj`",
-    "fasterrcnn-obj": "Faster R-CNN with `head=obj` or `head=resobj`, whose RPN trains on all anchors",
+    "fasterrcnn": "Faster R-CNN: the RPN (drop) and the RoI head (ohem, soft, nrd)",
+    "retinanet-obj": "the objectness of RetinaNet, head=obj or head=resobj",
+    "fasterrcnn-obj": "Faster R-CNN with head=obj or head=resobj, whose RPN trains on all anchors",
 }
+
+SITES = {name: SimpleNamespace(name=name, about=ABOUT[name], own=own) for name, own in registry.PLACES.items()}
+
+
+def _stand_in(name: str, row: registry.Method) -> SimpleNamespace:
+    own = {key: field for key, field in flags(TrainFlags).items() if field.metadata["method"] == name}
+    return SimpleNamespace(
+        name=name, title=row.title, kind=row.kind, source=row.source, joins=row.elements, settings=own,
+        defined=lambda site: site.name in row.places, **TEXTS[name]._asdict(),
+    )  # fmt: skip
+
+
+METHODS = {name: _stand_in(name, row) for name, row in registry.METHODS.items()}
+TRAIN: dict[str, tuple[Any, dataclasses.Field[Any]]] = {
+    name: (METHODS.get(field.metadata["method"]), field) for name, field in flags(TrainFlags).items()
+}
+
+
+def settings_of(owner: Any) -> dict[str, dataclasses.Field[Any]]:
+    """Name to field of a command or a method."""
+    return owner.settings if isinstance(owner, SimpleNamespace) else flags(owner)
