@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
@@ -55,11 +56,13 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def flags_table(fields: Any) -> str:
+def flags_table(rows: Iterable[Sequence[str]]) -> str:
     """The flags, one a row."""
-    rows = [(f"`{name}`", f"`{default}`" if default else "", values, text)
-            for name, default, values, text in flag_rows(fields)]  # fmt: skip
-    return table(("Flag", "Default", "Values", "Meaning"), rows)
+    cells = [
+        (f"`{name}`", f"`{default}`" if default else "", values, html.escape(text, quote=False))
+        for name, default, values, text in rows
+    ]
+    return table(("Flag", "Default", "Values", "Meaning"), cells)
 
 
 def method_page(card: Card) -> str:
@@ -79,7 +82,7 @@ def method_page(card: Card) -> str:
     parts += ["\n".join(f"- **{name}**: {text}" for name, text in facts.items())]
     parts.append(f"```bash\n{start} data=my.yaml loss={card.name}{AT_WORK.get(card.name, '')}\n```")
     if card.flags:
-        parts += ["## Flags", flags_table(card.flags)]
+        parts += ["## Flags", flags_table(flag_rows(card.flags))]
     return "\n\n".join(parts)
 
 
@@ -124,17 +127,21 @@ def link(name: str) -> str:
 def commands_text() -> str:
     """All commands with their flags; those of `train` stand on the pages of methods."""
     parts = []
+    shown: dict[str, Any] = {}
     for name, text, usage, rows, more in commands():
         parts += [f"## {name}", f"{text[0].upper()}{text[1:]}.", f"```bash\n{usage}\n```"]
+        same = next((other for other, found in shown.items() if rows and found == rows), "")
         if name == "train":
-            parts.append("Its flags: [those of no method](methods/index.md#flags-of-no-method), and those on the page "
-                         "of each [method](methods/index.md).")  # fmt: skip
+            parts.append(
+                "Its flags: [those of no method](methods/index.md#flags-of-no-method), and those on the page of each "
+                "[method](methods/index.md)."
+            )
+        elif same:
+            parts.append(f"Its flags are those of [{same}](#{same}).")
         elif rows:
-            cells = [(f"`{flag}`", f"`{default}`" if default else "", values, words)
-                     for flag, default, values, words in rows]  # fmt: skip
-            parts.append(table(("Flag", "Default", "Values", "Meaning"), cells))
-        if more:
-            parts.append(more)
+            parts.append(flags_table(rows))
+        shown[name] = rows
+        parts.append(more)
     return "\n\n".join(parts)
 
 
@@ -148,7 +155,7 @@ MADE: dict[str, Callable[[], str]] = {
     "<!-- made: methods -->": methods_table,
     "<!-- made: helps -->": helps_table,
     "<!-- made: sites -->": sites_table,
-    "<!-- made: general flags -->": lambda: flags_table(general_flags()),
+    "<!-- made: general flags -->": lambda: flags_table(flag_rows(general_flags())),
     "<!-- made: commands -->": commands_text,
     "<!-- made: papers -->": papers_table,
 }

@@ -90,7 +90,7 @@ def element_plot(name: str, axes: Axes) -> None:
     if name == "brl":
         far = element(name, p.logit(), torch.zeros_like(p), confused=True)
         axes.plot(p, 10 * far, color=ORANGE, label="far from every label, × 10")
-    axes.set(xlabel="prediction σ(x)" + ("" if name == "bce" else "; dotted: bce"), ylabel="loss", ylim=(-0.05, 3))
+    axes.set(xlabel="prediction σ(x)" + ("" if name == "bce" else "; dotted: bce"), ylabel="loss", ylim=(-0.03, 2))
     axes.legend()
 
 
