@@ -9,7 +9,19 @@ from functools import cache
 from typing import Any
 
 from mkdocs.structure.files import File, Files
-from package import REFERENCE, ROOT, Card, cards, commands, flag_rows, general_flags, measured, papers, sites
+from package import (
+    REFERENCE,
+    ROOT,
+    Card,
+    cards,
+    command_flags,
+    commands,
+    flag_rows,
+    general_flags,
+    measured,
+    papers,
+    sites,
+)
 from pictures import equation, plot
 
 KINDS = {
@@ -127,20 +139,20 @@ def link(name: str) -> str:
 def commands_text() -> str:
     """All commands with their flags; those of `train` stand on the pages of methods."""
     parts = []
-    shown: dict[str, Any] = {}
-    for name, text, usage, rows, more in commands():
+    flags = command_flags()
+    first: dict[tuple[str, ...], str] = {}  # the flags of a command -> the first command that has them
+    for name, text, usage, more in commands():
         parts += [f"## {name}", f"{text[0].upper()}{text[1:]}.", f"```bash\n{usage}\n```"]
-        same = next((other for other, found in shown.items() if rows and found == rows), "")
+        same = first.setdefault(tuple(flags[name]), name)
         if name == "train":
             parts.append(
                 "Its flags: [those of no method](methods/index.md#flags-of-no-method), and those on the page of each "
                 "[method](methods/index.md)."
             )
-        elif same:
+        elif same != name and flags[name]:
             parts.append(f"Its flags are those of [{same}](#{same}).")
-        elif rows:
-            parts.append(flags_table(rows))
-        shown[name] = rows
+        elif flags[name]:
+            parts.append(flags_table(flag_rows(flags[name])))
         parts.append(more)
     return "\n\n".join(parts)
 

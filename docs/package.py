@@ -1,6 +1,6 @@
 """What the pages are made from: methods, sites, flags, commands, papers and measurements, as the package has them.
 
-This is the only file of the site that knows where in the package they stand.
+This file alone knows where in the package they stand; `pictures.py` beside it draws the functions of the methods.
 """
 
 from __future__ import annotations
@@ -16,12 +16,6 @@ from torch import Tensor
 
 from rebalance.cli.main import COMMANDS
 from rebalance.experiments.studies import STUDIES
-from rebalance.methods.drop import drop_mask
-from rebalance.methods.ghm import ghm_weights
-from rebalance.methods.nrd import nrd_mask
-from rebalance.methods.ohem import ohem_mask
-from rebalance.methods.resobj import residual_objectness
-from rebalance.methods.soft import soft_weights
 from rebalance.report.records import load
 from rebalance.report.summary import Row, method_text, summary, varying
 from rebalance.report.tables import data_text, labels_text, points
@@ -38,11 +32,6 @@ except ImportError:
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "runs" / "reference"
 SAID = ("model", "head", "loss", "protocol", "rate")  # by the other columns of what was measured
-
-__all__ = [
-    "REFERENCE", "ROOT", "Card", "cards", "commands", "drop_mask", "element", "flag_rows", "general_flags",
-    "ghm_weights", "measured", "nrd_mask", "ohem_mask", "papers", "residual_objectness", "sites", "soft_weights",
-]  # fmt: skip
 
 
 class Card(NamedTuple):
@@ -67,9 +56,9 @@ def cards() -> dict[str, Card]:
             name=name,
             title=row.title,
             kind=row.kind,
-            summary=row.summary[0].upper() + row.summary[1:].rstrip("."),
+            summary=sentence(row.summary.removeprefix(f"{row.title}: ")),
             equation=row.equation,
-            helps=row.helps[0].upper() + row.helps[1:].rstrip("."),
+            helps=sentence(row.helps),
             source=row.source,
             sites=tuple(site.name for site in SITES.values() if row.defined(site)),
             joins=tuple(row.joins),
@@ -77,6 +66,11 @@ def cards() -> dict[str, Card]:
         )
         for name, row in METHODS.items()
     }
+
+
+def sentence(text: str) -> str:
+    """With a capital letter, without a full stop."""
+    return text[0].upper() + text[1:].rstrip(".")
 
 
 def sites() -> dict[str, tuple[str, str]]:
@@ -108,18 +102,18 @@ def flag_rows(fields: Mapping[str, dataclasses.Field[Any]]) -> list[tuple[str, s
     return rows
 
 
-def commands() -> list[tuple[str, str, str, list[tuple[str, str, str, str]], str]]:
-    """Each command: name, what it is for, how it is typed, its flags, and what else there is to say."""
-    return [
-        (
-            name,
-            command.help,
-            command.usage,
-            flag_rows(settings_of(command.flags)) if command.flags and name != "train" else [],
-            command.more,
-        )
-        for name, command in COMMANDS.items()
-    ]
+def command_flags() -> dict[str, Mapping[str, dataclasses.Field[Any]]]:
+    """Each command -> its flags by name."""
+    found = {}
+    for name, command in COMMANDS.items():
+        flags = getattr(command, "flags", None)  # a class, until a command has `items`
+        found[name] = command.items() if hasattr(command, "items") else settings_of(flags) if flags else {}
+    return found
+
+
+def commands() -> list[tuple[str, str, str, str]]:
+    """Each command: name, what it is for, how it is typed, and what else there is to say."""
+    return [(name, command.help, command.usage, command.more) for name, command in COMMANDS.items()]
 
 
 def papers() -> list[tuple[str, str, str]]:

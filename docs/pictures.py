@@ -12,19 +12,16 @@ import matplotlib
 import matplotlib.style
 import torch
 from matplotlib.figure import Figure
-from package import (
-    cards,
-    drop_mask,
-    element,
-    ghm_weights,
-    nrd_mask,
-    ohem_mask,
-    residual_objectness,
-    soft_weights,
-)
+from package import cards, element
 from torch import Tensor
 
 from rebalance.match.candidates import NEGATIVE, POSITIVE
+from rebalance.methods.drop import drop_mask
+from rebalance.methods.ghm import ghm_weights
+from rebalance.methods.nrd import nrd_mask
+from rebalance.methods.ohem import ohem_mask
+from rebalance.methods.resobj import residual_objectness
+from rebalance.methods.soft import soft_weights
 
 BLUE, RED, GREEN, ORANGE, GREY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#8a8f98"  # Okabe and Ito's
 STYLE = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib.util
 import itertools
 import json
@@ -11,7 +12,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,10 @@ from typing import Any
 import pytest
 from ultralytics.utils import DEFAULT_CFG_DICT
 
-from rebalance.cli.main import COMMANDS, pairs
 from rebalance.experiments.grid import read_grid, split
 from rebalance.hosts.torchvision.zoo import ZOO
 from rebalance.report.records import load
 from rebalance.report.summary import setting_of, stat
-from rebalance.settings import SeafloorFlags, SparsifyFlags, parse
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -43,6 +42,7 @@ PAGES += sorted(DOCS.rglob("*.md"))
 CARDS = package.cards()
 FIELDS = {**package.general_flags(), **{key: field for card in CARDS.values() for key, field in card.flags.items()}}
 HOST = {*DEFAULT_CFG_DICT, "half", "int8", "nms", "cfg"}
+COMMANDS = package.command_flags()
 MODES = ("train", "val", "predict", "export")
 
 
@@ -78,16 +78,19 @@ def commands() -> Iterator[Any]:
         found += [shlex.split(code) for code in re.findall(r"`((?:yolo|rebalance|\./benchmark\.sh) [^`]+)`", prose)]
         for words in found:
             yield pytest.param(words, id=f"{name_of(page)}: {' '.join(words)[:60]}")
-    for name, _, usage, _, _ in package.commands():
+    for name, _, usage, _ in package.commands():
         yield pytest.param(shlex.split(usage), id=f"help {name}")
 
 
-def check_flag(name: str, text: str) -> None:
-    """A flag of `train`, its value one or a list: known, and in its range."""
-    assert name in FIELDS or name in HOST, f"{name} is a flag of nobody"
-    if name not in FIELDS:
+Fields = Mapping[str, "dataclasses.Field[Any]"]
+
+
+def check_flag(name: str, text: str, fields: Fields = FIELDS, others: Iterable[str] = HOST) -> None:
+    """A flag, its value one or a list: known, and in its range."""
+    assert name in fields or name in others, f"{name} is a flag of nobody"
+    if name not in fields:
         return
-    default, facts = FIELDS[name].default, FIELDS[name].metadata
+    default, facts = fields[name].default, fields[name].metadata
     for value in split(name, text):
         if name == "loss":
             check_loss(value)
@@ -146,10 +149,10 @@ def check_own(name: str = "help", *rest: str) -> None:
         assert not given or not given[0].startswith("runs/reference") or (ROOT / given[0]).is_dir()
     elif name in ("sweep", "benchmark", "paper"):
         check_sweep(name, list(rest))
-    elif COMMANDS[name].flags:
-        parse(COMMANDS[name].flags, pairs(rest, COMMANDS[name].flags))
     else:
-        assert not rest
+        for word in rest:
+            key, _, value = word.partition("=")
+            check_flag(key, value, COMMANDS[name], ())
 
 
 def check_sweep(name: str, rest: list[str]) -> None:
@@ -159,9 +162,8 @@ def check_sweep(name: str, rest: list[str]) -> None:
     given = dict(word.split("=", 1) for word in rest)
     presets = given.pop("preset", "").split("|")
     assert set(presets) <= ({"", "cpu", "gpu"} if name == "paper" else {"", "cpu", "full"})
-    own = {row[0] for command, _, _, rows, _ in package.commands() if command == "sweep" for row in rows}
     for key, value in given.items():
-        if key not in own:
+        if key not in COMMANDS["sweep"]:
             check_flag(key, value)
     if name == "sweep" and "model" in given and "<" not in given.get("loss", ""):
         assert read_grid(given).runs
@@ -212,8 +214,7 @@ def test_the_page_of_detectors_lists_the_zoo_and_the_heads() -> None:
 
 def test_the_page_of_data_lists_the_protocols() -> None:
     _, *rows = tables("docs/data.md", "## Withhold labels: sparsify")[0]
-    choices = next(field for name, field in package.settings_of(SparsifyFlags).items() if name == "protocol")
-    assert [ticked(row[0])[0] for row in rows] == list(choices.metadata["choices"])
+    assert [ticked(row[0])[0] for row in rows] == list(COMMANDS["sparsify"]["protocol"].metadata["choices"])
 
 
 def test_the_page_of_dropping_lists_its_scopes() -> None:
@@ -224,8 +225,7 @@ def test_the_page_of_dropping_lists_its_scopes() -> None:
 def test_the_built_in_data_s_flags_have_these_defaults() -> None:
     _, *rows = next(table for table in tables("data/README.md") if table[0][:2] == ["flag", "default"])
     found = {name: value for row in rows for name, value in zip(ticked(row[0]), row[1].split(", "), strict=True)}
-    fields = package.settings_of(SeafloorFlags)
-    assert {name: str(fields[name].default) for name in fields} == found
+    assert {name: str(field.default) for name, field in COMMANDS["seafloor"].items()} == found
 
 
 def test_the_patches_have_the_defaults_of_the_flags() -> None:
