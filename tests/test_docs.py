@@ -181,6 +181,13 @@ def test_every_python_snippet_compiles_and_knows_its_flags(page: Path) -> None:
                         check_flag(str(word.arg), str(getattr(word.value, "value", "")))
 
 
+def test_the_example_of_contributing_is_the_file_itself() -> None:
+    file = ROOT / "rebalance" / "methods" / "varifocal.py"
+    shown = blocks((ROOT / "CONTRIBUTING.md").read_text("utf-8"), "python")[0]
+    empty = "# BEGIN rebalance/methods/varifocal.py\n# END rebalance/methods/varifocal.py\n"
+    assert shown == (file.read_text("utf-8") if file.is_file() else empty)
+
+
 # Tables that are written by hand --------------------------------------------------------------------------------------
 
 
