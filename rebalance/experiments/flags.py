@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rebalance.settings import TrainFlags, as_dict, convert, flags
+from rebalance.methods import METHODS
+from rebalance.recipe import TRAIN
+from rebalance.settings import checked
 
-DEFAULTS: Mapping[str, Any] = as_dict(TrainFlags())
-METHOD: Mapping[str, str] = {name: field.metadata["method"] for name, field in flags(TrainFlags).items()}  # '': of none
+DEFAULTS: Mapping[str, Any] = {name: item.default for name, (_, item) in TRAIN.items()}
+METHOD: Mapping[str, str] = {
+    name: next((method for method, row in METHODS.items() if row is owner), "")  # '': of none
+    for name, (owner, _) in TRAIN.items()
+}
 
 
 def typed(name: str, text: str) -> Any:
     """Return the value of a flag that was typed; ConfigError where it is not one."""
-    return convert(TrainFlags, name, text)
-
-
-def plain(made: Any) -> dict[str, Any]:
-    """Return the flags that a trainer trained with."""
-    return as_dict(made)
+    return checked(name, TRAIN[name][1], text)

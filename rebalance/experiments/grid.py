@@ -289,7 +289,7 @@ def _is_idle(key: str, values: Mapping[str, Any]) -> bool:
     """Whether a flag is of a method that the run's `loss` (or `head`) leaves out; without these a flag chooses it."""
     method = METHOD.get(key, "")
     loss, head = str(values.get("loss") or ""), values.get("head")
-    if method in ("", "anchor") or not (loss or (head and method == "resobj")):
+    if not method or not (loss or (head and method == "resobj")):
         return False
     return method not in (head, *loss.split("+"))
 

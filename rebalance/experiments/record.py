@@ -27,7 +27,6 @@ from types import NoneType
 from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 from rebalance.errors import RunError
-from rebalance.experiments.flags import DEFAULTS
 
 SCHEMA = 1
 SWEEP, RUNS, PACKED = "sweep.json", "runs", "records.jsonl"
@@ -226,8 +225,8 @@ class Record:
 
     @property
     def train(self) -> Mapping[str, Any]:
-        """Our flags; one that came after the record was written had its default."""
-        return {**DEFAULTS, **self.config.train}
+        """Our flags."""
+        return self.config.train
 
     @property
     def host(self) -> Mapping[str, Any]:
@@ -426,6 +425,13 @@ def load(folder: str | Path, baseline: str = "") -> Sweep:
                 take(read, path)
             else:
                 missing.append(run)
+    names = {name for record in records for name in record.train}
+    if any(names - record.train.keys() for record in records):
+        from rebalance.experiments.flags import DEFAULTS  # loads torch, and few sweeps were gone on with by a later version
+
+        full = ({**{name: DEFAULTS.get(name) for name in names}, **record.train} for record in records)
+        configs = (replace(record.config, train=train) for record, train in zip(records, full, strict=True))
+        records = [replace(record, config=config) for record, config in zip(records, configs, strict=True)]
     if not (records or missing or warnings):
         raise RunError(f"{folder} is not the folder of a sweep: it has no {RUNS}/<run>/{RECORD}")
     return Sweep(folder, plan.asked, plan.study, tuple(records), tuple(missing), tuple(warnings), baseline)

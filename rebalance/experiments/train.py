@@ -8,14 +8,12 @@ import shutil
 import sys
 import time
 import zipfile
-from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
-from rebalance.experiments.flags import plain
 from rebalance.experiments.record import Task, read_json, write_json
 from rebalance.train.api import YOLO
 
@@ -47,12 +45,12 @@ class Keeper:
     def on_train_start(self, trainer: Any) -> None:
         """Keep what is known before the first epoch."""
         set_threads(self.threads)  # choosing the CPU, the host has set its own number
-        loss_ran, flags = getattr(trainer, "loss_ran", None), getattr(trainer, "flags", None)
+        loss_ran, recipe = getattr(trainer, "loss_ran", None), getattr(trainer, "recipe", None)
         args = {key: value for key, value in vars(trainer.args).items() if key not in _NOT_A_SETTING}
         self.state |= {
             "images": len(trainer.train_loader.dataset),
             "loss_ran": loss_ran or None,
-            "flags": plain(flags) if is_dataclass(flags) else None,
+            "flags": dict(recipe.values) if recipe else None,
             "host_args": {key: value for key, value in args.items() if value is not None},
             "gpu": _gpu(trainer.device),
         }

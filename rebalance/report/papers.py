@@ -11,16 +11,10 @@ from rebalance.experiments.papers import Number as Number
 from rebalance.experiments.papers import family as family
 from rebalance.experiments.papers import numbers as numbers
 from rebalance.experiments.papers import titles
-from rebalance.settings import TrainFlags, flags
 
 TITLES = titles()
 ON_HEADS = ("obj", "resobj")  # heads that are methods: `loss=` may name them
 RATED = ("percent", "per_class")  # protocols of which the rate is asked, not found
-
-# Flags that say what a loss computes: an own run corresponds to a number only where all of these agree
-METHOD_FLAGS = tuple(
-    name for name, field in flags(TrainFlags).items() if field.metadata["method"] not in ("", "anchor")
-)
 
 
 @dataclass(frozen=True)
@@ -112,8 +106,9 @@ def _corresponds(number: Number, values: Mapping[str, Any]) -> bool:
         return False
     if labels_key(number.protocol, number.rate) != labels_key(values.get("protocol"), values.get("rate")):
         return False
-    expected: dict[str, Any] = {name: flags(TrainFlags)[name].default for name in METHOD_FLAGS} | dict(number.flags)
-    return all(same_value(value, values.get(name)) for name, value in expected.items())
+    expected = {**number.settings, **dict(number.flags)}
+    # a flag that came after a record was written had the value that goes without saying
+    return all(same_value(value, values.get(name, number.settings.get(name))) for name, value in expected.items())
 
 
 def same_value(one: Any, other: Any) -> bool:

@@ -65,7 +65,8 @@ class Number:
 
     Attributes:
         model: the paper's detector, named after its family.
-        flags: in our own names.
+        flags: in our own names; those of the row.
+        settings: what the loss has where the row says nothing else.
         protocol, rate: the training labels in our words; empty: partial by nature.
     """
 
@@ -74,6 +75,7 @@ class Number:
     model: str
     loss: str
     flags: tuple[tuple[str, str], ...] = ()
+    settings: Mapping[str, Any]
     data: str
     protocol: str = ""
     rate: float | None = None
@@ -131,6 +133,7 @@ def numbers() -> tuple[Number, ...]:
                 scores = {key: float(told.pop(key)) for key in list(told) if " " in key}
                 told |= {"rate": float(told["rate"])} if "rate" in told else {}
                 told["flags"] = tuple(tuple(flag.split("=")) for flag in told.get("flags", "").split())
+                told["settings"] = _read(paper)["settings"][told["loss"]]
                 for column, value in scores.items():
                     split, metric = column.split()
                     made.append(Number(**told, split=split, metric=metric, value=value))
