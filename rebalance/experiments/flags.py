@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rebalance.methods import METHODS
 from rebalance.recipe import TRAIN
 from rebalance.settings import checked
 
 DEFAULTS: Mapping[str, Any] = {name: item.default for name, (_, item) in TRAIN.items()}
-METHOD: Mapping[str, str] = {
-    name: next((method for method, row in METHODS.items() if row is owner), "")  # '': of none
-    for name, (owner, _) in TRAIN.items()
-}
+METHOD: Mapping[str, str] = {name: getattr(owner, "name", "") for name, (owner, _) in TRAIN.items()}  # "": of none
 
 
 def typed(name: str, text: str) -> Any:

@@ -427,7 +427,9 @@ def load(folder: str | Path, baseline: str = "") -> Sweep:
                 missing.append(run)
     names = {name for record in records for name in record.train}
     if any(names - record.train.keys() for record in records):
-        from rebalance.experiments.flags import DEFAULTS  # loads torch, and few sweeps were gone on with by a later version
+        from rebalance.experiments.flags import (
+            DEFAULTS,  # loads torch, and few sweeps were gone on with by a later version
+        )
 
         full = ({**{name: DEFAULTS.get(name) for name in names}, **record.train} for record in records)
         configs = (replace(record.config, train=train) for record, train in zip(records, full, strict=True))

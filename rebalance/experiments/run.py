@@ -20,6 +20,7 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -94,11 +95,15 @@ def check(grid: Sequence[Mapping[str, Any]]) -> None:
         ConfigError: an unknown flag or a bad value, of ours or of the host.
         ModelError: a model that cannot be built with its head.
     """
-    from rebalance.train.admission import check_training
+    from rebalance.train.admission import admit, check_names
+    from rebalance.train.api import load
 
+    loaded = cache(load)
     for text in dict.fromkeys(json.dumps(run, sort_keys=True) for run in grid):
         run = json.loads(text)
-        check_training(run["train"], run["host"])
+        check_names({**run["train"], **run["host"]})
+        host = {key: value for key, value in run["host"].items() if key != "model"}
+        admit(loaded(str(run["host"]["model"])), run["train"], host, strict=True, data=False)
 
 
 def end_with_parent() -> None:

@@ -8,20 +8,20 @@ from typing import Any
 
 import pytest
 import torch
+from objectives import recipe_of
 from ultralytics.cfg import get_cfg
 
 from rebalance.data.dataset import load
 from rebalance.experiments import inspect as module
 from rebalance.experiments.record import Config, Detection, Sample
-from rebalance.hosts.ultralytics.model import AnchorDetectionModel
-from rebalance.methods.resolve import train_flags
-from rebalance.train.checkpoint import remember
+from rebalance.hosts.host import remember
+from rebalance.hosts.ultralytics.model import build
 
 
 def checkpoint(folder: Path, **given: Any) -> Path:
     """A model that nobody has trained; logits: objectness -1.5, each step +1, the two classes 6 and -6."""
-    flags = train_flags({"head": "resobj", **given}, anchored=True)
-    model: Any = AnchorDetectionModel("yolov5n.yaml", nc=2, verbose=False, flags=flags)
+    recipe = recipe_of({"head": "resobj", **given}, anchored=True)
+    model: Any = build("yolov5n.yaml", recipe, nc=2, verbose=False)
     head = model.model[-1]
     with torch.no_grad():
         for conv in head.m:
@@ -32,7 +32,7 @@ def checkpoint(folder: Path, **given: Any) -> Path:
                 parameter.fill_(1.0 if name.endswith("bias") else 0.0)
     model.args = vars(get_cfg(overrides={"imgsz": 64}))
     model.names = {0: "kind0", 1: "kind1"}
-    remember(model, flags)
+    remember(model, recipe)
     file = folder / "train" / "weights" / "best.pt"
     file.parent.mkdir(parents=True)
     torch.save({"model": model, "train_args": {"imgsz": 64, "task": "detect"}, "epoch": -1}, file)

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import pytest
+from objectives import recipe_of
 
 from rebalance.errors import ConfigError
 from rebalance.experiments.grid import Run, read_grids
@@ -21,10 +22,9 @@ from rebalance.experiments.papers import (
     studies,
     titles,
 )
-from rebalance.methods.resolve import train_flags
+from rebalance.recipe import Recipe
 from rebalance.report import papers
 from rebalance.report.curves import FIGURES
-from rebalance.settings import TrainFlags, as_dict
 
 TRAINED = [study for study in studies().values() if study.cells]
 HOSTS = {"yolov3": "yolo", "yolov5": "yolo"}
@@ -42,7 +42,7 @@ def test_the_host_takes_every_run_and_a_size_is_one_budget(study: Study, size: s
     assert len({run.id for run in grid.runs}) == len(grid.runs)
     for run in grid.runs:
         family_ = family(str(run.host["model"]))
-        train_flags({name: run.train[name] for name in run.given}, host=HOSTS.get(family_, family_))
+        recipe_of({name: run.train[name] for name in run.given}, host=HOSTS.get(family_, family_))
     by_model: dict[str, list[Any]] = {}
     for run in grid.runs:
         budget = {key: value for key, value in run.host.items() if key not in ("model", "data", "conf")}
@@ -134,15 +134,15 @@ def test_removal_tables_are_the_benchmarks() -> None:
     assert {r.train["head"] for r in runs("rebalancing.table3")} == {"anchor"}
 
 
-def resolved(run: Run) -> TrainFlags:
+def resolved(run: Run) -> Recipe:
     family_ = family(str(run.host["model"]))
     given = {name: run.train[name] for name in run.given}
-    return train_flags(given, host=HOSTS.get(family_, family_), anchored=family_ in HOSTS)
+    return recipe_of(given, host=HOSTS.get(family_, family_), anchored=family_ in HOSTS)
 
 
 def test_residual_objectness_tables() -> None:
     def found(key: str, *names: str) -> list[tuple[Any, ...]]:
-        return [tuple(getattr(resolved(run), name) for name in names) for run in runs(key)]
+        return [tuple(resolved(run)[name] for name in names) for run in runs(key)]
 
     assert found("resobj.table1", "loss", "head") == [("focal", "stock"), ("bce", "obj")]
     assert [(r.host["conf"], r.host["iou"]) for r in runs("resobj.table1")] == [(0.05, 0.5), (0.001, 0.5)]
@@ -166,7 +166,7 @@ def test_residual_objectness_tables() -> None:
 def test_the_residual_paper_s_number_stands_beside_every_run(key: str) -> None:
     tables = [("residual", table) for table in find(key).tables]
     for run in runs(key):
-        values = {**run.host, **as_dict(resolved(run)), "protocol": run.labels.protocol, "rate": run.labels.rate}
+        values = {**run.host, **resolved(run).values, "protocol": run.labels.protocol, "rate": run.labels.rate}
         assert "mAP50-95" in papers.beside([values], tables)[0], run.id
 
 
