@@ -107,7 +107,7 @@ def gone(pid: int) -> bool:
     return until(lambda: not alive())
 
 
-def until(true: Callable[[], object], seconds: float = 15) -> bool:
+def until(true: Callable[[], object], seconds: float = 60) -> bool:
     """Wait for something to become true."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
