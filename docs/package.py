@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rebalance.cli.main import COMMANDS
-from rebalance.experiments.studies import STUDIES
+from rebalance.experiments.papers import studies
 from rebalance.report.records import load
 from rebalance.report.summary import Row, method_text, summary, varying
 from rebalance.report.tables import data_text, labels_text, points
@@ -118,7 +118,7 @@ def commands() -> list[tuple[str, str, str, str]]:
 
 def papers() -> list[tuple[str, str, str]]:
     """Each table or figure that `rebalance paper` runs: key, where it stands, what is compared."""
-    return [(study.key, study.title, study.compared) for study in STUDIES]
+    return [(study.key, study.title, study.compared) for study in studies().values()]
 
 
 def measured(name: str) -> list[tuple[str, str, str, str, str, str]]:
