@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rebalance.errors import ConfigError
-from rebalance.experiments.record import git, machine, versions, write_json
+from rebalance.experiments.machine import git, machine, versions
+from rebalance.experiments.record import write_json
 from rebalance.settings import BenchFlags, as_dict
 
 if TYPE_CHECKING:

@@ -130,25 +130,25 @@ def sweep(args: list[str]) -> None:
 
 def benchmark(args: list[str]) -> None:
     """Train the removal-percentage sweep."""
-    from rebalance.experiments import presets, sweep
+    from rebalance.experiments import papers, sweep
 
-    show_report(sweep.sweep(presets.benchmark(pairs(args, SweepFlags))))
+    show_report(sweep.sweep(papers.benchmark(pairs(args, SweepFlags))))
 
 
 def paper(args: list[str]) -> None:
     """Run the grid of one table or figure of a paper, or list them."""
-    from rebalance.experiments import studies
+    from rebalance.experiments import papers
 
     if not args:
-        rows = [(study.key, study.title, study.compared) for study in studies.STUDIES]
+        rows = [(study.key, study.title, study.compared) for study in papers.studies().values()]
         print(table([("Key", "In the paper", "What is compared"), *rows]))
         print("\nrebalance paper KEY data=my.yaml preset=cpu|gpu; any key of `rebalance sweep` overrides the preset.")
         return
-    study, given = studies.find(args[0]), pairs(args[1:], SweepFlags)
+    study, given = papers.find(args[0]), pairs(args[1:], SweepFlags)
     if study.cells:
         from rebalance.experiments import sweep
 
-        show_report(sweep.sweep(studies.arguments(study, given), study=studies.about(study, given)))
+        show_report(sweep.sweep(papers.arguments(study, given), study=papers.about(study, given)))
         return
     if given:
         raise ConfigError(f"{study.key} is the plot of a function and takes no arguments; got '{' '.join(args[1:])}'")
@@ -226,7 +226,7 @@ def version(args: list[str]) -> None:
     """Show the versions of this package and of what it runs on."""
     if args:
         raise ConfigError(f"version takes no arguments; got '{' '.join(args)}'")
-    from rebalance.experiments.record import versions
+    from rebalance.experiments.machine import versions
 
     print(table([(name, text or "not installed") for name, text in versions().items()]))
 

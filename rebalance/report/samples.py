@@ -59,10 +59,10 @@ def sample_figure(runs: Mapping[str, Record], folder: Path) -> tuple[Any, str] |
         for panel in panels:
             panel.imshow(pixels, extent=(0, sample.size[0], sample.size[1], 0), interpolation="antialiased")
             panel.set_axis_off()
-        for box in sample.labels:
-            _draw(panels[0], box, LABELLED, "-")
-        for box in sample.withheld:
-            _draw(panels[0], box, WITHHELD, (0, (3, 2)))
+        for label in sample.labels:
+            _draw(panels[0], label.box, LABELLED, "-")
+        for label in sample.withheld:
+            _draw(panels[0], label.box, WITHHELD, (0, (3, 2)))
         text = f"{len(sample.labels)} labelled" + (f", {len(sample.withheld)} withheld" if sample.withheld else "")
         _title(panels[0], "Labels" if r == 0 else "", text)
         for panel, heading, samples in zip(panels[1:], runs, by_image, strict=True):
@@ -130,9 +130,9 @@ def steps_figure(sample: Sample, run: str, run_folder: Path, folder: Path) -> tu
 def match(detection: Detection, sample: Sample) -> str:
     """Return 'labelled', 'withheld' or 'neither': the kind of the box that a detection overlaps most, from IoU 0.5."""
     best, kind = SAME_OBJECT, "neither"
-    for name, boxes in (("withheld", sample.withheld), ("labelled", sample.labels)):  # a tie counts as labelled
-        for box in boxes:
-            overlap = iou(detection.box, box)
+    for name, labels in (("withheld", sample.withheld), ("labelled", sample.labels)):  # a tie counts as labelled
+        for label in labels:
+            overlap = iou(detection.box, label.box)
             if overlap >= best:
                 best, kind = overlap, name
     return kind

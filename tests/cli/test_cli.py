@@ -91,7 +91,7 @@ def test_a_sweep_ends_with_its_report(
         return Path("runs/x")
 
     stub(monkeypatch, "rebalance.experiments.sweep", sweep=sweep)
-    stub(monkeypatch, "rebalance.experiments.presets", benchmark=lambda args: {"preset": "found", **args})
+    stub(monkeypatch, "rebalance.experiments.papers", benchmark=lambda args: {"preset": "found", **args})
     stub(
         monkeypatch,
         "rebalance.report.build",
@@ -133,11 +133,11 @@ def test_paper_runs_the_cells_of_its_study_and_reports(
 
 
 def test_paper_alone_lists_the_tables_and_figures(capsys: pytest.CaptureFixture[str]) -> None:
-    from rebalance.experiments.studies import STUDIES
+    from rebalance.experiments.papers import studies
 
     assert cli.main(["paper"]) == 0
     out = capsys.readouterr().out
-    assert all(f"\n{study.key} " in out for study in STUDIES)
+    assert all(f"\n{study.key} " in out for study in studies().values())
 
 
 def test_paper_draws_a_function(

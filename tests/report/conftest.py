@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rebalance.settings import TrainFlags, as_dict
+from rebalance.experiments.flags import DEFAULTS
 
 Make = Callable[..., Path]
 
@@ -37,7 +37,7 @@ def record(
     **train: Any,
 ) -> dict[str, Any]:
     """A finished run; `test` and `val` are its mAP50, None leaves the split out."""
-    flags = {**as_dict(TrainFlags()), "loss": "drop", "head": "anchor", **train}
+    flags = {**DEFAULTS, "loss": "drop", "head": "anchor", **train}
     values = {"val": val, "test": test}
     return {
         "schema": 1,
