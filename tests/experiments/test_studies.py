@@ -12,7 +12,7 @@ from rebalance.experiments.grid import Run, read_grids
 from rebalance.experiments.studies import MODELS, SCHEDULES, SIZES, STUDIES, Study, about, arguments, find
 from rebalance.methods.resolve import train_flags
 from rebalance.report import papers
-from rebalance.report.curves import FIGURES
+from rebalance.report.figures.curves import FIGURES
 from rebalance.settings import TrainFlags, as_dict
 
 TRAINED = [study for study in STUDIES if study.cells]

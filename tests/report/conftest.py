@@ -9,9 +9,21 @@ from typing import Any
 
 import pytest
 
-from rebalance.settings import TrainFlags, as_dict
-
 Make = Callable[..., Path]
+REFERENCE = Path(__file__).resolve().parents[2] / "runs" / "reference" / "brl-overlap" / "runs"
+FLAGS = json.loads(next(REFERENCE.glob("*/record.json")).read_text("utf-8"))["config"]["train"]
+FLAGS |= {"loss": "drop", "head": "anchor", "brl_overlap": "box"}
+OTHERS = {  # flags that are not named after what they belong to
+    "drop": ("obj_drop", "box_drop", "neg_iou"),
+    "anchor": ("box_gain", "obj_gain", "cls_gain"),
+}
+
+
+def settings_that_ran(flags: dict[str, Any]) -> dict[str, Any]:
+    """Those of the flags that a run lists as what its loss and head ran with."""
+    parts = {*str(flags["loss"]).split("+"), flags["head"]} - {"obj"}
+    others = {name for part in parts for name in OTHERS.get(part, ())}
+    return {name: value for name, value in flags.items() if name.partition("_")[0] in parts or name in others}
 
 
 def metrics(map50: float) -> dict[str, Any]:
@@ -37,7 +49,7 @@ def record(
     **train: Any,
 ) -> dict[str, Any]:
     """A finished run; `test` and `val` are its mAP50, None leaves the split out."""
-    flags = {**as_dict(TrainFlags()), "loss": "drop", "head": "anchor", **train}
+    flags = {**FLAGS, **train}
     values = {"val": val, "test": test}
     return {
         "schema": 1,
@@ -52,10 +64,10 @@ def record(
         },
         "varied": train,
         "loss_ran": {
-            "loss": "drop",
-            "head": "anchor",
+            "loss": flags["loss"],
+            "head": flags["head"],
             "element": "bce",
-            "settings": {},
+            "settings": settings_that_ran(flags),
             "divisor": "mean over the cells kept",
             "text": f"drop obj_drop={flags['obj_drop']:g} box_drop={flags['box_drop']:g}",
         },

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from rebalance.report.figures.boxes import iou, match
 from rebalance.report.records import Detection, Sample
-from rebalance.report.samples import iou, match
 
 
 def test_iou_by_hand() -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-from rebalance.report.style import DPI, GREY, MORE_COLOURS, STYLE
+from rebalance.report.figures.style import DPI, GREY, MORE_COLOURS, STYLE
 
 Values = NDArray[np.float64]
 STEP = 0.005  # of the prediction
