@@ -7,10 +7,9 @@ import re
 import shlex
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, NamedTuple
 
 import jinja2
 
@@ -31,52 +30,39 @@ from rebalance.report.tables import (
 from rebalance.settings import value_text
 
 
-@dataclass(frozen=True)
-class Text:
+class Text(NamedTuple):
     """A paragraph."""
 
-    kind: ClassVar[str] = "text"
     text: str
+    kind: str = "text"
 
 
-@dataclass(frozen=True)
-class Facts:
-    """Names and values, e.g. what ran."""
-
-    kind: ClassVar[str] = "facts"
-    rows: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True)
-class Code:
+class Code(NamedTuple):
     """Lines to copy, or a log."""
 
-    kind: ClassVar[str] = "code"
     text: str
+    kind: str = "code"
 
 
-@dataclass(frozen=True)
-class Fold:
-    """Detail that is closed until it is opened."""
+class Facts(NamedTuple):
+    """Names and values, e.g. what ran."""
 
-    kind: ClassVar[str] = "fold"
-    title: str
-    blocks: Sequence[Block]
+    rows: Sequence[tuple[str, str]]
+    kind: str = "facts"
 
 
-Block = Text | Facts | Code | Fold | Table | Picture
-
-
-@dataclass(frozen=True)
-class Section:
-    """A heading and what stands below it."""
+class Section(NamedTuple):
+    """A heading and what stands below it; a section in another one is closed until it is opened."""
 
     title: str
-    blocks: Sequence[Block]
+    blocks: Sequence[Any]  # Block; a type checker takes no tuple that names itself
+    kind: str = "fold"
 
 
-@dataclass(frozen=True)
-class Page:
+Block = Text | Code | Facts | Section | Table | Picture
+
+
+class Page(NamedTuple):
     """A whole report.
 
     Attributes:
@@ -135,8 +121,8 @@ def compose(found: Results, pictures: Sequence[Picture], notes: Sequence[str]) -
     results += shown["below"]
     if tables:
         classes = [table for one in found.series if (table := class_table(one))]
-        results += [Fold("All settings and metrics", every)] if every else []
-        results += [Fold("By class", classes)] if classes else []
+        results += [Section("All settings and metrics", every)] if every else []
+        results += [Section("By class", classes)] if classes else []
     else:
         results += every
     sections = [
@@ -240,9 +226,9 @@ def _what_ran(found: Results) -> list[Block]:
     }
     blocks: list[Block] = [Facts(tuple((name, value) for name, value in facts.items() if value))]
     if len(losses) > 1:
-        blocks.append(Fold("Which loss ran, by setting", [Facts(tuple(losses))]))
+        blocks.append(Section("Which loss ran, by setting", [Facts(tuple(losses))]))
     if sweep.finished:
-        blocks += [Fold("Cost", [cost_table(found.runs)]), Fold("Every run", [runs_table(sweep.finished)])]
+        blocks += [Section("Cost", [cost_table(found.runs)]), Section("Every run", [runs_table(sweep.finished)])]
     return blocks
 
 
@@ -272,10 +258,10 @@ def _left_out(sweep: Sweep, notes: Sequence[str]) -> list[Block]:
     blocks: list[Block] = []
     if sweep.failed:
         blocks.append(Facts(tuple((r.run, f"failed: {r.error or 'no message'}") for r in sweep.failed)))
-        blocks += [Fold(r.run, [Code("\n".join(r.log_tail))]) for r in sweep.failed if r.log_tail]
+        blocks += [Section(r.run, [Code("\n".join(r.log_tail))]) for r in sweep.failed if r.log_tail]
     if sweep.missing:
         blocks.append(Text(f"{len(sweep.missing)} of the runs are missing: not begun, or not over."))
-        blocks.append(Fold("Missing runs", [Code("\n".join(sweep.missing))]))
+        blocks.append(Section("Missing runs", [Code("\n".join(sweep.missing))]))
     return [*blocks, *map(Text, (*sweep.warnings, *notes))]
 
 

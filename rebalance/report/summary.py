@@ -14,7 +14,7 @@ import json
 import math
 import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from rebalance.errors import ConfigError, nearest
@@ -177,7 +177,7 @@ class Results:
     """A sweep and what its records come to.
 
     Attributes:
-        sweep: the records that can be used; the others are in its warnings.
+        sweep: the records.
         runs: setting -> its finished runs by seed, in the order of their first run; one run a seed.
         rows: of each setting on each split, val before test.
         series: objectness removal first, each with at least one removal above 0.
@@ -197,10 +197,6 @@ def results(sweep: Sweep) -> Results:
     Raises:
         ConfigError: no run has the baseline chosen, or several do that differ in a loss's flags.
     """
-    unusable = {id(record): text for record in sweep.records if (text := _unusable(record))}
-    told = (f"skipped: {record.run}: {unusable[id(record)]}" for record in sweep.records if id(record) in unusable)
-    warnings = (*sweep.warnings, *told)
-    sweep = replace(sweep, records=tuple(r for r in sweep.records if id(r) not in unusable), warnings=warnings)
     seeds: dict[Setting, dict[int, Record]] = {}
     for setting, record in zip(settings_of(sweep.finished), sweep.finished, strict=True):
         seeds.setdefault(setting, {}).setdefault(record.seed, record)
@@ -214,7 +210,7 @@ def results(sweep: Sweep) -> Results:
 
 def as_list(value: Any) -> list[Any]:
     """What a sweep was asked for under a key, as the list that it should be."""
-    return value if isinstance(value, list) else [] if value is None else [value]
+    return list(value) if isinstance(value, (list, tuple)) else [] if value is None else [value]
 
 
 def stat(values: Sequence[float]) -> Stat:
@@ -263,19 +259,6 @@ def _hashable(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return tuple(map(_hashable, value))
     return json.dumps(value, sort_keys=True) if isinstance(value, Mapping) else value
-
-
-def _unusable(record: Record) -> str:
-    """Why a record cannot be compared with others; '' where it can."""
-    numbers = {f"config.train.{axis}": record.train.get(axis) for axis in AXES}
-    for name, value in {**numbers, "config.labels.rate": record.labels.get("rate")}.items():
-        if value is not None and not (isinstance(value, (int, float)) and math.isfinite(value)):
-            return f"{name} is {value!r}, not a number"
-    texts = {"config.train.loss": record.train.get("loss"), "config.train.head": record.train.get("head")}
-    for name, value in {**texts, "config.labels.protocol": record.labels.get("protocol")}.items():
-        if value is not None and not isinstance(value, str):
-            return f"{name} is {value!r}, not a text"
-    return ""
 
 
 def _reference_key(setting: Setting) -> Setting:
@@ -385,21 +368,15 @@ def _splits(rows: Iterable[Mapping[str, Row]]) -> tuple[str, ...]:
 
 def _series(rows: Sequence[Row]) -> list[Series]:
     by_setting, result = _by_split(rows), []
-    zeros: dict[Setting, Setting] = {}
-    for setting in by_setting:
-        if not setting.removes:
-            zeros.setdefault(_reference_key(setting), setting)
     for axis, other in (AXES, AXES[::-1]):
-        groups: dict[Setting, list[Setting]] = {}
-        for setting in by_setting:
-            if setting.removal(axis) > 0 and setting.removal(other) == 0:
-                groups.setdefault(setting.change(**dict.fromkeys(AXES, 0.0)), []).append(setting)
-        for base, settings in groups.items():
-            zero = base if base in by_setting else zeros.get(_reference_key(base))
-            points = [Point(s.removal(axis), by_setting[s]) for s in settings]
-            points += [Point(0.0, by_setting[zero])] if zero else []
-            ordered = tuple(sorted(points, key=lambda p: p.removal))
-            result.append(Series(axis, base, ordered, _splits(p.rows for p in points)))
+        groups: dict[Setting, list[Row]] = {}
+        for row in rows:
+            if row.setting.removal(axis) > 0 and not row.setting.removal(other):
+                groups.setdefault(row.setting.change(**dict.fromkeys(AXES, 0.0)), []).append(row)
+        for key, own in groups.items():
+            settings = dict.fromkeys([*(row.setting for row in own), *(row.base for row in own if row.base)])
+            points = sorted((Point(s.removal(axis), by_setting[s]) for s in settings), key=lambda p: p.removal)
+            result.append(Series(axis, key, tuple(points), _splits(p.rows for p in points)))
     return result
 
 

@@ -5,23 +5,12 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 
 from rebalance.report import papers
-from rebalance.report.figures.style import (
-    COLOURS,
-    GREY,
-    INK,
-    PAPER,
-    Drawn,
-    counts_text,
-    intervals_text,
-    key,
-    legend_below,
-    removal_axis,
-)
+from rebalance.report.figures import style
 from rebalance.report.summary import AXES, Results
 from rebalance.report.tables import AXIS_TITLES, group_names, group_text
 
 
-def draw(found: Results) -> Drawn | None:
+def draw(found: Results) -> style.Drawn | None:
     """A panel for each axis, a line for each series; None where there is no 0 % run."""
     shown = [s for s in found.series if any(r.change for p in s.points for r in p.rows.values())]
     if not shown:
@@ -31,12 +20,12 @@ def draw(found: Results) -> Drawn | None:
     panels = figure.subplots(1, len(axes), sharey=True, squeeze=False)[0]
     for panel, axis in zip(panels, axes, strict=True):
         own = [s for s in shown if s.axis == axis]
-        panel.axhline(0, color=INK, linewidth=1)
+        panel.axhline(0, color=style.INK, linewidth=1)
         curve = papers.removal(axis).curve("test")
         x, y = [100 * r for r, _ in curve], [100 * (value - curve[0][1]) for _, value in curve]
-        panel.plot(x, y, **PAPER, color=GREY, linewidth=1.6)
+        panel.plot(x, y, **style.PAPER, color=style.GREY, linewidth=1.6)
         for i, one in enumerate(own):
-            split, colour = one.splits[-1], COLOURS[i % len(COLOURS)]
+            split, colour = one.splits[-1], style.colour_of(i)
             points = [p for p in one.points if split in p.rows and (p.removal == 0 or p.rows[split].change)]
             stats = [p.rows[split].change.get("mAP50") if p.removal else None for p in points]
             beside = 1.4 * (i - (len(own) - 1) / 2)  # percent of x axis, so that bars do not hide one another
@@ -46,16 +35,16 @@ def draw(found: Results) -> Drawn | None:
             if any(half):
                 panel.errorbar(x, y, half, fmt="none", ecolor=colour, elinewidth=1.6, capsize=4)
             panel.plot(x, y, "-o", color=colour)
-        removal_axis(panel, own, [r for r, _ in curve])
-        counts = counts_text(len(r.records) for s in own for p in s.points for r in p.rows.values())
-        panel.set_title(f"{AXIS_TITLES[axis]}: {own[0].splits[-1]}, {counts}")
+        style.removal_axis(panel, own, [r for r, _ in curve])
+        panel.set_title(f"{AXIS_TITLES[axis]}: {own[0].splits[-1]}, {style.series_counts(own)}")
     panels[0].set_ylabel("mAP50, points above the 0 % run")
     names = group_names(found.series)
     groups = dict.fromkeys(group_text(s.setting, names) for s in shown)
-    handles = [key(COLOURS[i % len(COLOURS)], group, marker="o") for i, group in enumerate(groups)]
-    legend_below(figure, [*handles, key(GREY, "paper: YOLOv5 on DUSIA, test", **PAPER)], columns=3)
+    handles = [style.key(style.colour_of(i), group, marker="o") for i, group in enumerate(groups)]
+    handles.append(style.key(style.GREY, "paper: YOLOv5 on DUSIA, test", **style.PAPER))
+    style.legend_below(figure, handles, columns=3)
     caption = (
-        f"Difference in mAP50 from the 0 % run of the same seed{intervals_text(found.rows, 'bars')}. "
+        f"Difference in mAP50 from the 0 % run of the same seed{style.intervals_text(found.rows, 'bars')}. "
         "Dashed: the paper's own differences, on another data set, number of runs not stated."
     )
-    return Drawn(figure, caption)
+    return style.Drawn(figure, caption)

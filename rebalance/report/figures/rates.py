@@ -4,47 +4,39 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from rebalance.report.figures.style import (
-    MORE_COLOURS,
-    Drawn,
-    band,
-    intervals_text,
-    legend_below,
-    paper_panel,
-    published_points,
-)
+from rebalance.report.figures import style
 from rebalance.report.summary import Results, Row, Stat, stat, varying
 from rebalance.report.tables import describe_loss, judged_rows, rate_lines, study_numbers
 
 
-def draw(found: Results) -> Drawn | None:
+def draw(found: Results) -> style.Drawn | None:
     """A line for each loss; None where labels are not missing at three rates."""
     lines = rate_lines(found.rows)
     if not lines:
         return None
     names = varying(lines)
     texts = [describe_loss(key, names) for key in lines]
-    published = [published_points(line, study_numbers(found.sweep)) for line in lines.values()]
+    published = [style.published_points(line, study_numbers(found.sweep)) for line in lines.values()]
     with_all = any(0.0 in line for line in lines.values())
     titles = ["mAP50", *["drop"] * with_all, *["paper"] * any(published)]
     figure = Figure(figsize=(1.5 + 3.8 * len(titles), 4.3))
     panels = dict(zip(titles, figure.subplots(1, len(titles), sharex=True, squeeze=False)[0], strict=True))
-    for line, text, colour in zip(lines.values(), texts, MORE_COLOURS, strict=False):
+    for line, text, colour in zip(lines.values(), texts, style.MORE_COLOURS, strict=False):
         rates = sorted(line)
         x = [100 * rate for rate in rates]
-        band(panels["mAP50"], x, [line[rate].stats["mAP50"] for rate in rates], colour, text)
+        style.band(panels["mAP50"], x, [line[rate].stats["mAP50"] for rate in rates], colour, text)
         if 0.0 in line:
-            band(panels["drop"], x, [relative_drop(line[0.0], line[rate]) for rate in rates], colour)
+            style.band(panels["drop"], x, [relative_drop(line[0.0], line[rate]) for rate in rates], colour)
     panels["mAP50"].set_title(f"mAP50 on {judged_rows(found.rows)[0].split}, points")
     if with_all:
         panels["drop"].set_title("drop, % of that on all labels")
     in_percent = [{100 * rate: value for rate, value in points.items()} for points in published]
-    told = paper_panel(panels["paper"], texts, in_percent, "%") if any(published) else ""
+    told = style.paper_panel(panels["paper"], texts, in_percent, "%") if any(published) else ""
     for panel in panels.values():
         panel.set_xlabel("missing labels, %")
-    legend_below(figure, columns=4)
-    intervals = intervals_text(found.rows, "bands")
-    return Drawn(figure, f"mAP50 against the fraction of training labels that is missing{intervals}.{told}")
+    style.legend_below(figure, columns=4)
+    intervals = style.intervals_text(found.rows, "bands")
+    return style.Drawn(figure, f"mAP50 against the fraction of training labels that is missing{intervals}.{told}")
 
 
 def relative_drop(full: Row, partial: Row) -> Stat | None:

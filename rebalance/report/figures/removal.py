@@ -8,19 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from rebalance.report import papers
-from rebalance.report.figures.style import (
-    COLOURS,
-    GREY,
-    PALE,
-    PAPER,
-    SPLIT_COLOURS,
-    Drawn,
-    counts_text,
-    intervals_text,
-    key,
-    legend_below,
-    removal_axis,
-)
+from rebalance.report.figures import style
 from rebalance.report.records import SPLITS
 from rebalance.report.summary import AXES, Results, Series
 from rebalance.report.tables import AXIS_TITLES, group_names, group_text
@@ -31,7 +19,7 @@ _STROKES: dict[str, dict[str, Any]] = {
 }
 
 
-def draw(found: Results) -> Drawn | None:
+def draw(found: Results) -> style.Drawn | None:
     """A row for each axis with a panel for each metric and one for the paper; None without removals."""
     axes = [axis for axis in AXES if any(s.axis == axis for s in found.series)]
     if not axes:
@@ -41,38 +29,38 @@ def draw(found: Results) -> Drawn | None:
     several = max(sum(s.axis == axis for s in found.series) for axis in axes) > 1
     for panels, axis in zip(grid, axes, strict=True):
         own = [s for s in found.series if s.axis == axis]
-        counts = counts_text(len(r.records) for s in own for p in s.points for r in p.rows.values())
         for panel, metric in zip(panels, ("mAP50", "mAP50-95"), strict=False):
             for i, one in enumerate(own):
                 for split in one.splits:
-                    colour = COLOURS[i % len(COLOURS)] if several else SPLIT_COLOURS[split]
+                    colour = style.colour_of(i) if several else style.SPLIT_COLOURS[split]
                     _line(panel, one, split, metric, colour, band=not several or split == one.splits[-1])
-            removal_axis(panel, own)
-            panel.set_title(f"{AXIS_TITLES[axis]}, {metric}, {counts}")
+            style.removal_axis(panel, own)
+            panel.set_title(f"{AXIS_TITLES[axis]}, {metric}, {style.series_counts(own)}")
         published = papers.removal(axis)
         for split in SPLITS:
             x, y = zip(*((100 * r, 100 * value) for r, value in published.curve(split)), strict=True)
-            look = {"color": GREY, "marker": _STROKES[split]["marker"]} if several else {"color": SPLIT_COLOURS[split]}
-            panels[2].plot(x, y, **{**PAPER, **look})
+            panels[2].plot(x, y, **style.PAPER, color=style.GREY if several else style.SPLIT_COLOURS[split])
+            if several:
+                panels[2].lines[-1].set_marker(_STROKES[split]["marker"])
         panels[2].set_title(f"Paper's Table {published.table}: DUSIA, mAP50")
-        panels[2].set_facecolor(PALE)
-        removal_axis(panels[2], own, [r for r, _ in published.curve("test")])
+        panels[2].set_facecolor(style.PALE)
+        style.removal_axis(panels[2], own, [r for r, _ in published.curve("test")])
         panels[0].set_ylabel("points (0 to 100)")
     splits = [s for s in SPLITS if any(s in one.splits for one in found.series)]
     if several:
         names = group_names(found.series)
         groups = dict.fromkeys(group_text(s.setting, names) for s in found.series)
-        handles = [key(COLOURS[i % len(COLOURS)], group) for i, group in enumerate(groups)]
-        handles += [key("#374151", split, **_STROKES[split]) for split in splits]
+        handles = [style.key(style.colour_of(i), group) for i, group in enumerate(groups)]
+        handles += [style.key("#374151", split, **_STROKES[split]) for split in splits]
     else:
-        handles = [key(SPLIT_COLOURS[split], split, marker="o") for split in splits]
-        handles.append(key(GREY, "paper (same colours)", **PAPER))
-    legend_below(figure, handles, columns=4)
+        handles = [style.key(style.SPLIT_COLOURS[split], split, marker="o") for split in splits]
+        handles.append(style.key(style.GREY, "paper (same colours)", **style.PAPER))
+    style.legend_below(figure, handles, columns=4)
     caption = (
-        f"mAP against the fraction removed{intervals_text(found.rows, 'bands')}. "
+        f"mAP against the fraction removed{style.intervals_text(found.rows, 'bands')}. "
         "Right: the paper's own curve, YOLOv5 on DUSIA: another data set, so another scale."
     )
-    return Drawn(figure, caption)
+    return style.Drawn(figure, caption)
 
 
 def _line(panel: Any, one: Series, split: str, metric: str, colour: str, *, band: bool) -> None:

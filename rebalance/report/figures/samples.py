@@ -7,20 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from rebalance.report.figures.boxes import (
-    LABELLED,
-    NEITHER,
-    SAME_OBJECT,
-    SHOWN_SCORE,
-    WITHHELD,
-    draw_box,
-    draw_detections,
-    frame,
-    read,
-    show,
-    tile_size,
-    title,
-)
+from rebalance.report.figures import boxes
 from rebalance.report.figures.style import Drawn, key
 from rebalance.report.records import Record
 from rebalance.report.summary import Results, Row, describe, settings_of, varying
@@ -39,35 +26,35 @@ def draw(found: Results) -> Drawn | str:
     if not shared:
         return "No sample detections: the runs were not looked at on the same images."
     record = next(iter(runs.values()))
-    pictures = [(by_image[0][image], read(image, record.folder, found.sweep.folder)) for image in shared]
+    pictures = [(by_image[0][image], boxes.read(image, record.folder, found.sweep.folder)) for image in shared]
     there = [(sample, pixels) for sample, pixels in pictures if pixels is not None]
     if not there:
         return f"No sample detections: the images are not on this machine ({shared[0]} and {len(shared) - 1} more)."
     there = sorted(there, key=lambda pair: not pair[0].withheld)[:_MOST_IMAGES]  # those with withheld first
-    width, height = tile_size(len(runs), there[0][0])
+    width, height = boxes.tile_size(len(runs), there[0][0])
     figure = Figure(figsize=(width * (len(runs) + 1), (height + 0.32) * len(there) + 0.45))
     grid = figure.subplots(len(there), len(runs) + 1, squeeze=False)
     for r, (panels, (sample, pixels)) in enumerate(zip(grid, there, strict=True)):
         for panel in panels:
-            show(panel, pixels, sample)
+            boxes.show(panel, pixels, sample)
         for box in sample.labels:
-            draw_box(panels[0], box, LABELLED)
+            boxes.draw_box(panels[0], box, boxes.LABELLED)
         for box in sample.withheld:
-            draw_box(panels[0], box, WITHHELD, dashed=True)
+            boxes.draw_box(panels[0], box, boxes.WITHHELD, dashed=True)
         text = f"{len(sample.labels)} labelled" + (f", {len(sample.withheld)} withheld" if sample.withheld else "")
-        title(panels[0], "Labels" * (r == 0), text)
+        boxes.title(panels[0], "Labels" * (r == 0), text)
         for panel, heading, samples in zip(panels[1:], runs, by_image, strict=True):
-            title(panel, heading * (r == 0), draw_detections(panel, samples[sample.image]))
-    kinds: list[Any] = [frame(LABELLED, "labelled, or found where labelled")]
+            boxes.title(panel, heading * (r == 0), boxes.draw_detections(panel, samples[sample.image]))
+    kinds: list[Any] = [boxes.frame(boxes.LABELLED, "labelled, or found where labelled")]
     caption = (
-        f"Left: the boxes of the data set; then what each model finds, with its score (from {SHOWN_SCORE}). "
-        f"A detection has the colour of the box that it overlaps with an IoU of at least {SAME_OBJECT}."
+        f"Left: the boxes of the data set; then what each model finds, with its score (from {boxes.SHOWN_SCORE}). "
+        f"A detection has the colour of the box that it overlaps with an IoU of at least {boxes.SAME_OBJECT}."
     )
     if any(sample.withheld for sample, _ in there):
-        kinds.append(key(WITHHELD, "withheld from training", linestyle="--", linewidth=2))
-        kinds.append(frame(WITHHELD, "found although withheld"))
+        kinds.append(key(boxes.WITHHELD, "withheld from training", linestyle="--", linewidth=2))
+        kinds.append(boxes.frame(boxes.WITHHELD, "found although withheld"))
         caption += " Dashed boxes were withheld from training."
-    kinds.append(frame(NEITHER, "found where neither is"))
+    kinds.append(boxes.frame(boxes.NEITHER, "found where neither is"))
     figure.legend(handles=kinds, loc="outside lower center", ncols=len(kinds))
     return Drawn(figure, caption)
 

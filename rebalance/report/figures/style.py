@@ -58,6 +58,11 @@ def key(colour: Any, label: str, **line: Any) -> Line2D:
     return Line2D([], [], color=colour, label=label, **line)
 
 
+def colour_of(i: int) -> str:
+    """The colour of line i; more lines than colours begin again."""
+    return COLOURS[i % len(COLOURS)]
+
+
 def legend_below(figure: Any, handles: Sequence[Any] | None = None, columns: int = 2) -> None:
     """Put a legend below all panels: of the handles, else of what has a label."""
     figure.legend(handles=handles, loc="outside lower center", ncols=columns)
@@ -99,6 +104,11 @@ def counts_text(counts: Iterable[int]) -> str:
     """How many runs a setting has: 'single runs', 'n = 2 to 3'."""
     text = span(counts)
     return "single runs" if text == "1" else f"n = {text}"
+
+
+def series_counts(own: Sequence[Series]) -> str:
+    """How many runs a setting of series has."""
+    return counts_text(len(row.records) for one in own for point in one.points for row in point.rows.values())
 
 
 def intervals_text(rows: Sequence[Row], name: str) -> str:
