@@ -10,20 +10,13 @@ from typing import Any
 import pytest
 
 Make = Callable[..., Path]
-REFERENCE = Path(__file__).resolve().parents[2] / "runs" / "reference" / "brl-overlap" / "runs"
-FLAGS = json.loads(next(REFERENCE.glob("*/record.json")).read_text("utf-8"))["config"]["train"]
-FLAGS |= {"loss": "drop", "head": "anchor", "brl_overlap": "box"}
-OTHERS = {  # flags that are not named after what they belong to
-    "drop": ("obj_drop", "box_drop", "neg_iou"),
-    "anchor": ("box_gain", "obj_gain", "cls_gain"),
+FLAGS: dict[str, dict[str, Any]] = {  # of what they belong to, those that some test varies
+    "drop": {"obj_drop": 0.0, "box_drop": 0.0, "neg_iou": 0.3, "drop_scope": "background"},
+    "focal": {"focal_gamma": 2.0, "focal_alpha": 0.25},
+    "brl": {"brl_t": 0.5, "brl_iou": 0.1, "brl_weight": 0.1, "brl_beta": 1.0},
+    "resobj": {"resobj_steps": 2, "resobj_grad": "isolated", "resobj_on": "obj"},
+    "anchor": {"obj_gain": 1.0},
 }
-
-
-def settings_that_ran(flags: dict[str, Any]) -> dict[str, Any]:
-    """Those of the flags that a run lists as what its loss and head ran with."""
-    parts = {*str(flags["loss"]).split("+"), flags["head"]} - {"obj"}
-    others = {name for part in parts for name in OTHERS.get(part, ())}
-    return {name: value for name, value in flags.items() if name.partition("_")[0] in parts or name in others}
 
 
 def metrics(map50: float) -> dict[str, Any]:
@@ -49,7 +42,9 @@ def record(
     **train: Any,
 ) -> dict[str, Any]:
     """A finished run; `test` and `val` are its mAP50, None leaves the split out."""
-    flags = {**FLAGS, **train}
+    flags = {name: value for own in FLAGS.values() for name, value in own.items()}
+    flags |= {"loss": "drop", "head": "anchor", **train}
+    parts = (*flags["loss"].split("+"), flags["head"])
     values = {"val": val, "test": test}
     return {
         "schema": 1,
@@ -67,7 +62,7 @@ def record(
             "loss": flags["loss"],
             "head": flags["head"],
             "element": "bce",
-            "settings": settings_that_ran(flags),
+            "settings": {name: flags[name] for part in parts for name in FLAGS.get(part, ())},
             "divisor": "mean over the cells kept",
             "text": f"drop obj_drop={flags['obj_drop']:g} box_drop={flags['box_drop']:g}",
         },
