@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from rebalance.experiments.studies import STUDIES
 from torch import Tensor
 
 from rebalance.cli.main import COMMANDS
-from rebalance.experiments.studies import STUDIES
+from rebalance.experiments.record import load
 from rebalance.hosts import SITES
 from rebalance.methods import JOINS, METHODS
 from rebalance.recipe import TRAIN
-from rebalance.report.records import load
 from rebalance.report.summary import Row, method_text, summary, varying
 from rebalance.report.tables import data_text, labels_text, points
 from rebalance.settings import settings_of
