@@ -11,6 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "rebalance"
 MODULES = sorted(path.relative_to(PACKAGE.parent) for path in PACKAGE.rglob("*.py"))
+NAMES = [str(m.with_suffix("")).replace("/", ".").removesuffix(".__init__") for m in MODULES if m.stem != "__main__"]
 
 # Part of the house, a folder or a top-level module -> what it may import: other parts or modules of them, then packages
 # from outside. "rebalance" is the package itself: its version and its lazy names.
@@ -21,10 +22,11 @@ ARROWS = {
     "methods": "errors match settings  torch",
     "heads": "errors match methods settings  torch",
     "data": "rebalance errors settings  cv2 numpy yaml",
-    "report": "rebalance errors settings  cv2 jinja2 matplotlib numpy pandas yaml",
+    "report": "rebalance errors experiments.papers experiments.record settings"
+    "  cv2 jinja2 matplotlib numpy pandas yaml",
     "hosts": "rebalance errors heads match methods settings train  numpy torch torchvision ultralytics",
     "train": "rebalance data errors heads hosts match methods settings  PIL numpy torch ultralytics yaml",
-    "experiments": "rebalance data errors report settings train  cv2 numpy torch ultralytics yaml",
+    "experiments": "rebalance data errors settings train  cv2 filelock numpy psutil torch ultralytics yaml",
     "bench": "errors experiments hosts match methods settings  torch torchvision ultralytics yolov5",
     "cli": "bench data errors experiments hosts methods report settings train  ultralytics",
     "moved": "",
@@ -32,6 +34,10 @@ ARROWS = {
     "__main__": "cli",
 }
 WITHOUT_TORCH = ("settings", "data", "errors", "report")  # when only imported
+# What Windows has not. That functions do without it is for mypy, which reads our code as on Windows (pyproject.toml)
+POSIX_MODULES = ["fcntl", "grp", "pwd", "resource", "termios"]
+POSIX_OF_OS = ["fork", "getpgrp", "getuid", "killpg", "sched_getaffinity", "setsid", "sysconf", "uname"]
+POSIX_SIGNALS = ["SIGALRM", "SIGHUP", "SIGKILL", "SIGUSR1"]
 
 
 def part_of(module: Path) -> str:
@@ -86,6 +92,9 @@ def test_module_imports_only_what_its_part_may(module: Path) -> None:
         ("data/labels.py", "from rebalance import __version__", []),
         ("data/labels.py", "import rebalance.report", ["rebalance.report"]),
         ("report/build.py", "from rebalance.data import labels", ["rebalance.data.labels"]),
+        ("report/build.py", "from rebalance.experiments import record, papers", []),
+        ("report/build.py", "from rebalance.experiments.sweep import sweep", ["rebalance.experiments.sweep.sweep"]),
+        ("experiments/grid.py", "from rebalance.report import papers", ["rebalance.report.papers"]),
         ("hosts/a/b.py", "from rebalance.experiments.run import run", ["rebalance.experiments.run.run"]),
         ("settings.py", "import yaml", ["yaml"]),
     ],
@@ -95,8 +104,28 @@ def test_a_wrong_import_is_seen(module: str, source: str, bad: list[str]) -> Non
 
 
 def test_what_needs_no_torch_loads_none() -> None:
-    names = [str(m.with_suffix("")).replace("/", ".") for m in MODULES if part_of(m) in WITHOUT_TORCH]
-    code = f"import importlib, sys\nfor name in {names}: importlib.import_module(name)\nprint(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
+    names = [name for name in NAMES if name.startswith(tuple(f"rebalance.{part}" for part in WITHOUT_TORCH))]
+    done = run(f"for name in {names}: importlib.import_module(name)\nprint(*sys.modules)")
+    assert not {"torch", "torchvision", "ultralytics"} & set(done.split())
+
+
+def test_every_module_imports_where_there_is_no_posix() -> None:
+    # Once as here, so that other packages are there; then our modules again, as Windows would have them
+    done = run(f"""
+for name in {NAMES}: importlib.import_module(name)
+for name in [name for name in sys.modules if name.split(".")[0] == "rebalance"]: del sys.modules[name]
+sys.modules.update(dict.fromkeys({POSIX_MODULES}))
+for module, names in ((os, {POSIX_OF_OS}), (signal, {POSIX_SIGNALS})):
+    for name in names: vars(module).pop(name, None)
+for name in {NAMES}: importlib.import_module(name)
+print("imported", len([name for name in sys.modules if name.split(".")[0] == "rebalance"]))
+""")
+    assert int(done.split("imported ")[1]) >= len(NAMES)
+
+
+def run(code: str) -> str:
+    """What Python prints in a process of its own."""
+    given = [sys.executable, "-c", f"import importlib, os, signal, sys\n{code}"]
+    done = subprocess.run(given, capture_output=True, text=True, cwd=PACKAGE.parent)
     assert done.returncode == 0, done.stderr
-    assert not {"torch", "torchvision", "ultralytics"} & set(done.stdout.split())
+    return done.stdout
