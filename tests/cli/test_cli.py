@@ -267,7 +267,7 @@ def test_help_lists_every_flag(capsys: pytest.CaptureFixture[str], command: str,
 
 
 def test_methods_lists_the_registry(capsys: pytest.CaptureFixture[str]) -> None:
-    from rebalance.methods.registry import METHODS
+    from rebalance.methods import METHODS
 
     assert cli.main(["methods"]) == 0
     out = capsys.readouterr().out

@@ -248,7 +248,7 @@ def test_resume_by_path_whatever_the_model(tmp_path: Path, data: Path) -> None:
     again = YOLO("yolov8n.yaml")
     again.train(resume=str(last))
     assert type(again.trainer.model.criterion) is DetectionCriterion
-    assert again.trainer.flags.obj_drop == 0.5
+    assert again.trainer.recipe["obj_drop"] == 0.5
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from rebalance.hosts.torchvision.head import best_pairs
 from rebalance.hosts.torchvision.model import TorchvisionModel
 from rebalance.hosts.torchvision.zoo import ZOO
 from rebalance.hosts.ultralytics.model import anchored, model_class
-from rebalance.methods.resolve import train_flags
+from objectives import recipe_of
 from rebalance.settings import StepsFlags
 from rebalance.train.checkpoint import remember
 
@@ -31,11 +31,11 @@ def build(name: str, **given: Any) -> Any:
     torch.manual_seed(0)
     given = {"head": "resobj", **given}
     if name in ZOO:
-        flags = train_flags(given, host=ZOO[name].host)
+        flags = recipe_of(given, host=ZOO[name].host)
         model: Any = TorchvisionModel(name, nc=3, verbose=False, flags=flags)
     else:
-        flags = train_flags(given, anchored=anchored(name))
-        model = model_class(name, flags.head)(name, nc=3, verbose=False, flags=flags)
+        flags = recipe_of(given, anchored=anchored(name))
+        model = model_class(name, flags["head"])(name, nc=3, verbose=False, flags=flags)
     remember(model, flags)
     for key, parameter in model.named_parameters():
         if key.endswith(("logits.weight", "logits.bias")):

@@ -20,7 +20,7 @@ import rebalance
 from rebalance.hosts.torchvision.model import TorchvisionModel
 from rebalance.hosts.ultralytics.criterion import build_criterion
 from rebalance.hosts.ultralytics.model import anchored, host_of, model_class
-from rebalance.methods.resolve import train_flags
+from objectives import recipe_of
 
 IMAGES, LABELS, SIZE = 2, 5, 64
 OURS = str(Path(rebalance.__file__).parent)
@@ -57,18 +57,18 @@ class Readings(TorchDispatchMode):
 def readings(name: str, given: dict[str, Any]) -> list[tuple[str, str]]:
     """Of one loss, forward and backward."""
     host = host_of(name)
-    flags = train_flags(given, host=host, anchored=anchored(name))
+    flags = recipe_of(given, host=host, anchored=anchored(name))
     options: dict[str, Any] = {"nc": 3, "verbose": False}
     torch.manual_seed(0)
     model: Any
     if host != "yolo":
         model = TorchvisionModel(name, flags=flags, **options)
-    elif flags.head == "stock":
+    elif flags["head"] == "stock":
         model = DetectionModel(name, **options)
     else:
-        model = model_class(name, flags.head)(name, flags=flags, **options)
+        model = model_class(name, flags["head"])(name, flags=flags, **options)
     model.train().args = get_cfg(overrides={"imgsz": SIZE})
-    criterion = build_criterion(model, flags, seed=0)
+    criterion = criterion_of(model, flags, seed=0)
     g = torch.Generator().manual_seed(0)
     count = IMAGES * LABELS
     boxes = torch.cat((torch.rand(count, 2, generator=g) * 0.6 + 0.2, torch.full((count, 2), 0.3)), 1)

@@ -135,7 +135,7 @@ def test_what_was_never_trained_is_not_resumed(capfd: pytest.CaptureFixture[str]
 def test_a_state_dict_needs_no_flag_of_ours(tensors: Path, data: Path, tmp_path: Path) -> None:
     model = YOLO("yolov5n.yaml")
     model.train(data=str(data), pretrained=str(tensors), project=str(tmp_path / "runs"), **SMALL)
-    assert model.trainer.flags.loss == "bce"
+    assert model.trainer.recipe["loss"] == "bce"
     matched, count = model.trainer.weights_matched
     assert 300 < matched < count  # the head is another
     own = type("Own", (), {})

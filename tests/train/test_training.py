@@ -167,13 +167,13 @@ def test_without_a_flag_of_ours_training_is_stock(data: Path, tmp_path: Path) ->
 
 
 def test_flags_from_a_file(data: Path, tmp_path: Path) -> None:
-    file = tmp_path / "flags.yaml"
+    file = tmp_path / "flags["yaml"]"
     file.write_text("obj_drop: 0.5\nhead: anchor\nepochs: 1\n", "utf-8")
     model = YOLO("yolov5n.yaml")
     small = {"imgsz": 64, "batch": 4, "workers": 0, "plots": False, "project": str(tmp_path), "name": "run"}
     model.train(data=str(data), cfg=str(file), box_drop=0.25, **small)
     assert len(results(tmp_path)) == 1
-    assert (model.trainer.flags.head, model.trainer.flags.obj_drop, model.trainer.flags.box_drop) == (
+    assert (model.trainer.recipe["head"], model.trainer.recipe["obj_drop"], model.trainer.recipe["box_drop"]) == (
         "anchor",
         0.5,
         0.25,
@@ -319,8 +319,8 @@ def test_an_anchor_checkpoint_keeps_its_head_and_weights(runs: dict[str, Run], d
     assert before.keys() == started.keys()
     assert all(torch.equal(before[k], started[k]) for k in before)
     assert type(model.trainer.model.criterion) is AnchorCriterion
-    flags = model.trainer.flags
-    assert (flags.head, flags.anchor_t, flags.obj_drop, flags.box_drop) == ("anchor", 3.0, 0.1, 0)
+    flags = model.trainer.recipe
+    assert (flags["head"], flags["anchor_t"], flags["obj_drop"], flags["box_drop"]) == ("anchor", 3.0, 0.1, 0)
 
 
 def test_an_anchor_checkpoint_on_other_classes_without_a_flag(runs: dict[str, Run], tmp_path: Path) -> None:
@@ -328,7 +328,7 @@ def test_an_anchor_checkpoint_on_other_classes_without_a_flag(runs: dict[str, Ru
     head = model.trainer.model.model[-1]
     assert isinstance(head, AnchorDetect)
     assert (head.nc, head.no) == (3, 8)
-    assert model.trainer.flags.loss == "bce"  # a new training starts from the plain loss
+    assert model.trainer.recipe["loss"] == "bce"  # a new training starts from the plain loss
     assert np.isfinite(results(tmp_path)[0]["train/obj_loss"])
 
 
@@ -384,7 +384,7 @@ def test_a_process_that_is_given_the_model_has_its_flags(run: Run) -> None:
     first, other = (type(run.trainer)(overrides=given) for _ in range(2))
     first.model = other.model = first.get_model(cfg=YOLO(run.best).model.yaml, verbose=False)
     other.setup_model()
-    assert other.flags == first.flags == run.trainer.flags
+    assert other.recipe == first.recipe == run.trainer.recipe
 
 
 # Weights --------------------------------------------------------------------------------------------------------------

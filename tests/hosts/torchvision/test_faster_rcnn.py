@@ -24,7 +24,7 @@ from rebalance import YOLO
 from rebalance.hosts.torchvision import faster_rcnn
 from rebalance.hosts.torchvision.faster_rcnn import FasterRCNNCriterion, FasterRCNNDetect
 from rebalance.hosts.torchvision.model import TorchvisionModel
-from rebalance.hosts.torchvision.weights import load_coco
+from rebalance.hosts.torchvision.published import load_coco
 from rebalance.hosts.torchvision.zoo import ZOO
 from rebalance.hosts.ultralytics.criterion import begin_epoch
 from rebalance.match.boxes import decode_deltas
@@ -32,8 +32,9 @@ from rebalance.match.candidates import IGNORE, NEGATIVE, POSITIVE
 from rebalance.match.iou import Matched
 from rebalance.match.padded import Padded
 from rebalance.match.sample import Sampled
-from rebalance.methods.registry import METHODS
-from rebalance.methods.resolve import train_flags
+from rebalance.hosts import SITES
+from rebalance.methods import METHODS
+from objectives import recipe_of
 from rebalance.methods.soft import soft_weights
 from rebalance.train.checkpoint import load_by_name
 from rebalance.train.trainer import describe
@@ -48,7 +49,7 @@ LABELS: Labels = [
     [(1, 40, 40, 100, 100), (2, 41, 41, 101, 101)],
     [(0, 0, 0, 160, 160)],
 ]
-LOSSES = [name for name, row in METHODS.items() if "fasterrcnn" in row.places]
+LOSSES = [name for name, row in METHODS.items() if row.defined(SITES["fasterrcnn"])]
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def raw(head: FasterRCNNDetect, features: OrderedDict[str, Tensor]) -> dict[str,
 
 
 def criterion(head: FasterRCNNDetect, loss: str = "", seed: int = 0, **given: Any) -> FasterRCNNCriterion:
-    return FasterRCNNCriterion(head, flags=train_flags({"loss": loss, **given}, host="fasterrcnn"), seed=seed)
+    return FasterRCNNCriterion(head, recipe=recipe_of({"loss": loss, **given}, host="fasterrcnn"), seed=seed)
 
 
 def batch_of(labels: Labels) -> dict[str, Tensor]:
@@ -583,7 +584,7 @@ def test_coco_s_rows_old_names_and_backbones() -> None:
 
 
 def test_the_zoo_s_rows() -> None:
-    rows = {name: row for name, row in ZOO.items() if row.host == "fasterrcnn"}
+    rows = {name: row for name, row in ZOO.items() if row.head.sites.name == "fasterrcnn"}
     assert list(rows) == ["fasterrcnn_resnet50_fpn", "fasterrcnn_resnet101_fpn", "fasterrcnn_tiny"]
     original = torchvision.models.detection.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None)
     for name in ("fasterrcnn_resnet50_fpn", "fasterrcnn_resnet101_fpn"):
@@ -604,7 +605,7 @@ def test_the_zoo_s_rows() -> None:
 def test_what_ran_is_told_with_the_flags_that_count_here() -> None:
     model = TorchvisionModel("fasterrcnn_tiny", nc=3, verbose=False)
     model.criterion = criterion(model.model[-1], "ohem", ohem_rois=64)
-    told = describe(model.criterion.flags, model)
+    told = describe(model.criterion.recipe, model)
     assert told["settings"] == {"ohem_rois": 64}
     assert told["divisor"] == "samples of the batch"
     assert told["text"].startswith(

@@ -25,7 +25,7 @@ from rebalance.hosts.torchvision.retinanet import RefinedRetinaNetDetect
 from rebalance.hosts.ultralytics.criterion import build_criterion
 from rebalance.match.boxes import encode_deltas
 from rebalance.match.candidates import IGNORE, NEGATIVE, POSITIVE
-from rebalance.methods.resolve import train_flags
+from objectives import recipe_of
 from rebalance.settings import StepsFlags
 from rebalance.train.checkpoint import remember
 
@@ -50,11 +50,11 @@ def labels(*counts: int) -> dict[str, Tensor]:
 
 def build(host: str, **given: Any) -> Any:
     torch.manual_seed(0)
-    flags = train_flags(given, host=host)
+    flags = recipe_of(given, host=host)
     model: Any = TorchvisionModel(HOSTS[host], nc=CLASSES, verbose=False, flags=flags).train()
     remember(model, flags)
     model.args = get_cfg(overrides={"imgsz": 64})
-    model.criterion = build_criterion(model, flags, seed=0)
+    model.criterion = criterion_of(model, flags, seed=0)
     return model
 
 
@@ -180,7 +180,7 @@ def test_the_loss_chooses_the_head_and_a_model_of_the_yaml_has_it(host: str) -> 
     assert again.state_dict().keys() == model.state_dict().keys()
     assert again.model[-1].steps == 3
     again.args = model.args
-    assert again.init_criterion().flags.resobj_on == "cls"
+    assert again.init_criterion().recipe["resobj_on"] == "cls"
 
 
 @pytest.mark.parametrize("host", HOSTS)
@@ -353,7 +353,7 @@ def test_nrd_of_anchors() -> None:
 )
 def test_refused(host: str, given: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as error:
-        train_flags(given, host=host)
+        recipe_of(given, host=host)
     assert str(error.value).startswith(message)
 
 
@@ -396,8 +396,8 @@ def test_a_checkpoint_keeps_head_and_steps_and_predicts_the_same(host: str, data
     with torch.no_grad():
         torch.testing.assert_close(exported(pixels), model(pixels), rtol=1e-3, atol=1e-3)
     again.train(name="again", **options)  # without a flag: the head stays
-    assert (again.trainer.flags.head, again.trainer.flags.resobj_steps) == ("resobj", 1)
-    assert again.trainer.flags.resobj_grad == "joint"
+    assert (again.trainer.recipe["head"], again.trainer.recipe["resobj_steps"]) == ("resobj", 1)
+    assert again.trainer.recipe["resobj_grad"] == "joint"
 
 
 @pytest.mark.slow
@@ -455,7 +455,7 @@ def test_a_resumed_run_goes_on_as_one_that_was_never_stopped(host: str, data: Pa
         train(yolo, data, tmp_path / "stopped", **options)
     again = YOLO(tmp_path / "stopped" / "run" / "weights" / "last.pt")
     again.train(resume=True, workers=0)
-    assert again.trainer.flags == whole.trainer.flags
+    assert again.trainer.recipe == whole.trainer.recipe
     assert again.trainer.loss_ran["text"] == whole.trainer.loss_ran["text"]
     first, second = results(tmp_path / "whole"), results(tmp_path / "stopped")
     assert [row["epoch"] for row in second] == [1, 2]

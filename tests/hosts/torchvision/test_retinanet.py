@@ -21,14 +21,15 @@ from rebalance.hosts.torchvision.model import TorchvisionModel
 from rebalance.hosts.torchvision.retinanet import RetinaNetCriterion
 from rebalance.match.candidates import IGNORE, NEGATIVE, POSITIVE
 from rebalance.match.iou import Matched
-from rebalance.methods.registry import METHODS
-from rebalance.methods.resolve import train_flags
+from rebalance.hosts import SITES
+from rebalance.methods import METHODS
+from objectives import recipe_of
 
 SIZE, CLASSES = (64, 96), 3  # height, width
 ANCHORS = Anchors(((12.0, 20.0), (32.0, 48.0)), ((0.5, 1.0, 2.0),) * 2)
 SHAPES = ((8, 12), (4, 6))
-LOSSES = [name for name, row in METHODS.items() if row.kind == "element" and "retinanet" in row.places] + [
-    f"{element}+{name}" for name, row in METHODS.items() for element in row.elements if "retinanet" in row.places
+LOSSES = [name for name, row in METHODS.items() if row.kind == "element" and row.defined(SITES["retinanet"])] + [
+    f"{element}+{name}" for name, row in METHODS.items() for element in row.joins if row.defined(SITES["retinanet"])
 ]
 
 
@@ -56,7 +57,7 @@ def predictions(images: int, *, seed: int = 1, low: float = -3.0, dtype: torch.d
 
 
 def criterion(**given: Any) -> RetinaNetCriterion:
-    return RetinaNetCriterion(flags=train_flags(given, host="retinanet"), seed=0)
+    return RetinaNetCriterion(None, recipe=recipe_of(given, host="retinanet"), seed=0)
 
 
 def run(raw: dict[str, Any], batch: dict[str, Any], **given: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -115,7 +116,7 @@ def test_focal_equals_torchvision_in_value_and_gradient(counts: tuple[int, ...])
     torch.testing.assert_close(loss, expected)
     for mine, other in zip(grads, gradients(expected.sum(), raw), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-8)
-    assert criterion().flags.loss == "focal"
+    assert criterion().recipe["loss"] == "focal"
     assert criterion().divisor == "image"
 
 
@@ -269,7 +270,7 @@ def test_soft_weighs_negatives_by_the_overlap_of_their_anchor() -> None:
     loss = (focal(raw["logits"], targets).sum(-1) * weight).sum(1)
     expected = (loss / (found.state == POSITIVE).sum(1).clamp(min=1)).mean()
     torch.testing.assert_close(run(raw, batch, loss="soft")[0][0], expected, rtol=1e-6, atol=0)
-    assert criterion(loss="soft").flags.loss == "focal+soft"
+    assert criterion(loss="soft").recipe["loss"] == "focal+soft"
 
 
 def test_ghm_divides_by_the_density_of_gradients_and_by_what_takes_part() -> None:

@@ -26,7 +26,7 @@ from rebalance.hosts.torchvision import weights
 from rebalance.hosts.torchvision.model import TorchvisionModel
 from rebalance.hosts.torchvision.zoo import ZOO
 from rebalance.hosts.ultralytics.criterion import build_criterion
-from rebalance.methods.resolve import train_flags
+from objectives import recipe_of
 from rebalance.train.admission import check_training
 
 SMALL = {"imgsz": 64, "batch": 4, "nbs": 4, "workers": 0, "plots": False, "verbose": False, "device": "cpu"}
@@ -63,7 +63,7 @@ def test_every_detector_has_a_loss_that_reaches_every_parameter_and_predicts(nam
     images = torch.rand(2, 3, 64, 96)
     batch = {"batch_idx": torch.tensor([0.0, 1]), "cls": torch.tensor([[2.0], [0]])}
     batch["bboxes"] = torch.tensor([[0.5, 0.5, 0.5, 0.6], [0.3, 0.4, 0.4, 0.3]])
-    criterion = build_criterion(model, train_flags({}, host=model.host), seed=0)
+    criterion = criterion_of(model, recipe_of({}, host=model.host), seed=0)
     loss, items = criterion(model(images), batch)
     loss.sum().backward()
     assert loss.shape == (len(items),)
@@ -322,7 +322,7 @@ def test_an_interrupted_run_goes_on_with_its_loss(tiny_dataset: Path, tmp_path: 
         again.train(resume=True)
     assert started == [0, 1, 1, 2]
     assert any(line.startswith(said) for line in lines)
-    assert again.trainer.flags.loss == "bce+ghm"
+    assert again.trainer.recipe["loss"] == "bce+ghm"
     rows = (tmp_path / "run" / "results.csv").read_text("utf-8").splitlines()
     assert [row.split(",")[0] for row in rows] == ["epoch", "1", "2", "3"]
     names = rows[0].split(",")
@@ -338,9 +338,7 @@ def test_bfloat16_is_finite(loss: str) -> None:
     given = {"loss": loss} | ({"obj_drop": 0.5} if loss.endswith("drop") else {})
     batch = {"batch_idx": torch.zeros(1), "cls": torch.zeros(1, 1), "bboxes": torch.tensor([[0.5, 0.5, 0.5, 0.6]])}
     with torch.autocast("cpu", torch.bfloat16):
-        value = build_criterion(model, train_flags(given, host="retinanet"), seed=0)(
-            model(torch.rand(2, 3, 64, 64)), batch
-        )
+        value = criterion_of(model, recipe_of(given, host="retinanet"), seed=0)(model(torch.rand(2, 3, 64, 64)), batch)
     value[0].sum().backward()
     assert value[0].dtype == torch.float32
     assert all(p.grad.isfinite().all() for p in model.parameters())

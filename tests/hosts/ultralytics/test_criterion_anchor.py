@@ -17,7 +17,7 @@ from rebalance.heads.anchor import COCO_ANCHORS, AnchorHead
 from rebalance.hosts.ultralytics.criterion import AnchorCriterion
 from rebalance.match.anchor import match
 from rebalance.methods.drop import Dropping
-from rebalance.methods.resolve import train_flags
+from objectives import recipe_of
 from rebalance.settings import TrainFlags
 
 STRIDES = (8, 16, 32, 64)
@@ -30,7 +30,7 @@ def anchor_head(nc: int = 4, levels: int = 3) -> AnchorHead:
 
 def criterion(head: AnchorHead, size: int = 64, seed: int = 0, **flags: Any) -> AnchorCriterion:
     model = SimpleNamespace(model=[head], args=SimpleNamespace(imgsz=size))
-    return AnchorCriterion(model, flags=train_flags({"head": "anchor", **flags}), seed=seed)
+    return AnchorCriterion(model, recipe=recipe_of({"head": "anchor", **flags}), seed=seed)
 
 
 def batch_of(labels: Tensor, **more: Any) -> dict[str, Any]:
@@ -263,17 +263,19 @@ class Reference:
         self.leaves = [x.double().requires_grad_() for x in maps]
         self.shapes = [(x.shape[3], x.shape[4]) for x in maps]
         height, width = self.shapes[0][0] * 8, self.shapes[0][1] * 8
-        self.matches = slow_match(labels, head.anchors, self.shapes, flags.anchor_t)
+        self.matches = slow_match(labels, head.anchors, self.shapes, flags["anchor_t"])
         overlap = slow_overlap(head, maps, labels, height, width)
         matched = torch.zeros(overlap.shape, dtype=torch.bool)
         for level in self.matches:
             for m in level:
                 matched[m.image, m.candidate] = True
-        found = match(labels, head.anchors, self.shapes, flags.anchor_t)  # for the places of the random numbers alone
+        found = match(
+            labels, head.anchors, self.shapes, flags["anchor_t"]
+        )  # for the places of the random numbers alone
         pairs = (found.image * overlap.shape[1] + found.candidate).where(found.valid, -1)
         confidence = torch.cat([x[:, :, 4].flatten(1) for x in maps], 1)
         self.obj, box = Dropping(flags, seed=0).draw(matched, overlap, confidence, pairs)
-        if flags.obj_drop == flags.box_drop == 0:
+        if flags["obj_drop"] == flags["box_drop"] == 0:
             self.obj, box = torch.zeros_like(matched), torch.zeros_like(pairs).bool()
         self.box = [level[valid].tolist() for level, valid in zip(box, found.valid, strict=True)]
         self.matched, self.overlap = matched, overlap
@@ -296,7 +298,7 @@ class Reference:
                 wanted[m.label] = 1
                 classes.append(binary_cross_entropy_with_logits(p[5:], wanted))
             kept = [1 - iou for iou, gone in zip(ious, dropped, strict=True) if not gone]
-            count = len(kept) if self.flags.drop_divisor == "kept" else len(ious)
+            count = len(kept) if self.flags["drop_divisor"] == "kept" else len(ious)
             if kept:
                 lbox = lbox + sum(kept) / max(count, 1)
             if classes and self.head.nc > 1:
@@ -306,11 +308,11 @@ class Reference:
             for image in range(len(x)):
                 for n, logit in enumerate(x[image, :, 4].flatten()):
                     y, gone = target.get((image, first + n), 0.0), bool(self.obj[image, first + n])
-                    if gone and self.flags.drop_scope == "literal":
+                    if gone and self.flags["drop_scope"] == "literal":
                         y, gone = 0.0, False
                     if not gone:
                         terms.append(-y * logit.sigmoid().log() - (1 - y) * (-logit).sigmoid().log())
-            host = self.flags.drop_divisor == "host"
+            host = self.flags["drop_divisor"] == "host"
             size = x[:, :, 4].numel() if host else max(len(terms), 1)
             if terms:
                 lobj = lobj + BALANCE[len(self.leaves)][level] * sum(terms) / size
@@ -342,7 +344,7 @@ def test_equals_the_slow_reference(rates: dict[str, Any], scope: str, divisor: s
     maps, labels = random_maps(head, images=2, height=32, width=64), random_labels(12, images=2, nc=2)
     maps = [x / 2 for x in maps]  # boxes near their anchors
     flags = {**rates, "drop_scope": scope, "drop_divisor": divisor}
-    reference = Reference(head, maps, labels, train_flags({"head": "anchor", **flags}), 64)
+    reference = Reference(head, maps, labels, recipe_of({"head": "anchor", **flags}), 64)
     low = reference.overlap < 0.3
     assert (low & reference.matched).sum() > 5  # the sample has what is to be dropped
     assert (~low & reference.matched).sum() > 5
@@ -355,7 +357,7 @@ def test_equals_the_slow_reference_where_nothing_is_dropped() -> None:
     for nc, labels in ((1, random_labels(6, images=2, nc=1)), (2, torch.zeros(0, 6))):
         head = anchor_head(nc)
         maps = random_maps(head, images=2, height=32, width=64)
-        reference = Reference(head, maps, labels, train_flags({"head": "anchor"}), 64)
+        reference = Reference(head, maps, labels, recipe_of({"head": "anchor"}), 64)
         value, gradients = run(criterion(head), maps, labels)
         expected = reference.run()
         torch.testing.assert_close(value, expected[0], rtol=1e-5, atol=1e-7)
@@ -392,7 +394,7 @@ def test_dropping_changes_the_gradients_of_its_own_loss_alone() -> None:
 def test_exactly_p_of_the_negatives_have_no_gradient(p: float) -> None:
     head = anchor_head()
     maps, labels = random_maps(head), random_labels()
-    reference = Reference(head, maps, labels, train_flags({"head": "anchor", "obj_drop": p}), 64)
+    reference = Reference(head, maps, labels, recipe_of({"head": "anchor", "obj_drop": p}), 64)
     _, gradients = run(criterion(head, obj_drop=p), maps, labels)
     still = torch.cat([g[:, :, 4].flatten(1) for g in gradients], 1) == 0
     negatives = (reference.overlap < 0.3) & ~reference.matched
@@ -404,7 +406,7 @@ def test_literal_trains_dropped_matches_as_background() -> None:
     head = anchor_head()
     maps, labels = random_maps(head), random_labels()
     flags = {"obj_drop": 1.0, "drop_scope": "literal"}
-    reference = Reference(head, maps, labels, train_flags({"head": "anchor", **flags}), 64)
+    reference = Reference(head, maps, labels, recipe_of({"head": "anchor", **flags}), 64)
     _, gradients = run(criterion(head, **flags), maps, labels)
     _, usual = run(criterion(head), maps, labels)
     low = (reference.overlap < 0.3) & reference.matched

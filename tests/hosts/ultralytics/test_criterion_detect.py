@@ -16,7 +16,7 @@ from ultralytics.utils.tal import make_anchors
 
 from rebalance.hosts.ultralytics.criterion import DetectionCriterion, build_criterion, counts, droppings
 from rebalance.methods.drop import Dropping
-from rebalance.methods.resolve import train_flags
+from objectives import recipe_of
 from rebalance.settings import TrainFlags
 
 MODELS = ("yolov8n.yaml", "yolov10n.yaml", "yolo11n.yaml", "yolo26n.yaml")
@@ -72,7 +72,7 @@ def leaves(preds: Branch) -> list[Tensor]:
 
 
 def ours(model: DetectionModel, seed: int = 0, **flags: Any) -> Any:
-    return build_criterion(model, train_flags({"loss": "drop", **flags}), seed)
+    return criterion_of(model, recipe_of({"loss": "drop", **flags}), seed)
 
 
 def run(
@@ -199,7 +199,7 @@ class Reference:
                 scores = self.target_scores[image, n]
                 dropped = bool(self.obj[image, n])
                 left_cls += 0 if dropped else float(scores.sum())
-                if not dropped or flags.drop_scope == "literal":
+                if not dropped or flags["drop_scope"] == "literal":
                     for c in range(CLASSES):
                         y = torch.zeros(()).double() if dropped else scores[c].double()
                         term = binary_cross_entropy_with_logits(self.scores[image, c, n], y)
@@ -212,8 +212,10 @@ class Reference:
                     iou = bbox_iou(decoded[image, n], target, xywh=False, CIoU=True).squeeze()
                     lbox = lbox + (1 - iou) * weight
                     ldfl = ldfl + self.distance(image, n, target, stride) * weight
-        cls_divisor = left_cls if flags.drop_divisor == "kept" and flags.drop_scope != "background" else all_scores
-        box_divisor = left_box if flags.drop_divisor == "kept" else all_scores
+        cls_divisor = (
+            left_cls if flags["drop_divisor"] == "kept" and flags["drop_scope"] != "background" else all_scores
+        )
+        box_divisor = left_box if flags["drop_divisor"] == "kept" else all_scores
         vector = torch.stack(
             (
                 hyp.box * lbox / max(box_divisor, 1),
@@ -242,7 +244,7 @@ class Reference:
 def slow(model: DetectionModel, labels: Any, **flags: Any) -> tuple[Tensor, list[Tensor], list[Reference]]:
     """The reference of a whole criterion, and of each branch."""
     preds, host = predictions(model), model.init_criterion()
-    given = train_flags({"loss": "drop", **flags})
+    given = recipe_of({"loss": "drop", **flags})
     if not isinstance(host, E2ELoss):
         reference = Reference(model, host, preds, labels, given)
         return *reference.run(0), [reference]

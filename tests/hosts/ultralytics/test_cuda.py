@@ -11,7 +11,7 @@ from ultralytics.nn.tasks import DetectionModel
 
 from rebalance.hosts.ultralytics.criterion import build_criterion, counts
 from rebalance.hosts.ultralytics.model import AnchorDetectionModel
-from rebalance.methods.resolve import train_flags
+from objectives import recipe_of
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -35,7 +35,7 @@ def anchor(**given: Any) -> tuple[Any, Any]:
     torch.manual_seed(0)
     model = AnchorDetectionModel("yolov5n.yaml", nc=3, verbose=False).cuda().train()
     model.args = get_cfg(overrides={"imgsz": SIZE})
-    return model, build_criterion(model, train_flags({"head": "anchor", **given}), seed=0)
+    return model, criterion_of(model, recipe_of({"head": "anchor", **given}), seed=0)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_mixed_precision_is_finite(head: str, dtype: torch.dtype) -> None:
     else:
         model = DetectionModel("yolov8n.yaml", nc=3, verbose=False).cuda().train()
         model.args = get_cfg(overrides={"imgsz": SIZE})
-        criterion = build_criterion(model, train_flags({"obj_drop": 0.75, "box_drop": 0.75}), seed=0)
+        criterion = criterion_of(model, recipe_of({"obj_drop": 0.75, "box_drop": 0.75}), seed=0)
     with torch.autocast("cuda", dtype):
         loss = criterion(model(torch.rand(IMAGES, 3, SIZE, SIZE, device="cuda")), batch())[0].sum()
     loss.backward()

@@ -32,8 +32,9 @@ from rebalance.methods.divisor import divided_by
 from rebalance.methods.focal import focal
 from rebalance.methods.ghm import ghm_weights
 from rebalance.methods.ohem import ohem_mask
-from rebalance.methods.registry import METHODS
-from rebalance.methods.resolve import train_flags
+from rebalance.hosts import SITES
+from rebalance.methods import METHODS
+from objectives import recipe_of
 from rebalance.methods.soft import soft_weights
 from rebalance.settings import TrainFlags
 from rebalance.train.checkpoint import remembered
@@ -42,7 +43,7 @@ from rebalance.train.trainer import describe
 SIZE, IMAGES, CLASSES = 64, 3, 2
 HEADS = ("yolov8n.yaml", "yolo26n.yaml", "anchor")
 LOSSES = [name for name, row in METHODS.items() if row.kind == "element"] + [
-    f"{element}+{name}" for name, row in METHODS.items() for element in row.elements if "stock" in row.places
+    f"{element}+{name}" for name, row in METHODS.items() for element in row.joins if row.defined(SITES["stock"])
 ]
 
 
@@ -93,7 +94,7 @@ def predictions(model: Any, dtype: torch.dtype = torch.float32) -> tuple[Any, li
 
 def make(name: str, loss: str, **flags: Any) -> Any:
     given = {"loss": loss, **({"obj_drop": 0.5} if "drop" in loss else {}), **flags}
-    return build_criterion(build(name), train_flags({**given, "head": "anchor" if name == "anchor" else "stock"}), 0)
+    return criterion_of(build(name), recipe_of({**given, "head": "anchor" if name == "anchor" else "stock"}), 0)
 
 
 def run(criterion: Any, name: str, labels: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> Any:
@@ -376,8 +377,8 @@ def test_the_warm_up_of_brl_reaches_every_branch_and_copy(name: str) -> None:
     ],
 )
 def test_what_ran_says_so(name: str, loss: str, given: dict[str, Any], divisor: str) -> None:
-    flags = train_flags({"loss": loss, "head": "anchor" if name == "anchor" else "stock", **given})
-    model = SimpleNamespace(criterion=build_criterion(build(name), flags, 0))
+    flags = recipe_of({"loss": loss, "head": "anchor" if name == "anchor" else "stock", **given})
+    model = SimpleNamespace(criterion=criterion_of(build(name), flags, 0))
     ran = describe(flags, model)
     assert ran["divisor"] == divisor
     assert ran["text"].endswith(f"divisor: {divisor}")

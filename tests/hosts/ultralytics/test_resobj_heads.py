@@ -44,7 +44,7 @@ from rebalance.hosts.ultralytics.refined import ObjectnessCriterion, RefinedAnch
 from rebalance.match.candidates import candidate_state
 from rebalance.methods.brl import brl
 from rebalance.methods.resobj import refine, residual_objectness
-from rebalance.methods.resolve import train_flags
+from objectives import recipe_of
 from rebalance.settings import StepsFlags, parse
 from rebalance.train.admission import check_training
 
@@ -66,14 +66,14 @@ IMAGES = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)
 
 def build(name: str, **given: Any) -> Any:
     """A model in training mode with its criterion; the last layers of its objectness are spread."""
-    flags = train_flags({"head": "resobj", **given} if "loss" not in given else given, anchored=anchored(name))
+    flags = recipe_of({"head": "resobj", **given} if "loss" not in given else given, anchored=anchored(name))
     torch.manual_seed(0)
-    model = model_class(name, flags.head)(name, nc=CLASSES, verbose=False, flags=flags)
+    model = model_class(name, flags["head"])(name, nc=CLASSES, verbose=False, flags=flags)
     model.args = get_cfg(overrides={"imgsz": SIZE, "epochs": 5})
     for key, parameter in model.named_parameters():
         if key.endswith("logits.weight"):
             torch.nn.init.normal_(parameter, std=0.5)
-    model.criterion = build_criterion(model, flags, 0)
+    model.criterion = criterion_of(model, flags, 0)
     return model.train()
 
 
@@ -168,15 +168,13 @@ def test_inference_adds_all_steps(name: str) -> None:
 
 def test_no_steps_is_the_anchor_head_to_the_bit() -> None:
     """Output, loss, gradients and what the model is made of."""
-    flags = [
-        train_flags(given) for given in ({"head": "anchor"}, {"head": "obj"}, {"head": "resobj", "resobj_steps": 0})
-    ]
+    flags = [recipe_of(given) for given in ({"head": "anchor"}, {"head": "obj"}, {"head": "resobj", "resobj_steps": 0})]
     found = []
     for each in flags:
         torch.manual_seed(0)
         model: Any = AnchorDetectionModel("yolov5n.yaml", nc=CLASSES, verbose=False, flags=each)
         model.args = get_cfg(overrides={"imgsz": SIZE})
-        model.criterion = build_criterion(model, each, 0)
+        model.criterion = criterion_of(model, each, 0)
         with torch.no_grad():
             decoded = model.eval()(IMAGES)[0]
         vector, items = losses(model.train(), labels())
@@ -271,7 +269,7 @@ def made_maps(head: AnchorHead, steps: int) -> dict[str, Any]:
 def anchor_criterion(**given: Any) -> tuple[Any, Any]:
     head = AnchorHead(CLASSES, (1,) * 3, torch.tensor([8.0, 16, 32]), COCO_ANCHORS[3])
     model = SimpleNamespace(model=[head], args=SimpleNamespace(imgsz=SIZE))
-    return head, RefinedAnchorCriterion(model, flags=train_flags(given), seed=0)
+    return head, RefinedAnchorCriterion(model, recipe=recipe_of(given), seed=0)
 
 
 def test_the_residual_loss_of_the_anchor_head_by_its_formula() -> None:
@@ -379,7 +377,7 @@ def test_brl_is_the_element_of_both_losses(name: str) -> None:
             seen.append(candidates)
             return composed(self, candidates)
 
-    criterion.composition = Spy(criterion.flags)
+    criterion.composition = Spy(criterion.recipe)
     _, items = losses(model, labels())
     assert len(seen) == 3  # o_0, o_1 and o_2
     first = seen[0]
@@ -456,15 +454,15 @@ def test_a_checkpoint_keeps_head_steps_and_weights(run: Run, data: Path, tmp_pat
     model.add_callback("on_train_start", lambda t: started.update(deepcopy(t.model.state_dict())))
     train(model, data, tmp_path, epochs=1)
     assert all(torch.equal(before[k], started[k]) for k in before)
-    flags = model.trainer.flags
-    assert (flags.head, flags.resobj_steps) == ("resobj", run.flags["resobj_steps"])
-    assert flags.resobj_on == run.flags.get("resobj_on", "obj")
-    assert flags.obj_drop == 0
+    flags = model.trainer.recipe
+    assert (flags["head"], flags["resobj_steps"]) == ("resobj", run.flags["resobj_steps"])
+    assert flags["resobj_on"] == run.flags.get("resobj_on", "obj")
+    assert flags["obj_drop"] == 0
 
 
 def test_a_checkpoint_with_other_steps(run: Run, data: Path, tmp_path: Path) -> None:
     model = train(run.last, data, tmp_path, epochs=1, resobj_steps=2)
-    assert model.trainer.flags.resobj_steps == 2
+    assert model.trainer.recipe["resobj_steps"] == 2
     assert model.trainer.model.model[-1].steps == 2
     other = train(run.last, data, tmp_path / "obj", epochs=1, head="obj")
     assert "train/res_loss" not in results(tmp_path / "obj")[0]
@@ -489,7 +487,7 @@ def test_an_interrupted_run_resumes_with_its_head(run: Run, data: Path, tmp_path
     assert len(results(tmp_path)) == 1
     resumed = YOLO(tmp_path / "run" / "weights" / "last.pt")
     resumed.train(resume=True, workers=0)
-    assert resumed.trainer.flags == run.trainer.flags
+    assert resumed.trainer.recipe == run.trainer.recipe
     assert type(resumed.trainer.model.criterion) is type(run.trainer.model.criterion)
     assert [row["epoch"] for row in results(tmp_path)] == [1, 2]
     assert results(tmp_path)[1]["resobj/pos_0"] > 0

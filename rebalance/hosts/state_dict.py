@@ -1,44 +1,15 @@
-"""What a checkpoint remembers of our flags, and files of plain weights."""
+"""Files of plain weights."""
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from ultralytics.utils import LOGGER
 
 from rebalance.errors import ModelError
-from rebalance.settings import TrainFlags, as_dict
-from rebalance.settings import flags as fields
-
-KEY = "rebalance"  # of model.yaml: what a checkpoint remembers of our flags
-
-
-def remember(model: Any, flags: Any) -> None:
-    """Write the flags into the model, as plain values that a checkpoint keeps and any installation can read."""
-    model.yaml[KEY] = {"flags": as_dict(flags)}
-
-
-def remembered(model: Any) -> dict[str, Any]:
-    """What `remember` wrote, or an empty dict."""
-    yaml = getattr(model, "yaml", None)
-    return yaml.get(KEY, {}) if isinstance(yaml, dict) else {}
-
-
-def given_or_kept(given: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags that were given, and what a checkpoint keeps about a head of several steps where that head stays.
-
-    Args:
-        given: flag name to value.
-        kept: the same, from the checkpoint; may be empty.
-    """
-    stays = given.get("head", "resobj") == kept.get("head") == "resobj"
-    own = {k for k, v in fields(TrainFlags).items() if v.metadata["method"] == "resobj"} if stays else set()
-    return {**{k: v for k, v in kept.items() if k in own}, **given}
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor] | None:

@@ -13,11 +13,11 @@ from ultralytics.utils import LOGGER, ONLINE
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 
 from rebalance.errors import ModelError
+from rebalance.hosts.host import COCO
+from rebalance.hosts.state_dict import load_by_name, read_state_dict
 from rebalance.hosts.torchvision.model import KEY, TorchvisionModel
 from rebalance.hosts.torchvision.zoo import ZOO
-from rebalance.train.checkpoint import load_by_name, read_state_dict
 
-COCO = "coco"  # value of `pretrained`: the whole detector, trained on COCO
 OTHERWISE = "pretrained=<file> takes a state dict"
 # Of torchvision's 91 categories, those that no data set has
 N_A = ("__background__", "N/A")
