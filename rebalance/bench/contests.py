@@ -16,7 +16,6 @@ from rebalance.bench import hosts_own, ours
 from rebalance.bench.ours import CLASSES
 from rebalance.errors import ConfigError, nearest
 from rebalance.hosts.torchvision.zoo import ZOO
-from rebalance.match.boxes import xywh_to_xyxy
 from rebalance.match.candidates import candidate_state
 from rebalance.settings import BenchFlags
 
@@ -38,7 +37,7 @@ class Side(NamedTuple):
 
     name: str
     loss: Callable[[Any], Any]  # what `adapt` gives -> scalar; where inference is timed, images -> predictions
-    adapt: Callable[[Any], Any] = lambda output: output  # the model's output -> what the loss takes; a head's work
+    adapt: Callable[[Any], Any] = hosts_own.as_is  # the model's output -> what the loss takes; a head's work
     parameters: int | None = None  # of the model, where it is a side's own
     model: Callable[[Tensor], Any] | None = None  # in the place of the contest's, of which it has the parameters
 
@@ -53,59 +52,38 @@ class Contest(NamedTuple):
     kind: str = "loss"  # "loss", "step", "element" or "inference"
 
 
-def ultralytics(load: Load) -> Contest:
-    """YOLOv8n's own head: Ultralytics' loss and ours."""
-    model, images, labels = _set_up(load, "yolov8n.yaml")
-    host = Side("Ultralytics", hosts_own.ultralytics(model, labels))
-    return Contest("yolov8n, stock head", model, images, [host, *_ours(model, labels, "stock")])
+def losses(load: Load, *, model: str, head: str = "stock") -> Contest:
+    """The loss of a model's host and ours, on the same predictions, anchors and proposals.
 
-
-def yolov5(load: Load) -> Contest:
-    """YOLOv5n with the anchor head: YOLOv5's loss and ours.
-
-    Raises:
-        ImportError: the package `yolov5` or something that it imports is not installed.
-    """
-    model, images, labels = _set_up(load, "yolov5n.yaml", head="anchor")
-    targets = torch.cat((labels["batch_idx"].view(-1, 1), labels["cls"], labels["bboxes"]), 1)
-
-    def adapt(output: Any) -> list[Tensor]:
-        # (B, M, 5 + C, H, W) -> (B, M, H, W, 5 + C), copied: YOLOv5's head hands over that layout
-        return [x.permute(0, 1, 3, 4, 2).contiguous() for x in output["maps"]]
-
-    host = Side("YOLOv5", hosts_own.yolov5(model, targets), adapt)
-    return Contest("yolov5n, anchor head", model, images, [host, *_ours(model, labels, "anchor")])
-
-
-def torchvision(load: Load, *, detector: str) -> Contest:
-    """A detector of torchvision: its loss and ours, on the same predictions, anchors and proposals.
-
-    torchvision's loss matches image by image, as its own models do; the labels are in its layout beforehand, which is
+    torchvision's losses match image by image, as its own models do; the labels are in its layout beforehand, which is
     time that only ours takes. Its random samples are as many as ours, but others.
 
     Args:
         load: how much work.
-        detector: a key of ZOO, or of PRESETS, which choose one for the device.
+        model: a YOLO's file, a detector of ZOO, or a key of PRESETS, which choose a detector for the device.
+        head: of the model.
+
+    Raises:
+        ImportError: YOLOv5's loss, and the package `yolov5` or something that it imports is not installed.
     """
-    name, model, images, labels, targets = _torchvision(load, detector)
-    title, theirs = hosts_own.TORCHVISION[ZOO[name].host]
-    host = Side(f"torchvision {title}", theirs(model.model[-1], targets))
-    return Contest(name, model, images, [host, *_ours(model, labels, ZOO[name].host)])
+    name = _detector(model, load.device)
+    built, images, labels = _set_up(load, name, head=head)
+    title, theirs, adapt = hosts_own.LOSSES[ZOO[name].head.sites.name if name in ZOO else name]
+    sides = [Side(title, theirs(built, labels), adapt), *_ours(built, labels, head)]
+    return Contest(name if name in ZOO else f"{name.removesuffix('.yaml')}, {head} head", built, images, sides)
 
 
-def whole_retinanet(load: Load, *, detector: str = "retinanet") -> Contest:
+def whole_retinanet(load: Load, *, model: str) -> Contest:
     """torchvision's RetinaNet from images to losses, with our model's layers, beside our model with its loss.
 
-    torchvision resizes and normalises the images and makes the anchors in every step. Arguments as for `torchvision`.
+    torchvision resizes and normalises the images and makes the anchors in every step. Arguments as for `losses`.
     """
-    name, model, images, labels, targets = _torchvision(load, detector)
-    theirs = hosts_own.whole_retinanet(name, model).to(load.device)
-    host = Side(
-        "torchvision RetinaNet", lambda found: hosts_own.total(found, load.batch),
-        model=lambda images: theirs(list(images), targets),
-    )  # fmt: skip
-    own = [side for side in _ours(model, labels, "retinanet") if side.name in ("ours, loss=focal", "ours, loss=brl")]
-    return Contest(f"{name}, whole", model, images, [host, *own], "step")
+    name = _detector(model, load.device)
+    built, images, labels = _set_up(load, name)
+    theirs = hosts_own.whole_retinanet(name, built, labels)
+    host = Side("torchvision RetinaNet", lambda found: hosts_own.total(found, images), model=theirs)
+    own = [side for side in _ours(built, labels, "stock") if side.name in ("ours, loss=focal", "ours, loss=brl")]
+    return Contest(f"{name}, whole", built, images, [host, *own], "step")
 
 
 def element(load: Load) -> Contest:
@@ -135,7 +113,7 @@ def inference(load: Load, *, model: str) -> Contest:
 
     Args:
         load: how much work.
-        model: a YOLO's file, or a detector as for `torchvision`.
+        model: as for `losses`.
     """
     name, images, sides = _detector(model, load.device), torch.empty(0), []
     for given in ours.heads(name):
@@ -148,11 +126,11 @@ def inference(load: Load, *, model: str) -> Contest:
 
 # What the flag `only` chooses from, by name
 CONTESTS: dict[str, tuple[Callable[[Load], Contest], ...]] = {
-    "ultralytics": (ultralytics,),
-    "yolov5": (yolov5,),
-    "retinanet": (partial(torchvision, detector="retinanet"), whole_retinanet),
-    "ssd": (partial(torchvision, detector="ssd"),),
-    "fasterrcnn": (partial(torchvision, detector="fasterrcnn"),),
+    "ultralytics": (partial(losses, model="yolov8n.yaml"),),
+    "yolov5": (partial(losses, model="yolov5n.yaml", head="anchor"),),
+    "retinanet": (partial(losses, model="retinanet"), partial(whole_retinanet, model="retinanet")),
+    "ssd": (partial(losses, model="ssd"),),
+    "fasterrcnn": (partial(losses, model="fasterrcnn"),),
     "element": (element,),
     "inference": tuple(
         partial(inference, model=name) for name in ("yolov5n.yaml", "yolov8n.yaml", "retinanet", "fasterrcnn")
@@ -174,8 +152,8 @@ def chosen(flags: BenchFlags) -> list[tuple[str, Callable[[Load], Contest]]]:
     """
     known = dict(CONTESTS)
     for name, row in ZOO.items():
-        builds = (torchvision, whole_retinanet) if row.host == "retinanet" else (torchvision,)
-        known[name] = tuple(partial(build, detector=name) for build in builds)
+        builds = (losses, whole_retinanet) if row.head.sites.name == "retinanet" else (losses,)
+        known[name] = tuple(partial(build, model=name) for build in builds)
     names = [name.strip() for name in flags.only.split(",")] if flags.only else list(CONTESTS)
     for name in names:
         if name not in known:
@@ -188,25 +166,12 @@ def chosen(flags: BenchFlags) -> list[tuple[str, Callable[[Load], Contest]]]:
 # What the contests share ----------------------------------------------------------------------------------------------
 
 
-def _ours(model: Any, labels: dict[str, Any], place: str) -> list[Side]:
-    return [Side(f"ours, {name}", loss) for name, loss in ours.losses(model, labels, place).items()]
+def _ours(model: Any, labels: dict[str, Any], head: str) -> list[Side]:
+    return [Side(f"ours, {name}", loss) for name, loss in ours.losses(model, labels, head).items()]
 
 
 def _detector(name: str, device: torch.device) -> str:
     return PRESETS[name][device.type != "cpu"] if name in PRESETS else name
-
-
-def _torchvision(load: Load, detector: str) -> tuple[str, Any, Tensor, dict[str, Any], hosts_own.Labels]:
-    """Name, model, images, labels, and the labels in torchvision's layout."""
-    name = _detector(detector, load.device)
-    model, images, labels = _set_up(load, name)
-    head = model.model[-1]
-    if ZOO[name].host == "ssd":
-        head.side = load.imgsz  # as the trainer does
-    corners = torch.split(xywh_to_xyxy(labels["bboxes"] * load.imgsz), LABELS)
-    classes = torch.split(labels["cls"].view(-1).long() + head.background, LABELS)
-    targets = [{"boxes": b, "labels": c} for b, c in zip(corners, classes, strict=True)]
-    return name, model, images, labels, targets
 
 
 def _set_up(load: Load, name: str, **given: Any) -> tuple[Any, Tensor, dict[str, Any]]:
@@ -216,6 +181,8 @@ def _set_up(load: Load, name: str, **given: Any) -> tuple[Any, Tensor, dict[str,
         torch.manual_seed(0)
         model = ours.model(name, **given).to(device).train()
     model.args = get_cfg(overrides={"imgsz": imgsz})
+    if name in ZOO:
+        model.model[-1].trained_at(imgsz)
     count = batch * LABELS
     size = torch.rand(count, 2, generator=generator) * 0.25 + 0.05
     centre = size / 2 + torch.rand(count, 2, generator=generator) * (1 - size)

@@ -72,20 +72,12 @@ def bench(flags: BenchFlags) -> dict[str, Any]:
         except torch.cuda.OutOfMemoryError:
             skipped.append(f"{name}: the GPU's memory is too small for batch={flags.batch} imgsz={flags.imgsz}")
         gc.collect()
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     result = {
-        "rows": rows,
-        "skipped": skipped,
-        "syncs": syncs,
-        "clock": clock.kind(device),
-        "device": str(device),
-        "precision": "float32",
-        "flags": as_dict(flags),
-        "machine": machine(
-            torch.get_num_threads(), torch.cuda.get_device_name(device) if device.type == "cuda" else None
-        ),
-        "versions": versions(),
-        "git": git(),
-    }
+        "rows": rows, "skipped": skipped, "syncs": syncs, "clock": clock.kind(device), "device": str(device),
+        "precision": "float32", "flags": as_dict(flags), "machine": machine(torch.get_num_threads(), gpu),
+        "versions": versions(), "git": git(),
+    }  # fmt: skip
     if flags.out:
         write_json(Path(flags.out), result)
     return result
@@ -131,22 +123,17 @@ def _rows(contest: Contest, repeats: int) -> list[dict[str, Any]]:
     rows = []
     for measure, taken in _figures(contest, repeats).items():
         for side in ours:
-            if not taken[side.name]:
+            own, hosts = taken[side.name], taken[host.name]
+            if not own:
                 continue  # this torch does not say
-            ratio = _quartiles([own / hosts for own, hosts in zip(taken[side.name], taken[host.name], strict=True)])
+            ratio = _quartiles([x / y for x, y in zip(own, hosts, strict=True)])
             aim = AIMS.get((measure, host.name, side.name))
             row: dict[str, Any] = {
-                "model": contest.name,
-                "host": host.name,
-                "ours": side.name,
-                "measure": measure,
+                "model": contest.name, "host": host.name, "ours": side.name, "measure": measure,
                 "unit": "MiB" if "memory" in measure else "ms",
-                "hosts": _quartiles(taken[host.name]),
-                "own": _quartiles(taken[side.name]),
-                "ratio": ratio,
-                "aim": aim,
-                "met": None if aim is None else ratio["median"] <= aim,
-            }
+                "hosts": _quartiles(hosts), "own": _quartiles(own), "ratio": ratio,
+                "aim": aim, "met": None if aim is None else ratio["median"] <= aim,
+            }  # fmt: skip
             if side.parameters is not None and host.parameters is not None:
                 row["added_parameters"] = side.parameters - host.parameters
             rows.append(row)

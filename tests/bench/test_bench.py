@@ -16,14 +16,14 @@ import torch
 from rebalance.bench import clock, contests, hosts_own, ours, run
 from rebalance.bench.contests import Load
 from rebalance.errors import ConfigError
+from rebalance.hosts import SITES
 from rebalance.hosts.torchvision import faster_rcnn, zoo
-from rebalance.methods.registry import METHODS, PLACES
+from rebalance.methods import METHODS
 from rebalance.settings import BenchFlags, as_dict, flags
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 LOSS_MEASURES = ("criterion", "step", "memory", "criterion memory")
-PLACE = {"ultralytics": "stock", "yolov5": "anchor"}  # of the others it has the contest's name
 ALL = 10**6  # samples of a detector that then leaves nothing to chance
 
 
@@ -93,10 +93,10 @@ def test_both_sides_compute_the_same_loss_and_every_loss_is_there(name: str, mon
     contest = contests.CONTESTS[name][0](Load(2, 64, CPU))
     found = losses(contest)
     host, *ours = found
-    place = PLACE.get(name, name)
+    site = SITES[{"ultralytics": "stock"}.get(name, name)]
     assert found[ours[0]] == pytest.approx(found[host], rel=1e-5)
-    assert ours[0] == f"ours, loss={PLACES[place]}"
-    defined = {m for m, row in METHODS.items() if row.kind != "head" and place in row.places}
+    assert ours[0] == f"ours, loss={site.own}"
+    defined = {m for m, row in METHODS.items() if row.kind != "head" and row.defined(site)}
     assert {re.findall(r"loss=(\w+)", own)[0] for own in ours} == defined
     assert 0 < found["ours, loss=drop obj_drop=0.75"] != found[host]
 
@@ -113,7 +113,7 @@ def test_only_what_had_a_gradient_gets_one(name: str) -> None:
 
 
 def test_torchvision_s_whole_retinanet_has_our_layers_and_our_loss() -> None:
-    contest = contests.whole_retinanet(Load(2, 64, CPU))
+    contest = contests.whole_retinanet(Load(2, 64, CPU), model="retinanet")
     found = losses(contest)
     assert found["ours, loss=focal"] == pytest.approx(found["torchvision RetinaNet"], rel=1e-4)
     rows = run._rows(contest, 3)
@@ -166,8 +166,8 @@ def test_only_chooses_contests_in_its_order() -> None:
     assert all(name in help for name in contests.CONTESTS)
     ((_, build),) = contests.chosen(BenchFlags(only="ssdlite320_mobilenet_v3_large"))
     assert build(Load(2, 32, CPU)).name == "ssdlite320_mobilenet_v3_large"
-    assert set(contests.PRESETS) == set(hosts_own.TORCHVISION)
-    assert all(zoo.ZOO[name].host == host for host, names in contests.PRESETS.items() for name in names)
+    assert set(hosts_own.LOSSES) == {*contests.PRESETS, "yolov8n.yaml", "yolov5n.yaml"}
+    assert all(zoo.ZOO[name].head.sites.name == host for host, names in contests.PRESETS.items() for name in names)
 
 
 def test_figures_kept_from_before_can_still_be_read() -> None:
@@ -180,7 +180,7 @@ def test_both_sides_compute_the_same_yolov5_loss() -> None:
     code = """
 import torch
 from rebalance.bench import contests
-contest = contests.yolov5(contests.Load(2, 64, torch.device("cpu")))
+contest = contests.CONTESTS["yolov5"][0](contests.Load(2, 64, torch.device("cpu")))
 output = contest.model(contest.images)
 sides = [side for side in contest.sides if side.name in ("YOLOv5", "ours, loss=bce", "ours, loss=drop obj_drop=0.75")]
 print(*(float(side.loss(side.adapt(output)).detach()) for side in sides))
