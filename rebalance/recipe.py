@@ -12,7 +12,7 @@ from rebalance.heads.anchor import AnchorSettings
 from rebalance.methods import ALIASES, JOINS, METHODS, ROWS
 from rebalance.methods.method import Method, Site, Sites
 from rebalance.methods.resobj import ResObj
-from rebalance.settings import checked, setting, settings_of
+from rebalance.settings import checked, setting, settings_of, value_text
 
 S = TypeVar("S")
 
@@ -141,7 +141,7 @@ def read(given: Mapping[str, Any], sites: Sites, *, head: str = "stock") -> Reci
     selected = select(loss, site)
     for name, owner in owners.items():
         if (problem := _idle(name, owner, values["head"], loss, selected, site)) is not None:
-            raise ConfigError(f"{name}={given[name]} has no effect with {problem}")
+            raise ConfigError(f"{name}={value_text(given[name])} has no effect with {problem}")
     for name in filter(None, selected):
         if not METHODS[name].defined(site):
             there = ", ".join(name for name, row in METHODS.items() if row.defined(site))
