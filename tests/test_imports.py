@@ -18,17 +18,19 @@ NAMES = [str(m.with_suffix("")).replace("/", ".").removesuffix(".__init__") for 
 ARROWS = {
     "errors": "",
     "settings": "errors",
-    "match": "errors  numpy torch",  # numpy: the fit of anchors to label sizes
-    "methods": "errors match settings  torch",
-    "heads": "errors match methods settings  torch",
     "data": "rebalance errors settings  cv2 numpy yaml",
+    "match": "numpy torch",  # numpy: the fit of anchors to label sizes
+    "methods": "match settings  torch",
+    "heads": "errors settings  torch",
+    "recipe": "errors heads methods settings",
+    "objective": "match methods recipe  torch",
+    "hosts": "errors heads match methods objective recipe  PIL numpy torch torchvision ultralytics",
+    "train": "data errors hosts methods recipe  torch ultralytics",
+    "experiments": "rebalance data errors recipe settings train  cv2 filelock numpy psutil torch ultralytics yaml",
     "report": "rebalance errors experiments.papers experiments.record settings"
     "  cv2 jinja2 matplotlib numpy pandas yaml",
-    "hosts": "rebalance errors heads match methods settings train  numpy torch torchvision ultralytics",
-    "train": "rebalance data errors heads hosts match methods settings  PIL numpy torch ultralytics yaml",
-    "experiments": "rebalance data errors settings train  cv2 filelock numpy psutil torch ultralytics yaml",
-    "bench": "errors experiments hosts match methods settings  torch torchvision ultralytics yolov5",
-    "cli": "bench data errors experiments hosts methods report settings train  ultralytics",
+    "bench": "errors experiments hosts match methods recipe settings  torch torchvision ultralytics yolov5",
+    "cli": "bench data errors experiments hosts methods recipe report settings train  ultralytics",
     "moved": "",
     "__init__": "moved train",
     "__main__": "cli",
