@@ -43,7 +43,7 @@ def test_command_prints_a_table_and_writes_every_figure(tmp_path: Path) -> None:
     assert {"machine", "versions", "git", "precision"} <= set(found)
     ours = [
         "ours, loss=bce", "ours, loss=focal", "ours, loss=brl", "ours, loss=drop obj_drop=0.75", "ours, loss=ghm",
-        "ours, loss=ohem", "ours, loss=soft",
+        "ours, loss=ohem", "ours, loss=soft", "ours, loss=varifocal",
     ]  # fmt: skip
     hosts = [] if found["skipped"] else ["YOLOv5"]
     expected = {(host, measure, own) for host in hosts for measure in LOSS_MEASURES for own in ours}
