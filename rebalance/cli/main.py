@@ -179,7 +179,7 @@ def show_report(folder: Path, baseline: str = "") -> None:
 def bench(args: list[str]) -> None:
     """Time the losses."""
     given = parse(BenchFlags, pairs(args, BenchFlags))
-    from rebalance.bench import bench as module
+    from rebalance.bench import run as module
 
     print(module.table(module.bench(given)))
 

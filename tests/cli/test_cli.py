@@ -174,7 +174,7 @@ def test_report_takes_one_folder(capsys: pytest.CaptureFixture[str], args: list[
 def test_bench_parses_its_flags(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     stub(
         monkeypatch,
-        "rebalance.bench.bench",
+        "rebalance.bench.run",
         bench=lambda given: given.batch,
         table=lambda found: f"batch {found}",
     )
