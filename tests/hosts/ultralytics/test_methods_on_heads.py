@@ -38,7 +38,7 @@ from rebalance.hosts.host import begin_epoch, branches, describe, keep, remember
 from rebalance.hosts.ultralytics.model import criterion_of
 from rebalance.match.candidates import POSITIVE, Candidates, candidate_state
 from rebalance.methods import METHODS
-from rebalance.methods.method import DENSE, Choice
+from rebalance.methods.method import DENSE
 
 HEADS = ("yolov8n.yaml", "yolo26n.yaml", ANCHOR)
 DIVISORS = ("host", "image", "batch", "candidates")
@@ -177,21 +177,6 @@ def test_all_that_may_be_dropped(name: str, loss: str, scope: str) -> None:
     for divisor in ("batch", "candidates"):
         for by in ("kept", "host"):
             assert_as_expected(name, loss, divisor, obj_drop=1.0, drop_scope=scope, neg_iou=0.7, drop_divisor=by)
-
-
-def test_what_the_loss_is_divided_by() -> None:
-    positive = torch.tensor([[True, True, True, False, False]])
-    gone = torch.tensor([[True, False, False, True, False]])
-
-    def count(by: str, **choice: Any) -> int:
-        return int(compose("bce").divide(positive, Choice(**choice), by=by, channels=4))
-
-    assert (count("batch"), count("candidates"), count("image")) == (3, 20, 3)
-    assert (count("batch", left=gone), count("candidates", left=gone)) == (2, 12)
-    assert (count("batch", left=gone, kept=False), count("candidates", left=gone, kept=False)) == (3, 20)
-    # what became background is no match, but is still trained on
-    assert (count("batch", background=gone), count("candidates", background=gone)) == (2, 20)
-    assert int(compose("bce").divide(torch.zeros_like(positive), Choice(), by="batch")) == 1
 
 
 NEUTRAL = [name for name, row in METHODS.items() if row.neutral and DENSE in row.stages and row.defined(SITES["stock"])]
