@@ -161,6 +161,14 @@ def test_refused(tmp_path: Path, model: str, given: dict[str, Any], error: Any, 
     assert not list(tmp_path.iterdir())
 
 
+def test_refused_before_the_built_in_data_set_is_made(tmp_path: Path) -> None:
+    data = tmp_path / "small.yaml"
+    data.write_text("seafloor: {train: 2, val: 1, test: 1, size: 64}\n", "utf-8")
+    with pytest.raises(ModelError, match="ends in v10Detect"):
+        YOLO("yolov10n.yaml").train(data=str(data), head="obj", project=str(tmp_path))
+    assert list(tmp_path.iterdir()) == [data]
+
+
 @pytest.mark.parametrize(
     ("model", "given"),
     [
