@@ -19,7 +19,7 @@ from rebalance.cli.main import main
 from rebalance.errors import ConfigError, ModelError
 from rebalance.hosts.torchvision.model import TorchvisionModel
 from rebalance.hosts.ultralytics.model import AnchorDetectionModel
-from rebalance.train.api import data_yaml
+from rebalance.train.admission import data_yaml
 from rebalance.train.trainer import RebalanceTrainer
 
 SMALL = {"epochs": 1, "imgsz": 64, "batch": 4, "workers": 0, "plots": False, "val": False, "device": "cpu"}

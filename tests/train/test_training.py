@@ -27,11 +27,12 @@ from ultralytics.utils.loss import E2ELoss, v8DetectionLoss
 import rebalance
 from rebalance import YOLO
 from rebalance.errors import ConfigError, ModelError
+from rebalance.hosts.host import remembered
+from rebalance.hosts.state_dict import read_state_dict
 from rebalance.hosts.ultralytics.criterion import AnchorCriterion, DetectionCriterion, droppings
 from rebalance.hosts.ultralytics.model import AnchorDetect, AnchorDetectionModel
 from rebalance.methods.drop import Dropping
 from rebalance.settings import SparsifyFlags
-from rebalance.train.checkpoint import read_state_dict, remembered
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSIC = ROOT.parent / "shared" / "weights" / "yolov5n_classic.pt"
@@ -167,7 +168,7 @@ def test_without_a_flag_of_ours_training_is_stock(data: Path, tmp_path: Path) ->
 
 
 def test_flags_from_a_file(data: Path, tmp_path: Path) -> None:
-    file = tmp_path / "flags["yaml"]"
+    file = tmp_path / "flags.yaml"
     file.write_text("obj_drop: 0.5\nhead: anchor\nepochs: 1\n", "utf-8")
     model = YOLO("yolov5n.yaml")
     small = {"imgsz": 64, "batch": 4, "workers": 0, "plots": False, "project": str(tmp_path), "name": "run"}

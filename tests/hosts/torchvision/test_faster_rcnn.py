@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import torchvision
+from objectives import recipe_of
 from small_data import make_dataset
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, smooth_l1_loss
@@ -21,23 +22,21 @@ from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops import batched_nms, box_iou
 
 from rebalance import YOLO
+from rebalance.hosts import SITES
+from rebalance.hosts.host import begin_epoch, describe
+from rebalance.hosts.state_dict import load_by_name
 from rebalance.hosts.torchvision import faster_rcnn
 from rebalance.hosts.torchvision.faster_rcnn import FasterRCNNCriterion, FasterRCNNDetect
 from rebalance.hosts.torchvision.model import TorchvisionModel
 from rebalance.hosts.torchvision.published import load_coco
 from rebalance.hosts.torchvision.zoo import ZOO
-from rebalance.hosts.ultralytics.criterion import begin_epoch
 from rebalance.match.boxes import decode_deltas
 from rebalance.match.candidates import IGNORE, NEGATIVE, POSITIVE
 from rebalance.match.iou import Matched
 from rebalance.match.padded import Padded
 from rebalance.match.sample import Sampled
-from rebalance.hosts import SITES
 from rebalance.methods import METHODS
-from objectives import recipe_of
 from rebalance.methods.soft import soft_weights
-from rebalance.train.checkpoint import load_by_name
-from rebalance.train.trainer import describe
 
 SIZE = 160
 ALL = 10**6  # more samples than there are candidates
@@ -321,7 +320,7 @@ def test_validation_samples_the_same_for_every_batch_and_drops_nothing(
             first, again = loss((None, raw), BATCH)[0], loss((None, raw), BATCH)[0]
             torch.testing.assert_close(first, again, rtol=0, atol=0)
             torch.testing.assert_close(first, criterion(head)((None, raw), BATCH)[0], rtol=0, atol=0)
-        assert loss.dropping.counts is None
+        assert loss.objective.counts is None
 
 
 # Methods --------------------------------------------------------------------------------------------------------------
@@ -458,8 +457,8 @@ def test_drop_acts_on_the_rpn(
     stock = criterion(head)(raw, BATCH)[0]
     dropping = criterion(head, obj_drop=0.5, box_drop=0.5, drop_scope=scope, drop_divisor=divisor, neg_iou=0.6)
     drawn: list[tuple[Tensor, Tensor]] = []
-    real = dropping.dropping.draw
-    dropping.dropping.draw = lambda *a: drawn.append(real(*a)) or drawn[-1]  # type: ignore[method-assign, func-returns-value]
+    real = dropping.objective.draw
+    dropping.objective.draw = lambda *a: drawn.append(real(*a)) or drawn[-1]  # type: ignore[method-assign, func-returns-value]
     found = dropping(raw, BATCH)[0]
     assert torch.equal(found[2:], stock[2:])  # the RoI head is left alone
     place, state = samples[-2].found
@@ -472,8 +471,8 @@ def test_drop_acts_on_the_rpn(
     overlap = torch.stack([o.max(1)[0] if o.shape[1] else torch.zeros(len(o)) for o in overlaps]).gather(1, place)
     low = (overlap < 0.6) & sampled
     eligible = low & (~positive if scope == "background" else positive)
-    assert dropping.dropping.counts is not None
-    assert dropping.dropping.counts.tolist() == [
+    assert dropping.objective.counts is not None
+    assert dropping.objective.counts.tolist() == [
         int(eligible.sum()), int(eligible.sum()) // 2, int((low & positive).sum()), int((low & positive).sum()) // 2
     ]  # fmt: skip
     assert int(obj.sum()) > 1
@@ -503,7 +502,7 @@ def test_drop_waits_for_its_warmup(head: FasterRCNNDetect, raw: dict[str, Any]) 
     assert torch.equal(loss(raw, BATCH)[0], criterion(head)(raw, BATCH)[0])
     begin_epoch(loss, 1)
     loss(raw, BATCH)
-    assert loss.dropping.counts is not None
+    assert loss.objective.counts is not None
 
 
 # Models ---------------------------------------------------------------------------------------------------------------

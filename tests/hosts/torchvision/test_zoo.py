@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+from rebalance.methods.registry import HEADS, PLACES
 
 from rebalance.hosts.torchvision.zoo import ZOO
-from rebalance.methods.registry import HEADS, PLACES
 
 README = Path(__file__).resolve().parents[3] / "README.md"
 
