@@ -26,6 +26,7 @@ from rebalance.errors import ConfigError, ModelError
 from rebalance.hosts.torchvision import published
 from rebalance.hosts.torchvision.model import TorchvisionModel
 from rebalance.hosts.torchvision.zoo import ZOO
+from rebalance.train.admission import admit
 
 SMALL = {"imgsz": 64, "batch": 4, "nbs": 4, "workers": 0, "plots": False, "verbose": False, "device": "cpu"}
 SIZE, EPOCHS, RATE = 96, 25, 0.001  # of the training that overfits: eight images, eight times an epoch
@@ -61,7 +62,7 @@ def test_every_detector_has_a_loss_that_reaches_every_parameter_and_predicts(nam
     images = torch.rand(2, 3, 64, 96)
     batch = {"batch_idx": torch.tensor([0.0, 1]), "cls": torch.tensor([[2.0], [0]])}
     batch["bboxes"] = torch.tensor([[0.5, 0.5, 0.5, 0.6], [0.3, 0.4, 0.4, 0.3]])
-    criterion = model.criterion_of(recipe_of({}, host=model.host), 0)
+    criterion = model.criterion_of(recipe_of({}, host=ZOO[name].head.sites.name), 0)
     loss, items = criterion(model(images), batch)
     loss.sum().backward()
     assert loss.shape == (len(items),)
@@ -74,7 +75,7 @@ def test_every_detector_has_a_loss_that_reaches_every_parameter_and_predicts(nam
         assert 0 <= found[:, 4:].min() <= found[:, 4:].max() <= 1
         assert (found[:, 4:] > 0).sum(1).max() <= 1  # one class a candidate
         assert criterion((found, raw), batch)[0].isfinite().all()
-    assert (model.nc, model.host, len(model.names)) == (3, ZOO[name].host, 3)
+    assert (model.nc, len(model.names)) == (3, 3)
     assert len(model.model) == 3
     assert model.info()[1] == sum(p.numel() for p in model.parameters())
 
@@ -238,7 +239,7 @@ def test_weights_that_cannot_be_had_are_refused_before_anything_is_made(
     with pytest.raises(ModelError, match=message):
         YOLO(name).train(data="coco8.yaml", pretrained=pretrained, project=str(tmp_path / "runs"))
     with pytest.raises(ModelError, match=message):
-        check_training({}, {"model": name, "pretrained": pretrained})
+        admit(YOLO(name), {}, {"pretrained": pretrained}, strict=True, data=False)
     assert not (tmp_path / "runs").exists()
 
 
@@ -325,7 +326,7 @@ def test_an_interrupted_run_goes_on_with_its_loss(tiny_dataset: Path, tmp_path: 
     assert [row.split(",")[0] for row in rows] == ["epoch", "1", "2", "3"]
     names = rows[0].split(",")
     assert {"train/cls_loss", "train/box_loss", "val/cls_loss", "val/box_loss"} <= set(names)
-    assert again.trainer.model.criterion.objective.average is not None
+    assert again.trainer.model.criterion.objective.run.kept["average"] is not None
 
 
 @pytest.mark.parametrize("loss", ["focal", "brl", "ghm", "focal+drop"])

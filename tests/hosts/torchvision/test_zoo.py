@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from rebalance.methods.registry import HEADS, PLACES
 
+from rebalance.hosts import FAMILIES, SITES
 from rebalance.hosts.torchvision.zoo import ZOO
 
 README = Path(__file__).resolve().parents[3] / "README.md"
@@ -22,5 +22,6 @@ def test_readme_lists_the_detectors() -> None:
 
 
 def test_every_detector_has_a_place_for_its_losses() -> None:
-    assert {row.host for row in ZOO.values()} == set(HEADS) <= set(PLACES)
+    assert {row.head.sites.name for row in ZOO.values()} | {"yolo"} == {sites.name for sites in FAMILIES}
+    assert all(site in SITES.values() for row in ZOO.values() for site in row.head.sites.by_head.values())
     assert all(row.about for row in ZOO.values())
