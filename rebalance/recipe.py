@@ -9,10 +9,10 @@ from typing import Any, NamedTuple, TypeVar
 
 from rebalance.errors import ConfigError, nearest
 from rebalance.heads.anchor import AnchorSettings
-from rebalance.methods import ALIASES, METHODS, ROWS
+from rebalance.methods import ALIASES, JOINS, METHODS, ROWS
 from rebalance.methods.method import Method, Site, Sites
 from rebalance.methods.resobj import ResObj
-from rebalance.settings import checked, setting, settings_of
+from rebalance.settings import checked, setting, settings_of, value_text
 
 S = TypeVar("S")
 
@@ -141,7 +141,7 @@ def read(given: Mapping[str, Any], sites: Sites, *, head: str = "stock") -> Reci
     selected = select(loss, site)
     for name, owner in owners.items():
         if (problem := _idle(name, owner, values["head"], loss, selected, site)) is not None:
-            raise ConfigError(f"{name}={given[name]} has no effect with {problem}")
+            raise ConfigError(f"{name}={value_text(given[name])} has no effect with {problem}")
     for name in filter(None, selected):
         if not METHODS[name].defined(site):
             there = ", ".join(name for name, row in METHODS.items() if row.defined(site))
@@ -188,7 +188,7 @@ def select(loss: str, site: Site) -> Selection:
         if found[kind]:
             raise ConfigError(f"loss={loss} joins two methods of one kind ({kind}); valid pairs: {_pairs()}")
         found[kind] = name
-    joins = METHODS[found["weighting"]].joins if found["weighting"] else ()
+    joins = JOINS.get(found["weighting"], [])
     if not found["element"]:
         own = own_loss(site).element
         found["element"] = own if own in joins else joins[0]
@@ -202,7 +202,7 @@ def select(loss: str, site: Site) -> Selection:
 def own_loss(site: Site) -> Selection:
     """The host's own loss."""
     row = METHODS[site.own]
-    return Selection(row.name, "") if row.kind == "element" else Selection(row.joins[0], row.name)
+    return Selection(row.name, "") if row.kind == "element" else Selection(JOINS[row.name][0], row.name)
 
 
 def _made(values: Mapping[str, Any], site: Site) -> Recipe:
@@ -271,4 +271,4 @@ GIVEN = {"cells": "YOLO heads", "dense": "detectors that score every candidate",
 
 
 def _pairs() -> str:
-    return ", ".join(f"{element}+{row.name}" for row in ROWS for element in row.joins)
+    return ", ".join(f"{element}+{name}" for name, elements in JOINS.items() for element in elements)

@@ -10,14 +10,14 @@ from torch import Tensor
 from rebalance.hosts import FAMILIES, SITES
 from rebalance.hosts.ultralytics.sites import YoloSites
 from rebalance.match.candidates import POSITIVE, SOFTMAX, Candidates
-from rebalance.methods import METHODS
+from rebalance.methods import JOINS, METHODS
 from rebalance.methods.method import DENSE, Choice, Predictions, Run, Sites
 from rebalance.objective import Objective
 from rebalance.recipe import Recipe, read
 
 # Every element loss, and every pair that may be joined, on the class scores of YOLO
 LOSSES = [name for name, row in METHODS.items() if row.kind == "element"] + [
-    f"{element}+{name}" for name, row in METHODS.items() if row.defined(SITES["stock"]) for element in row.joins
+    f"{element}+{name}" for name in JOINS if METHODS[name].defined(SITES["stock"]) for element in JOINS[name]
 ]
 
 

@@ -1,19 +1,20 @@
+"""What a user's flags come to: the one reading of `loss`, head and settings."""
+
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from objectives import recipe_of
 
 from rebalance.errors import ConfigError
-from rebalance.methods.bce import bce
-from rebalance.methods import METHODS
-from objectives import recipe_of
-from rebalance.settings import TrainFlags, as_dict, flags
+from rebalance.hosts import FAMILIES, SITES
+from rebalance.methods import JOINS, METHODS
+from rebalance.recipe import HEADS, TRAIN, Selection, kept, select
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+DEFAULTS = {name: item.default for name, (_, item) in TRAIN.items()}
+STOCK = SITES["stock"]
 
 
 @pytest.mark.parametrize(
@@ -33,9 +34,9 @@ README = Path(__file__).resolve().parents[2] / "README.md"
     ],
 )
 def test_select(loss: str, element: str, weighting: str, text: str) -> None:
-    assert select(loss) == Selection(element, weighting)
-    assert select(loss).text() == text
-    assert select(text) == select(loss)
+    assert select(loss, STOCK) == Selection(element, weighting)
+    assert select(loss, STOCK).text(STOCK) == text
+    assert select(text, STOCK) == select(loss, STOCK)
 
 
 @pytest.mark.parametrize(
@@ -47,10 +48,13 @@ def test_select(loss: str, element: str, weighting: str, text: str) -> None:
         ("bce+", "loss=bce+: nothing is not one of bce, drop"),
         ("BCE", "loss=BCE: BCE is not one of bce, drop"),
         ("drop+drop", "loss=drop+drop joins two methods of one kind (weighting); valid pairs: bce+drop"),
-        ("ce+bce", "loss=ce+bce joins two methods of one kind (element); valid pairs: bce+drop, focal+drop, brl+drop"),
+        (
+            "ce+bce",
+            "loss=ce+bce joins two methods of one kind (element); valid pairs: bce+drop, focal+drop, varifocal+drop",
+        ),
         (
             "focal+ghm",
-            "loss=focal+ghm: ghm has no meaning with focal; valid pairs: bce+drop, focal+drop, brl+drop, bce",
+            "loss=focal+ghm: ghm has no meaning with focal; valid pairs: bce+drop, focal+drop, varifocal+drop",
         ),
         ("soft+brl", "loss=soft+brl: soft has no meaning with brl; valid pairs: bce+drop"),
         ("bce+drop+bce", "loss=bce+drop+bce joins two methods of one kind (element); valid pairs: bce+drop"),
@@ -58,7 +62,7 @@ def test_select(loss: str, element: str, weighting: str, text: str) -> None:
 )
 def test_select_refuses(loss: str, message: str) -> None:
     with pytest.raises(ConfigError) as error:
-        select(loss)
+        select(loss, STOCK)
     assert str(error.value).replace(", ".join(METHODS), "bce, drop").startswith(message)
 
 
@@ -87,8 +91,12 @@ def test_select_refuses(loss: str, message: str) -> None:
         ({"head": "resobj", "resobj_grad": "joint", "resobj_on": "cls"}, {"loss": "bce"}),
     ],
 )
-def test_recipe_of(given: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert as_dict(recipe_of(given)) == {**as_dict(TrainFlags(loss="bce")), **given, **expected}
+def test_what_flags_come_to(given: dict[str, Any], expected: dict[str, Any]) -> None:
+    values = recipe_of(given).values
+    assert {name: values[name] for name in DEFAULTS if name != "obj_base"} == {
+        **{name: value for name, value in DEFAULTS.items() if name != "obj_base"},
+        "loss": "bce", **given, **expected,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -101,13 +109,16 @@ def test_recipe_of(given: dict[str, Any], expected: dict[str, Any]) -> None:
     ],
 )
 def test_flags_of_faster_rcnn(given: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert as_dict(recipe_of(given, host="fasterrcnn")) == {**as_dict(TrainFlags()), **given, **expected}
+    assert recipe_of(given, host="fasterrcnn").values == {**DEFAULTS, **given, **expected}
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"ohem_ratio": 2}, "ohem_ratio=2 has no effect with fasterrcnn; it is for head=stock, head=anchor"),
+        (
+            {"ohem_ratio": 2},
+            "ohem_ratio=2 has no effect with fasterrcnn; it is for detectors that score every candidate",
+        ),
         ({"divisor": "batch"}, "divisor=batch is not defined for fasterrcnn, which divides by what it sampled"),
         ({"loss": "focal"}, "loss=focal is not defined for fasterrcnn; losses there: bce, drop, ohem, soft, nrd"),
         ({"loss": "bce", "nrd_rate": 0.5}, "nrd_rate=0.5 has no effect with loss=bce; add it: loss=bce+nrd"),
@@ -124,14 +135,14 @@ def test_flags_of_faster_rcnn_refused(given: dict[str, Any], message: str) -> No
 
 
 def test_the_head_of_a_checkpoint_counts_where_none_is_given() -> None:
-    assert recipe_of({"anchor_t": 3}, head="anchor").head == "anchor"
-    assert recipe_of({"head": "stock"}, head="anchor").head == "stock"
+    assert recipe_of({"anchor_t": 3}, head="anchor")["head"] == "anchor"
+    assert recipe_of({"head": "stock"}, head="anchor")["head"] == "stock"
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"obj_dorp": 0.5}, "unknown flag obj_dorp=0.5 (did you mean obj_drop?); flags: loss, head, obj_drop"),
+        ({"obj_dorp": 0.5}, "unknown flag obj_dorp=0.5 (did you mean obj_drop?); flags: loss, head, obj_base, divisor"),
         ({"obj_drop": 1.5}, "obj_drop=1.5 is out of range: 0 to 1"),
         ({"obj_drop": "nan"}, "obj_drop=nan is out of range: 0 to 1"),
         ({"obj_drop": "much"}, "obj_drop=much is not a number"),
@@ -153,14 +164,17 @@ def test_the_head_of_a_checkpoint_counts_where_none_is_given() -> None:
         ({"ghm_bins": 0}, "ghm_bins=0 is out of range: at least 1"),
         ({"divisor": "positive"}, "divisor=positive is not one of auto, host, image, batch, candidates"),
         ({"ohem_rois": 64}, "ohem_rois=64 has no effect with head=stock; it is for fasterrcnn"),
-        ({"nrd_rate": 0.5}, "loss=nrd is not defined for head=stock; losses there: bce, focal, brl, drop, "),
+        ({"nrd_rate": 0.5}, "loss=nrd is not defined for head=stock; losses there: bce, focal, varifocal, brl, drop, "),
         ({"resobj_steps": 1}, "resobj_steps=1 has no effect with head=stock; add head=resobj"),
         ({"head": "obj", "resobj_on": "cls"}, "resobj_on=cls has no effect with head=obj; add head=resobj"),
         ({"loss": "resobj", "resobj_steps": 6}, "resobj_steps=6 is out of range: 0 to 5"),
         ({"loss": "resobj", "head": "anchor"}, "loss=resobj is for head=resobj, but head=anchor was given"),
         ({"loss": "resobj+obj"}, "loss=resobj+obj chooses more than one head"),
-        ({"loss": "resobj+ghm"}, "loss=ghm is not defined for head=resobj; losses there: bce, focal, brl, drop, soft"),
-        ({"loss": "resobj", "ohem_ratio": 1}, "ohem_ratio=1 has no effect with head=resobj; it is for head=stock"),
+        (
+            {"loss": "resobj+ghm"},
+            "loss=ghm is not defined for head=resobj; losses there: bce, focal, varifocal, brl, drop, soft",
+        ),
+        ({"loss": "resobj", "ohem_ratio": 1}, "loss=ohem is not defined for head=resobj; losses there: bce"),
         ({"head": "resobj", "anchor_t": 3}, "anchor_t=3 has no effect with head=resobj; add head=anchor"),
         ({"obj_drop": 0.5, "autoanchor": False}, "autoanchor=False has no effect with head=stock; add head=anchor"),
     ],
@@ -172,32 +186,66 @@ def test_train_flags_refuses(given: dict[str, Any], message: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_a_method_that_is_not_defined_for_a_head_names_the_heads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(METHODS, "drop", METHODS["drop"]._replace(places=("anchor",)))
-    assert recipe_of({"loss": "drop", "head": "anchor"}).loss == "drop"
-    with pytest.raises(ConfigError, match=r"^loss=drop is not defined for head=stock; losses there: bce, focal, "):
-        recipe_of({"obj_drop": 0.5})
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [
+        ("bce", list(SITES)),
+        ("focal", ["stock", "anchor", "obj", "resobj", "retinanet", "retinanet-obj", "ssd"]),
+        ("varifocal", ["stock", "anchor", "obj", "resobj", "retinanet", "retinanet-obj"]),
+        ("brl", ["stock", "anchor", "obj", "resobj", "retinanet", "retinanet-obj"]),
+        ("drop", list(SITES)),
+        ("ghm", ["stock", "anchor", "obj", "retinanet"]),
+        ("ohem", ["stock", "anchor", "obj", "retinanet", "fasterrcnn", "fasterrcnn-obj", "ssd"]),
+        ("soft", list(SITES)),
+        ("nrd", ["fasterrcnn", "fasterrcnn-obj"]),
+        ("obj", ["obj", "resobj", "retinanet-obj", "fasterrcnn-obj"]),
+        ("resobj", ["obj", "resobj", "retinanet-obj", "fasterrcnn-obj"]),
+    ],
+)
+def test_a_method_is_defined_where_what_it_needs_is_given(name: str, where: list[str]) -> None:
+    assert [site.name for site in SITES.values() if METHODS[name].defined(site)] == where
 
 
 @pytest.mark.parametrize(
     "given", [{}, {"obj_drop": 0.5}, {"head": "anchor"}, {"head": "anchor", "box_drop": 0.1, "drop_scope": "literal"}]
 )
 def test_flags_that_a_checkpoint_keeps_come_back(given: dict[str, Any]) -> None:
-    parsed = recipe_of(given)
-    assert kept_flags(as_dict(parsed)) == parsed
+    recipe = recipe_of(given)
+    assert kept(dict(recipe.values), FAMILIES[0]) == recipe
 
 
 def test_a_checkpoint_without_flags_has_the_host_s_loss() -> None:
-    assert kept_flags({}) == recipe_of({})
-    assert kept_flags({}, head="anchor") == recipe_of({"head": "anchor"})
+    assert kept({}, FAMILIES[0]) == recipe_of({})
+    assert kept({}, FAMILIES[0], head="anchor") == recipe_of({"head": "anchor"})
 
 
 def test_heads_on_anchors_take_the_flags_of_the_anchor_head() -> None:
     given = {"loss": "resobj", "anchor_t": 3, "obj_gain": 2, "resobj_steps": 1}
-    parsed = recipe_of(given, anchored=True)
-    assert (parsed.head, parsed.anchor_t, parsed.obj_gain, parsed.resobj_steps) == ("resobj", 3, 2, 1)
+    recipe = recipe_of(given, anchored=True)
+    assert {name: recipe[name] for name in given} == {**given, "loss": "bce"}
+    assert (recipe["head"], recipe["obj_base"], recipe.resobj.resobj_steps) == ("resobj", "anchor", 1)
     with pytest.raises(ConfigError, match="anchor_t=3 has no effect with head=stock"):
         recipe_of({"anchor_t": 3}, anchored=True)
+
+
+@pytest.mark.parametrize("anchored", [False, True])
+def test_what_an_objectness_stands_on_can_be_said(anchored: bool) -> None:
+    assert recipe_of({"head": "obj"}, anchored=anchored)["obj_base"] == ("anchor" if anchored else "stock")
+    for base in ("anchor", "stock"):
+        recipe = recipe_of({"head": "obj", "obj_base": base}, anchored=anchored)
+        assert (recipe["obj_base"], "anchors" in recipe.site.gives) == (base, base == "anchor")
+        assert recipe.site.divisors["host"] == (
+            "mean over the candidates of a level" if base == "anchor" else "sum of target scores"
+        )
+    for given, host in (({"obj_base": "anchor"}, "yolo"), ({"head": "obj", "obj_base": "stock"}, "retinanet")):
+        with pytest.raises(
+            ConfigError, match=r"^obj_base=\w+ has no effect with .*; it is for head=obj and head=resobj"
+        ):
+            recipe_of(given, host=host)
+
+
+def test_without_head_resobj_there_are_no_steps() -> None:
+    assert [recipe_of({"head": head}).resobj.resobj_steps for head in ("stock", "obj", "resobj")] == [0, 0, 2]
 
 
 @pytest.mark.parametrize(
@@ -214,125 +262,49 @@ def test_heads_on_anchors_take_the_flags_of_the_anchor_head() -> None:
     ],
 )
 def test_the_divisor_is_the_method_s_own_unless_it_is_given(loss: str, stock: str, anchor: str) -> None:
-    assert divisor_of(recipe_of({"loss": loss}), "stock") == stock
-    assert divisor_of(recipe_of({"loss": loss, "head": "anchor"}), "anchor") == anchor
-    assert divisor_of(recipe_of({"loss": loss, "head": "obj"}), "obj") == anchor
+    assert recipe_of({"loss": loss}).divisor == stock
+    assert recipe_of({"loss": loss, "head": "anchor"}).divisor == anchor
+    assert recipe_of({"loss": loss, "head": "obj"}).divisor == anchor
     for given in ("host", "image", "batch", "candidates"):
-        assert divisor_of(recipe_of({"loss": loss, "divisor": given}), "stock") == given
+        assert recipe_of({"loss": loss, "divisor": given}).divisor == given
+
+
+@pytest.mark.parametrize(("host", "divisor"), [("retinanet", "image"), ("ssd", "batch"), ("fasterrcnn", "host")])
+def test_a_host_names_its_own_divisor(host: str, divisor: str) -> None:
+    assert recipe_of({}, host=host).divisor == divisor
+    assert recipe_of({"divisor": "host"}, host=host).divisor == divisor
 
 
 def test_every_pair_that_is_offered_can_be_chosen() -> None:
     for name, row in METHODS.items():
-        assert (row.kind == "weighting") == bool(row.joins)
-        for element in row.joins:
-            assert select(f"{element}+{name}") == Selection(element, name)
-        assert set(row.divisors) <= set(row.places)
-        assert set(row.divisors.values()) <= set(flags(TrainFlags)["divisor"].metadata["choices"])
+        for element in JOINS.get(name, []):
+            assert select(f"{element}+{name}", STOCK) == Selection(element, name)
+        for site in SITES.values():
+            if row.kind != "head" and row.defined(site):
+                assert row().divide(site) in ("host", *site.divisors)
 
 
-def test_every_row_is_complete() -> None:
-    methods = {f.metadata["method"] for f in flags(TrainFlags).values()}
-    assert methods <= {*METHODS, "", "anchor"}  # a flag of a method that is not there could never be given
-    for name, row in METHODS.items():
-        assert re.fullmatch(r"[a-z]+", name)
-        assert row.kind in ("element", "weighting", "head")
-        assert row.places
-        assert set(row.places) <= set(PLACES)
-        assert all((row.title, row.source))
+def test_every_flag_is_of_one_owner_and_every_name_a_word() -> None:
+    assert all(re.fullmatch(r"[a-z]+", name) for name in METHODS)
+    assert set(METHODS) >= HEADS
+    assert set(METHODS["drop"].counted) == {"negatives", "obj_dropped", "low_iou_matches", "box_dropped"}
 
 
-# Golden numbers -------------------------------------------------------------------------------------------------------
-
-# Element losses by hand: logits, targets, settings, values
-GOLDEN: dict[str, list[tuple[list[float], list[float], dict[str, Any], list[float]]]] = {
-    # log(1 + e^0) = 0.693147; log(1 + e^-2) = 0.126928, for the other label 2 more; a quarter of one and the rest of
-    # the other
-    "bce": [([0, 2, 2, -2, 2], [1, 1, 0, 1, 0.25], {}, [0.693147, 0.126928, 2.126928, 2.126928, 1.626928])],
-    # the distances from the target are 1/2, sigmoid(-2) = 0.119203, sigmoid(2) = 0.880797, 1/2 - 1/4 and 0; squared and
-    # times the values of bce, 0.25 * 0.693147 = 0.173287, 0.014209 * 0.126928 = 0.001804, 0.775803 * 2.126928 =
-    # 1.650078, 0.0625 * 0.693147 = 0.043322 and 0; times alpha_t 0.25, 0.25, 0.75, 0.0625 + 0.5625 and 0.5
-    "focal": [
-        ([0, 2, 2, 0, 0], [1, 1, 0, 0.25, 0.5], {}, [0.043322, 0.000451, 1.237559, 0.027076, 0]),
-        ([0, 2, 2], [1, 1, 0], {"alpha": -1.0}, [0.173287, 0.001804, 1.650078]),
-        ([0, 2, 2], [1, 1, 0], {"alpha": -1.0, "gamma": 0.0}, [0.693147, 0.126928, 2.126928]),
-        # gamma = 1, alpha = 0.5: 0.119203 * 0.126928 / 2 and 0.880797 * 2.126928 / 2
-        ([2, 2], [1, 0], {"gamma": 1.0, "alpha": 0.5}, [0.007565, 0.936695]),
-    ],
-    # Not confused: focal. Confused at x = -2: p_t = 0.880797 > t, focal's 0.75 * 0.001804 = 0.001353; at x = 2: p_t =
-    # 0.119203 <= t, mirrored, 0.75 * p_t^2 * -log(1 - p_t) = 0.75 * 0.014209 * 0.126928, the same; both times 0.1
-    "brl": [
-        (
-            [2, 2, -2, 2],
-            [1, 0, 0, 0],
-            {"confused": torch.tensor([False, False, True, True])},
-            [0.000451, 1.237559, 0.000135, 0.000135],
-        ),
-        # t = 0: never mirrored, 0.75 * 1.650078 at x = 2; t = 1: always, the same number at x = -2
-        ([-2, 2], [0, 0], {"confused": torch.tensor([True, True]), "t": 0.0}, [0.000135, 0.123756]),
-        ([-2, 2], [0, 0], {"confused": torch.tensor([True, True]), "t": 1.0}, [0.123756, 0.000135]),
-        ([-2, 2], [0, 0], {"confused": torch.tensor([True, True]), "beta": 0.0}, [0.000135, 0]),
-        # t = 0.9: p_t = 0.880797 at x = -2 is below it, mirrored: 0.75 * 0.775803 * 2.126928, halved, times 0.5
-        (
-            [-2, -3],
-            [0, 0],
-            {"confused": torch.tensor([True, True]), "t": 0.9, "beta": 0.5, "weight": 0.5},
-            [0.309390, 0.000041],
-        ),  # x = -3: p_t = 0.952574; 0.75 * 0.047426^2 * 0.048587, halved
-    ],
-}
+def used(given: dict[str, Any], host: str = "yolo", **options: Any) -> set[str]:
+    return set(recipe_of(given, host=host, **options).used)
 
 
-@pytest.mark.parametrize("name", [name for name, row in METHODS.items() if row.kind == "element"])
-def test_golden_numbers(name: str) -> None:
-    assert name in GOLDEN, f"add a row of numbers worked out by hand for {name}"
-    for logits, targets, settings, values in GOLDEN[name]:
-        found = METHODS[name].function(torch.tensor(logits).float(), torch.tensor(targets).float(), **settings)
-        torch.testing.assert_close(found, torch.tensor(values), rtol=0, atol=2e-6)
+def test_the_settings_that_have_a_say_are_those_of_what_runs() -> None:
+    brl = {name for name in TRAIN if name.startswith("brl_")}
+    assert used({"loss": "brl"}) == brl
+    assert used({"loss": "brl"}, "retinanet") == brl - {"brl_overlap"}
+    assert used({"loss": "ohem"}) == {"ohem_ratio"}
+    assert used({"loss": "ohem"}, "fasterrcnn") == {"ohem_rois"}
+    assert used({"head": "anchor"}) == {"anchor_t", "box_gain", "obj_gain", "cls_gain"}
+    assert used({"head": "resobj"}) == {"resobj_steps", "resobj_grad", "resobj_on"}
+    assert used({"head": "resobj"}, anchored=True) >= {"resobj_steps", "anchor_t"}
 
 
-def test_bce_keeps_double_precision_and_raises_half() -> None:
-    for given, expected in ((torch.float16, torch.float32), (torch.bfloat16, torch.float32)):
-        assert bce(torch.zeros(2, dtype=given), torch.ones(2)).dtype == expected
-    assert bce(torch.zeros(2, dtype=torch.float64), torch.ones(2)).dtype == torch.float64
-
-
-# README ---------------------------------------------------------------------------------------------------------------
-
-
-def tables(heading: str) -> list[list[list[str]]]:
-    """Markdown tables of a section, as rows of cells, without the line of dashes."""
-    if not README.is_file():
-        pytest.skip("no README.md beside the package")
-    section = README.read_text("utf-8").partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
-    blocks = re.findall(r"(?:^\|.*\n)+", section, re.MULTILINE)
-    rows = [[re.split(r"(?<!\\)\|", line.strip("| ")) for line in block.splitlines()] for block in blocks]
-    return [[[cell.strip() for cell in row] for row in block if not set(row[0]) <= set("-: ")] for block in rows]
-
-
-def ticked(cell: str) -> list[str]:
-    return re.findall(r"`([^`]+)`", cell)
-
-
-def test_readme_lists_the_registry() -> None:
-    header, *rows = tables("Losses")[0]
-    assert ticked(header[0]) == ["loss="]
-    found = {ticked(row[0])[0]: row for row in rows}
-    assert list(found) == list(METHODS)
-    where = header.index("Where")
-    for name, row in found.items():
-        assert tuple(ticked(row[where])) == METHODS[name].places
-        assert METHODS[name].source in row[-1]
-
-
-def test_readme_lists_every_flag_and_its_default() -> None:
-    header, *rows = tables("Losses")[1]
-    assert header[:2] == ["Flag", "Default"]
-    found = {}
-    for row in rows:
-        names = ticked(row[0])
-        values = row[1].replace("`", "").split(", ") if len(names) > 1 else [row[1].strip("`")]
-        found.update(dict(zip(names, values, strict=True)))
-    known = {name: item.default for name, item in flags(TrainFlags).items() if name not in ("loss", "head")}
-    assert list(found) == list(known)
-    for name, default in known.items():
-        assert found[name] == (f"{default:g}" if isinstance(default, float) else str(default))
+def test_a_site_says_what_it_is() -> None:
+    assert all(site.about and site.where and site.host in site.divisors for site in SITES.values())
+    assert all(set(site.divisors) <= {"host", "image", "batch", "candidates"} for site in SITES.values())

@@ -17,7 +17,7 @@ from ultralytics import cfg as host
 from ultralytics.utils import DEFAULT_CFG_DICT, YAML
 from ultralytics.utils.checks import check_yaml
 
-from rebalance.data.demo.seafloor import resolve
+from rebalance.data.demo.seafloor import built_in
 from rebalance.errors import ConfigError, nearest
 from rebalance.recipe import TRAIN
 from rebalance.settings import checked
@@ -66,7 +66,7 @@ def _call(args: list[str], *, strict: bool) -> None:
     elif mode:
         _check_misspelt(theirs)
     if theirs.get("data") and mode != "train":
-        theirs["data"] = resolve(theirs["data"])
+        theirs["data"] = built_in(theirs["data"])
     with _bound(ours, strict):
         sys.argv[1:] = [*words, *(f"{name}={value}" for name, value in theirs.items())]  # in place: the host keeps it
         host.entrypoint()
@@ -102,7 +102,7 @@ def _check(theirs: dict[str, str], *, trained: bool) -> None:
         # a classification data set may be the name of one to fetch; resolving makes the built-in set where it is not
         missing = isinstance(data, str) and Path(data).is_absolute() and not Path(data).exists()
         if missing or str(data).endswith((".yaml", ".yml")):
-            data_yaml(resolve(str(data)))
+            data_yaml(built_in(str(data)))
 
 
 @contextmanager

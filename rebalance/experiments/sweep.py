@@ -239,7 +239,7 @@ def _source(data: str) -> Path:
     from rebalance.data import dataset
     from rebalance.data.demo import seafloor
 
-    found = dataset.load(seafloor.resolve(data))
+    found = dataset.load(seafloor.built_in(data))
     for entry in found.splits.get("test", ()):
         if not os.path.exists(entry):
             raise DataError(f"{found.file}: test images not found: {entry}; correct 'test:' or take it out")

@@ -16,7 +16,14 @@ from rebalance.methods.nrd import Nrd
 from rebalance.methods.ohem import Ohem
 from rebalance.methods.resobj import Obj, ResObj
 from rebalance.methods.soft import Soft
+from rebalance.methods.varifocal import Varifocal
 
-ROWS: tuple[type[Method], ...] = (Bce, Focal, Brl, Drop, Ghm, Ohem, Soft, Nrd, Obj, ResObj)
+ROWS: tuple[type[Method], ...] = (Bce, Focal, Varifocal, Brl, Drop, Ghm, Ohem, Soft, Nrd, Obj, ResObj)
 METHODS: dict[str, type[Method]] = {row.name: row for row in ROWS}
+# Every weighting with the element losses that it may be joined with
+JOINS: dict[str, list[str]] = {
+    row.name: [other.name for other in ROWS if other.kind == "element" and row.joins(other)]
+    for row in ROWS
+    if row.kind == "weighting"
+}
 ALIASES = {"ce": "bce"}  # on a sigmoid they are one loss

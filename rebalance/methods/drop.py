@@ -68,7 +68,6 @@ class Drop(Method):
     source = "Haque & McEver, section 2"
     equation = r"\frac{1}{N-\lfloor pN_-\rfloor}\sum_{i\,\mathrm{kept}}\ell_i"
     stages = (DENSE, RPN)
-    joins = ("bce", "focal", "brl")
     neutral: ClassVar = {"obj_drop": 0.0, "box_drop": 0.0}
     counted = ("negatives", "obj_dropped", "low_iou_matches", "box_dropped")
     golden = (

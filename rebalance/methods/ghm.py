@@ -79,7 +79,6 @@ class Ghm(Method):
     source = "Li et al. 2019, unit region approximation"
     equation = r"\frac{N}{GD(g)},\quad g=|\sigma(x)-y|"
     needs = frozenset({"one", SIGMOID})  # counting says nothing about the candidates of a refinement
-    joins = ("bce",)  # it takes the place of focal loss: g is the gradient of cross-entropy
     neutral: ClassVar = {"ghm_bins": 1, "ghm_momentum": 0.0}
     by_image = False  # it counts over the batch
     golden = (
@@ -93,6 +92,11 @@ class Ghm(Method):
     ghm_regions: str = setting(
         "all", "bins that divide: all as in the paper, or the occupied ones", choices=("all", "occupied")
     )
+
+    @classmethod
+    def joins(cls, element: type[Method]) -> bool:
+        """Cross-entropy alone: it takes the place of focal loss, and g is the gradient of cross-entropy."""
+        return element.name == "bce"
 
     def weigh(self, candidates: Candidates, loss: Tensor, run: Run) -> Tensor:
         """By the gradient density, with a moving average that validation neither uses nor changes."""

@@ -177,7 +177,6 @@ class Method:
     equation: ClassVar[str]  # as TeX
     stages: ClassVar[tuple[str, ...]] = (DENSE,)  # of a loss in which it acts
     needs: ClassVar[frozenset[str]] = frozenset()  # what a site must give, see `Site`
-    joins: ClassVar[tuple[str, ...]] = ()  # of a weighting: the element losses that it has a meaning for
     neutral: ClassVar[Mapping[str, Any]] = {}  # settings at which it is the host's own loss
     by_image: ClassVar[bool] = True  # the loss of an image is the same without the other images of the batch
     counted: ClassVar[tuple[str, ...]] = ()  # names of `Choice.counts`
@@ -187,6 +186,11 @@ class Method:
     def defined(cls, site: Site) -> bool:
         """Whether it has a meaning at a site."""
         return site.has(cls.needs) and not set(cls.stages).isdisjoint(site.stages)
+
+    @classmethod
+    def joins(cls, element: type[Method]) -> bool:
+        """Whether it, a weighting, has a meaning for an element loss."""
+        return True
 
     def acts(self, stage: str) -> bool:
         """Whether it acts in this stage with these settings."""

@@ -50,7 +50,6 @@ class Nrd(Method):
     equation = r"\frac{1}{N-\lfloor pN_-\rfloor}\sum_{i\,\mathrm{kept}}\ell_i"
     stages = (RPN, ROI)
     needs = frozenset({"samples"})
-    joins = ("bce",)
     neutral: ClassVar = {"nrd_rate": 0.0}
 
     nrd_rate: float = setting(
@@ -59,6 +58,11 @@ class Nrd(Method):
     nrd_stage: str = setting(
         ROI, "whose negatives: proposals in the RoI head, or anchors in the RPN", choices=(ROI, RPN)
     )
+
+    @classmethod
+    def joins(cls, element: type[Method]) -> bool:
+        """Cross-entropy, which both stages have."""
+        return element.name == "bce"
 
     def acts(self, stage: str) -> bool:
         """In the stage that was chosen alone."""

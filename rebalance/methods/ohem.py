@@ -58,7 +58,6 @@ class Ohem(Method):
     equation = r"\sum_{i\in P}\ell_i+\sum_{i\in\mathrm{top}_{r|P|}(N)}\ell_i"
     stages = (DENSE, ROI)
     needs = frozenset({"one"})  # mining says nothing about the candidates of a refinement
-    joins = ("bce", "focal")  # BRL lowers the loss of the very candidates that mining would find
     neutral: ClassVar = {"ohem_ratio": 1e6}
     golden = (
         # one positive, so the two of highest loss of three negatives
@@ -67,6 +66,11 @@ class Ohem(Method):
 
     ohem_ratio: float = setting(3.0, "negatives kept for each positive of an image", low=0, needs=DENSE)
     ohem_rois: int = setting(128, "Faster R-CNN: proposals of an image that are trained on", low=1, needs="proposals")
+
+    @classmethod
+    def joins(cls, element: type[Method]) -> bool:
+        """Not what goes by overlap: BRL lowers the loss of the very candidates that mining would find."""
+        return "overlap" not in element.needs
 
     def weigh(self, candidates: Candidates, loss: Tensor, run: Run) -> Tensor | None:
         """0 for the easy negatives of a dense head; in the RoI head the sample holds the hard ones alone."""

@@ -52,7 +52,6 @@ class Soft(Method):
     equation = r"a+(1-a)\,e^{-b\,e^{-c\,o}}"
     stages = (DENSE, ROI)
     needs = frozenset({"overlap"})
-    joins = ("bce", "focal")  # BRL has a weight by overlap of its own
     neutral: ClassVar = {"soft_a": 1.0}
     golden = (
         # 0.25 + 0.75 * exp(-50 * exp(-4)) = 0.550153 of 0.693147; a positive counts in full
@@ -64,6 +63,11 @@ class Soft(Method):
     soft_a: float = setting(0.25, "least weight of a negative", low=0, high=1)
     soft_b: float = setting(50.0, "displacement of the Gompertz curve", low=0)
     soft_c: float = setting(20.0, "steepness of the Gompertz curve", low=0)
+
+    @classmethod
+    def joins(cls, element: type[Method]) -> bool:
+        """Not what goes by overlap: BRL has a weight of its own for it."""
+        return "overlap" not in element.needs
 
     def weigh(self, candidates: Candidates, loss: Tensor, run: Run) -> Tensor:
         """By the overlap with the nearest label."""

@@ -13,7 +13,7 @@ from ultralytics.utils import DEFAULT_CFG_DICT, YAML
 from ultralytics.utils.checks import check_yaml
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 
-from rebalance.data.demo.seafloor import resolve
+from rebalance.data.demo.seafloor import built_in
 from rebalance.errors import ConfigError, ModelError, nearest
 from rebalance.hosts import FAMILIES, host_of
 from rebalance.hosts.host import remembered
@@ -99,7 +99,7 @@ def admit(
     if host.own and (given or strict):
         _check_weights(arguments.get("pretrained"))
     if data and isinstance(arguments.get("data"), str):
-        arguments["data"] = resolve(arguments["data"])  # last but one, since the built-in set is made where it is not
+        arguments["data"] = built_in(arguments["data"])  # last but one, since the built-in set is made where it is not
         if (recipe or strict) and model.task == "detect":
             data_yaml(arguments["data"])
     if recipe:

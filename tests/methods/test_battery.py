@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rebalance.hosts import SITES
 from rebalance.match.candidates import IGNORE, NEGATIVE, POSITIVE, Candidates
-from rebalance.methods import METHODS
+from rebalance.methods import JOINS, METHODS
 from rebalance.methods.bce import bce
 from rebalance.methods.method import DENSE, RPN
 from rebalance.settings import settings_of
@@ -24,7 +24,7 @@ GOLDEN = [(name, index) for name, row in METHODS.items() for index in range(len(
 ON_SOFTMAX = [f"{element}{plus}" for element in ("bce", "focal") for plus in ("", "+drop", "+ohem", "+soft")]
 # Settings that mean nothing without another one
 BESIDE: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("neg_iou", "drop_scope", "drop_select", "drop_warmup", "drop_divisor"), {"obj_drop": 0.5}),
+    **{name: {"obj_drop": 0.5} for name in ("neg_iou", "drop_scope", "drop_select", "drop_warmup", "drop_divisor")},
     "nrd_rate": {"nrd_stage": "rpn"},
     "ghm_regions": {"ghm_bins": 999},
 }
@@ -37,8 +37,7 @@ def test_a_row_says_what_it_is(name: str) -> None:
     assert all((row.title, row.summary, row.helps, row.source, row.equation, row.stages))
     assert any(row.defined(site) for site in SITES.values())
     assert set(row.neutral) <= set(settings_of(row))
-    assert bool(row.joins) == (row.kind == "weighting")
-    assert all(METHODS[element].kind == "element" for element in row.joins)
+    assert (row.kind == "weighting") == bool(JOINS.get(name))
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -169,6 +168,8 @@ def others(name: str) -> list[Any]:
     facts, default = item.metadata, item.default
     if facts["choices"]:
         return [choice for choice in facts["choices"] if choice != default]
+    if isinstance(default, bool):
+        return [not default]
     if isinstance(default, int):
         return [default + 1, default + 5]
     values = (0.35, 0.55) if facts["high"] <= 1 else (default * 0.6 + 0.1, default * 1.7 + 0.2)
@@ -177,7 +178,7 @@ def others(name: str) -> list[Any]:
 
 @pytest.mark.parametrize("name", [s for row in METHODS.values() if row.kind != "head" for s in settings_of(row)])
 def test_every_setting_has_a_say(name: str) -> None:
-    """At each of two other values the losses of some steps are others than by default, and than at each other."""
+    """At each of some other values the losses of some steps are others than by default, and than at each other."""
     row = next(row for row in METHODS.values() if name in settings_of(row))
     if name in ("ohem_rois", "nrd_stage", "brl_overlap"):
         pytest.skip("not a matter of candidates, but of where they come from: tested on the heads that have it")

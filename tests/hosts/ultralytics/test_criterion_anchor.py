@@ -269,7 +269,9 @@ class Reference:
         for level in self.matches:
             for m in level:
                 matched[m.image, m.candidate] = True
-        found = match(labels, head.anchors, self.shapes, flags["anchor_t"])  # for the places of the random numbers alone
+        found = match(
+            labels, head.anchors, self.shapes, flags["anchor_t"]
+        )  # for the places of the random numbers alone
         pairs = (found.image * overlap.shape[1] + found.candidate).where(found.valid, -1)
         confidence = torch.cat([x[:, :, 4].flatten(1) for x in maps], 1)
         self.obj, box = Dropping(flags, seed=0).draw(matched, overlap, confidence, pairs)

@@ -212,7 +212,9 @@ class Reference:
                     iou = bbox_iou(decoded[image, n], target, xywh=False, CIoU=True).squeeze()
                     lbox = lbox + (1 - iou) * weight
                     ldfl = ldfl + self.distance(image, n, target, stride) * weight
-        cls_divisor = left_cls if flags["drop_divisor"] == "kept" and flags["drop_scope"] != "background" else all_scores
+        cls_divisor = (
+            left_cls if flags["drop_divisor"] == "kept" and flags["drop_scope"] != "background" else all_scores
+        )
         box_divisor = left_box if flags["drop_divisor"] == "kept" else all_scores
         vector = torch.stack(
             (

@@ -168,9 +168,7 @@ def test_inference_adds_all_steps(name: str) -> None:
 
 def test_no_steps_is_the_anchor_head_to_the_bit() -> None:
     """Output, loss, gradients and what the model is made of."""
-    flags = [
-        recipe_of(given) for given in ({"head": "anchor"}, {"head": "obj"}, {"head": "resobj", "resobj_steps": 0})
-    ]
+    flags = [recipe_of(given) for given in ({"head": "anchor"}, {"head": "obj"}, {"head": "resobj", "resobj_steps": 0})]
     found = []
     for each in flags:
         torch.manual_seed(0)
