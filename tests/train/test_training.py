@@ -27,11 +27,10 @@ from ultralytics.utils.loss import E2ELoss, v8DetectionLoss
 import rebalance
 from rebalance import YOLO
 from rebalance.errors import ConfigError, ModelError
-from rebalance.hosts.host import remembered
+from rebalance.hosts.host import objectives, remembered
 from rebalance.hosts.state_dict import read_state_dict
-from rebalance.hosts.ultralytics.criterion import AnchorCriterion, DetectionCriterion, droppings
+from rebalance.hosts.ultralytics.criterion import AnchorCriterion, DetectionCriterion
 from rebalance.hosts.ultralytics.model import AnchorDetect, AnchorDetectionModel
-from rebalance.methods.drop import Dropping
 from rebalance.settings import SparsifyFlags
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -109,10 +108,10 @@ def test_results_count_what_was_dropped(run: Run) -> None:
 
 
 def test_validation_took_no_part_in_the_counts(run: Run) -> None:
-    for dropping in droppings(run.trainer.model.criterion):
-        assert (dropping.epoch, dropping.step) == (1, 2)
-    validated = run.trainer.ema.ema.criterion
-    assert all(dropping.step == 0 for dropping in droppings(validated))
+    for objective in objectives(run.trainer.model.criterion):
+        assert (objective.run.epoch, objective.run.step) == (1, 2)
+    validated = objectives(run.trainer.ema.ema.criterion)
+    assert all((objective.run.step, objective.counts) == (0, None) for objective in validated)
 
 
 def test_names_of_the_losses(runs: dict[str, Run]) -> None:
@@ -267,23 +266,21 @@ def killed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("head", HEADS)
-def test_a_killed_run_resumes_with_its_loss_and_draws(killed: Path, head: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_resumes_with_its_loss_and_draws(killed: Path, head: str) -> None:
     folder = killed / head
-    draws: list[tuple[Any, ...]] = []
-    seed = Dropping._seed
+    draws: list[tuple[Any, ...]] = []  # what the random numbers of each step depend on
 
-    def record(self: Dropping) -> int:
-        number = seed(self)
-        draws.append((*self.key, self.epoch, self.step))
-        return number
+    def record(trainer: Any) -> None:
+        runs = [objective.run for objective in objectives(trainer.model.criterion)]
+        draws.extend((*run.key, run.epoch, run.step) for run in runs)
 
-    monkeypatch.setattr(Dropping, "_seed", record)
     assert len(results(folder)) == 2
     gains: list[float] = []
     # the anchor run goes on in stock YOLO with our trainer, and with another rate, which a run that goes on keeps out
     other = {"trainer": rebalance.trainer(obj_drop=0.1)} if head == "anchor" else {}
     model = (ultralytics.YOLO if other else YOLO)(folder / "run" / "weights" / "last.pt")
     model.add_callback("on_train_epoch_start", lambda t: gains.append(getattr(t.model.criterion, "o2m", 0)))
+    model.add_callback("on_train_batch_end", record)
     with log() as lines:
         model.train(resume=True, workers=0, **other)
     ignored = [line for line in lines if "resume keeps the checkpoint's flags; ignored: obj_drop" in line]

@@ -337,11 +337,7 @@ def test_bfloat16_is_finite(loss: str) -> None:
     given = {"loss": loss} | ({"obj_drop": 0.5} if loss.endswith("drop") else {})
     batch = {"batch_idx": torch.zeros(1), "cls": torch.zeros(1, 1), "bboxes": torch.tensor([[0.5, 0.5, 0.5, 0.6]])}
     with torch.autocast("cpu", torch.bfloat16):
-<<<<<<< HEAD
         value = model.criterion_of(recipe_of(given, host="retinanet"), 0)(model(torch.rand(2, 3, 64, 64)), batch)
-=======
-        value = criterion_of(model, recipe_of(given, host="retinanet"), seed=0)(model(torch.rand(2, 3, 64, 64)), batch)
->>>>>>> main
     value[0].sum().backward()
     assert value[0].dtype == torch.float32
     assert all(p.grad.isfinite().all() for p in model.parameters())
