@@ -17,7 +17,7 @@ from rebalance.hosts.torchvision.model import TorchvisionModel
 from rebalance.hosts.torchvision.published import check, missing_coco, start
 from rebalance.hosts.torchvision.zoo import ZOO
 from rebalance.train.admission import admit, is_state_dict, separate
-from rebalance.train.trainer import trainer as trainer_of
+from rebalance.train.trainer import with_flags
 from rebalance.train.validator import Validator
 
 
@@ -114,7 +114,7 @@ class YOLO(ultralytics.YOLO):  # type: ignore[misc]
         if admitted.recipe is None:
             remembered(self.model).clear()  # the host's loss from here on: resuming must not bring an earlier one back
             return super().train(trainer=trainer, **admitted.arguments)
-        return super().train(trainer=trainer_of(**admitted.given), **admitted.arguments)
+        return super().train(trainer=with_flags(admitted.given, admitted.recipe), **admitted.arguments)
 
 
 def load(name: str, task: Any = None, make: type[YOLO] = YOLO) -> YOLO:

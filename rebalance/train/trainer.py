@@ -39,6 +39,7 @@ class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
 
     Attributes:
         given: flags as the user gave them.
+        admitted: what they were found to come to before the training began; None: nobody has asked.
         recipe: what this run trains with; None until the model is there, which has a say in what the flags mean.
         host: of the model.
         loss_ran: what the criterion says it is; printed, and kept for records.
@@ -47,6 +48,7 @@ class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
     """
 
     given: Mapping[str, Any] = {}
+    admitted: Recipe | None = None
 
     recipe: Recipe
     host: Host
@@ -92,7 +94,7 @@ class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
             self.recipe = kept(before, sites)
             self._kept = cfg[KEY].get("state", []) if before else []
         else:
-            self.recipe = read(given_or_kept(self.given, before), sites, head=head)
+            self.recipe = self.admitted or read(given_or_kept(self.given, before), sites, head=head)
         verbose = verbose and RANK == -1
         model = self.host.build(cfg, self.recipe, nc=self.data["nc"], ch=self.data["channels"], verbose=verbose)
         self.set_model_names_for_load(model)
@@ -177,4 +179,10 @@ def trainer(**given: Any) -> type[RebalanceTrainer]:
         ConfigError: an unknown flag, a bad value, or a flag that would have no effect.
     """
     check_flags(given)
-    return type("RebalanceTrainer", (RebalanceTrainer,), {"given": dict(given), "__module__": __name__})
+    return with_flags(given)
+
+
+def with_flags(given: Mapping[str, Any], admitted: Recipe | None = None) -> type[RebalanceTrainer]:
+    """A trainer class with flags that have been checked; `admitted` is what they come to on the model it will train."""
+    held = {"given": dict(given), "admitted": admitted, "__module__": __name__}
+    return type("RebalanceTrainer", (RebalanceTrainer,), held)
