@@ -180,34 +180,7 @@ def test_flags_from_a_file(data: Path, tmp_path: Path) -> None:
     )
 
 
-# Before anything is created -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("model", "given", "error", "message"),
-    [
-        ("yolov8n.yaml", {"loss": "dorp"}, ConfigError, "did you mean drop"),
-        ("yolov8n.yaml", {"obj_drop": 2}, ConfigError, "out of range: 0 to 1"),
-        ("yolov8n.yaml", {"anchor_t": 2}, ConfigError, "add head=anchor"),
-        ("yolov8n.yaml", {"head": "anchor", "box": 3}, ConfigError, "its gains are box_gain, obj_gain, cls_gain"),
-        ("yolov8n.yaml", {"head": "anchor", "cls_pw": 0.5}, ConfigError, "cls_pw=0.5 has no effect with head=anchor"),
-        ("yolov10n.yaml", {"head": "anchor"}, ModelError, "this one ends in v10Detect"),
-        ("yolov8n-seg.yaml", {"obj_drop": 0.5}, ConfigError, "only for detection models"),
-        (
-            "yolov8n.yaml",
-            {"obj_drop": 0.5, "trainer": rebalance.trainer()},
-            ConfigError,
-            "cannot be joined with obj_drop",
-        ),
-    ],
-)
-def test_refused_before_anything_is_created(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, given: dict[str, Any], error: Any, message: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(error, match=message):
-        YOLO(model).train(data="none.yaml", project=str(tmp_path / "runs"), **given)
-    assert not list(tmp_path.iterdir())
+# Models with the anchor head ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "what"), [("yolov10n.yaml", "v10Detect"), ("rtdetr-l.yaml", "RTDETRDecoder")])
