@@ -167,7 +167,7 @@ def data_yaml(data: str) -> str:
     if path.is_dir():
         try:
             return str(find_dataset_yaml(path))
-        except (AssertionError, FileNotFoundError):
+        except (AssertionError, OSError):
             raise ConfigError(f"data={data} is a folder without a YAML, or with several; name the YAML") from None
     if path.suffix not in (".yaml", ".yml"):
         if path.is_file():
