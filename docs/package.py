@@ -16,18 +16,13 @@ from torch import Tensor
 
 from rebalance.cli.main import COMMANDS
 from rebalance.experiments.papers import studies
-from rebalance.report.records import load
+from rebalance.experiments.record import load
+from rebalance.hosts import SITES
+from rebalance.methods import JOINS, METHODS
+from rebalance.recipe import TRAIN
 from rebalance.report.summary import Row, method_text, summary, varying
 from rebalance.report.tables import data_text, labels_text, points
-
-try:
-    from rebalance.recipe import TRAIN
-
-    from rebalance.hosts import SITES
-    from rebalance.methods import METHODS
-    from rebalance.settings import settings_of
-except ImportError:
-    from standin import METHODS, SITES, TRAIN, settings_of
+from rebalance.settings import settings_of
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "runs" / "reference"
@@ -61,7 +56,7 @@ def cards() -> dict[str, Card]:
             helps=sentence(row.helps),
             source=row.source,
             sites=tuple(site.name for site in SITES.values() if row.defined(site)),
-            joins=tuple(row.joins),
+            joins=tuple(JOINS.get(name, ())),
             flags=settings_of(row),
         )
         for name, row in METHODS.items()
@@ -104,11 +99,7 @@ def flag_rows(fields: Mapping[str, dataclasses.Field[Any]]) -> list[tuple[str, s
 
 def command_flags() -> dict[str, Mapping[str, dataclasses.Field[Any]]]:
     """Each command -> its flags by name."""
-    found = {}
-    for name, command in COMMANDS.items():
-        flags = getattr(command, "flags", None)  # a class, until a command has `items`
-        found[name] = command.items() if hasattr(command, "items") else settings_of(flags) if flags else {}
-    return found
+    return {name: command.items() for name, command in COMMANDS.items()}
 
 
 def commands() -> list[tuple[str, str, str, str]]:

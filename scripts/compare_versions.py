@@ -432,7 +432,7 @@ BAD_INPUT = [
     f"train {FASTER} loss=bce nrd_rate=0.5", f"train {FASTER} head=obj loss=focal", f"train {FASTER} box=3",
     "train model=retinanet_tinny loss=brl", "train model=yolov8n-cls.yaml loss=brl", f"train {V8} loss=focal",
     "train model=yolov8n-seg.yaml head=anchor", "train model=yolov10n.yaml head=obj", "train", "trian",
-    f"train {RETINA} freeze=3", f"train {RETINA} distill_model=yolov8n.yaml", f"train {RETINA} loss=brl data=no.yaml", f"train {V8} loss",
+    f"train {RETINA} freeze=3", f"train {RETINA} distill_model=yolov8n.yaml", f"train {V8} loss",
     "train resume model=yolov8n.yaml", "sparsify", "sparsify data=none.yaml", "sparsify data=none.yaml rate=2",
     "sparsify data=none.yaml out=made protocol=extrem", "sparsify data=none.yaml keep_one=perhaps", "sparsify dta=x",
     "sweep obj_drop=0,2 model=yolov8n.yaml data=none.yaml", "sweep loss=focal,dorp model=yolov8n.yaml data=none.yaml",
@@ -447,7 +447,7 @@ def refusals() -> dict[str, Any]:
     for line in BAD_INPUT:
         with tempfile.TemporaryDirectory() as folder:
             os.chdir(folder)
-            Path("some.yaml").write_text("path: nowhere\ntrain: images\nval: images\nnames: {0: a, 1: b}\n", "utf-8")
+            Path("some.yaml").write_text(f"path: {folder}\ntrain: no\nval: no\nnames: {{0: a, 1: b}}\n", "utf-8")
             sys.argv[:] = ["rebalance", *line.split(), *(["data=some.yaml"] if line.startswith("train ") else [])]
             out, err, code = io.StringIO(), io.StringIO(), None
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -456,10 +456,10 @@ def refusals() -> dict[str, Any]:
                 except SystemExit as end:
                     code = end.code
                 except Exception as error:
-                    code = f"{type(error).__name__}: {error}"
+                    code = f"{type(error).__name__}: {str(error).splitlines()[0]}"
             left = sorted(file.name for file in Path.cwd().iterdir() if file.name != "some.yaml")
-            told = (err.getvalue() or out.getvalue()).replace(folder, "<folder>")
-            found[line] = f"[{code}] {told.strip()[:2000]}{f' left: {left}' if left else ''}"
+            told = f"[{code}] {(err.getvalue() or out.getvalue()).strip()[:2000]}{f' left: {left}' if left else ''}"
+            found[line] = told.replace(folder, "<folder>")
             os.chdir(before[0])
     sys.argv[:] = before[1]
     return found

@@ -66,12 +66,16 @@ class Stepped(NamedTuple):
     choice: Choice
 
 
-def step(objective: Objective, given: Candidates) -> Stepped:
-    """A training step: choose by the candidates' own overlap and scores, then the loss, with what left at 0."""
+def step(objective: Objective, given: Candidates, predicted: Tensor | None = None) -> Stepped:
+    """A training step: choose by the candidates' overlap and scores, then the loss, with what left at 0.
+
+    `predicted`: overlap of the predicted boxes, where the candidates' is that of other boxes.
+    """
     objective.relabel({})
+    overlap = given.overlap if predicted is None else predicted
     choice = objective.choose(
         Predictions(
-            given.state, lambda: given.overlap.masked_fill(given.state < 0, 1), lambda: given.logits.detach().amax(-1)
+            given.state, lambda: overlap.masked_fill(given.state < 0, 1), lambda: given.logits.detach().amax(-1)
         )
     )
     targets = given.targets

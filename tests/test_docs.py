@@ -21,8 +21,8 @@ import pytest
 from ultralytics.utils import DEFAULT_CFG_DICT
 
 from rebalance.experiments.grid import read_grid, split
+from rebalance.experiments.record import load
 from rebalance.hosts.torchvision.zoo import ZOO
-from rebalance.report.records import load
 from rebalance.report.summary import setting_of, stat
 
 ROOT = Path(__file__).resolve().parent.parent

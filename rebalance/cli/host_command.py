@@ -20,7 +20,7 @@ from ultralytics.utils.checks import check_yaml
 from rebalance.data.demo.seafloor import built_in
 from rebalance.errors import ConfigError, nearest
 from rebalance.recipe import TRAIN
-from rebalance.settings import checked
+from rebalance.settings import checked, value_text
 from rebalance.train.admission import check_arguments, check_names, data_yaml, separate
 from rebalance.train.api import YOLO, load
 
@@ -53,13 +53,14 @@ def _call(args: list[str], *, strict: bool) -> None:
     words = [a for a in args if "=" not in a]
     for name in (*pairs, *words):
         if name in TRAIN and not pairs.get(name):
-            raise ConfigError(f"{name} needs a value, e.g. {name}={TRAIN[name][1].default or 'focal'}")
+            example = "focal" if name == "loss" else TRAIN[name][1].default
+            raise ConfigError(f"{name} needs a value, e.g. {name}={example}")
     mode = next((word for word in words if word in host.MODES), None) or pairs.get("mode")
     ours, theirs = separate(pairs)
     ours = {name: checked(name, TRAIN[name][1], value) for name, value in ours.items()}
     if ours and mode != "train":
         name, value = next(iter(ours.items()))
-        raise ConfigError(f"{name}={value} is a training flag; {mode or 'this command'} does not take it")
+        raise ConfigError(f"{name}={value_text(value)} is a training flag; {mode or 'this command'} does not take it")
     if strict or ours:
         _check_words(words)
         _check(theirs, trained=mode == "train")
@@ -91,7 +92,7 @@ def _check_words(words: list[str]) -> None:
 def _check(theirs: dict[str, str], *, trained: bool) -> None:
     """Refuse what the host would refuse, in one line; of a training, what it refuses before it asks for the model."""
     check_names(theirs, EXTRA)
-    given = {name: host.smart_value(value) for name, value in theirs.items() if name not in EXTRA}
+    given = {name: host.smart_value(str(value)) for name, value in theirs.items() if name not in EXTRA}
     if (cfg := theirs.get("cfg")) not in (None, "", "None"):
         given = {**YAML.load(check_yaml(cfg)), **given}
     if not given.get("model"):  # the host would take, and fetch, one of its own

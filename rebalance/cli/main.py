@@ -152,7 +152,7 @@ def paper(args: list[str]) -> None:
         return
     if given:
         raise ConfigError(f"{study.key} is the plot of a function and takes no arguments; got '{' '.join(args[1:])}'")
-    from rebalance.report import curves
+    from rebalance.report.figures import curves
 
     print(curves.write(study.figures[0], Path("runs/benchmark") / study.key))
 
@@ -179,7 +179,7 @@ def show_report(folder: Path, baseline: str = "") -> None:
 def bench(args: list[str]) -> None:
     """Time the losses."""
     given = parse(BenchFlags, pairs(args, BenchFlags))
-    from rebalance.bench import bench as module
+    from rebalance.bench import run as module
 
     print(module.table(module.bench(given)))
 

@@ -7,11 +7,11 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from rebalance.report import html, markdown, plots
-from rebalance.report.page import compose, result_tables, state, study_tables
-from rebalance.report.records import load
-from rebalance.report.summary import summary, to_csv
-from rebalance.report.tables import as_text, settings_table
+from rebalance.experiments.record import load
+from rebalance.report import figures
+from rebalance.report.page import compose, render, state
+from rebalance.report.summary import results, to_csv
+from rebalance.report.tables import as_text, judged_rows, result_tables, settings_table, study_tables
 
 
 def report(folder: str | Path, baseline: str = "") -> Path:
@@ -30,22 +30,21 @@ def report(folder: str | Path, baseline: str = "") -> Path:
         ConfigError: no run has that loss, or several settings have it.
     """
     folder = Path(folder)
-    sweep = load(folder, baseline)
-    rows = summary(sweep)
+    found = results(load(folder, baseline))
     made = Path(tempfile.mkdtemp(prefix=".report-", dir=folder))
     try:
         (made / "plots").mkdir()
-        pictures, notes = plots.draw(sweep, rows, made / "plots")
-        page = compose(sweep, rows, pictures, notes)
-        (made / "summary.csv").write_text(to_csv(rows), encoding="utf-8", newline="")
-        (made / "report.md").write_text(markdown.render(page), encoding="utf-8", newline="")
-        (made / "report.html").write_text(html.render(page, made / "plots"), encoding="utf-8", newline="")
+        pictures, notes = figures.draw(found, made / "plots")
+        page = compose(found, pictures, notes)
+        files = {name: render(page, name, made / "plots") for name in ("report.md", "report.html")}
+        for name, text in {"summary.csv": to_csv(found.rows), **files}.items():
+            (made / name).write_text(text, encoding="utf-8", newline="")
         (folder / "plots").mkdir(exist_ok=True)
-        for name in plots.FILES:
-            if (made / "plots" / name).exists():
-                os.replace(made / "plots" / name, folder / "plots" / name)
+        for file in (one.file for one in figures.FIGURES):
+            if (made / "plots" / file).exists():
+                os.replace(made / "plots" / file, folder / "plots" / file)
             else:
-                (folder / "plots" / name).unlink(missing_ok=True)
+                (folder / "plots" / file).unlink(missing_ok=True)
         for name in ("summary.csv", "report.md", "report.html"):
             os.replace(made / name, folder / name)
     finally:
@@ -61,13 +60,12 @@ def terminal_table(folder: str | Path, baseline: str = "") -> str:
     Raises:
         RunError: the folder is not a sweep's.
     """
-    sweep = load(folder, baseline)
-    rows = summary(sweep)
-    tables, sentences = result_tables(sweep, rows)
+    found = results(load(folder, baseline))
+    tables, sentences = result_tables(found)
     parts = [f"{as_text(table)}\nVerdict: {text}" for table, text in zip(tables, sentences, strict=True)]
-    if made := study_tables(sweep, rows):
+    if made := study_tables(found):
         parts = [*map(as_text, made), *(f"{t.title}: {text}" for t, text in zip(tables, sentences, strict=True))]
-    if not parts and rows:
-        parts = [as_text(settings_table(rows, max(rows, key=lambda row: row.split == "test").split))]
-    failed = [f"failed: {r.run}: {r.error or 'no message'}" for r in sweep.failed]
-    return "\n\n".join([*parts, "\n".join([state(sweep), *failed, *sweep.warnings])])
+    if not parts and found.rows:
+        parts = [as_text(settings_table(found.rows, judged_rows(found.rows)[0].split))]
+    failed = [f"failed: {r.run}: {r.error or 'no message'}" for r in found.sweep.failed]
+    return "\n\n".join([*parts, "\n".join([state(found.sweep), *failed, *found.sweep.warnings])])

@@ -10,19 +10,21 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from rebalance.errors import ConfigError, nearest
-from rebalance.report.papers import METHOD_FLAGS, base_head, labels_key, loss_name, loss_of, same_value
-from rebalance.report.records import METRICS, SPLITS, Record, Sweep
+from rebalance.experiments.record import METRICS, SPLITS, Record, Sweep
+from rebalance.report.papers import base_head, labels_key, loss_name, loss_of, same_value
 from rebalance.report.student import quantile
-from rebalance.settings import TrainFlags, flags, value_text
+from rebalance.settings import value_text
 
 AXES = ("obj_drop", "box_drop")
+LABELS = ("protocol", "rate", "label_seed")
 # Ultralytics' flags that say where and how a run is carried out, not what is trained
 INCIDENTAL = frozenset(
     {
@@ -30,26 +32,33 @@ INCIDENTAL = frozenset(
         *("save_period", "cache", "val", "mode", "task"),
     }
 )
-_METHODS = {name: field.metadata["method"] for name, field in flags(TrainFlags).items()}
-_DROP_FLAGS = tuple(name for name, method in _METHODS.items() if method == "drop")
 LEAST_GAP = 0.001  # a tenth of a point of mAP: the last digit shown
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Flag to value, for all flags that make a run what it is; hashable."""
+    """Flag to value, for all flags of a run; two are equal where the flags that have a say are.
 
-    items: tuple[tuple[str, Any], ...]
+    Attributes:
+        key: what it is compared by.
+        values: every flag; lists are tuples.
+        loss_flags: the flags that some run of the sweep names as settings of its loss, of those that can be.
+        idle: those of `loss_flags` that have no say here.
+    """
+
+    key: frozenset[tuple[str, Any]]
+    values: Mapping[str, Any] = field(compare=False)
+    loss_flags: frozenset[str] = field(compare=False)
+    idle: frozenset[str] = field(compare=False)
 
     @staticmethod
-    def of(values: Mapping[str, Any]) -> Setting:
-        """A setting from a mapping; lists become tuples."""
-        return Setting(tuple(sorted((k, tuple(v) if isinstance(v, list) else v) for k, v in values.items())))
-
-    @property
-    def values(self) -> dict[str, Any]:
-        """The flags as a dict."""
-        return dict(self.items)
+    def of(
+        values: Mapping[str, Any], loss_flags: frozenset[str] = frozenset(), idle: frozenset[str] = frozenset()
+    ) -> Setting:
+        """A setting from a mapping of whatever JSON holds."""
+        values = {name: _hashable(value) for name, value in values.items()}
+        key = frozenset((name, value) for name, value in values.items() if name not in idle)
+        return Setting(key, values, loss_flags, idle)
 
     def get(self, name: str) -> Any:
         """Value of one flag, None where the setting has none of this name."""
@@ -57,7 +66,13 @@ class Setting:
 
     def change(self, **values: Any) -> Setting:
         """The setting with some values replaced."""
-        return Setting.of({**self.values, **values})
+        return Setting.of({**self.values, **values}, self.loss_flags, self.idle)
+
+    def without(self, names: Iterable[str], **values: Any) -> Setting:
+        """The setting without some flags, and with some values replaced."""
+        names = {*names}
+        kept = {name: value for name, value in self.values.items() if name not in names}
+        return Setting.of({**kept, **values}, self.loss_flags, self.idle)
 
     def removal(self, axis: str) -> float:
         """The fraction removed on `obj_drop` or `box_drop`, 0 where the flag is absent."""
@@ -66,11 +81,11 @@ class Setting:
     @property
     def removes(self) -> bool:
         """Whether it removes predictions."""
-        return any(self.removal(axis) for axis in AXES)
+        return any(map(self.removal, AXES))
 
     def owns(self, name: str) -> bool:
-        """Whether a flag does anything here: it is of no method, or of one that the setting has."""
-        return _METHODS.get(name, "") in ("", self.get("head"), *loss_of(self.values).split("+"))
+        """Whether a flag does anything here."""
+        return name not in self.idle
 
 
 @dataclass(frozen=True)
@@ -114,11 +129,6 @@ class Row:
     change: Mapping[str, Stat]
     gap: Mapping[str, float | None]
 
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """The seeds, ascending."""
-        return tuple(r.seed for r in self.records)
-
 
 @dataclass(frozen=True)
 class Point:
@@ -136,16 +146,71 @@ class Series:
         axis: obj_drop or box_drop.
         setting: the flags of the series with the axis at 0.
         points: by removal, the 0 % run first where there is one.
+        splits: those that some point was evaluated on; the last, test where there is one, is the one it is judged by.
     """
 
     axis: str
     setting: Setting
     points: tuple[Point, ...]
+    splits: tuple[str, ...]
 
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """The splits that some point was evaluated on."""
-        return tuple(s for s in SPLITS if any(s in p.rows for p in self.points))
+
+@dataclass(frozen=True)
+class Comparison:
+    """Losses, or settings of a loss, on the same model, head, labels and budget.
+
+    Attributes:
+        key: what they share.
+        rows: by setting in the order of the sweep, each with its row on each split that was evaluated.
+        base: the loss that the others are compared with, None where it has not finished.
+        splits: as of a series.
+    """
+
+    key: Setting
+    rows: Mapping[Setting, Mapping[str, Row]]
+    base: Setting | None
+    splits: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Results:
+    """A sweep and what its records come to.
+
+    Attributes:
+        sweep: the records.
+        runs: setting -> its finished runs by seed, in the order of their first run; one run a seed.
+        rows: of each setting on each split, val before test.
+        series: objectness removal first, each with at least one removal above 0.
+        compared: the groups of at least two losses, or settings of a loss, that differ in nothing else.
+    """
+
+    sweep: Sweep
+    runs: Mapping[Setting, tuple[Record, ...]]
+    rows: tuple[Row, ...]
+    series: tuple[Series, ...]
+    compared: tuple[Comparison, ...]
+
+
+def results(sweep: Sweep) -> Results:
+    """Return what a sweep comes to; its losses are compared with the baseline chosen, else the first asked for.
+
+    Raises:
+        ConfigError: no run has the baseline chosen, or several do that differ in a loss's flags.
+    """
+    seeds: dict[Setting, dict[int, Record]] = {}
+    for setting, record in zip(settings_of(sweep.finished), sweep.finished, strict=True):
+        seeds.setdefault(setting, {}).setdefault(record.seed, record)
+    runs = {setting: tuple(r for _, r in sorted(by_seed.items())) for setting, by_seed in seeds.items()}
+    asked = sweep.baseline or sweep.study.get("baseline") or next(iter(as_list(sweep.asked.get("loss"))), "")
+    rows = _rows(runs, str(asked))
+    if sweep.baseline:
+        _check_baseline(sweep.baseline, [setting for setting in runs if not setting.removes])
+    return Results(sweep, runs, tuple(rows), tuple(_series(rows)), tuple(_comparisons(rows)))
+
+
+def as_list(value: Any) -> list[Any]:
+    """What a sweep was asked for under a key, as the list that it should be."""
+    return list(value) if isinstance(value, (list, tuple)) else [] if value is None else [value]
 
 
 def stat(values: Sequence[float]) -> Stat:
@@ -157,103 +222,128 @@ def stat(values: Sequence[float]) -> Stat:
     return Stat(n, mean, std, quantile(n - 1) * std / math.sqrt(n))
 
 
-def setting_of(record: Record) -> Setting:
-    """Everything that makes a run but its seed."""
-    labels = record.labels
-    host = {k: v for k, v in record.host.items() if k not in INCIDENTAL}
-    withheld = {"protocol": labels.get("protocol", "normal"), "rate": labels.get("rate", 0.0)}
-    return Setting.of({**record.train, **host, **withheld, "label_seed": labels.get("seed", 0)})
+def settings_of(records: Sequence[Record]) -> list[Setting]:
+    """Return everything that makes a run but its seed, for each of the records, which are compared with one another.
+
+    A flag of ours has a say where a run of the same loss and head names it among the settings that it ran with, or
+    where none names it at all. One that a record lacks, for it came later, has the value that the others agree on.
+    """
+    named: dict[tuple[str, ...], set[str]] = {}
+    known: dict[str, set[Any]] = {}
+    for record in records:
+        if isinstance(record.loss_ran.get("settings"), Mapping):
+            named.setdefault(_kind(record), set()).update(record.loss_ran["settings"])
+        for name, value in record.train.items():
+            known.setdefault(name, set()).add(_hashable(value))
+    agreed = {name: values.pop() for name, values in known.items() if len(values) == 1}
+    loss_flags = frozenset(set().union(*named.values()) & known.keys())
+    settings = []
+    for record in records:
+        later = {name: value for name, value in agreed.items() if name not in record.train}
+        host = {name: value for name, value in record.host.items() if name not in INCIDENTAL}
+        withheld = (
+            record.labels.get("protocol", "normal"),
+            record.labels.get("rate", 0.0),
+            record.labels.get("seed", 0),
+        )
+        values = {**record.train, **later, **host, **dict(zip(LABELS, withheld, strict=True))}
+        settings.append(Setting.of(values, loss_flags, loss_flags - named.get(_kind(record), loss_flags)))
+    return settings
 
 
-def reference_key(setting: Setting) -> Setting:
+def _kind(record: Record) -> tuple[str, ...]:
+    return str(record.train.get("loss")), str(record.train.get("head"))
+
+
+def _hashable(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_hashable, value))
+    return json.dumps(value, sort_keys=True) if isinstance(value, Mapping) else value
+
+
+def _reference_key(setting: Setting) -> Setting:
     """What two settings share that have the same 0 % run: the flags of `drop` do nothing at 0, so they are left out."""
-    values = {k: v for k, v in setting.values.items() if k not in _DROP_FLAGS}
-    parts = loss_name(str(values.get("loss", ""))).split("+")
-    values["loss"] = "+".join(part for part in parts if part not in ("", "drop"))
-    return Setting.of(values)
+    of_drop = (name for name in setting.values if name in (*AXES, "neg_iou") or name.startswith("drop_"))
+    parts = loss_name(str(setting.get("loss") or "")).split("+")
+    return setting.without(of_drop, loss="+".join(part for part in parts if part not in ("", "drop")))
 
 
 def loss_key(setting: Setting) -> Setting:
-    """What two settings share whose losses are compared: all but the loss and the flags of the methods."""
-    values = {k: v for k, v in setting.values.items() if k != "loss" and k not in METHOD_FLAGS}
-    return Setting.of({**values, "head": base_head(setting.values)})
+    """What two settings share whose losses are compared: all but the loss and its settings."""
+    return setting.without({"loss", *setting.loss_flags}, head=base_head(setting.values))
 
 
-def summarise(records: Iterable[Record], first: str = "") -> list[Row]:
-    """Return a row for each setting and split, settings in the order of their first run, val before test.
-
-    Runs of the same setting and seed are one run (a sweep has none): the first counts.
-
-    Args:
-        records: of a sweep, in its order.
-        first: the loss that others are compared with, as in `chosen`; default: the first that has finished.
-    """
-    runs: dict[Setting, dict[int, Record]] = {}
-    for record in records:
-        if record.finished:
-            runs.setdefault(setting_of(record), {}).setdefault(record.seed, record)
+def _rows(runs: Mapping[Setting, Sequence[Record]], first: str) -> list[Row]:
+    """A row for each setting and split; `first` is the loss that others are compared with, as in `_chosen`."""
     references: dict[Setting, Setting] = {}
     firsts: dict[Setting, Setting] = {}
     for setting in runs:
         if not setting.removes:
-            references.setdefault(reference_key(setting), setting)
-            if not first or chosen(setting, first):
+            references.setdefault(_reference_key(setting), setting)
+            if not first or _chosen(setting, first):
                 firsts.setdefault(loss_key(setting), setting)
 
+    def baseline(setting: Setting) -> Setting | None:
+        if setting.removes:
+            own = setting.change(**dict.fromkeys(AXES, 0.0))
+            # of several 0 % runs, the one with the same flags of drop
+            return own if own in runs else references.get(_reference_key(setting))
+        first = firsts.get(loss_key(setting))
+        # two 0 % runs that differ in the flags of drop only are the same run
+        return None if first is None or _reference_key(first) == _reference_key(setting) else first
+
+    def on_all_labels(base: Setting) -> Setting | None:
+        if labels_key(base.get("protocol"), base.get("rate"))[0] == "normal":
+            return None
+        normal = base.change(protocol="normal", rate=0.0, label_seed=0)
+        return references.get(_reference_key(normal)) or references.get(_reference_key(base.change(rate=0.0)))
+
     def values(setting: Setting | None, split: str, metric: str) -> dict[int, float]:
-        found = runs.get(setting, {}) if setting else {}
-        return {seed: r.metrics[split][metric] for seed, r in sorted(found.items()) if split in r.metrics}
+        found = runs.get(setting, ()) if setting else ()
+        return {r.seed: r.metrics[split][metric] for r in found if split in r.metrics}
 
     rows = []
-    for setting, by_seed in runs.items():
-        base = _baseline(setting, runs, references, firsts)
-        full = _on_all_labels(base, references) if base else None
+    for setting, records in runs.items():
+        base = baseline(setting)
+        full = on_all_labels(base) if base else None
         for split in SPLITS:
-            kept = tuple(r for _, r in sorted(by_seed.items()) if split in r.metrics)
+            kept = tuple(r for r in records if split in r.metrics)
             if not kept:
                 continue
             stats, change, gap = {}, {}, {}
             for metric in METRICS:
-                mine, theirs = values(setting, split, metric), values(base, split, metric)
+                mine, theirs, all_labels = (values(s, split, metric) for s in (setting, base, full))
                 stats[metric] = stat(list(mine.values()))
-                if not mine.keys() & theirs.keys():
-                    continue
-                change[metric] = stat([mine[seed] - theirs[seed] for seed in mine if seed in theirs])
-                everything = values(full, split, metric)
-                if seeds := sorted(mine.keys() & theirs.keys() & everything.keys()):
-                    gained = math.fsum(mine[s] - theirs[s] for s in seeds) / len(seeds)
-                    gap[metric] = _gap_closed(gained, stat([everything[s] - theirs[s] for s in seeds]))
+                gained = {seed: mine[seed] - theirs[seed] for seed in mine if seed in theirs}
+                if gained:
+                    change[metric] = stat(list(gained.values()))
+                if seeds := [seed for seed in gained if seed in all_labels]:
+                    mean = math.fsum(gained[seed] for seed in seeds) / len(seeds)
+                    gap[metric] = _gap_closed(mean, stat([all_labels[seed] - theirs[seed] for seed in seeds]))
             rows.append(Row(setting, split, kept, stats, base, change, gap))
     return rows
 
 
-def summary(sweep: Sweep) -> list[Row]:
-    """Return the rows of a sweep; its losses are compared with the baseline chosen, else the first asked for.
-
-    Raises:
-        ConfigError: no run has the baseline chosen, or several do that differ in a loss's flags.
-    """
-    asked = sweep.baseline or sweep.study.get("baseline") or (sweep.asked.get("loss") or [""])[0]
-    rows = summarise(sweep.records, str(asked))
-    if sweep.baseline:
-        _check_baseline(sweep.baseline, [row.setting for row in rows if not row.setting.removes])
-    return rows
+def _gap_closed(gained: float, gap: Stat) -> float | None:
+    """None where the gap is smaller than what is shown of it, or within its interval: the ratio would be of noise."""
+    if gap.mean < LEAST_GAP or (gap.half is not None and not gap.evidence):
+        return None
+    return gained / gap.mean
 
 
-def chosen(setting: Setting, baseline: str) -> bool:
-    """Return whether a setting is the baseline asked for: 'brl', or 'brl brl_t=0.5' where several have that loss."""
+def _chosen(setting: Setting, baseline: str) -> bool:
+    """Whether a setting is the baseline asked for: 'brl', or 'brl brl_t=0.5' where several have that loss."""
     loss, *given = baseline.split() or [""]
     pairs = (word.partition("=") for word in given)
     return loss_of(setting.values) == loss_name(loss) and all(same_value(v, setting.get(k)) for k, _, v in pairs)
 
 
 def _check_baseline(baseline: str, settings: Sequence[Setting]) -> None:
-    varied = [name for name in varying(settings) if name in METHOD_FLAGS]
-    names = {setting: method_text(setting, varied) for setting in settings}
+    names = dict(zip(settings, loss_texts(settings), strict=True))
     groups: dict[Setting, dict[Setting, str]] = {}
     for setting in settings:
-        if chosen(setting, baseline):
-            groups.setdefault(loss_key(setting), {}).setdefault(reference_key(setting), names[setting])
+        if _chosen(setting, baseline):
+            groups.setdefault(loss_key(setting), {}).setdefault(_reference_key(setting), names[setting])
     if not groups:
         choices = dict.fromkeys(names.values())
         raise ConfigError(f"baseline={baseline} is not one of {', '.join(choices)}{nearest(baseline, choices)}")
@@ -264,115 +354,63 @@ def _check_baseline(baseline: str, settings: Sequence[Setting]) -> None:
         )
 
 
-def _baseline(
-    setting: Setting,
-    runs: Mapping[Setting, Any],
-    references: Mapping[Setting, Setting],
-    firsts: Mapping[Setting, Setting],
-) -> Setting | None:
-    if setting.removes:
-        own = setting.change(**dict.fromkeys(AXES, 0.0))
-        # of several 0 % runs, the one with the same idle flags
-        return own if own in runs else references.get(reference_key(setting))
-    first = firsts.get(loss_key(setting))
-    # two 0 % runs that differ in idle flags only are the same run
-    return None if first is None or reference_key(first) == reference_key(setting) else first
-
-
-def _on_all_labels(base: Setting, references: Mapping[Setting, Setting]) -> Setting | None:
-    """The baseline with nothing withheld, for one that has labels withheld."""
-    protocol = base.get("protocol")
-    if labels_key(protocol, base.get("rate"))[0] == "normal":
-        return None
-    normal = base.change(protocol="normal", rate=0.0, label_seed=0)
-    return references.get(reference_key(normal)) or references.get(reference_key(base.change(rate=0.0)))
-
-
-def _gap_closed(gained: float, gap: Stat) -> float | None:
-    """None where the gap is smaller than what is shown of it, or within its interval: the ratio would be of noise."""
-    if gap.mean < LEAST_GAP or (gap.half is not None and not gap.evidence):
-        return None
-    return gained / gap.mean
-
-
-def series(rows: Sequence[Row]) -> list[Series]:
-    """Return the series in the rows: objectness removal first, each with at least one removal above 0."""
-    by_setting: dict[Setting, dict[str, Row]] = {}
+def _by_split(rows: Iterable[Row]) -> dict[Setting, dict[str, Row]]:
+    found: dict[Setting, dict[str, Row]] = {}
     for row in rows:
-        by_setting.setdefault(row.setting, {})[row.split] = row
-    result = []
+        found.setdefault(row.setting, {})[row.split] = row
+    return found
+
+
+def _splits(rows: Iterable[Mapping[str, Row]]) -> tuple[str, ...]:
+    found = {split for by_split in rows for split in by_split}
+    return tuple(split for split in SPLITS if split in found)
+
+
+def _series(rows: Sequence[Row]) -> list[Series]:
+    by_setting, result = _by_split(rows), []
     for axis, other in (AXES, AXES[::-1]):
-        groups: dict[Setting, list[Setting]] = {}
-        for setting in by_setting:
-            if setting.removal(axis) > 0 and setting.removal(other) == 0:
-                groups.setdefault(setting.change(**dict.fromkeys(AXES, 0.0)), []).append(setting)
-        zeros: dict[Setting, Setting] = {}
-        for setting in by_setting:
-            if not setting.removal(axis) and not setting.removal(other):
-                zeros.setdefault(reference_key(setting), setting)
-        for base, settings in groups.items():
-            zero = base if base in by_setting else zeros.get(reference_key(base))
-            points = [Point(s.removal(axis), by_setting[s]) for s in settings]
-            points += [Point(0.0, by_setting[zero])] if zero else []
-            result.append(Series(axis, base, tuple(sorted(points, key=lambda p: p.removal))))
+        groups: dict[Setting, list[Row]] = {}
+        for row in rows:
+            if row.setting.removal(axis) > 0 and not row.setting.removal(other):
+                groups.setdefault(row.setting.change(**dict.fromkeys(AXES, 0.0)), []).append(row)
+        for key, own in groups.items():
+            settings = dict.fromkeys([*(row.setting for row in own), *(row.base for row in own if row.base)])
+            points = sorted((Point(s.removal(axis), by_setting[s]) for s in settings), key=lambda p: p.removal)
+            result.append(Series(axis, key, tuple(points), _splits(p.rows for p in points)))
     return result
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Losses on the same model, head, labels and budget.
-
-    Attributes:
-        key: what they share.
-        rows: by setting in the order of the sweep, each with its row on each split that was evaluated.
-        base: the loss that the others are compared with, None where it has not finished.
-    """
-
-    key: Setting
-    rows: Mapping[Setting, Mapping[str, Row]]
-    base: Setting | None
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """The splits that some setting was evaluated on."""
-        return tuple(s for s in SPLITS if any(s in rows for rows in self.rows.values()))
-
-
-def comparisons(rows: Sequence[Row]) -> list[Comparison]:
-    """Return the groups of at least two losses, or settings of a loss, that differ in nothing else.
-
-    Removal fractions are in the series; a sweep that has only those has no comparison.
-    """
-    groups: dict[Setting, dict[Setting, dict[str, Row]]] = {}
+def _comparisons(rows: Sequence[Row]) -> list[Comparison]:
+    """Removal fractions are in the series; a sweep that has only those has no comparison."""
+    groups: dict[Setting, list[Row]] = {}
     for row in rows:
-        groups.setdefault(loss_key(row.setting), {}).setdefault(row.setting, {})[row.split] = row
+        groups.setdefault(loss_key(row.setting), []).append(row)
     found = []
-    for key, settings in groups.items():
-        if len({reference_key(s) for s in settings}) < 2:
-            continue
-        bases = [row.base for by_split in settings.values() for row in by_split.values() if row.base]
-        found.append(Comparison(key, settings, next((base for base in bases if not base.removes), None)))
+    for key, own in groups.items():
+        if len({_reference_key(row.setting) for row in own}) > 1:
+            base = next((row.base for row in own if row.base and not row.base.removes), None)
+            by_setting = _by_split(own)
+            found.append(Comparison(key, by_setting, base, _splits(by_setting.values())))
     return found
 
 
 def varying(settings: Iterable[Setting]) -> list[str]:
-    """Return the flags that differ between settings; with none, an empty list."""
-    seen: dict[str, set[Any]] = {}
+    """Return the flags that differ between settings, the losses' in the order of a record; with none, an empty list."""
     settings = list(dict.fromkeys(settings))
-    for name in dict.fromkeys(name for setting in settings for name, _ in setting.items):
-        seen[name] = {setting.get(name) for setting in settings}
-    told_first = (
-        *AXES,
-        "protocol",
-        "rate",
-        "model",
-        "data",
-        "head",
-        "loss",
-        *METHOD_FLAGS,
-    )  # the methods' in the order in which `help` has them
-    first = [name for name in dict.fromkeys(told_first) if len(seen.get(name, ())) > 1]
-    return first + [name for name, values in seen.items() if len(values) > 1 and name not in first]
+    names = dict.fromkeys(name for setting in settings for name in setting.values)
+    first = (*AXES, "protocol", "rate", "model", "data", "head", "loss")
+    ordered = [*first, *(n for n in names if any(n in s.loss_flags for s in settings)), *sorted(names)]
+    return [name for name in dict.fromkeys(ordered) if len({setting.get(name) for setting in settings}) > 1]
+
+
+def apart(settings: Iterable[Setting], besides: Collection[str] = LABELS) -> list[str]:
+    """Return the flags, other than those, that differ between settings."""
+    return [name for name in varying(settings) if name not in besides]
+
+
+def value_of(setting: Setting, name: str) -> str:
+    """A flag's value in words: the loss without what goes without saying, with a head that is part of it."""
+    return value_text(loss_of(setting.values) if name == "loss" else setting.get(name))
 
 
 def describe(setting: Setting, names: Sequence[str]) -> str:
@@ -380,21 +418,25 @@ def describe(setting: Setting, names: Sequence[str]) -> str:
 
     'all runs' where none is named.
     """
-    values = {**setting.values, "loss": loss_of(setting.values)}
-    return " ".join(f"{name}={value_text(values.get(name))}" for name in names if setting.owns(name)) or "all runs"
+    return " ".join(f"{name}={value_of(setting, name)}" for name in names if setting.owns(name)) or "all runs"
 
 
-def method_text(setting: Setting, names: Sequence[str]) -> str:
+def loss_text(setting: Setting, names: Sequence[str]) -> str:
     """Return a setting's loss and those of the named flags that do anything here: 'brl brl_t=0.3'."""
-    own = [f"{name}={value_text(setting.get(name))}" for name in names if setting.owns(name)]
+    own = [f"{name}={value_of(setting, name)}" for name in names if setting.owns(name)]
     return " ".join([loss_of(setting.values) or "the host's loss", *own])
+
+
+def loss_texts(settings: Sequence[Setting], among: Sequence[Setting] = ()) -> list[str]:
+    """Return each setting's loss and the flags of losses in which settings differ: these, or others that are given."""
+    names = varying(among or settings)
+    return [loss_text(setting, [name for name in names if name in setting.loss_flags]) for setting in settings]
 
 
 def to_csv(rows: Sequence[Row]) -> str:
     """Return summary.csv: fractions, `_ci95` are half-widths, `pairs` is the number of seeds behind `_diff`."""
     names = ["model", "head", "loss", *AXES, "protocol", "drop_rate", "epochs", "imgsz"]
-    known = {*names, "rate"}
-    extra = [name for name in varying(row.setting for row in rows) if name not in known]
+    extra = apart((row.setting for row in rows), (*names, "rate"))
     parts = ("mean", "std", "ci95", "diff", "diff_ci95", "gap_closed")
     head = [*names, *extra, "split", "n", "seeds", "pairs", *(f"{m}_{part}" for m in METRICS for part in parts)]
     text = io.StringIO()
@@ -403,18 +445,14 @@ def to_csv(rows: Sequence[Row]) -> str:
     for row in rows:
         ran, values = row.records[0].loss_ran, {**row.setting.values, "drop_rate": row.setting.get("rate")}
         values.update({name: ran[name] for name in ("head", "loss") if ran.get(name)})
-        pairs = row.change[METRICS[0]].n if row.change else None
         cells = [values.get(name) for name in names]
         cells += [values.get(name) if row.setting.owns(name) else None for name in extra]
-        cells += [row.split, len(row.records), " ".join(map(str, row.seeds)), pairs]
+        pairs = row.change[METRICS[0]].n if row.change else None
+        cells += [row.split, len(row.records), " ".join(str(r.seed) for r in row.records), pairs]
         for metric in METRICS:
             own, change = row.stats[metric], row.change.get(metric)
-            cells += [_cell(x) for x in (own.mean, own.std, own.half)]
-            cells += [_cell(change.mean if change else None), _cell(change.half if change else None)]
-            cells.append(_cell(row.gap.get(metric)))
+            paired = (change.mean, change.half) if change else (None, None)
+            numbers = (own.mean, own.std, own.half, *paired, row.gap.get(metric))
+            cells += [None if x is None else f"{round(x, 6) + 0.0:.6f}" for x in numbers]  # + 0.0: no minus zero
         writer.writerow(["" if cell is None else value_text(cell) for cell in cells])
     return text.getvalue()
-
-
-def _cell(value: float | None) -> str | None:
-    return None if value is None else f"{round(value, 6) + 0.0:.6f}"  # + 0.0: no minus zero

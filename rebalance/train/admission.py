@@ -98,12 +98,12 @@ def admit(
         given["head"] = recipe["head"]
     if host.own and (given or strict):
         _check_weights(arguments.get("pretrained"))
-    if data and isinstance(arguments.get("data"), str):
-        arguments["data"] = built_in(arguments["data"])  # last but one, since the built-in set is made where it is not
-        if (recipe or strict) and model.task == "detect":
-            data_yaml(arguments["data"])
     if recipe:
         host.refuse(source, recipe, arguments, _channels(arguments.get("data")))
+    if data and isinstance(arguments.get("data"), str):
+        arguments["data"] = built_in(arguments["data"])  # last, since the built-in set is made where it is not
+        if (recipe or strict) and model.task == "detect":
+            data_yaml(arguments["data"])
     return Admitted(recipe, trainer, given, arguments)
 
 
@@ -167,7 +167,7 @@ def data_yaml(data: str) -> str:
     if path.is_dir():
         try:
             return str(find_dataset_yaml(path))
-        except (AssertionError, FileNotFoundError):
+        except (AssertionError, OSError):
             raise ConfigError(f"data={data} is a folder without a YAML, or with several; name the YAML") from None
     if path.suffix not in (".yaml", ".yml"):
         if path.is_file():

@@ -24,7 +24,7 @@ from rebalance.experiments.papers import (
 )
 from rebalance.recipe import Recipe
 from rebalance.report import papers
-from rebalance.report.curves import FIGURES
+from rebalance.report.figures.curves import FIGURES
 
 TRAINED = [study for study in studies().values() if study.cells]
 HOSTS = {"yolov3": "yolo", "yolov5": "yolo"}

@@ -9,9 +9,14 @@ from typing import Any
 
 import pytest
 
-from rebalance.experiments.flags import DEFAULTS
-
 Make = Callable[..., Path]
+FLAGS: dict[str, dict[str, Any]] = {  # of what they belong to, those that some test varies
+    "drop": {"obj_drop": 0.0, "box_drop": 0.0, "neg_iou": 0.3, "drop_scope": "background"},
+    "focal": {"focal_gamma": 2.0, "focal_alpha": 0.25},
+    "brl": {"brl_t": 0.5, "brl_iou": 0.1, "brl_weight": 0.1, "brl_beta": 1.0},
+    "resobj": {"resobj_steps": 2, "resobj_grad": "isolated", "resobj_on": "obj"},
+    "anchor": {"obj_gain": 1.0},
+}
 
 
 def metrics(map50: float) -> dict[str, Any]:
@@ -37,7 +42,9 @@ def record(
     **train: Any,
 ) -> dict[str, Any]:
     """A finished run; `test` and `val` are its mAP50, None leaves the split out."""
-    flags = {**DEFAULTS, "loss": "drop", "head": "anchor", **train}
+    flags = {name: value for own in FLAGS.values() for name, value in own.items()}
+    flags |= {"loss": "drop", "head": "anchor", **train}
+    parts = (*flags["loss"].split("+"), flags["head"])
     values = {"val": val, "test": test}
     return {
         "schema": 1,
@@ -52,10 +59,10 @@ def record(
         },
         "varied": train,
         "loss_ran": {
-            "loss": "drop",
-            "head": "anchor",
+            "loss": flags["loss"],
+            "head": flags["head"],
             "element": "bce",
-            "settings": {},
+            "settings": {name: flags[name] for part in parts for name in FLAGS.get(part, ())},
             "divisor": "mean over the cells kept",
             "text": f"drop obj_drop={flags['obj_drop']:g} box_drop={flags['box_drop']:g}",
         },

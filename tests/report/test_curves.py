@@ -12,7 +12,7 @@ import torch
 
 from rebalance.methods import brl as trained_brl
 from rebalance.methods import focal as trained_focal
-from rebalance.report import curves
+from rebalance.report.figures import curves
 
 LOG2 = math.log(2)
 

@@ -19,9 +19,9 @@ import pytest
 
 import rebalance.report
 from rebalance.errors import RunError
+from rebalance.experiments.record import load
 from rebalance.report.build import report, terminal_table
 from rebalance.report.page import command
-from rebalance.report.records import load
 
 
 class Checker(HTMLParser):
@@ -227,7 +227,7 @@ def test_command_quotes_and_tells_rates(make_sweep: Any, make_record: Any) -> No
 
 
 def test_imports_no_torch_and_no_host() -> None:
-    for file in Path(rebalance.report.__file__).parent.glob("*.py"):
+    for file in Path(rebalance.report.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []

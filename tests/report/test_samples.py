@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rebalance.report.records import Detection, Label, Sample
-from rebalance.report.samples import iou, match
+from rebalance.experiments.record import Detection, Label, Sample
+from rebalance.report.figures.boxes import iou, match
 
 
 def test_iou_by_hand() -> None:

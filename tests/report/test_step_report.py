@@ -14,13 +14,12 @@ from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 
 from rebalance.errors import RunError
-from rebalance.report import plots
+from rebalance.experiments.record import load, read
 from rebalance.report.build import report
-from rebalance.report.objectness import curve, objectness_figure, steps_of
-from rebalance.report.records import Record, load, read
-from rebalance.report.samples import steps_figure
-from rebalance.report.style import COLOURS
-from rebalance.report.summary import summary
+from rebalance.report.figures import objectness, steps, training
+from rebalance.report.figures.objectness import curve, steps_of
+from rebalance.report.figures.style import COLOURS
+from rebalance.report.summary import results
 
 Make = Callable[..., dict[str, Any]]
 WORDS = "Mean objectness of the candidates"
@@ -90,7 +89,7 @@ def test_number_of_steps_that_a_record_has(
 def test_a_line_for_each_step_and_one_for_none(make_sweep: Any, run: Make) -> None:
     runs = [run(T, seed, first=0.2 + 0.2 * seed) for T in (0, 1, 2) for seed in (0, 1)]
     runs.append(run(0, 2, first=0.9))  # a seed that T = 2 has not
-    figure, caption = objectness_figure(load(make_sweep(*runs)))
+    figure, caption = objectness.draw(results(load(make_sweep(*runs))))
     ((positives, negatives),) = rows(figure)
     assert values(positives) == [[0.3, 0.35], [0.4, 0.45], [0.5, 0.55], [0.3, 0.35]]  # the last: T = 0
     assert values(negatives) == [[0.01, 0.005], [0.005, 0.0025], [0.003333, 0.001667], [0.01, 0.005]]
@@ -109,7 +108,7 @@ def test_a_line_for_each_step_and_one_for_none(make_sweep: Any, run: Make) -> No
 
 
 def test_a_single_run_has_no_band(make_sweep: Any, run: Make) -> None:
-    figure, caption = objectness_figure(load(make_sweep(run(1))))
+    figure, caption = objectness.draw(results(load(make_sweep(run(1)))))
     ((positives, _),) = rows(figure)
     assert not positives.collections
     assert positives.get_ylabel() == "protocol normal\nT = 1, single run"
@@ -121,8 +120,8 @@ def test_one_epoch_is_seen_and_is_a_whole_one(make_sweep: Any, run: Make) -> Non
     runs = [run(0, epochs=1), run(1, epochs=1)]
     for content in runs:
         content["epochs"][0]["train/cls_loss"] = 1.0
-    sweep = load(make_sweep(*runs))
-    figure, _ = objectness_figure(sweep)
+    found = results(load(make_sweep(*runs)))
+    figure, _ = objectness.draw(found)
     ((positives, _),) = rows(figure)
     low, high = positives.get_xlim()
     assert [x for x in positives.get_xticks() if low <= x <= high] == [1]
@@ -130,22 +129,24 @@ def test_one_epoch_is_seen_and_is_a_whole_one(make_sweep: Any, run: Make) -> Non
         *(("o", True), ("o", True), ("D", True))
     ]
     assert [line.get_marker() for line in figure.legends[0].get_lines()] == ["o", "o", "D"]
-    figure, _ = plots._training(sweep, summary(sweep), [])
+    figure, _ = training.draw(found)
     for panel in figure.axes:
         low, high = panel.get_xlim()
         assert [x for x in panel.get_xticks() if low <= x <= high] == [1]
         assert {line.get_marker() for line in panel.lines} == {"o"}
     for content in runs:
         content["epochs"] = [{"epoch": e, "train/cls_loss": 1.0} for e in range(1, 9)]
-    sweep = load(make_sweep(*runs, name="eight"))
-    figure, _ = plots._training(sweep, summary(sweep), [])
+    found = results(load(make_sweep(*runs, name="eight")))
+    figure, _ = training.draw(found)
     for panel in figure.axes:
         assert sum(1 <= x <= 8 for x in panel.get_xticks()) > 1
         assert {line.get_marker() for line in panel.lines} <= {"", "None"}
 
 
 def test_an_objectness_without_steps_is_shown_by_itself(make_sweep: Any, run: Make) -> None:
-    figure, caption = objectness_figure(load(make_sweep(run(0, head="obj"), run(0, head="obj", protocol="extreme"))))
+    figure, caption = objectness.draw(
+        results(load(make_sweep(run(0, head="obj"), run(0, head="obj", protocol="extreme"))))
+    )
     assert [values(positives) for positives, _ in rows(figure)] == [[[0.2, 0.25]], [[0.2, 0.25]]]
     assert [positives.get_ylabel().split("\n")[0] for positives, _ in rows(figure)] == [
         "protocol normal",
@@ -158,7 +159,7 @@ def test_head_obj_is_what_steps_stand_beside(make_sweep: Any, run: Make) -> None
     """Of the same detector, labels and other methods, whatever the flags that only a head with steps has."""
     runs = [run(2, first=0.1, resobj_grad="joint", loss="resobj+drop", obj_drop=0.5)]
     runs += [run(0, first=0.3, head="obj", loss="drop", obj_drop=0.5), run(0, first=0.4, head="obj")]
-    figure, _ = objectness_figure(load(make_sweep(*runs)))
+    figure, _ = objectness.draw(results(load(make_sweep(*runs))))
     (first, _), (second, _) = rows(figure)
     assert values(first)[3] == [0.3, 0.35]
     assert values(second) == [[0.4, 0.45]]
@@ -173,7 +174,7 @@ def test_too_many_settings_leave_one_for_each_detector_and_labels(make_sweep: An
         for protocol in ("normal", "extreme")
         for grad, T in (("joint", 1), ("isolated", 1), ("isolated", 3))
     ]
-    figure, caption = objectness_figure(load(make_sweep(*runs)))
+    figure, caption = objectness.draw(results(load(make_sweep(*runs))))
     labels = [positives.get_ylabel() for positives, _ in rows(figure)]
     assert labels == [
         f"protocol {protocol},\nmodel=yolov{v}n.yaml\nT = 3, single run"
@@ -182,7 +183,7 @@ def test_too_many_settings_leave_one_for_each_detector_and_labels(make_sweep: An
     ]
     assert "Shown: 4 with the largest T; not shown: 8 more" in caption
     few = [r for r in runs if r["config"]["host"]["model"] == "yolov5n.yaml"]
-    figure, _ = objectness_figure(load(make_sweep(*few, name="few")))
+    figure, _ = objectness.draw(results(load(make_sweep(*few, name="few"))))
     assert [positives.get_ylabel().split("resobj_grad=")[1] for positives, _ in rows(figure)] == [
         f"{grad}\nT = {T}, single run" for grad, T in (("joint", 1), ("isolated", 3)) * 2
     ]
@@ -195,7 +196,7 @@ def test_negatives_that_fall_far_are_on_a_logarithmic_axis(
     content = run(0)
     for row, negative, positive in zip(content["epochs"], (0.01, last), (0.001, 0.9), strict=True):
         row |= {"resobj/neg_0": negative, "resobj/pos_0": positive}
-    figure, caption = objectness_figure(load(make_sweep(content)))
+    figure, caption = objectness.draw(results(load(make_sweep(content))))
     ((positives, negatives),) = rows(figure)
     assert (positives.get_yscale(), negatives.get_yscale()) == ("linear", scale)
     assert ("logarithmic where negatives fall far" in caption) == (scale == "log")
@@ -205,7 +206,7 @@ def test_negatives_without_a_number(make_sweep: Any, run: Make) -> None:
     content = run(0)
     for row in content["epochs"]:
         row["resobj/neg_0"] = None
-    figure, _ = objectness_figure(load(make_sweep(content)))
+    figure, _ = objectness.draw(results(load(make_sweep(content))))
     assert values(rows(figure)[0][1]) == [[]]
 
 
@@ -220,12 +221,12 @@ def test_the_page_has_it_among_the_training_curves(make_sweep: Any, run: Make) -
     assert "plots/objectness.png" in (folder / "report.md").read_text("utf-8")
     picture = cv2.imread(str(folder / "plots" / "objectness.png"))
     assert picture.shape[1] < 1300
-    labels = [p.get_ylabel() for p, _ in rows(objectness_figure(load(folder))[0])]
+    labels = [p.get_ylabel() for p, _ in rows(objectness.draw(results(load(folder)))[0])]
     assert labels[0] == "protocol normal,\nmodel=a<b>_\\$x\\$_{.yaml\nT = 1, single run"
 
 
 def test_other_heads_have_no_such_picture_and_no_word_of_it(series_sweep: Path) -> None:
-    assert objectness_figure(load(series_sweep)) == ""
+    assert objectness.draw(results(load(series_sweep))) is None
     text = report(series_sweep).read_text("utf-8")
     assert not {"objectness.png", "steps.png"} & {p.name for p in (series_sweep / "plots").iterdir()}
     assert WORDS not in text
@@ -234,7 +235,7 @@ def test_other_heads_have_no_such_picture_and_no_word_of_it(series_sweep: Path) 
 
 def test_failed_runs_have_no_say(make_sweep: Any, run: Make) -> None:
     failed = {**run(3), "status": "failed", "error": "boom", "metrics": None, "loss_ran": None}
-    figure, _ = objectness_figure(load(make_sweep(run(1), failed)))
+    figure, _ = objectness.draw(results(load(make_sweep(run(1), failed))))
     assert len(rows(figure)[0][0].lines) == 2
 
 
@@ -257,8 +258,8 @@ def image(tmp_path: Path) -> Path:
     return file
 
 
-def drawn(record: Record) -> Any:
-    return steps_figure(record.samples[0], "a run", record.folder, record.folder)
+def drawn(folder: Path) -> Any:
+    return steps.draw(results(load(folder)))
 
 
 def boxes(panel: Any) -> list[tuple[float, ...]]:
@@ -284,8 +285,7 @@ def test_detections_of_each_step_are_read(make_sweep: Any, run: Make) -> None:
 def test_a_picture_for_each_step(make_sweep: Any, run: Make, image: Path) -> None:
     content = run(2)
     content["samples"] = [looked_at(image)]
-    (record,) = load(make_sweep(content)).finished
-    figure, caption = drawn(record)
+    figure, caption = drawn(make_sweep(content))
     panels = figure.axes
     assert [boxes(panel) for panel in panels] == [
         [(2, 2, 18, 18)],  # 0.3 is below what the paper shows
@@ -297,14 +297,14 @@ def test_a_picture_for_each_step(make_sweep: Any, run: Make, image: Path) -> Non
         "t = 1, mean score 0.51\nfound: 1 labelled, 1 neither",
         "t = 2, mean score 0.80\nfound: 1 labelled, 0 neither",
     ]
-    assert "What a run finds on the image a frame.jpg" in caption
+    assert f"What {content['run']} finds on the image a frame.jpg" in caption
     assert "(from 0.4; after Figure 5 of Chen et al." in caption
 
 
 def test_withheld_boxes_are_objects_all_the_same(make_sweep: Any, run: Make, image: Path) -> None:
     content = run(2)
     content["samples"] = [{**looked_at(image), "withheld": [[1, 40, 10, 60, 40]]}]
-    figure, _ = drawn(load(make_sweep(content)).finished[0])
+    figure, _ = drawn(make_sweep(content))
     assert figure.axes[1].get_title().endswith("found: 2 labelled, 0 neither")
 
 
@@ -312,7 +312,7 @@ def test_withheld_boxes_are_objects_all_the_same(make_sweep: Any, run: Make, ima
 def test_many_steps_go_into_two_lines(make_sweep: Any, run: Make, image: Path, steps: int, panels: int) -> None:
     content = run(steps)
     content["samples"] = [looked_at(image, [FIRST] * steps)]
-    figure, _ = drawn(load(make_sweep(content)).finished[0])
+    figure, _ = drawn(make_sweep(content))
     assert len(figure.axes) == panels
     assert sum(bool(panel.images) for panel in figure.axes) == steps + 1
     assert len({panel.get_subplotspec().rowspan.start for panel in figure.axes}) == (2 if steps > 2 else 1)
@@ -321,12 +321,12 @@ def test_many_steps_go_into_two_lines(make_sweep: Any, run: Make, image: Path, s
 def test_low_scores_are_shown_where_there_are_no_others(make_sweep: Any, run: Make, image: Path) -> None:
     content = run(1)
     content["samples"] = [looked_at(image, [[]], [[0, 0.3, 2, 2, 20, 20], [0, 0.2, 2, 2, 20, 20]])]
-    figure, caption = drawn(load(make_sweep(content)).finished[0])
+    figure, caption = drawn(make_sweep(content))
     assert [len(boxes(panel)) for panel in figure.axes] == [0, 1]
     assert figure.axes[0].get_title() == "t = 0 (objectness)\nfound: 0 labelled, 0 neither"
     assert "(from 0.25;" in caption
     content["samples"] = [looked_at(image, [[]], [[0, 0.2, 2, 2, 20, 20]])]
-    told = drawn(load(make_sweep(content, name="lower")).finished[0])
+    told = drawn(make_sweep(content, name="lower"))
     assert told == "No detections after each step: nothing was found with a score of 0.25."
 
 

@@ -12,13 +12,12 @@ import pytest
 
 from rebalance.experiments import papers as studies
 from rebalance.experiments.grid import Run, read_grids
-from rebalance.experiments.record import write_json
-from rebalance.report import plots
+from rebalance.experiments.record import load, write_json
 from rebalance.report.build import report, terminal_table
+from rebalance.report.figures import gamma, rates
 from rebalance.report.page import command
-from rebalance.report.records import load
-from rebalance.report.summary import Row, comparisons, summary
-from rebalance.report.tables import loss_table, rate_table, study_numbers, study_table
+from rebalance.report.summary import Row, results
+from rebalance.report.tables import loss_table, rate_lines, rate_table, study_numbers, study_table
 
 Make = Callable[..., Path]
 
@@ -64,12 +63,12 @@ TABLE_4 = {
 
 
 def rows_of(folder: Path) -> list[Row]:
-    return summary(load(folder))
+    return list(results(load(folder)).rows)
 
 
 def test_table_4_has_the_papers_numbers_differences_and_gap_closed(make_study: Make) -> None:
     sweep = load(make_study("brl.table4", by_labels(TABLE_4), seeds="0,1"))
-    table = study_table(summary(sweep), "brl, Table 4", study_numbers(sweep))
+    table = study_table(results(sweep).rows, "brl, Table 4", study_numbers(sweep))
     assert table is not None
     assert table.head == (
         *("model", "loss", "labels", "n", "mAP50", "paper mAP50", "mAP75", "paper mAP75", "mAP50-95"),
@@ -102,7 +101,7 @@ def test_table_1_has_the_four_label_sets_beside_the_paper(make_study: Make) -> N
 
 def test_table_3_tells_each_setting_by_the_flags_of_its_own_loss(make_study: Make) -> None:
     sweep = load(make_study("brl.table3", lambda run: 0.5 + run.train["brl_t"] / 10 - run.train["brl_weight"] / 100))
-    table = study_table(summary(sweep), "", study_numbers(sweep))
+    table = study_table(results(sweep).rows, "", study_numbers(sweep))
     assert table is not None
     assert table.head[:6] == ("loss", "brl_t", "brl_weight", "brl_beta", "labels", "n")
     rows = [[c.text for c in row] for row in table.rows]
@@ -116,12 +115,9 @@ def by_rate(run: Run) -> float:
 
 
 def test_figure_3_has_rates_as_columns_and_the_relative_drop(make_study: Make) -> None:
-    from rebalance.report.plots import relative_drop
-    from rebalance.report.tables import rate_lines
-
     folder = make_study("label-noise.fig3", by_rate)
     sweep = load(folder)
-    table = rate_table(summary(sweep), "", study_numbers(sweep))
+    table = rate_table(results(sweep).rows, "", study_numbers(sweep))
     assert table is not None
     assert table.head == ("loss", "", "0%", "10%", "20%", "30%", "40%", "50%")
     assert [[c.text for c in row] for row in table.rows] == [
@@ -131,8 +127,8 @@ def test_figure_3_has_rates_as_columns_and_the_relative_drop(make_study: Make) -
         ["focal focal_alpha=0.75", "ours", "50.0", "47.0", "44.0", "41.0", "38.0", "35.0"],
         ["focal focal_alpha=0.75", "paper", "53.2", "-", "-", "-", "-", "33.1"],
     ]
-    ohem = next(iter(rate_lines(summary(sweep)).values()))
-    drop = relative_drop(ohem[0.0], ohem[0.5])
+    ohem = next(iter(rate_lines(results(sweep).rows).values()))
+    drop = rates.relative_drop(ohem[0.0], ohem[0.5])
     assert drop is not None
     assert drop.mean == pytest.approx(0.2)  # 10 of 50 points
     report(folder)
@@ -141,10 +137,7 @@ def test_figure_3_has_rates_as_columns_and_the_relative_drop(make_study: Make) -
 
 def panels_of(folder: Path, name: str) -> tuple[Any, str]:
     """The figure and the caption that go into plots/<name>.png."""
-    sweep = load(folder)
-    make = {"rates": plots._rates, "gamma": plots._gamma}[name]
-    figure, caption = make(sweep, summary(sweep), [])
-    return figure, caption
+    return {"rates": rates, "gamma": gamma}[name].draw(results(load(folder)))
 
 
 def test_the_papers_points_are_joined_between_neighbours_only_and_what_it_lacks_is_told(make_study: Make) -> None:
@@ -194,7 +187,7 @@ def test_a_study_says_what_it_is_and_how_it_is_made_again(make_study: Make) -> N
     assert command(sweep) == "rebalance paper brl.table2 name=brl.table2 data=d.yaml preset=gpu"
     text = report(folder).read_text("utf-8")
     assert "brl, Table 2 (Solving Missing-Annotation Object Detection with Background Recalibration Loss)" in text
-    assert "Differs from the paper: Ultralytics&#x27; schedule" in text
+    assert "Differs from the paper: Ultralytics&#39; schedule" in text
 
 
 def test_removal_tables_of_a_study_stay_those_of_the_benchmark(make_study: Make) -> None:
@@ -243,7 +236,7 @@ def test_a_removal_keeps_its_own_zero_run_beside_other_losses(make_sweep: Any, m
         make_record("focal dropped", 0, test=0.6, loss="focal+drop", obj_drop=0.5),
         asked={"loss": ["drop", "focal+drop"], "obj_drop": [0.0, 0.5], "seeds": [0]},
     )
-    (one,) = comparisons(rows_of(folder))
+    (one,) = results(load(folder)).compared
     table = loss_table(one, "")
     assert table.head[-1] == "mAP50 vs drop obj_drop=0"
     assert [(row[0].text, row[-1].text) for row in table.rows] == [

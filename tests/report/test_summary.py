@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from rebalance.errors import ConfigError
+from rebalance.experiments.record import METRICS, load
 from rebalance.report.build import report
-from rebalance.report.records import METRICS, load
-from rebalance.report.summary import Row, describe, series, setting_of, stat, summarise, summary, to_csv
+from rebalance.report.summary import Row, describe, results, settings_of, stat, to_csv
 from rebalance.report.tables import settings_table
 
 
 def rows_of(folder: Path) -> list[Row]:
-    return summarise(load(folder).records)
+    return list(results(load(folder)).rows)
 
 
 def row(rows: list[Row], split: str = "test", **flags: Any) -> Row:
@@ -47,7 +47,7 @@ def test_paired_difference_with_a_missing_seed(make_sweep: Any, make_record: Any
     rows = rows_of(folder)
     base, mine = row(rows, obj_drop=0.0), row(rows, obj_drop=0.75)
     assert base.change == {}
-    assert mine.seeds == (0, 1, 3)
+    assert [r.seed for r in mine.records] == [0, 1, 3]
     assert mine.stats["mAP50"].mean == pytest.approx(1.37 / 3)
     assert mine.stats["mAP50"].half == pytest.approx(0.0940487, abs=1e-6)
     change = mine.change["mAP50"]  # 0.03 and 0.02
@@ -140,7 +140,7 @@ def test_where_and_how_it_ran_is_no_setting(make_sweep: Any, make_record: Any) -
         make_record("b", 1, host={"device": "cpu", "workers": 0}),
         make_record("c", 1, host={"epochs": 3}),
     )
-    first, second, third = (setting_of(r) for r in load(folder).records)
+    first, second, third = settings_of(load(folder).records)
     assert first == second != third
 
 
@@ -167,7 +167,7 @@ def test_csv_of_single_runs_has_no_interval(make_sweep: Any, make_record: Any) -
 
 
 def test_series(series_sweep: Path) -> None:
-    objectness, box = series(rows_of(series_sweep))
+    objectness, box = results(load(series_sweep)).series
     assert (objectness.axis, [p.removal for p in objectness.points]) == ("obj_drop", [0.0, 0.25, 0.75])
     assert (box.axis, [p.removal for p in box.points]) == ("box_drop", [0.0, 0.75])  # the 0 % run is in both
     assert objectness.splits == ("val", "test")
@@ -175,20 +175,20 @@ def test_series(series_sweep: Path) -> None:
 
 def test_both_removals_at_once_are_in_no_series(make_sweep: Any, make_record: Any) -> None:
     folder = make_sweep(make_record("a", 0), make_record("b", 0, obj_drop=0.5, box_drop=0.5))
-    rows = rows_of(folder)
-    assert series(rows) == []
-    assert row(rows, obj_drop=0.5).change["mAP50"].mean == pytest.approx(0.0)
+    found = results(load(folder))
+    assert found.series == ()
+    assert row(list(found.rows), obj_drop=0.5).change["mAP50"].mean == pytest.approx(0.0)
 
 
 def test_the_baseline_can_be_chosen(make_sweep: Any, make_record: Any) -> None:
     points = {"bce": 0.2, "focal": 0.3, "brl": 0.5}
     folder = make_sweep(*(make_record(loss, 0, test=value, loss=loss) for loss, value in points.items()))
-    rows = summary(load(folder, "focal"))
+    rows = list(results(load(folder, "focal")).rows)
     assert "mAP50" not in row(rows, loss="focal").change
     assert row(rows, loss="brl").change["mAP50"].mean == pytest.approx(0.2)
     assert row(rows, loss="bce").change["mAP50"].mean == pytest.approx(-0.1)
     with pytest.raises(ConfigError, match=r"^baseline=focl is not one of bce, brl, focal \(did you mean focal\?\)$"):
-        summary(load(folder, "focl"))
+        results(load(folder, "focl"))
 
 
 def test_of_several_settings_of_a_loss_the_baseline_is_named_by_its_flags(make_sweep: Any, make_record: Any) -> None:
@@ -198,7 +198,7 @@ def test_of_several_settings_of_a_loss_the_baseline_is_named_by_its_flags(make_s
         make_record("c", 0, test=0.5, loss="brl", brl_t=0.5),
         asked={"loss": ["focal", "brl"], "brl_t": [0.3, 0.5], "seeds": [0]},
     )
-    rows = summary(load(folder, "brl brl_t=0.50"))
+    rows = results(load(folder, "brl brl_t=0.50")).rows
     assert [r.change["mAP50"].mean if r.change else None for r in rows] == [
         pytest.approx(-0.3),
         pytest.approx(-0.2),
@@ -206,13 +206,13 @@ def test_of_several_settings_of_a_loss_the_baseline_is_named_by_its_flags(make_s
     ]
     choices = "'brl brl_t=0.3', 'brl brl_t=0.5'"
     with pytest.raises(ConfigError, match=f"^baseline=brl is several settings; give one of {choices}$"):
-        summary(load(folder, "brl"))
+        results(load(folder, "brl"))
     choices = "focal, brl brl_t=0.3, brl brl_t=0.5 (did you mean brl brl_t=0.5?)"
     with pytest.raises(ConfigError, match=f"^{re.escape(f'baseline=brl brl_t=0.4 is not one of {choices}')}$"):
-        summary(load(folder, "brl brl_t=0.4"))
+        results(load(folder, "brl brl_t=0.4"))
     report(folder, "brl brl_t=0.5")
     text = (folder / "report.md").read_text("utf-8")
-    assert "vs baseline: difference from brl brl_t=0.5 with the same model, head and labels, paired by seed." in text
+    assert "vs baseline: difference from brl brl\\_t=0.5 with the same model, head and labels, paired by seed." in text
     assert "rebalance report runs/benchmark/mine 'baseline=brl brl_t=0.5'\n" in text
     report(folder)
     text = (folder / "report.md").read_text("utf-8")
@@ -228,7 +228,7 @@ def test_a_flag_is_told_of_the_settings_that_have_its_method(make_sweep: Any, ma
         make_record("c", 0, head="resobj", loss="bce", resobj_steps=1),
         make_record("d", 0, head="anchor", loss="bce", obj_gain=2.0),
     )
-    settings = [setting_of(r) for r in load(folder).records]
+    settings = settings_of(load(folder).records)
     names = ["head", "loss", "resobj_steps", "obj_gain"]
     assert [describe(setting, names) for setting in settings] == [
         "head=stock loss=focal",

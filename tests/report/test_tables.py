@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from rebalance.report.records import load
-from rebalance.report.summary import Series, comparisons, series, summarise
+from rebalance.experiments.record import load
+from rebalance.report.page import Page, Section, render
+from rebalance.report.summary import Series, results
 from rebalance.report.tables import (
-    as_html,
-    as_markdown,
+    Table,
     as_text,
     class_table,
     cost_table,
@@ -35,7 +35,12 @@ paper: YOLOv5 on DUSIA, Table 3: another data set, number of runs not stated."""
 
 
 def series_of(folder: Path) -> list[Series]:
-    return series(summarise(load(folder).records))
+    return list(results(load(folder)).series)
+
+
+def laid_out(table: Table, template: str) -> str:
+    """A page that holds the table."""
+    return render(Page("a title", "a lead", [], [Section("Results", [table])]), template, Path())
 
 
 def test_text(series_sweep: Path) -> None:
@@ -43,7 +48,9 @@ def test_text(series_sweep: Path) -> None:
 
 
 def test_markdown(series_sweep: Path) -> None:
-    lines = as_markdown(drop_table(series_of(series_sweep)[1])).splitlines()
+    lines = (
+        laid_out(drop_table(series_of(series_sweep)[1]), "report.md").partition("### Box removal\n\n")[2].splitlines()
+    )
     assert lines[0] == "| removal pct | n | val mAP50 | test mAP50 | test vs 0 % | paper val | paper test |"
     assert lines[1] == "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
     assert lines[2] == "| 0% | 2 | **50.0 ± 0.0** | **40.5 ± 6.4** |  | **59.0** | **48.3** |"
@@ -52,7 +59,7 @@ def test_markdown(series_sweep: Path) -> None:
 
 
 def test_html_escapes_and_aligns(series_sweep: Path) -> None:
-    text = as_html(drop_table(series_of(series_sweep)[1], "<b>"))
+    text = laid_out(drop_table(series_of(series_sweep)[1], "<b>"), "report.html")
     assert "&lt;b&gt;" in text
     assert '<td class="num">\u22122.0 ± 12.7</td>' in text
     assert '<td class="num"><b>59.0</b></td>' in text
@@ -96,7 +103,7 @@ def test_ties_are_all_bold_unless_all_tie(make_sweep: Any, make_record: Any) -> 
     runs = [make_record("a", 0, test=0.4), make_record("b", 0, test=0.40004, obj_drop=0.1)]
     (one,) = series_of(make_sweep(*runs, make_record("c", 0, test=0.39, obj_drop=0.75)))
     assert [row[2].bold for row in drop_table(one).rows] == [True, True, False]
-    rows = summarise(load(make_sweep(*runs, name="tied")).records)
+    rows = results(load(make_sweep(*runs, name="tied"))).rows
     table = settings_table(rows, "test")
     assert not any(cell.bold for row in table.rows for cell in row)
     assert "best of the column" not in as_text(table)
@@ -109,9 +116,9 @@ def test_settings_and_cost_name_the_loss_and_its_own_flags(make_sweep: Any, make
         make_record("b", 0, host=host, head="obj", loss="bce", resobj_steps=2),
         make_record("c", 0, host=host, head="resobj", loss="bce", resobj_steps=1),
     )
-    rows = summarise(load(folder).records)
+    found = results(load(folder))
     expected = [["stock", "focal", ""], ["obj", "obj", ""], ["resobj", "resobj", "1"]]
-    for table in (settings_table(rows, "test"), cost_table(rows)):
+    for table in (settings_table(found.rows, "test"), cost_table(found.runs)):
         assert table.head[:3] == ("head", "loss", "resobj_steps")
         assert [[c.text for c in row[:3]] for row in table.rows] == expected
 
@@ -119,7 +126,7 @@ def test_settings_and_cost_name_the_loss_and_its_own_flags(make_sweep: Any, make
 def test_losses_stand_beside_one_table_of_a_paper_each_which_is_named(make_sweep: Any, make_record: Any) -> None:
     host = {"model": "retinanet_tiny"}
     runs = [make_record(loss, 0, host=host, head="stock", loss=loss) for loss in ("focal", "brl", "soft")]
-    (one,) = comparisons(summarise(load(make_sweep(*runs)).records))
+    (one,) = results(load(make_sweep(*runs))).compared
     table = loss_table(one, "")
     assert table.head[-3:] == ("paper mAP50", "paper mAP75", "paper's table")
     cells = {row[0].text: [c.text for c in row[-3:]] for row in table.rows}
@@ -137,19 +144,19 @@ def test_settings_table(make_sweep: Any, make_record: Any) -> None:
         make_record("partial", 0, test=0.3, protocol="extreme"),
         make_record("method", 0, test=0.4, protocol="extreme", obj_drop=0.75),
     )
-    table = settings_table(summarise(load(folder).records), "test")
+    table = settings_table(results(load(folder)).rows, "test")
     assert table.head == ("obj_drop", "protocol", "n", "mAP50", "mAP75", "mAP50-95", "mAP50 vs 0 %", "gap closed")
     assert [c.text for c in table.rows[1]] == ["0.75", "extreme", "1", "40.0", "20.0", "10.0", "+10.0", "0.33"]
     assert [c.bold for c in table.rows[0]] == [False, False, False, True, True, True, False, False]
 
 
 def test_class_and_cost_tables(series_sweep: Path) -> None:
-    rows = summarise(load(series_sweep).records)
-    table = class_table(series(rows)[0])
+    found = results(load(series_sweep))
+    table = class_table(found.series[0])
     assert table is not None
     assert table.head == ("class", "0%", "25%", "75%")
     assert [c.text for c in table.rows[1]] == ["lobster", "20.2", "20.4", "25.3"]
-    assert [c.text for c in cost_table(rows).rows[0]] == ["0", "0", "10", "20.0", "1.0", "500"]
+    assert [c.text for c in cost_table(found.runs).rows[0]] == ["0", "0", "10", "20.0", "1.0", "500"]
 
 
 @pytest.mark.parametrize(("value", "text"), [(0.4837, "48.4"), (-0.0001, "0.0"), (1.0, "100.0"), (-0.012, "-1.2")])

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from objectives import recipe_of
 from small_data import make_dataset
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -22,17 +23,16 @@ from torchvision.ops import box_iou
 
 from rebalance import YOLO
 from rebalance.errors import ConfigError
+from rebalance.hosts import SITES
+from rebalance.hosts.state_dict import load_by_name
 from rebalance.hosts.torchvision.model import TorchvisionModel
-from rebalance.hosts.torchvision.ssd import SCALE, SSDCriterion, SSDDetect
 from rebalance.hosts.torchvision.published import load_coco, start
+from rebalance.hosts.torchvision.ssd import SCALE, SSDCriterion, SSDDetect
 from rebalance.hosts.torchvision.zoo import ZOO, LastImageNorm, Smaller, Unpadded
 from rebalance.match.boxes import decode_deltas
 from rebalance.match.candidates import POSITIVE
 from rebalance.match.padded import Padded
-from rebalance.hosts import SITES
 from rebalance.methods import METHODS
-from objectives import recipe_of
-from rebalance.train.checkpoint import load_by_name
 
 NAMES = [name for name, row in ZOO.items() if row.head.sites.name == "ssd"]
 SIZE = 160
@@ -218,8 +218,8 @@ def test_drop_drops_and_counts(loss: str) -> None:
     raw = raw_of(spread=10)
     dropping = criterion(loss, obj_drop=0.75, box_drop=0.5, drop_divisor="host")
     cls, box = dropping(raw, batch_of(LABELS))[0]
-    assert dropping.dropping.counts is not None
-    negatives, dropped, low, box_dropped = dropping.dropping.counts.tolist()
+    assert dropping.objective.counts is not None
+    negatives, dropped, low, box_dropped = dropping.objective.counts.tolist()
     assert dropped == negatives * 3 // 4 > 100
     assert box_dropped == low // 2 > 3
     without = gradients(cls, raw)[0].abs().sum(-1) == 0

@@ -15,22 +15,17 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-from rebalance.report.style import DPI, GREY, MORE_COLOURS, STYLE
+from rebalance.report.figures.style import DPI, GREY, MORE_COLOURS, STYLE
 
 Values = NDArray[np.float64]
 STEP = 0.005  # of the prediction
 
 
 def focal(p_t: ArrayLike, *, gamma: float = 2.0, alpha: float = 1.0) -> Values:
-    """Focal loss of a candidate; Lin et al. 2017, equation 5; Adhikari et al., equation 2.
+    """Focal loss, -alpha (1 - p_t)^gamma log(p_t), at the confidence in the truth p_t, in (0, 1).
 
-    Args:
-        p_t: confidence in the truth, in (0, 1).
-        gamma: exponent; 0: cross-entropy.
-        alpha: weight of the candidate: alpha of a positive, 1 - alpha of a negative.
-
-    Returns:
-        -alpha (1 - p_t)^gamma log(p_t).
+    Lin et al. 2017, equation 5; Adhikari et al., equation 2. At gamma 0 it is cross-entropy; `alpha` is the weight of
+    the candidate: alpha of a positive, 1 - alpha of a negative.
     """
     p = np.asarray(p_t, dtype=np.float64)
     loss: Values = -alpha * (1 - p) ** gamma * np.log(p)
@@ -38,14 +33,10 @@ def focal(p_t: ArrayLike, *, gamma: float = 2.0, alpha: float = 1.0) -> Values:
 
 
 def brl(p_t: ArrayLike, *, t: float = 0.5, beta: float = 1.0, gamma: float = 2.0, alpha: float = 0.25) -> Values:
-    """Background Recalibration Loss of a confusion candidate; Zhang et al. 2020, equation 2.
+    """Background Recalibration Loss of a confusion candidate at the confidence in background p_t, in (0, 1).
 
-    Args:
-        p_t: confidence in background, in (0, 1).
-        t: up to here the branch is the mirrored one.
-        beta: weight of the mirrored branch; 0: the paper's BRL-.
-        gamma: exponent.
-        alpha: weight of positives; a confusion candidate has 1 - alpha, in both branches.
+    Zhang et al. 2020, equation 2. Up to `t` the branch is the mirrored one, of weight `beta` (0: the paper's BRL-);
+    `alpha` is the weight of positives: a confusion candidate has 1 - alpha, in both branches.
     """
     p = np.asarray(p_t, dtype=np.float64)
     negative, mirrored = (focal(q, gamma=gamma, alpha=1 - alpha) for q in (p, 1 - p))

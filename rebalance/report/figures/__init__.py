@@ -1,0 +1,90 @@
+"""The figures of a report, one file each: results -> a figure and its caption, None, or a line that says why not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import matplotlib.style
+
+from rebalance.report.figures import (
+    change,
+    drops,
+    gamma,
+    iou,
+    objectness,
+    rates,
+    removal,
+    samples,
+    settings,
+    steps,
+    training,
+)
+from rebalance.report.figures.style import DPI, PHOTO_DPI, STYLE, Drawn
+from rebalance.report.summary import Results
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One file in plots/, with its heading, where the report has it, and how it is drawn.
+
+    Attributes:
+        place: above or below the tables of results; samples or training, sections of their own.
+    """
+
+    file: str
+    title: str
+    place: str
+    draw: Callable[[Results], Drawn | str | None]
+    dpi: int = DPI
+
+
+FIGURES = (
+    Plot("rates.png", "mAP50 against missing labels", "above", rates.draw),
+    Plot("gamma.png", "mAP50 against gamma", "above", gamma.draw),
+    Plot("iou.png", "mAP over IoU thresholds", "above", iou.draw),
+    Plot("change.png", "Change from the 0 % run", "above", change.draw),
+    Plot("removal.png", "mAP against removal percentage", "below", removal.draw),
+    Plot("settings.png", "mAP50 by setting", "below", settings.draw),
+    Plot("samples.png", "Sample detections", "samples", samples.draw, PHOTO_DPI),
+    Plot("steps.png", "Detections after each step", "samples", steps.draw, PHOTO_DPI),
+    Plot("training.png", "Training curves", "training", training.draw),
+    Plot("objectness.png", "Objectness after each step", "training", objectness.draw),
+    Plot("drops.png", "What the loss counted", "training", drops.draw),
+)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A plot that was made, with the caption that the report gives it."""
+
+    kind: ClassVar[str] = "picture"
+    file: str
+    title: str
+    place: str
+    caption: str
+
+
+def draw(found: Results, folder: Path) -> tuple[list[Picture], list[str]]:
+    """Write every plot that the records have data for.
+
+    Args:
+        found: the records and what they come to.
+        folder: where the files go; must exist.
+
+    Returns:
+        the pictures in the order of the report, and a line for each that could not be made.
+    """
+    pictures, notes = [], []
+    with matplotlib.style.context(["default", STYLE]):  # whatever the user's own style is
+        for plot in FIGURES:
+            made = plot.draw(found)
+            if isinstance(made, str):
+                notes.append(made)
+            elif made:
+                # no metadata: the same records give the same bytes
+                made.figure.savefig(folder / plot.file, dpi=plot.dpi, metadata={"Software": None})
+                pictures.append(Picture(plot.file, plot.title, plot.place, made.caption))
+    return pictures, notes
