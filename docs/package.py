@@ -20,7 +20,7 @@ from rebalance.experiments.record import load
 from rebalance.hosts import SITES
 from rebalance.methods import JOINS, METHODS
 from rebalance.recipe import TRAIN
-from rebalance.report.summary import Row, method_text, summary, varying
+from rebalance.report.summary import Row, loss_text, results, varying
 from rebalance.report.tables import data_text, labels_text, points
 from rebalance.settings import settings_of
 
@@ -119,7 +119,7 @@ def measured(name: str) -> list[tuple[str, str, str, str, str, str]]:
     """
     found = []
     for folder in sorted(path for path in REFERENCE.iterdir() if path.is_dir()):
-        rows = [row for row in summary(load(folder)) if row.split == "test"]
+        rows = [row for row in results(load(folder)).rows if row.split == "test"]
         names = [name for name in varying([row.setting for row in rows]) if name not in SAID]
         for row in rows:
             parts = {*str(row.setting.get("loss")).split("+"), row.setting.get("head")}
@@ -131,12 +131,12 @@ def measured(name: str) -> list[tuple[str, str, str, str, str, str]]:
 
 def _described(row: Row, names: Sequence[str]) -> tuple[str, str, str, str, str]:
     change = row.change.get("mAP50")
-    base = "" if row.base is None else f" ({'0 %' if row.setting.removes else method_text(row.base, names)})"
+    base = "" if row.base is None else f" ({'0 %' if row.setting.removes else loss_text(row.base, names)})"
     head = "" if row.setting.get("head") == "stock" else f", `head={row.setting.get('head')}`"
     return (
         data_text(Path(str(row.setting.get("model"))).stem) + head,
         labels_text(row.setting),
-        method_text(row.setting, names),
+        loss_text(row.setting, names),
         points(row.stats["mAP50"]),
         points(change, sign=True).replace("-", "−") + base if change else "",
     )

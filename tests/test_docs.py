@@ -23,7 +23,8 @@ from ultralytics.utils import DEFAULT_CFG_DICT
 from rebalance.experiments.grid import read_grid, split
 from rebalance.experiments.record import load
 from rebalance.hosts.torchvision.zoo import ZOO
-from rebalance.report.summary import setting_of, stat
+from rebalance.report.summary import settings_of as settings
+from rebalance.report.summary import stat
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -276,8 +277,9 @@ def test_every_file_that_is_named_is_there(page: Path) -> None:
 def reported(folder: str) -> list[tuple[float, float]]:
     """Every mean of a sweep's settings and every difference of two of them, with its interval; test mAP50 in points."""
     values: dict[Any, dict[int, float]] = {}
-    for record in load(package.REFERENCE / folder).finished:
-        values.setdefault(setting_of(record), {})[record.seed] = 100 * record.metrics["test"]["mAP50"]
+    finished = load(package.REFERENCE / folder).finished
+    for setting, record in zip(settings(finished), finished, strict=True):
+        values.setdefault(setting, {})[record.seed] = 100 * record.metrics["test"]["mAP50"]
     series = list(values.values())
     series += [
         {seed: one[seed] - other[seed] for seed in one if seed in other}

@@ -11,8 +11,9 @@ from ultralytics.cfg import get_cfg
 from upstream import Checks
 
 from rebalance.hosts.ultralytics.criterion import DetectionCriterion
-from rebalance.methods.drop import Dropping
-from rebalance.methods.resolve import train_flags
+from rebalance.hosts.ultralytics.sites import YoloSites
+from rebalance.methods.method import Run
+from rebalance.recipe import read
 
 STOCK, COPY = Path(sys.argv[1]), Path(sys.argv[2])
 assert COPY in Path(patched.__file__).parents
@@ -23,7 +24,7 @@ spec.loader.exec_module(published)
 IMAGES, CLASSES, SIZE, SEED = 3, 4, 64, 7
 STRIDE = torch.tensor([8.0, 16.0, 32.0])
 CANDIDATES = sum((SIZE // int(s)) ** 2 for s in STRIDE)
-Dropping._seed = lambda self: SEED
+Run.generator = lambda self, device, *purpose: torch.Generator(device).manual_seed(SEED)
 check = Checks()
 
 
@@ -87,7 +88,7 @@ def new_loss(reg_max=16, **flags):
 
 
 def ours(reg_max=16, **flags):
-    return DetectionCriterion(Model(reg_max), flags=train_flags(flags), seed=0)
+    return DetectionCriterion(Model(reg_max), recipe=read(flags, YoloSites()), seed=0)
 
 
 def same(a, b):
@@ -126,7 +127,7 @@ theirs = run_end_to_end(patched.E2ELoss(Model(1)), preds, batch)
 check.that("end to end: off, as published, to the bit", same(stock, theirs))
 flags = {"obj_drop": 0.29, "box_drop": 0.4}
 theirs = run_end_to_end(seeded(patched.E2ELoss(Model(1, **flags))), preds, batch)
-make = partial(DetectionCriterion, flags=train_flags(flags), seed=0)
+make = partial(DetectionCriterion, recipe=read(flags, YoloSites()), seed=0)
 check.that("end to end: ours", close(theirs, run_end_to_end(patched.E2ELoss(Model(1), make), preds, batch)))
 branches = patched.E2ELoss(Model(1, **flags))
 check.that("end to end: branches draw apart", branches.one2many.rebalance.seed != branches.one2one.rebalance.seed)

@@ -12,8 +12,10 @@ from upstream import Checks
 
 from rebalance.heads.anchor import COCO_ANCHORS, AnchorHead
 from rebalance.hosts.ultralytics.criterion import AnchorCriterion
-from rebalance.methods.drop import Dropping
-from rebalance.methods.resolve import train_flags
+from rebalance.hosts.ultralytics.sites import YoloSites
+from rebalance.methods.drop import Drop
+from rebalance.methods.method import Choice, Run
+from rebalance.recipe import read
 
 STOCK, COPY = Path(sys.argv[1]), Path(sys.argv[2])
 assert COPY in Path(patched.__file__).parents
@@ -27,7 +29,7 @@ SEED = 7
 HYP = {"box": 0.05, "obj": 1.0 * (SIZE / 640) ** 2, "cls": 0.5 * CLASSES / 80, "cls_pw": 1.0, "obj_pw": 1.0}
 HYP |= {"fl_gamma": 0.0, "anchor_t": 4.0}
 HEAD = AnchorHead(CLASSES, (1, 1, 1), STRIDE, COCO_ANCHORS[3])
-Dropping._seed = lambda self: SEED
+Run.generator = lambda self, device, *purpose: torch.Generator(device).manual_seed(SEED)
 check = Checks()
 
 
@@ -63,7 +65,7 @@ def run_ours(maps, targets, **flags):
     leaves = [x.clone().requires_grad_() for x in maps]
     model = SimpleNamespace(model=[HEAD], args=SimpleNamespace(imgsz=SIZE))
     batch = {"batch_idx": targets[:, 0], "cls": targets[:, 1:2], "bboxes": targets[:, 2:]}
-    total, items = AnchorCriterion(model, flags=train_flags({"head": "anchor", **flags}), seed=0)(
+    total, items = AnchorCriterion(model, recipe=read({"head": "anchor", **flags}, YoloSites()), seed=0)(
         {"maps": leaves}, batch
     )
     total.sum().backward()
@@ -158,18 +160,19 @@ loss = new_loss(box_drop=0.5)
 box = masks(loss, maps, targets)[1]
 
 
-def as_patch(self, matched, overlap, confidence, pairs):
+def as_patch(self, predictions, run):
+    pairs = predictions.pairs()
     at = torch.zeros(pairs.shape, dtype=torch.bool)
     at[pairs >= 0] = box
-    return torch.zeros_like(matched), at
+    return Choice(box=at, kept=self.drop_divisor == "kept")
 
 
-drawn, Dropping.draw = Dropping.draw, as_patch
+drawn, Drop.choose = Drop.choose, as_patch
 for divisor in ("kept", "host"):
     flags = {"box_drop": 0.5, "drop_divisor": divisor}
     theirs = run_yolov5(new_loss(**flags), maps, targets)
     check.that(f"same boxes: {divisor}", close(theirs, run_ours(maps, targets, **flags)))
-Dropping.draw = drawn
+Drop.choose = drawn
 
 # literal: a dropped match is trained as background
 loss = new_loss(obj_drop=1.0, drop_scope="literal")
