@@ -10,9 +10,9 @@ from pathlib import Path
 if "ultralytics" in sys.modules:
     raise RuntimeError("ultralytics was imported before its settings were moved to a temporary folder")
 _SCRATCH = tempfile.TemporaryDirectory(prefix="rebalance-tests-")
-os.environ.setdefault("YOLO_CONFIG_DIR", _SCRATCH.name)  # subprocesses inherit it, and what follows
+os.environ["YOLO_CONFIG_DIR"] = _SCRATCH.name  # one a process; its subprocesses inherit it, and what follows
 os.environ.setdefault("MPLBACKEND", "Agg")
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # images so small that a second costs more than it brings
 
 import pytest  # noqa: E402
 from small_data import make_dataset  # noqa: E402

@@ -1,16 +1,11 @@
 #!/usr/bin/env bash
-# Sets up .venv, then runs the tests in it. --setup-only stops after the set-up; other arguments go to pytest.
+# Sets up .venv, then runs the tests in it, in two processes. --setup-only stops after the set-up; other arguments go to
+# pytest: -n 0 runs them in one process, for a debugger.
 set -euo pipefail
 
-root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-"$root/scripts/setup.sh"
-if [[ "${1:-}" == --setup-only ]]; then
-    exit 0
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+./scripts/setup.sh
+if [[ "${1:-}" != --setup-only ]]; then
+    # A file's tests stay together, for what they share
+    exec .venv/bin/python -m pytest -n 2 --dist loadfile "$@"
 fi
-
-scratch="$(mktemp -d)"
-trap 'rm -rf "$scratch"' EXIT
-# One thread: the tests' images are so small that a second costs more than it brings.
-export YOLO_CONFIG_DIR="$scratch" MPLBACKEND=Agg OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-cd "$root"
-"$root/.venv/bin/python" -m pytest "$@"

@@ -42,27 +42,20 @@ def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     return module
 
 
-class Calls:
-    """Stands in for `call`: remembers the commands; those that contain `failing` fail."""
-
-    def __init__(self, failing: str = "nothing") -> None:
-        self.commands: list[str] = []
-        self.failing = failing
-
-    def __call__(self, lock: int, python: Path, *args: Any, quiet: bool = False) -> int:
-        self.commands.append(" ".join(map(str, args)))
-        return int(self.failing in self.commands[-1])
-
-
 def make_heavy(script: ModuleType, monkeypatch: pytest.MonkeyPatch, failing: str = "nothing") -> list[str]:
-    """Make the heavy environment with stand-ins; return the commands that would have run."""
-    calls = Calls(failing)
-    monkeypatch.setattr(script, "call", calls)
+    """Make the heavy environment; return the commands that would have run, of which those with `failing` fail."""
+    commands: list[str] = []
+
+    def run(command: list[Any], **settings: Any) -> subprocess.CompletedProcess[str]:
+        commands.append(" ".join(map(str, command[2:])))
+        return subprocess.CompletedProcess(command, int(failing in commands[-1]))
+
+    monkeypatch.setattr(script.subprocess, "run", run)
     monkeypatch.setattr(script.venv.EnvBuilder, "create", lambda self, path: Path(path).mkdir(exist_ok=True))
     heavy = script.heavy_folder()
     heavy.parent.mkdir(exist_ok=True)
     script.make_heavy(heavy, 0)
-    return calls.commands
+    return commands
 
 
 def test_no_fitting_python_is_one_clear_line() -> None:
@@ -107,11 +100,14 @@ def test_a_finished_install_is_kept_and_a_broken_off_one_is_not_trusted(
 
 
 def test_a_python_without_ensurepip_is_a_clear_error(
-    script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(script, "find_spec", lambda name: None)
+    def fails(*args: Any, **settings: Any) -> None:
+        raise subprocess.CalledProcessError(1, "ensurepip")
+
+    monkeypatch.setattr(subprocess, "check_output", fails)  # as venv calls it
     with pytest.raises(SystemExit) as caught:
-        make_heavy(script, monkeypatch)
+        script.make_heavy(tmp_path / "heavy", 0)
     assert caught.value.code == 2
     assert f"apt install python3.{sys.version_info.minor}-venv" in capsys.readouterr().err
 
@@ -119,9 +115,9 @@ def test_a_python_without_ensurepip_is_a_clear_error(
 def test_opencv_gives_way_to_the_build_without_a_screen(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not any("headless" in command for command in make_heavy(script, monkeypatch))
     (script.heavy_folder() / "complete").unlink()
-    monkeypatch.setattr(
-        script.subprocess, "run", lambda *args, **kwargs: subprocess.CompletedProcess((), 0, stdout="4.5\n")
-    )
+    facts = script.heavy_folder() / script.SITE / "opencv_python-4.5.dist-info" / "METADATA"
+    facts.parent.mkdir(parents=True)
+    facts.write_text("Name: opencv-python\nVersion: 4.5\n", "utf-8")
     commands = make_heavy(script, monkeypatch, failing="import cv2")
     assert commands[-1] == "-m pip install -q --no-deps opencv-python-headless==4.5"
 

@@ -6,8 +6,9 @@ import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import Field, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,10 @@ from rebalance.settings import (
     SparsifyFlags,
     StepsFlags,
     SweepFlags,
-    TrainFlags,
-    describe,
-    flags,
+    described,
     parse,
     require,
+    settings_of,
 )
 
 PASSED_ON = "Every other key=value goes to Ultralytics untouched."
@@ -35,7 +35,7 @@ class Command:
     run: Callable[[list[str]], None]
     usage: str
     help: str
-    flags: type[Any] | None = None
+    items: Callable[[], Mapping[str, Field[Any]]] = dict
     more: str = ""
 
 
@@ -66,10 +66,10 @@ def pairs(args: Iterable[str], cls: type[Any]) -> dict[str, str]:
     for arg in merge(args):
         name, equals, value = arg.removeprefix("--").removesuffix(",").partition("=")
         name, value = name.strip(), value.strip()
-        if not equals and name in flags(cls) and flags(cls)[name].default is False:
+        if not equals and name in settings_of(cls) and settings_of(cls)[name].default is False:
             value = "True"
         if not name or not value:
-            hint = nearest(name, flags(cls)) if name not in flags(cls) else ""
+            hint = nearest(name, settings_of(cls)) if name not in settings_of(cls) else ""
             raise ConfigError(f"'{arg}' is not key=value{hint}")
         given[name] = value
     return given
@@ -98,6 +98,13 @@ def host(mode: str) -> Callable[[list[str]], None]:
     return run
 
 
+def training() -> Mapping[str, Field[Any]]:
+    """The flags of a training."""
+    from rebalance.recipe import TRAIN
+
+    return {name: item for name, (_, item) in TRAIN.items()}
+
+
 def sparsify(args: list[str]) -> None:
     """Withhold training labels of a data set."""
     given = parse(SparsifyFlags, pairs(args, SparsifyFlags))
@@ -123,25 +130,25 @@ def sweep(args: list[str]) -> None:
 
 def benchmark(args: list[str]) -> None:
     """Train the removal-percentage sweep."""
-    from rebalance.experiments import presets, sweep
+    from rebalance.experiments import papers, sweep
 
-    show_report(sweep.sweep(presets.benchmark(pairs(args, SweepFlags))))
+    show_report(sweep.sweep(papers.benchmark(pairs(args, SweepFlags))))
 
 
 def paper(args: list[str]) -> None:
     """Run the grid of one table or figure of a paper, or list them."""
-    from rebalance.experiments import studies
+    from rebalance.experiments import papers
 
     if not args:
-        rows = [(study.key, study.title, study.compared) for study in studies.STUDIES]
+        rows = [(study.key, study.title, study.compared) for study in papers.studies().values()]
         print(table([("Key", "In the paper", "What is compared"), *rows]))
         print("\nrebalance paper KEY data=my.yaml preset=cpu|gpu; any key of `rebalance sweep` overrides the preset.")
         return
-    study, given = studies.find(args[0]), pairs(args[1:], SweepFlags)
+    study, given = papers.find(args[0]), pairs(args[1:], SweepFlags)
     if study.cells:
         from rebalance.experiments import sweep
 
-        show_report(sweep.sweep(studies.arguments(study, given), study=studies.about(study, given)))
+        show_report(sweep.sweep(papers.arguments(study, given), study=papers.about(study, given)))
         return
     if given:
         raise ConfigError(f"{study.key} is the plot of a function and takes no arguments; got '{' '.join(args[1:])}'")
@@ -172,7 +179,7 @@ def show_report(folder: Path, baseline: str = "") -> None:
 def bench(args: list[str]) -> None:
     """Time the losses."""
     given = parse(BenchFlags, pairs(args, BenchFlags))
-    from rebalance.bench import bench as module
+    from rebalance.bench import run as module
 
     print(module.table(module.bench(given)))
 
@@ -204,9 +211,13 @@ def methods(args: list[str]) -> None:
     """List the losses."""
     if args:
         raise ConfigError(f"methods takes no arguments; got '{' '.join(args)}'")
-    from rebalance.methods.registry import METHODS
+    from rebalance.hosts import SITES
+    from rebalance.methods import METHODS
 
-    rows = [(name, row.kind, ", ".join(row.places), row.title, row.source) for name, row in METHODS.items()]
+    rows = [
+        (name, row.kind, ", ".join(site.name for site in SITES.values() if row.defined(site)), row.title, row.source)
+        for name, row in METHODS.items()
+    ]
     print(table([("loss=", "Kind", "Where", "What it is", "Source"), *rows]))
     print("\nAn element loss and a weighting may be joined by +. `rebalance help train` lists the flags.")
 
@@ -215,7 +226,7 @@ def version(args: list[str]) -> None:
     """Show the versions of this package and of what it runs on."""
     if args:
         raise ConfigError(f"version takes no arguments; got '{' '.join(args)}'")
-    from rebalance.experiments.record import versions
+    from rebalance.experiments.machine import versions
 
     print(table([(name, text or "not installed") for name, text in versions().items()]))
 
@@ -229,8 +240,8 @@ def show_help(args: list[str]) -> None:
         return
     command = COMMANDS[one_of(args, tuple(COMMANDS), "the command")]
     print(f"{command.help}\n\n  {command.usage}")
-    if command.flags:
-        print("\n" + table([("Flag", "Default", "Values", "Meaning"), *describe(command.flags)]))
+    if items := command.items():
+        print("\n" + table([("Flag", "Default", "Values", "Meaning"), *described(items)]))
     if command.more:
         print("\n" + command.more)
 
@@ -240,7 +251,7 @@ COMMANDS: dict[str, Command] = {
         run=host("train"),
         usage="rebalance train model=yolov5n.yaml head=anchor data=seafloor.yaml loss=drop obj_drop=0.75",
         help="train, as `yolo train` with these flags",
-        flags=TrainFlags,
+        items=training,
         more=PASSED_ON,
     ),
     "val": Command(
@@ -265,33 +276,33 @@ COMMANDS: dict[str, Command] = {
         run=sparsify,
         usage="rebalance sparsify data=my.yaml protocol=extreme seed=0 out=data/my-extreme",
         help="withhold labels of the training split of a data set, into a new folder",
-        flags=SparsifyFlags,
+        items=partial(settings_of, SparsifyFlags),
     ),
     "seafloor": Command(
         run=seafloor,
         usage="rebalance seafloor seed=0",
         help="make the built-in data set (seafloor.yaml does it on first use)",
-        flags=SeafloorFlags,
+        items=partial(settings_of, SeafloorFlags),
     ),
     "sweep": Command(
         run=sweep,
         usage="rebalance sweep obj_drop=0,0.25,0.75 seeds=0,1,2 model=yolov5n.yaml head=anchor data=seafloor.yaml",
         help="train a grid of settings, evaluate each run, write tables and a report",
-        flags=SweepFlags,
+        items=partial(settings_of, SweepFlags),
         more="Flags of `rebalance train` and of Ultralytics are taken too; a comma list makes a dimension of the grid.",
     ),
     "benchmark": Command(
         run=benchmark,
         usage="rebalance benchmark preset=full",
         help="the removal-percentage sweep: obj_drop and box_drop 0, 10, 25, 75, 90 %",
-        flags=SweepFlags,
+        items=partial(settings_of, SweepFlags),
         more="preset=cpu (default) or preset=full (640 pixels, 3 seeds). Any key of `rebalance sweep` overrides it.",
     ),
     "paper": Command(
         run=paper,
         usage="rebalance paper brl.table4 data=my.yaml preset=cpu",
         help="run a table or figure of a paper, its numbers beside; without a key: list them",
-        flags=SweepFlags,
+        items=partial(settings_of, SweepFlags),
         more="preset=cpu (default) or preset=gpu (the paper's detector and schedule). Any key of `rebalance sweep` "
         "overrides the preset; the same command continues what was stopped.",
     ),
@@ -305,13 +316,13 @@ COMMANDS: dict[str, Command] = {
         run=bench,
         usage="rebalance bench batch=16 imgsz=320",
         help="time the losses against the host's",
-        flags=BenchFlags,
+        items=partial(settings_of, BenchFlags),
     ),
     "steps": Command(
         run=steps,
         usage="rebalance steps model=best.pt source=images/",
         help="draw what a model with head=resobj detects after each step, one picture an image",
-        flags=StepsFlags,
+        items=partial(settings_of, StepsFlags),
     ),
     "hook": Command(
         run=hook,

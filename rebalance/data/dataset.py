@@ -43,7 +43,6 @@ class DataSet:
 
     Attributes:
         file: the YAML.
-        root: folder that relative splits are taken from.
         names: class names by number, complete from 0.
         splits: split to its absolute folders and list files, for the splits that the YAML names.
         keypoints: `kpt_shape` of a pose data set, (0, 0) without.
@@ -51,7 +50,6 @@ class DataSet:
     """
 
     file: Path
-    root: Path
     names: Mapping[int, str]
     splits: Mapping[str, tuple[str, ...]]
     keypoints: tuple[int, int]
@@ -70,16 +68,19 @@ class DataSet:
             raise DataError(f"{self.file}: no images in {split}: {', '.join(self.splits[split])}")
         return found
 
+    def parse(self, data: bytes, name: str = "label file") -> Labels:
+        """Labels in the bytes of a label file of this data set; DataError as `labels.parse`."""
+        return labels.parse(data, classes=len(self.names), keypoints=self.keypoints, name=name)
+
     def labels(self, image: str) -> Labels:
-        """Labels of an image; DataError as `labels.parse`."""
-        return labels.read(Path(label_path(image)), classes=len(self.names), keypoints=self.keypoints)
+        """Labels of an image, none without a label file; DataError as `labels.parse`, or the file cannot be read."""
+        path = label_path(image)
+        return self.parse(labels.read_bytes(path) or b"", path)
 
     def withheld(self, image: str) -> Labels:
         """Boxes that were withheld from an image's labels when the data set was made; none for most data sets."""
         path = withheld_path(image)
-        if path is None:
-            return labels.parse(b"", classes=len(self.names))
-        return labels.read(Path(path), classes=len(self.names), keypoints=self.keypoints)
+        return self.parse((path and labels.read_bytes(path)) or b"", str(path))
 
 
 def load(data: str | Path) -> DataSet:
@@ -114,7 +115,7 @@ def load(data: str | Path) -> DataSet:
     points = raw.get("kpt_shape") or (0, 0)
     if len(points) != 2 or not all(isinstance(n, int) for n in points):
         raise DataError(f"{file}: kpt_shape={points} is not a pair of whole numbers")
-    return DataSet(file, root, _names(file, raw), splits, (points[0], points[1]), raw)
+    return DataSet(file, _names(file, raw), splits, (points[0], points[1]), raw)
 
 
 def find(data: str | Path) -> Path:

@@ -1,4 +1,4 @@
-"""`rebalance sparsify`: a copy of a data set whose training labels are incomplete, by a protocol and a seed.
+"""Data sets made from others by a rule for the training labels, and all that writes a data set.
 
     out/data.yaml       train: the folders below; val and test: the source's own, untouched; names as in the source
     out/images/train/   one link an image; never a linked folder, which would lead Ultralytics back to the full labels
@@ -12,10 +12,24 @@ either complete or not there.
 A label file that Ultralytics would reject is copied as it is, with a warning: its image is left out of the training on
 the new set as on the source, and its boxes do not count. Images that share a label file (`a.jpg`, `a.png`) share one
 here too; an image that a list names twice is trained on twice here too (`train.txt` then replaces the folder).
+
+The manifest, in this order:
+
+    schema    1
+    ...       what the rule says of itself; a protocol: `protocol`, `asked` (the rate, null without), `keep_one`, `seed`
+    reached   withheld boxes ÷ boxes
+    total     {boxes, withheld, reached}
+    classes   the same of each class, with its id and name
+    images    of the training split, each counted once: {total, labelled_before, labelled, unreadable}
+    files     one a label file: label, images (names below labels/ and images/), boxes, withheld, carried (withheld from
+              the source before), unreadable (why, or null), sha256 {source, label, withheld} (null: there is no file)
+    sha256    of everything but `origin`: the same labels and rule give the same hash on every machine
+    origin    what differs between machines: data, train, images (how they were linked), rebalance (version)
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -23,91 +37,42 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, Protocol
 
 import numpy as np
 import yaml
-from numpy.typing import NDArray
 
 import rebalance
-from rebalance.data import dataset, labels, protocols
+from rebalance.data import dataset, labels
 from rebalance.data.dataset import DataSet
-from rebalance.data.demo import seafloor
 from rebalance.data.labels import Labels
-from rebalance.errors import ConfigError, DataError
-from rebalance.settings import SparsifyFlags, convert, flags, require
+from rebalance.data.protocols import Withhold
+from rebalance.errors import DataError
+from rebalance.settings import SparsifyFlags, as_dict, parse, require
 
 _SPLIT = "train"
 _SPLIT_FOLDERS = frozenset(("train", "val", "valid", "validation", "test"))
 _NOT_COPIED = frozenset((*dataset.SPLITS, "path", "minival", "validation", "download", "masks_dir"))  # name other paths
 
-
-class Counts(TypedDict):
-    """Boxes of one class, or of all."""
-
-    boxes: int
-    withheld: int
-    reached: float
+Manifest = dict[str, Any]
 
 
-class ClassCounts(Counts):
-    """Boxes of one class."""
+class Rule(Protocol):
+    """What is done to the labels of a split."""
 
-    id: int
-    name: str
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """The rule's name and settings, for the manifest; the same on every machine."""
 
+    def __call__(self, files: Sequence[Labels], /) -> Sequence[tuple[Labels, Labels]]:
+        """For the labels of every file what the new file holds, and what is withheld from it.
 
-class Hashes(TypedDict):
-    """SHA-256 of the three label files of an image; None where there is no file."""
-
-    source: str | None
-    label: str | None
-    withheld: str | None
-
-
-class FileEntry(TypedDict):
-    """One label file; the names are relative to `images/`, `labels/` and `withheld/`."""
-
-    label: str
-    images: list[str]
-    boxes: int
-    withheld: int
-    carried: int
-    unreadable: str | None
-    sha256: Hashes
-
-
-class ImageCounts(TypedDict):
-    """Images of the training split, each counted once."""
-
-    total: int
-    labelled_before: int
-    labelled: int
-    unreadable: int
-
-
-class Manifest(TypedDict):
-    """`manifest.json`.
-
-    `asked` is the rate for the protocols that have one, else None; `reached` is withheld boxes ÷ boxes. `sha256` covers
-    everything but `origin`, which holds what differs between machines: the same labels and flags give the same hash.
-    """
-
-    schema: int
-    protocol: str
-    asked: float | None
-    keep_one: bool
-    seed: int
-    reached: float
-    total: Counts
-    classes: list[ClassCounts]
-    images: ImageCounts
-    files: list[FileEntry]
-    sha256: str
-    origin: dict[str, Any]
+        A file whose labels come back themselves (the same object) is copied, with all that is not a label in it.
+        """
 
 
 @dataclass(frozen=True)
@@ -115,12 +80,10 @@ class _Item:
     """A label file and its images."""
 
     name: str  # new path below images/train, without suffix, with /
-    images: tuple[str, ...]  # source paths
-    times: tuple[int, ...]  # how often the split names each image
+    images: dict[str, int]  # source path, and how often the split names it
     data: bytes | None  # bytes of the label file, None without one
     labels: Labels
-    carried: bytes  # lines that were withheld from the source before
-    carried_boxes: int
+    carried: Labels  # withheld from the source before
     error: str | None  # why the label file cannot be used, with the line
 
     def image_name(self, image: str) -> str:
@@ -139,44 +102,83 @@ def sparsify(given: SparsifyFlags) -> Manifest:
 
     Raises:
         ConfigError: a flag is missing, or has no meaning with the protocol.
+        DataError: as `derive`.
+    """
+    from rebalance.data.demo.seafloor import built_in  # which writes through this module
+
+    require(given, "data", "out")
+    given = parse(SparsifyFlags, as_dict(given))
+    rule = Withhold(protocol=given.protocol, rate=given.rate, keep_one=given.keep_one, seed=given.seed)
+    out = free(given.out)
+    return derive(dataset.load(built_in(given.data)), rule, out)
+
+
+def derive(source: DataSet, rule: Rule, out: Path) -> Manifest:
+    """Make a data set whose training labels are the source's after a rule.
+
+    Returns:
+        the manifest, as written to `out/manifest.json`.
+
+    Raises:
         DataError: the source cannot be used, `out` exists or lies in the source, or writing failed. Nothing is left.
     """
-    require(given, "data", "out")
-    for name in flags(SparsifyFlags):
-        convert(SparsifyFlags, name, getattr(given, name))
-    if given.keep_one and given.protocol != "percent":
-        raise ConfigError(f"keep_one=True goes with protocol=percent, not with protocol={given.protocol}")
-    out = Path(given.out)
-    if os.path.lexists(out):
-        raise DataError(f"out={out} exists; nothing is overwritten, choose another folder")
-    source = dataset.load(seafloor.resolve(given.data))
     items = _read(source)
     for folder in sorted(_source_folders(source, items)):
         if folder in (out.resolve(), *out.resolve().parents):
             raise DataError(f"out={out} is inside the source data set ({folder}); choose a folder outside it")
-    gone = _choose(items, given)
+    pairs = rule([item.labels for item in items])
+    with new_folder(out) as folder:
+        return _write(folder, source, items, pairs, rule)
 
-    partial = out.parent / f".{out.name}.{uuid.uuid4().hex[:12]}.partial"
+
+def free(out: str | Path) -> Path:
+    """The path; DataError where there is something."""
+    if os.path.lexists(out):
+        raise DataError(f"out={out} exists; nothing is overwritten, choose another folder")
+    return Path(out)
+
+
+@contextlib.contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A hidden folder beside `out` that gets its name at the end of the block; where the block fails nothing is left.
+
+    Raises:
+        DataError: `out` exists, or something cannot be written.
+    """
+    partial = free(out).parent / f".{out.name}.{uuid.uuid4().hex[:12]}.partial"
     try:
         partial.mkdir(parents=True)
-        manifest = _write(partial, source, items, gone, given)
+        yield partial
         os.rename(partial, out)
     except OSError as error:
-        raise DataError(f"out={out} cannot be written: {error.strerror} ({error.filename})") from error
+        where = f" ({error.filename})" if error.filename else ""
+        raise DataError(f"out={out} cannot be written: {error.strerror or error}{where}") from error
     finally:  # gone after the rename; also on Ctrl-C
         shutil.rmtree(partial, ignore_errors=True)
-    return manifest
+
+
+def put(path: Path, data: bytes) -> str:
+    """Write a file of a new data set, with the folders above it; returns the SHA-256."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def finish(folder: Path, content: Mapping[str, Any], manifest: Manifest) -> None:
+    """Write data.yaml and, last of all, manifest.json."""
+    put(folder / "data.yaml", yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True).encode())
+    put(folder / "manifest.json", (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def load_manifest(folder: str | Path) -> Manifest:
-    """Read the manifest of a sparsified set.
+    """Read the manifest of a derived set.
 
     Raises:
         DataError: there is none, or its hash does not fit its content.
     """
     file = Path(folder) / "manifest.json"
     try:
-        manifest = cast("Manifest", json.loads(file.read_text(encoding="utf-8")))
+        manifest: Manifest = json.loads(file.read_text(encoding="utf-8"))
         if manifest["sha256"] != _manifest_hash(manifest):
             raise DataError(f"{file} was changed after it was written: its hash does not fit")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -188,27 +190,25 @@ def summary(manifest: Manifest) -> str:
     """A few lines for the user: what was asked and reached, overall and per class."""
     total, images = manifest["total"], manifest["images"]
     asked = "" if manifest["asked"] is None else f", asked {manifest['asked']:.1%}"
-    rows = [(c["name"], c["boxes"], c["withheld"], c["reached"]) for c in manifest["classes"] if c["boxes"]]
-    width = max(len(name) for name in ["all", *(row[0] for row in rows)])
+    rows = [*(found for found in manifest["classes"] if found["boxes"]), {"name": "all", **total}]
+    width = max(len(row["name"]) for row in rows)
     lines = [
         f"{manifest['protocol']}, seed {manifest['seed']}{', keep_one' if manifest['keep_one'] else ''}: "
         f"{total['withheld']} of {total['boxes']} boxes withheld ({total['reached']:.1%}{asked})",
         f"{images['total']} images, {images['labelled']} with boxes ({images['labelled_before']} before)"
         + (f", {images['unreadable']} with an unreadable label file" if images["unreadable"] else ""),
         f"{'class':<{width}}  {'boxes':>8}  {'withheld':>8}  reached",
+        *(f"{row['name']:<{width}}  {row['boxes']:>8}  {row['withheld']:>8}  {row['reached']:>7.1%}" for row in rows),
     ]
-    rows.append(("all", total["boxes"], total["withheld"], total["reached"]))
-    lines += [f"{name:<{width}}  {boxes:>8}  {gone:>8}  {reached:>7.1%}" for name, boxes, gone, reached in rows]
     return "\n".join([*lines, f"sha256 {manifest['sha256']}"])
 
 
 def _read(source: DataSet) -> list[_Item]:
     """All label files of the training split, sorted by their new names."""
     names = _new_names(source)
-    grouped: dict[str, dict[str, int]] = {}
+    grouped: dict[str, Counter[str]] = {}
     for image in source.images(_SPLIT):
-        times, path = grouped.setdefault(_label_key(image), {}), os.path.abspath(image)
-        times[path] = times.get(path, 0) + 1
+        grouped.setdefault(_label_key(image), Counter())[os.path.abspath(image)] += 1
     missing = [image for times in grouped.values() for image in times if not os.path.exists(image)]
     if missing:
         raise DataError(f"{source.file}: {len(missing)} images of {_SPLIT} do not exist, the first is {missing[0]}")
@@ -224,16 +224,13 @@ def _read(source: DataSet) -> list[_Item]:
     return items
 
 
-def _item(source: DataSet, name: str, label: str, times: dict[str, int]) -> _Item:
-    count, error = len(source.names), None
-    data = labels.read_bytes(Path(label))
+def _item(source: DataSet, name: str, label: str, images: dict[str, int]) -> _Item:
+    data, error = labels.read_bytes(label), None
     try:
-        parsed = labels.parse(data or b"", classes=count, keypoints=source.keypoints, name=label)
+        found = source.parse(data or b"", label)
     except DataError as bad:
-        parsed, error = labels.parse(b"", classes=count), str(bad).removeprefix(label).lstrip(",: ")
-    before = source.withheld(next(iter(times)))
-    carried = before.pick(np.ones(len(before), dtype=np.bool_))
-    return _Item(name, tuple(times), tuple(times.values()), data, parsed, carried, len(before), error)
+        found, error = source.parse(b""), str(bad).removeprefix(label).lstrip(",: ")
+    return _Item(name, images, data, found, source.withheld(next(iter(images))), error)
 
 
 def _label_key(image: str) -> str:
@@ -252,18 +249,17 @@ def _new_names(source: DataSet) -> dict[str, str]:
     prefixes: set[str] = set()
     entries = source.splits[_SPLIT]
     for entry in entries:
-        images = dataset.images_of(entry)
+        images = [os.path.abspath(image) for image in dataset.images_of(entry)]
         if not images:
             continue
-        listed = [os.path.dirname(os.path.abspath(image)) for image in images]
-        base = entry if os.path.isdir(entry) else os.path.commonpath(listed)
+        base = entry if os.path.isdir(entry) else os.path.commonpath([os.path.dirname(image) for image in images])
         own = next((part for part in reversed(Path(base).parts[1:]) if part != "images"), "images_")
         prefix = [_unique(own, prefixes)] if len(entries) > 1 else []
         for image in images:
             key = _label_key(image)
             if key in names:
                 continue
-            parts = Path(os.path.relpath(os.path.abspath(image), base).rpartition(".")[0]).parts
+            parts = Path(os.path.relpath(image, base).rpartition(".")[0]).parts
             kept = (*(part for part in (*prefix, *parts[:-1]) if part != "images"), *parts[-1:])
             # a leading dot would hide the image from Ultralytics' search
             names[key] = _unique("/".join(f"_{p}" if p.startswith(".") else p for p in kept) or "_", taken)
@@ -281,16 +277,11 @@ def _unique(name: str, taken: set[str]) -> str:
 
 def _source_folders(source: DataSet, items: Sequence[_Item]) -> set[Path]:
     """Folders that belong to the source: images, labels, and the folder that holds the two."""
-    pairs = {(os.path.dirname(i), os.path.dirname(_label_key(i))) for item in items for i in item.images}
-    # where the images are links, also what they point to
-    real = {os.path.realpath(i) for item in items for i in item.images}
-    pairs |= {(os.path.dirname(i), os.path.dirname(_label_key(i))) for i in real}
-    pairs |= {
-        (entry, os.path.dirname(_label_key(os.path.join(entry, "x.jpg"))))
-        for entries in source.splits.values() for entry in entries if os.path.isdir(entry)
-    }  # fmt: skip
+    images = {image for item in items for image in item.images}
+    images |= {os.path.realpath(image) for image in images}  # where they are links, also what they point to
+    images |= {os.path.join(e, "x.jpg") for entries in source.splits.values() for e in entries if os.path.isdir(e)}
     folders: set[Path] = set()
-    for pair in pairs:
+    for pair in {(os.path.dirname(image), os.path.dirname(_label_key(image))) for image in images}:
         image, label = (Path(p).resolve() for p in pair)
         both = Path(os.path.commonpath([image, label]))
         if both.name in _SPLIT_FOLDERS:  # train/images, train/labels
@@ -299,128 +290,88 @@ def _source_folders(source: DataSet, items: Sequence[_Item]) -> set[Path]:
     return {folder for folder in folders if folder.name}  # without the root of the file system
 
 
-def _choose(items: Sequence[_Item], given: SparsifyFlags) -> list[NDArray[np.bool_]]:
-    """For every item which of its boxes go."""
-    sizes = [len(item.labels) for item in items]
-    gone = protocols.withhold(
-        np.repeat(np.arange(len(items)), sizes),
-        np.concatenate([item.labels.classes for item in items]),
-        protocol=given.protocol,
-        rate=given.rate,
-        keep_one=given.keep_one,
-        rng=np.random.default_rng(given.seed),
-    )
-    return np.split(gone, np.cumsum(sizes)[:-1])
-
-
 def _write(
-    folder: Path, source: DataSet, items: Sequence[_Item], gone: Sequence[NDArray[np.bool_]], given: SparsifyFlags
+    folder: Path, source: DataSet, items: Sequence[_Item], pairs: Sequence[tuple[Labels, Labels]], rule: Rule
 ) -> Manifest:
     """Write the whole data set below `folder`, the manifest last."""
-    files: list[FileEntry] = []
-    how: dict[str, int] = {}
-    for item, mask in _progress(list(zip(items, gone, strict=True)), "writing"):
+    files: list[dict[str, Any]] = []
+    how: Counter[str] = Counter()
+    for item, (stay, gone) in _progress(list(zip(items, pairs, strict=True)), "writing"):
         for image in item.images:
-            way = _link(os.path.realpath(image), folder / "images" / item.image_name(image))
-            how[way] = how.get(way, 0) + 1
-        files.append(_write_labels(folder, item, mask))
-    listed = [(item.image_name(i), n) for item in items for i, n in zip(item.images, item.times, strict=True)]
+            how[_link(os.path.realpath(image), folder / "images" / item.image_name(image))] += 1
+        files.append(_write_labels(folder, item, stay, gone))
+    listed = [(item.image_name(image), times) for item in items for image, times in item.images.items()]
     train = f"images/{_SPLIT}"
-    if any(n > 1 for _, n in listed):
+    if any(times > 1 for _, times in listed):
         train = f"{_SPLIT}.txt"
-        _put(folder / train, "".join(f"./images/{name}\n" * n for name, n in listed).encode())
+        put(folder / train, "".join(f"./images/{name}\n" * times for name, times in listed).encode())
+    others = {s: e[0] if len(e) == 1 else list(e) for s, e in source.splits.items() if s != _SPLIT}
     content = {key: value for key, value in source.raw.items() if key not in _NOT_COPIED}
-    content = {"train": train, **{s: _plain(e) for s, e in source.splits.items() if s != _SPLIT}, **content}
-    _put(folder / "data.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode())
 
-    manifest = _manifest(source, items, gone, given, files)
+    boxes = _per_class(source, [item.labels for item in items])
+    withheld = _per_class(source, [gone for _, gone in pairs])
+    total = _counts(sum(boxes), sum(withheld))
+    manifest = {
+        "schema": 1,
+        **rule.facts,
+        "reached": total["reached"],
+        "total": total,
+        "classes": [{"id": i, "name": n, **_counts(boxes[i], withheld[i])} for i, n in source.names.items()],
+        "images": {
+            "total": len(listed),
+            "labelled_before": sum(len(item.images) for item in items if len(item.labels)),
+            "labelled": sum(len(item.images) for item, (stay, _) in zip(items, pairs, strict=True) if len(stay)),
+            "unreadable": sum(len(item.images) for item in items if item.error),
+        },
+        "files": files,
+    }
+    manifest["sha256"] = _manifest_hash(manifest)
     manifest["origin"] = {
         "data": str(source.file.absolute()),
         _SPLIT: list(source.splits[_SPLIT]),
         "images": how,
         "rebalance": rebalance.__version__,
     }
-    _put(folder / "manifest.json", (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode())
+    finish(folder, {"train": train, **others, **content}, manifest)
     return manifest
 
 
-def _write_labels(folder: Path, item: _Item, mask: NDArray[np.bool_]) -> FileEntry:
+def _write_labels(folder: Path, item: _Item, stay: Labels, gone: Labels) -> dict[str, Any]:
     """Write what stays and what goes of one label file; a file that loses nothing is copied as it is."""
     label = f"{_SPLIT}/{item.name}.txt"
-    kept = item.labels.pick(~mask) if mask.any() else item.data
-    lost = item.labels.pick(mask)
-    if item.carried:
-        lost += b"" if not lost or lost.endswith((b"\n", b"\r")) else b"\n"
-        lost += item.carried
-    if kept is not None:  # no label file stays no label file; a file that lost everything is an empty one
-        _put(folder / "labels" / label, kept)
-    if lost:
-        _put(folder / "withheld" / label, lost)
+    kept = item.data if stay is item.labels else stay.data
+    lost = gone.data
+    if lost and item.carried and not lost.endswith((b"\n", b"\r")):
+        lost += b"\n"
+    lost += item.carried.data
     return {
         "label": label,
         "images": [item.image_name(image) for image in item.images],
-        "boxes": len(mask),
-        "withheld": int(mask.sum()),
-        "carried": item.carried_boxes,
+        "boxes": len(item.labels),
+        "withheld": len(gone),
+        "carried": len(item.carried),
         "unreadable": item.error,
-        "sha256": {"source": _sha256(item.data), "label": _sha256(kept), "withheld": _sha256(lost or None)},
-    }
-
-
-def _manifest(
-    source: DataSet,
-    items: Sequence[_Item],
-    gone: Sequence[NDArray[np.bool_]],
-    given: SparsifyFlags,
-    files: list[FileEntry],
-) -> Manifest:
-    every, mask = np.concatenate([item.labels.classes for item in items]), np.concatenate(gone)
-    boxes, withheld = (np.bincount(ids, minlength=len(source.names)).tolist() for ids in (every, every[mask]))
-    total = _counts(len(every), int(mask.sum()))
-    sizes = [len(item.images) for item in items]
-    manifest: Manifest = {
-        "schema": 1,
-        "protocol": given.protocol,
-        "asked": given.rate if protocols.uses_rate(given.protocol) else None,
-        "keep_one": given.keep_one,
-        "seed": given.seed,
-        "reached": total["reached"],
-        "total": total,
-        "classes": [{"id": i, "name": n, **_counts(boxes[i], withheld[i])} for i, n in source.names.items()],
-        "images": {
-            "total": sum(sizes),
-            "labelled_before": sum(n for n, item in zip(sizes, items, strict=True) if len(item.labels)),
-            "labelled": sum(n for n, m in zip(sizes, gone, strict=True) if not m.all()),
-            "unreadable": sum(n for n, item in zip(sizes, items, strict=True) if item.error),
+        "sha256": {
+            "source": None if item.data is None else hashlib.sha256(item.data).hexdigest(),
+            # no label file stays no label file; a file that lost everything is an empty one
+            "label": None if kept is None else put(folder / "labels" / label, kept),
+            "withheld": put(folder / "withheld" / label, lost) if lost else None,
         },
-        "files": files,
-        "sha256": "",
-        "origin": {},
     }
-    manifest["sha256"] = _manifest_hash(manifest)
-    return manifest
 
 
-def _counts(boxes: int, withheld: int) -> Counts:
+def _per_class(source: DataSet, files: Sequence[Labels]) -> list[int]:
+    found = np.concatenate([of_file.classes for of_file in files])
+    return [int(n) for n in np.bincount(found, minlength=len(source.names))]
+
+
+def _counts(boxes: int, withheld: int) -> dict[str, Any]:
     return {"boxes": boxes, "withheld": withheld, "reached": withheld / boxes if boxes else 0.0}
 
 
 def _manifest_hash(manifest: Manifest) -> str:
     content = {key: value for key, value in manifest.items() if key not in ("sha256", "origin")}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(data: bytes | None) -> str | None:
-    return None if data is None else hashlib.sha256(data).hexdigest()
-
-
-def _plain(entries: tuple[str, ...]) -> str | list[str]:
-    return entries[0] if len(entries) == 1 else list(entries)
-
-
-def _put(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
 
 
 def _link(target: str, path: Path) -> str:

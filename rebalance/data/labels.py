@@ -11,6 +11,7 @@ written again is the same to the last byte. What Ultralytics does silently and m
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,13 +51,18 @@ class Labels:
         box = self.boxes_xywh_norm.astype(np.float64) * (width, height, width, height)
         return np.concatenate((box[:, :2] - box[:, 2:] / 2, box[:, :2] + box[:, 2:] / 2), axis=1)
 
-    def pick(self, chosen: NDArray[np.bool_]) -> bytes:
-        """The lines of the chosen boxes, byte-identical and in file order.
+    @property
+    def data(self) -> bytes:
+        """The lines, byte-identical and in file order: what a file of these labels holds."""
+        return b"".join(self.lines)
 
-        Args:
-            chosen: (n,) which boxes.
-        """
-        return b"".join(line for line, box in zip(self.lines, self.box_of.tolist(), strict=True) if chosen[box])
+    def pick(self, chosen: NDArray[np.bool_]) -> Labels:
+        """The chosen boxes (n,) with their lines; all of them are these labels themselves."""
+        if chosen.all():
+            return self
+        kept, number = chosen[self.box_of], np.cumsum(chosen) - 1
+        lines = tuple(line for line, stays in zip(self.lines, kept.tolist(), strict=True) if stays)
+        return Labels(self.classes[chosen], self.boxes_xywh_norm[chosen], lines, number[self.box_of[kept]])
 
 
 def parse(data: bytes, *, classes: int, keypoints: tuple[int, int] = (0, 0), name: str = "label file") -> Labels:
@@ -100,25 +106,16 @@ def parse(data: bytes, *, classes: int, keypoints: tuple[int, int] = (0, 0), nam
     )
 
 
-def read(path: Path, *, classes: int, keypoints: tuple[int, int] = (0, 0)) -> Labels:
-    """Read a label file; a file that is not there is an image without boxes, as for Ultralytics.
-
-    Raises:
-        DataError: as `parse`, or the file cannot be read.
-    """
-    return parse(read_bytes(path) or b"", classes=classes, keypoints=keypoints, name=str(path))
-
-
-def read_bytes(path: Path) -> bytes | None:
+def read_bytes(path: str | Path) -> bytes | None:
     """Bytes of a file, None where there is no such file.
 
     Raises:
         DataError: it is there and cannot be read.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         return None
     try:
-        return path.read_bytes()
+        return Path(path).read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
 

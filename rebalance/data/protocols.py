@@ -1,7 +1,7 @@
-"""Which boxes of a data set are withheld: the label protocols of the papers on incomplete labels.
+"""Rules that withhold boxes: the label protocols of the papers on incomplete labels.
 
-Every box draws one uniform number, and every protocol is a fixed rule on these numbers: of a group, the boxes with the
-smallest go first. So the same seed gives sets that lie inside one another, box for box:
+Every box draws one uniform number, and of a group of boxes those with the smallest numbers go first. A protocol is what
+a group is, and how many of its boxes go. So the same seed gives sets that lie inside one another, box for box:
 
 * `percent` and `per_class` at a lower rate inside the same protocol at a higher one (with and without `keep_one`);
 * `easy` inside `hard` inside `extreme`, and `keep_one_per_class` inside `extreme`.
@@ -13,59 +13,19 @@ VOC: half of every image with several boxes would be 42.8 % of all, up 46.6 %, d
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rebalance.data.labels import Labels
 from rebalance.errors import ConfigError, nearest
 
 _Ids = NDArray[np.int64]
 _Mask = NDArray[np.bool_]
-
-
-def withhold(
-    image: _Ids,
-    label: _Ids,
-    *,
-    protocol: str,
-    rate: float = 0.5,
-    keep_one: bool = False,
-    rng: np.random.Generator,
-) -> _Mask:
-    """Choose the boxes that are withheld from training.
-
-    Args:
-        image: (n,) image of every box; any numbers, equal for boxes of one image. The order of the boxes is part of the
-            choice, so sort them by something that is the same on every machine.
-        label: (n,) class of every box.
-        protocol: a name of `PROTOCOLS`.
-        rate: fraction withheld, 0 to 1; only `percent` and `per_class` look at it.
-        keep_one: `percent` only: the last box of an image stays, so less than asked may be reached.
-        rng: gives one number a box.
-
-    Returns:
-        (n,) True for a withheld box.
-
-    Raises:
-        ConfigError: an unknown protocol, a rate out of range, or `keep_one` with another protocol than `percent`.
-    """
-    if protocol not in PROTOCOLS:
-        raise ConfigError(f"protocol={protocol} is not one of {', '.join(PROTOCOLS)}{nearest(protocol, PROTOCOLS)}")
-    if not 0 <= rate <= 1:
-        raise ConfigError(f"rate={rate} is out of range: 0 to 1")
-    if keep_one and protocol != "percent":
-        raise ConfigError(f"keep_one=True goes with protocol=percent, not with protocol={protocol}")
-    draw = rng.random(len(image))
-    if keep_one:
-        return _percent_keep_one(image, draw, rate)
-    return PROTOCOLS[protocol](image, label, draw, rate)
-
-
-def uses_rate(protocol: str) -> bool:
-    """Whether the protocol withholds a given fraction of the boxes."""
-    return protocol in ("percent", "per_class")
 
 
 def share(rate: float, count: int) -> int:
@@ -73,65 +33,84 @@ def share(rate: float, count: int) -> int:
     return int(Fraction(str(float(rate))) * count)
 
 
-def _place(group: _Ids, draw: NDArray[np.float64]) -> tuple[_Ids, _Ids]:
-    """(n,) place of every box in its group by draw, from 0, and (n,) size of its group."""
-    order = np.lexsort((draw, group))
-    _, start, inverse, size = np.unique(group[order], return_index=True, return_inverse=True, return_counts=True)
-    place = np.empty(len(group), dtype=np.int64)
-    place[order] = np.arange(len(group)) - start[inverse]
-    sizes = np.empty(len(group), dtype=np.int64)
-    sizes[order] = size[inverse]
-    return place, sizes
-
-
-def _normal(image: _Ids, label: _Ids, draw: NDArray[np.float64], rate: float) -> _Mask:
-    return np.zeros(len(image), dtype=np.bool_)
-
-
-def _easy(image: _Ids, label: _Ids, draw: NDArray[np.float64], rate: float) -> _Mask:
-    place, size = _place(image, draw)
-    gone: _Mask = (place == 0) & (size > 1)
-    return gone
-
-
-def _hard(image: _Ids, label: _Ids, draw: NDArray[np.float64], rate: float) -> _Mask:
-    place, size = _place(image, draw)
-    return place < size // 2
-
-
-def _extreme(image: _Ids, label: _Ids, draw: NDArray[np.float64], rate: float) -> _Mask:
-    place, size = _place(image, draw)
-    return place < size - 1
-
-
-def _percent(image: _Ids, label: _Ids, draw: NDArray[np.float64], rate: float) -> _Mask:
-    return _per_class(image, np.zeros_like(label), draw, rate)
-
-
-def _percent_keep_one(image: _Ids, draw: NDArray[np.float64], rate: float) -> _Mask:
-    """`percent` among the boxes that `extreme` would take; that set does not depend on the rate, so nesting holds."""
-    free = _extreme(image, image, draw, rate)
-    place, _ = _place((~free).astype(np.int64), draw)
-    return free & (place < share(rate, len(image)))
-
-
-def _per_class(image: _Ids, label: _Ids, draw: NDArray[np.float64], rate: float) -> _Mask:
-    place, size = _place(label, draw)
-    share_of = {int(n): share(rate, int(n)) for n in np.unique(size)}
-    return place < np.array([share_of[n] for n in size.tolist()], dtype=np.int64)
-
-
-def _keep_one_per_class(image: _Ids, label: _Ids, draw: NDArray[np.float64], rate: float) -> _Mask:
-    pairs = np.unique(np.stack((image, label)), axis=1, return_inverse=True)[1].reshape(-1)
-    return _extreme(pairs, label, draw, rate)
-
-
-PROTOCOLS: dict[str, Callable[[_Ids, _Ids, NDArray[np.float64], float], _Mask]] = {
-    "normal": _normal,  # none
-    "easy": _easy,  # one box of every image that has more
-    "hard": _hard,  # half of the boxes of every image
-    "extreme": _extreme,  # all but one box of every image
-    "percent": _percent,  # a fraction of all boxes
-    "per_class": _per_class,  # a fraction of each class
-    "keep_one_per_class": _keep_one_per_class,  # all but one box of each class of every image
+# Name -> what the boxes of a group have in common (I: image, C: class), and how many of its n boxes go.
+PROTOCOLS: dict[str, tuple[str, Callable[[float, int], int]]] = {
+    "normal": ("", lambda rate, n: 0),
+    "easy": ("I", lambda rate, n: min(1, n - 1)),
+    "hard": ("I", lambda rate, n: n // 2),
+    "extreme": ("I", lambda rate, n: n - 1),
+    "percent": ("", share),
+    "per_class": ("C", share),
+    "keep_one_per_class": ("IC", lambda rate, n: n - 1),
 }
+
+
+def uses_rate(protocol: str) -> bool:
+    """Whether the protocol withholds a given fraction of the boxes."""
+    return protocol in ("percent", "per_class")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Withhold:
+    """The rule that withholds the boxes of a protocol; for `rebalance.data.derive`.
+
+    Attributes:
+        protocol: a name of `PROTOCOLS`.
+        rate: fraction withheld, 0 to 1; only `percent` and `per_class` look at it.
+        keep_one: `percent` only: the last box of an image stays, so less than asked may be reached.
+        seed: one number, or several, of the generator that gives every box its number.
+
+    Raises:
+        ConfigError: an unknown protocol, a rate out of range, or `keep_one` with another protocol than `percent`.
+    """
+
+    protocol: str
+    rate: float = 0.5
+    keep_one: bool = False
+    seed: int | tuple[int, ...] = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning."""
+        if self.protocol not in PROTOCOLS:
+            close = nearest(self.protocol, PROTOCOLS)
+            raise ConfigError(f"protocol={self.protocol} is not one of {', '.join(PROTOCOLS)}{close}")
+        if not 0 <= self.rate <= 1:
+            raise ConfigError(f"rate={self.rate} is out of range: 0 to 1")
+        if self.keep_one and self.protocol != "percent":
+            raise ConfigError(f"keep_one=True goes with protocol=percent, not with protocol={self.protocol}")
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a manifest says of the rule; `asked` is None where the protocol has no rate."""
+        asked = self.rate if uses_rate(self.protocol) else None
+        return {"protocol": self.protocol, "asked": asked, "keep_one": self.keep_one, "seed": self.seed}
+
+    def __call__(self, files: Sequence[Labels]) -> list[tuple[Labels, Labels]]:
+        """For the labels of every image those that stay and those that go.
+
+        The order of the files is part of the choice: sort them by something that is the same on every machine.
+        """
+        sizes = [len(found) for found in files]
+        gone = self.gone(np.repeat(np.arange(len(files)), sizes), np.concatenate([found.classes for found in files]))
+        masks = np.split(gone, np.cumsum(sizes)[:-1])
+        return [(found.pick(~mask), found.pick(mask)) for found, mask in zip(files, masks, strict=True)]
+
+    def gone(self, image: _Ids, label: _Ids) -> _Mask:
+        """Which boxes go, (n,), of boxes with these images (n,) and classes (n,)."""
+        draw = np.random.default_rng(self.seed).random(len(image))
+        if self.keep_one:  # `percent` of what `extreme` would take; that does not depend on the rate, so nesting holds
+            free = _smallest(image, draw, lambda n: n - 1)
+            return free & _smallest(~free, draw, lambda n: share(self.rate, len(image)))
+        groups, count = PROTOCOLS[self.protocol]
+        keys = np.stack([image if "I" in groups else 0 * image, label if "C" in groups else 0 * label])
+        group = np.unique(keys, axis=1, return_inverse=True)[1].reshape(-1)
+        return _smallest(group, draw, lambda n: count(self.rate, n))
+
+
+def _smallest(group: NDArray[Any], draw: NDArray[np.float64], count: Callable[[int], int]) -> _Mask:
+    """(n,) whether a box is among the count(m) with the smallest numbers of its group of m boxes."""
+    order = np.lexsort((draw, group))
+    _, start, size = np.unique(group[order], return_index=True, return_counts=True)
+    mask = np.empty(len(group), np.bool_)
+    mask[order] = np.arange(len(group)) - np.repeat(start, size) < np.repeat([count(m) for m in size.tolist()], size)
+    return mask

@@ -16,14 +16,15 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import PurePath
 from typing import Any
 
 from rebalance.data.protocols import uses_rate
 from rebalance.errors import ConfigError
-from rebalance.settings import SparsifyFlags, SweepFlags, TrainFlags, as_dict, convert, flags, parse, value_text
+from rebalance.experiments.flags import DEFAULTS, METHOD, typed
+from rebalance.settings import SparsifyFlags, SweepFlags, convert, flags, parse, value_text
 
 RATED = tuple(p for p in flags(SparsifyFlags)["protocol"].metadata["choices"] if uses_rate(p))
 ONE_VALUE = ("device",)  # keys whose commas belong to the value
@@ -58,7 +59,7 @@ class Run:
 
     Attributes:
         id: readable, unique in the grid, safe as a folder name, e.g. 'obj_drop=0.75,seed=0'.
-        train: our flags, resolved.
+        train: our flags, all of them.
         given: names of the flags in `train` that were given; only these are passed on, so that what the user left
             out keeps its meaning of 'what the other flags imply'.
         host: Ultralytics' own flags that were given.
@@ -68,7 +69,7 @@ class Run:
     """
 
     id: str
-    train: TrainFlags
+    train: Mapping[str, Any]
     given: tuple[str, ...]
     host: Mapping[str, Any]
     labels: Labels
@@ -121,7 +122,7 @@ def read_grid(given: Mapping[str, str]) -> Grid:
             own = {key: value for key, value in varied.items() if key in values}
             runs.append(_run(values, own, sweep.label_seed, seed))
     asked: dict[str, Any] = {**lists, "seeds": seeds, "series": sweep.series, "label_seed": sweep.label_seed}
-    return Grid(sweep, tuple(_name(_distinct(runs))), asked)
+    return Grid(sweep, tuple(_name(_distinct(runs, _key))), asked)
 
 
 def read_grids(cells: Sequence[Mapping[str, str]]) -> Grid:
@@ -138,14 +139,10 @@ def read_grids(cells: Sequence[Mapping[str, str]]) -> Grid:
     grids = [read_grid(cell) for cell in cells]
     if len(grids) == 1:
         return grids[0]
-    first: dict[str, Run] = {}
-    for run in (run for grid in grids for run in grid.runs):
-        content = [as_dict(run.train), dict(run.host), as_dict(run.labels), run.seed]
-        first.setdefault(json.dumps(content, default=str, sort_keys=True), run)
-    runs = list(first.values())
+    runs = _distinct([run for grid in grids for run in grid.runs], _content)
     values = [_values_of(run) for run in runs]
     keys = dict.fromkeys(key for own in values for key in own)
-    order = ("model", "data", "head", "loss", *flags(TrainFlags), *keys)  # detector, loss with its flags, labels
+    order = ("model", "data", "head", "loss", *DEFAULTS, *keys)  # detector, loss with its flags, labels
     differing = [
         key
         for key in dict.fromkeys(order)
@@ -178,9 +175,7 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """
 
     def text(asked: Mapping[str, Any], key: str) -> str:
-        if key not in asked:
-            return "not given"
-        return asked_text(asked[key])
+        return asked_text(asked[key]) if key in asked else "not given"
 
     keys = [*old, *(key for key in new if key not in old)]
     changed = [key for key in keys if (old.get(key), key in old) != (new.get(key), key in new)]
@@ -234,8 +229,10 @@ def _values(key: str, text: str) -> list[Any]:
     if key in ONE_VALUE:
         return [text.strip() if split(key, text)[1:] else literal(text.strip())]
     parts = split(key, text)
-    ours = SparsifyFlags if key in ("protocol", "rate") else TrainFlags
-    values = [convert(ours, key, part) if key in flags(ours) else literal(part) for part in parts]
+    if key in ("protocol", "rate"):
+        values = [convert(SparsifyFlags, key, part) for part in parts]
+    else:
+        values = [typed(key, part) if key in DEFAULTS else literal(part) for part in parts]
     _refuse_repeats(key, values)
     return values
 
@@ -290,9 +287,9 @@ def _series(dimensions: Mapping[str, list[Any]], base: Mapping[str, Any]) -> Ite
 
 def _is_idle(key: str, values: Mapping[str, Any]) -> bool:
     """Whether a flag is of a method that the run's `loss` (or `head`) leaves out; without these a flag chooses it."""
-    method = flags(TrainFlags)[key].metadata["method"] if key in flags(TrainFlags) else ""
+    method = METHOD.get(key, "")
     loss, head = str(values.get("loss") or ""), values.get("head")
-    if method in ("", "anchor") or not (loss or (head and method == "resobj")):
+    if not method or not (loss or (head and method == "resobj")):
         return False
     return method not in (head, *loss.split("+"))
 
@@ -306,10 +303,10 @@ def _run(values: Mapping[str, Any], varied: Mapping[str, Any], label_seed: int, 
         seed=label_seed if protocol != "normal" else 0,
     )
     varied = {key: value for key, value in varied.items() if key != "rate" or uses_rate(protocol)}
-    given = tuple(key for key in values if key in flags(TrainFlags))
+    given = tuple(key for key in values if key in DEFAULTS)
     return Run(
         id=_id(varied, seed),
-        train=parse(TrainFlags, {key: values[key] for key in given}),
+        train={**DEFAULTS, **{key: values[key] for key in given}},
         given=given,
         host={key: value for key, value in values.items() if key not in given and key not in ("protocol", "rate")},
         labels=labels,
@@ -320,7 +317,7 @@ def _run(values: Mapping[str, Any], varied: Mapping[str, Any], label_seed: int, 
 
 def _values_of(run: Run) -> dict[str, Any]:
     """All values of a run that were given."""
-    ours = {key: getattr(run.train, key) for key in run.given}
+    ours = {key: run.train[key] for key in run.given}
     labels = {"protocol": run.labels.protocol, **({"rate": run.labels.rate} if uses_rate(run.labels.protocol) else {})}
     return {**ours, **labels, **run.host}
 
@@ -338,14 +335,19 @@ def _safe(value: Any) -> str:
 
 def _key(run: Run) -> str:
     """All that makes a run what it is, as one text."""
-    return json.dumps([as_dict(run.train), run.given, dict(run.host), as_dict(run.labels), run.seed], default=str)
+    return json.dumps([run.train, run.given, dict(run.host), asdict(run.labels), run.seed], default=str)
 
 
-def _distinct(runs: Iterable[Run]) -> list[Run]:
-    """Without the repeats that arise where a rate varies over protocols that take none."""
+def _content(run: Run) -> str:
+    """The same whichever of its values were given."""
+    return json.dumps([run.train, dict(run.host), asdict(run.labels), run.seed], default=str, sort_keys=True)
+
+
+def _distinct(runs: Iterable[Run], key: Callable[[Run], str]) -> list[Run]:
+    """The first of the runs that are the same, as where a rate varies over protocols that take none."""
     first: dict[str, Run] = {}
     for run in runs:
-        first.setdefault(_key(run), run)
+        first.setdefault(key(run), run)
     return list(first.values())
 
 

@@ -1,11 +1,13 @@
-"""What a model with a refined objectness detects after each step, side by side (the paper's Figure 5).
+"""What a trained model finds: on fixed images for a record, and after each step of a refined objectness as pictures.
 
-Chen et al., "Residual Objectness for Imbalance Reduction", section 4.3.
+The pictures are Figure 5 of Chen et al., "Residual Objectness for Imbalance Reduction", section 4.3.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,84 @@ from ultralytics.data.utils import IMG_FORMATS
 from ultralytics.engine.results import Results
 from ultralytics.utils.checks import check_imgsz
 
+from rebalance.data.dataset import DataSet, withheld_path
 from rebalance.errors import DataError, ModelError
+from rebalance.experiments.evaluate import eval_flags
+from rebalance.experiments.record import Box, Config, Detection, Label, Sample, shown
 from rebalance.settings import StepsFlags
 from rebalance.train.api import YOLO
+
+SAMPLES = 4  # images of each kind in a record
+SCORE = 0.25  # least score of a detection in a record, Ultralytics' own for predicting
+MOST_SHOWN = 100  # detections of one image in a record
 
 TITLE = 34  # pixels of the line above a picture
 HEIGHT = 640  # pixels of a picture, at most
 WIDTH = 340  # pixels of a panel, at least: what the longest line of text takes
 STRIDE = 32  # what the host rounds image sizes up to, at least
+
+
+def sample(weights: Path, data: DataSet, config: Config) -> tuple[Sample, ...]:
+    """Return detections beside labels, in pixels, on fixed images.
+
+    Of test (or val), and of the training images with withheld boxes, both spread evenly over the sorted list: runs on
+    the same data show the same images. Where the head has T steps, the image of test on which it finds most has the
+    detections with the first 0 to T - 1 of them too, as `steps`.
+    """
+    split = "test" if "test" in data.splits else "val"
+    partial = [image for image in sorted(set(data.images("train"))) if _has_withheld(image)]
+    wanted = dict.fromkeys(spread(sorted(set(data.images(split))), SAMPLES), split)
+    wanted |= dict.fromkeys(spread(partial, SAMPLES), "train")
+    chosen = {image: split for image, split in wanted.items() if _readable(data, image)}
+    if not chosen:
+        return ()
+    flags = {key: value for key, value in eval_flags(config, weights).items() if key not in ("workers", "batch")}
+    flags |= {"conf": SCORE, "save": False, "verbose": False}  # a conf that was given is of the metrics
+    model = YOLO(str(weights))
+    steps, results = steps_of(model), model.predict(list(chosen), **flags)
+    samples = [
+        _sample(data, image, split, result) for (image, split), result in zip(chosen.items(), results, strict=True)
+    ]
+    if steps:
+        most = max(range(len(samples)), key=lambda i: (samples[i].split == split, len(samples[i].detections)))
+        found = [at_step(weights, step).predict(list(chosen)[most], **flags) for step in range(steps)]
+        samples[most] = replace(samples[most], steps=tuple(_detections(result) for (result,) in found))
+    return tuple(samples)
+
+
+def _sample(data: DataSet, image: str, split: str, result: Any) -> Sample:
+    height, width = (int(side) for side in result.orig_shape)
+
+    def boxes(labels: Any) -> tuple[Label, ...]:
+        xyxy = labels.boxes_xyxy(width, height).tolist()
+        return tuple(Label(int(c), _rounded(box)) for c, box in zip(labels.classes, xyxy, strict=True))
+
+    return Sample(
+        image=Path(shown(image)),
+        size=(width, height),
+        labels=boxes(data.labels(image)),
+        withheld=boxes(data.withheld(image)) if split == "train" else (),
+        detections=_detections(result),
+        split=split,
+    )
+
+
+def _detections(result: Any) -> tuple[Detection, ...]:
+    """What was found, at most MOST_SHOWN."""
+    rows = result.boxes.data[:MOST_SHOWN].tolist()  # x1, y1, x2, y2, score, class
+    return tuple(Detection(int(cls), round(score, 4), _rounded(box)) for *box, score, cls in rows)
+
+
+def _rounded(box: Sequence[float]) -> Box:
+    x1, y1, x2, y2 = (round(side, 1) for side in box)
+    return x1, y1, x2, y2
+
+
+def spread(items: Sequence[str], count: int) -> list[str]:
+    """`count` of the items at even distances, the first and the last among them; all where there are fewer."""
+    if len(items) <= count:
+        return list(items)
+    return [items[index * (len(items) - 1) // (count - 1)] for index in range(count)]
 
 
 def panels(flags: StepsFlags) -> list[Path]:
@@ -83,6 +155,21 @@ def at_step(file: str | Path, step: int) -> YOLO:
     head: Any = model.model.model[-1]
     head.shown = step  # before it first predicts: the host predicts with a copy
     return model
+
+
+def _has_withheld(image: str) -> bool:
+    path = withheld_path(image)
+    return path is not None and os.path.isfile(path) and os.path.getsize(path) > 0
+
+
+def _readable(data: DataSet, image: str) -> bool:
+    """Whether image and labels can be shown; the host passes over broken ones too."""
+    try:
+        data.labels(image)
+        data.withheld(image)
+    except DataError:
+        return False
+    return cv2.imread(image) is not None
 
 
 def _drawn(found: Results) -> Any:

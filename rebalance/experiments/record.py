@@ -1,28 +1,503 @@
-"""What a run leaves behind: `record.json`, and the facts about code and machine that stand in it.
+"""What a run is asked and what it leaves behind, in one definition that writes and reads the files.
 
-A record is written last, to a temporary name, and moved: a run folder with a record is over, one without is not.
+    runs/benchmark/<name>/sweep.json                  Plan: what the sweep was asked for
+    runs/benchmark/<name>/runs/<run>/config.json      Task: what one run is to do
+    runs/benchmark/<name>/runs/<run>/record.json      Record: what came of it
+
+A file is written to a temporary name and moved. A record is written last: a run folder with one is over, one without is
+not. `python -m rebalance.experiments.record <sweep folder> <new folder>` keeps a sweep as one file, records.jsonl: the
+plan on its first line, then a record a line, word for word. Such a folder is read as the sweep's own.
+
+Boxes are (x1, y1, x2, y2) in pixels of the image; metrics are fractions in [0, 1].
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
-import platform
 import re
-import subprocess
-from collections.abc import Mapping
-from importlib import metadata
+import sys
+from collections import abc
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+
+from rebalance.errors import RunError
 
 SCHEMA = 1
-RECORD = "record.json"
-CONFIG = "config.json"
-LOG = "log.txt"
-PACKAGES = ("rebalance", "torch", "ultralytics", "torchvision", "numpy")
+SWEEP, RUNS, PACKED = "sweep.json", "runs", "records.jsonl"
+CONFIG, RECORD, LOG = "config.json", "record.json", "log.txt"
+SPLITS = ("val", "test")
+METRICS = ("mAP50", "mAP75", "mAP50-95")
+
+Box = tuple[float, float, float, float]
+Check = Callable[[Any, str], Any]  # takes a value out of JSON and its name, returns it typed or raises RunError
+T = TypeVar("T")
 
 _TAIL = 25  # lines of log kept in the record of a failed run
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+class Label(NamedTuple):
+    """One box of the data set with its class index; a flat row of 5 numbers in the file."""
+
+    cls: int
+    box: Box
+
+
+class Detection(NamedTuple):
+    """One predicted box with its class index and score in [0, 1]; a flat row of 6 numbers in the file."""
+
+    cls: int
+    score: float
+    box: Box
+
+
+def _rule(good: Callable[[Any], bool], what: str, make: Callable[[Any], Any] = lambda value: value) -> Check:
+    def check(value: Any, name: str) -> Any:
+        if not good(value):
+            told = type(value).__name__ if isinstance(value, (dict, list)) else repr(value)
+            raise RunError(f"{name} is {'missing' if value is None else f'{told}, not {what}'}")
+        return make(value)
+
+    return check
+
+
+def _row(size: int, make: Callable[..., Any]) -> Check:
+    def check(value: Any, name: str) -> Any:
+        row = [_number(item, name) for item in _list(value, name)]
+        if len(row) != size:
+            raise RunError(f"{name} has {len(row)} numbers, not {size}")
+        return make(*row)
+
+    return check
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_one(value: Any) -> bool:
+    return not isinstance(value, (dict, list))
+
+
+_number = _rule(_is_number, "a number", float)
+_fraction = _rule(lambda value: _is_number(value) and 0 <= value <= 1, "a fraction in [0, 1]", float)
+_text = _rule(lambda value: isinstance(value, str), "a text")
+_name = _rule(lambda value: isinstance(value, str) and value != "", "a text")
+_status = _rule(lambda value: value in ("finished", "failed"), "finished or failed")
+_scalar = _rule(_is_one, "one value")
+_setting = _rule(lambda value: all(map(_is_one, value if isinstance(value, list) else [value])), "a setting")
+_list = _rule(lambda value: isinstance(value, list), "a list")
+_object = _rule(lambda value: isinstance(value, dict), "an object")
+_size = _row(2, lambda width, height: (int(width), int(height)))
+_label = _row(5, lambda cls, *box: Label(int(cls), box))
+_detection = _row(6, lambda cls, score, *box: Detection(int(cls), score, box))
+_leaves: Mapping[Any, Check] = {
+    str: _text,
+    float: _number,
+    int: _rule(_is_number, "a number", int),
+    Path: _rule(lambda value: isinstance(value, str), "a path", Path),
+    Any: lambda value, name: value,
+}
+
+
+def _flag(value: Any, name: str) -> Any:
+    return (_number if name.endswith(("obj_drop", "box_drop")) else _scalar)(value, name)  # the two are plotted over
+
+
+def _numbers(value: Any, name: str) -> dict[str, float]:
+    """What is a number: a loss that overflowed is written as null; a curve has a gap there, the record is readable."""
+    return {key: float(item) for key, item in _object(value, name).items() if _is_number(item)}
+
+
+def _splits(value: Any, name: str) -> dict[str, Any]:
+    found = {split: _object(value, name).get(split) for split in SPLITS}
+    return {split: _known(_METRICS, item, f"{name}.{split}") for split, item in found.items() if item}
+
+
+# `Annotated[what a reader sees, how it is checked]`: by a function, or by the kinds of its known keys; others are free.
+Settings = Mapping[str, Annotated[Any, _setting]]
+Scalars = Mapping[str, Annotated[Any, _scalar]]
+Numbers = Annotated[Mapping[str, float], _numbers]
+Fraction = Annotated[float, _fraction]
+Labels = tuple[Annotated[Label, _label], ...]
+Detections = tuple[Annotated[Detection, _detection], ...]
+_METRICS = {
+    **dict.fromkeys(METRICS, Fraction),
+    "precision": float,
+    "recall": float,
+    "mAP_by_iou": Mapping[str, Fraction],  # IoU threshold, e.g. '0.55' -> mAP; none in older records
+    "per_class": Mapping[str, Numbers],
+}
+_LOSS_RAN = {**dict.fromkeys(("loss", "head", "element", "weighting", "divisor", "text"), str), "settings": Settings}
+_LABELS = {"protocol": str, "rate": float, "seed": int, "data": str, "manifest": Mapping[str, Any]}
+_STUDY = {
+    **dict.fromkeys(("key", "title", "compared", "note", "baseline"), str),
+    "tables": tuple[tuple[str, ...], ...],
+    "figures": tuple[str, ...],
+    "given": Settings,
+}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image with what was labelled, what was withheld from training, and what the trained model finds.
+
+    Attributes:
+        image: as a record shows paths.
+        size: width, height in pixels.
+        labels, withheld, detections: boxes.
+        steps: what it finds with its first 0, 1 … T - 1 refinements alone; `detections` are with all T. Empty for a
+            head without steps, for images that were not looked at step by step, and in older records.
+        split: train, val or test.
+    """
+
+    image: Path
+    size: Annotated[tuple[int, int], _size]
+    labels: Labels = ()
+    withheld: Labels = ()
+    detections: Detections = ()
+    steps: tuple[Detections, ...] = ()
+    split: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What a run trains with: our flags, the host's that were given (`host_args`: all of them), labels and seed."""
+
+    train: Mapping[str, Annotated[Any, _flag]]
+    host: Settings
+    labels: Annotated[Mapping[str, Any], _LABELS]
+    seed: int
+    host_args: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def data(self) -> Path:
+        """The YAML that the run trains on."""
+        return Path(self.labels["data"]).absolute()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What a run folder asks for; `given` are the names of our flags that were given, the only ones passed on."""
+
+    run: Annotated[str, _name]
+    config: Config
+    varied: Settings
+    given: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One run that is over. `metrics` are empty if it failed; `log_tail` are then the last lines of its log."""
+
+    run: Annotated[str, _name]
+    status: Annotated[str, _status]
+    error: str = ""
+    config: Config
+    varied: Settings = field(default_factory=dict)
+    weights: str = ""
+    loss_ran: Annotated[Mapping[str, Any], _LOSS_RAN] = field(default_factory=dict)
+    versions: Scalars = field(default_factory=dict)
+    git: Scalars = field(default_factory=dict)
+    machine: Scalars = field(default_factory=dict)
+    timings: Annotated[Mapping[str, float], _numbers] = field(default_factory=dict)
+    peak_memory_mb: float | None = None
+    metrics: Annotated[Mapping[str, Mapping[str, Any]], _splits] = field(default_factory=dict)
+    epochs: tuple[Annotated[Mapping[str, float], _numbers], ...] = ()
+    samples: tuple[Sample, ...] = ()
+    log_tail: tuple[str, ...] = ()
+    folder: Path = Path()
+
+    def __post_init__(self) -> None:
+        if self.finished and not self.metrics:
+            raise RunError("metrics has neither val nor test")
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has metrics."""
+        return self.status == "finished"
+
+    @property
+    def train(self) -> Mapping[str, Any]:
+        """Our flags."""
+        return self.config.train
+
+    @property
+    def host(self) -> Mapping[str, Any]:
+        """Ultralytics' flags that were given."""
+        return self.config.host
+
+    @property
+    def labels(self) -> Mapping[str, Any]:
+        """The training labels."""
+        return self.config.labels
+
+    @property
+    def seed(self) -> int:
+        """Of the training."""
+        return self.config.seed
+
+    @property
+    def per_class(self) -> dict[str, Mapping[str, Mapping[str, float]]]:
+        """Split -> class -> metric -> fraction."""
+        return {split: found.get("per_class") or {} for split, found in self.metrics.items()}
+
+    @property
+    def by_iou(self) -> dict[str, Mapping[str, float]]:
+        """Split -> IoU threshold -> mAP, of the splits that have it."""
+        return {split: found["mAP_by_iou"] for split, found in self.metrics.items() if found.get("mAP_by_iou")}
+
+    @property
+    def headline(self) -> tuple[str, Mapping[str, Any]]:
+        """The split that a run is judged by and its metrics: test where the data has one, else val."""
+        split = "test" if "test" in self.metrics else "val"
+        return split, self.metrics.get(split, {})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a sweep was asked for: key to list of values, run ids in order, and the table or figure that it is."""
+
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    runs: tuple[str, ...] = ()
+    study: Annotated[Mapping[str, Any], _STUDY] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Everything found below a sweep folder.
+
+    Attributes:
+        folder: the sweep folder.
+        asked: key to list of values that the sweep was started with; empty where it left no sweep.json.
+        study: of a paper's table or figure: `key`, `title`, `compared`, `note`, `tables` (paper and table of the
+            reported numbers), `figures`, `baseline` (a loss), `given`; else empty.
+        records: runs that are over, in the order of the grid, else of their ids.
+        missing: ids of runs that were planned or begun and have no record.
+        warnings: one line for each record that was skipped.
+        baseline: the loss that the others are compared with, with flags where several settings have it; empty where
+            none was chosen.
+    """
+
+    folder: Path
+    asked: Mapping[str, Any]
+    study: Mapping[str, Any]
+    records: tuple[Record, ...]
+    missing: tuple[str, ...]
+    warnings: tuple[str, ...]
+    baseline: str = ""
+
+    @property
+    def finished(self) -> tuple[Record, ...]:
+        """The records with metrics."""
+        return tuple(r for r in self.records if r.finished)
+
+    @property
+    def failed(self) -> tuple[Record, ...]:
+        """The records of runs that ended in an error."""
+        return tuple(r for r in self.records if not r.finished)
+
+
+@cache
+def _parts(kind: Any) -> dict[str, tuple[Any, bool]]:
+    """Field of a dataclass -> its kind, and whether it must be there."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {f.name: (hints[f.name], f.default is MISSING and f.default_factory is MISSING) for f in fields(kind)}
+
+
+def _known(kinds: Mapping[str, Any], value: Any, name: str) -> dict[str, Any]:
+    given = _object(value, name)
+    wanted = [key for key in kinds if key in METRICS or given.get(key) is not None]
+    return {**given, **{key: build(kinds[key], given.get(key), f"{name}.{key}") for key in wanted}}
+
+
+def build(kind: Any, value: Any, name: str = "") -> Any:
+    """Return a value out of JSON as `kind`, checked all through; null where there is a default means the default.
+
+    Raises:
+        RunError: a part is missing or of the wrong kind; it is named.
+    """
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _known(args[1], value, name) if isinstance(args[1], dict) else args[1](value, name)
+    typed: bool = is_dataclass(kind)
+    if typed:
+        given, parts = _object(value, name or "the record"), _parts(kind)
+        wanted = {key: part for key, (part, needed) in parts.items() if needed or given.get(key) is not None}
+        return kind(**{key: build(part, given.get(key), f"{name}.{key}".lstrip(".")) for key, part in wanted.items()})
+    if NoneType in args:
+        return None if value is None else build(args[0], value, name)
+    if origin is tuple:
+        return tuple(build(args[0], item, f"{name}[{i}]") for i, item in enumerate(_list(value, name)))
+    if origin is abc.Mapping:
+        return {key: build(args[1], item, f"{name}.{key}") for key, item in _object(value, name).items()}
+    return _leaves[kind](value, name)
+
+
+def decode(kind: type[T], text: str, what: str) -> T:
+    """Return the object in a JSON text as `kind`.
+
+    Args:
+        kind: Record, Task or Plan.
+        text: of the file or line.
+        what: the file or line, for errors.
+
+    Raises:
+        RunError: not JSON, of another schema, or a part is missing or of the wrong kind; it is named.
+    """
+    try:
+        content = json.loads(text)
+        if _object(content, "the content").get("schema") != SCHEMA:
+            raise RunError(f"schema is {content.get('schema')!r}, this version reads {SCHEMA}")
+        made: T = build(kind, content)
+    except ValueError as error:
+        raise RunError(f"{what} is not valid JSON: {error}") from None
+    except RunError as error:
+        raise RunError(f"{what}: {error}") from None
+    return made
+
+
+def read_file(kind: type[T], path: Path) -> T:
+    """Read one of these files.
+
+    Raises:
+        RunError: it cannot be read, or as `decode`.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    return decode(kind, text, str(path))
+
+
+def read(path: str | Path) -> Record:
+    """Read one record.json; errors as `read_file`."""
+    return replace(read_file(Record, Path(path)), folder=Path(path).parent)
+
+
+def read_if_whole(kind: type[T], path: Path) -> T | None:
+    """Return what `read_file` does, None where it would raise: of a record, where the run is not over."""
+    try:
+        return read_file(kind, path)
+    except RunError:
+        return None
+
+
+def load(folder: str | Path, baseline: str = "") -> Sweep:
+    """Read every record of a sweep folder, or of one kept as records.jsonl; a corrupt one is skipped and named.
+
+    Args:
+        folder: of the sweep.
+        baseline: the loss that the others are compared with; empty: the study's, else the first that was asked for.
+
+    Raises:
+        RunError: the folder does not exist or has no run in it.
+    """
+    folder = Path(folder)
+    packed = folder / PACKED
+    records, missing, warnings = list[Record](), list[str](), list[str]()
+
+    def take(reader: Callable[..., Record], *args: Any) -> None:
+        try:
+            records.append(reader(*args))
+        except RunError as error:
+            warnings.append(f"skipped: {error}")
+
+    if packed.is_file():
+        first, *lines = packed.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
+        plan = decode(Plan, first, f"{packed}, line 1")
+        for number, line in enumerate(lines, 2):
+            take(decode, Record, line, f"{packed}, line {number}")
+        records = [replace(record, folder=folder / RUNS / record.run) for record in records]
+        missing = [run for run in plan.runs if run not in {record.run for record in records}]
+    else:
+        plan = read_if_whole(Plan, folder / SWEEP) or Plan()
+        begun = sorted(path.name for path in (folder / RUNS).glob("*") if path.is_dir())
+        for run in dict.fromkeys([*plan.runs, *begun]):
+            path = folder / RUNS / run / RECORD
+            if path.exists():
+                take(read, path)
+            else:
+                missing.append(run)
+    names = {name for record in records for name in record.train}
+    if any(names - record.train.keys() for record in records):
+        from rebalance.experiments.flags import (
+            DEFAULTS,  # loads torch, and few sweeps were gone on with by a later version
+        )
+
+        full = ({**{name: DEFAULTS.get(name) for name in names}, **record.train} for record in records)
+        configs = (replace(record.config, train=train) for record, train in zip(records, full, strict=True))
+        records = [replace(record, config=config) for record, config in zip(records, configs, strict=True)]
+    if not (records or missing or warnings):
+        raise RunError(f"{folder} is not the folder of a sweep: it has no {RUNS}/<run>/{RECORD}")
+    return Sweep(folder, plan.asked, plan.study, tuple(records), tuple(missing), tuple(warnings), baseline)
+
+
+def by_epoch(records: Iterable[Record], key: str) -> dict[float, list[float]]:
+    """Return the values of one column of the epochs, of the runs that have it; epochs ascend."""
+    values: dict[float, list[float]] = {}
+    for record in records:
+        for i, row in enumerate(record.epochs):
+            if key in row:
+                values.setdefault(row.get("epoch", i + 1.0), []).append(row[key])
+    return dict(sorted(values.items()))
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return the object in a JSON file, None where there is no such file or it holds anything else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+_LEFT_OUT = ("host_args", "log_tail", "machine", "steps", "study", "versions", "weights")  # where empty
+_NULL = ("error", "git", "loss_ran", "metrics", "timings")  # where empty
+
+
+def write(path: Path, made: Record | Task | Plan) -> None:
+    """Write the file that `read` reads, whole or not at all."""
+    content = _plain(made)
+    if isinstance(made, Record) and made.metrics:
+        content["metrics"] = {split: content["metrics"].get(split) for split in SPLITS}
+    write_json(path, {"schema": SCHEMA, **content})
+
+
+def failed(task: Task, error: str, log: Path, **known: Any) -> Record:
+    """Return the record of a run that ended without a result.
+
+    Args:
+        task: of the run.
+        error: one line for the user.
+        log: the run's log; its last lines go into the record.
+        known: fields of the record that are known all the same, e.g. `machine`, `versions`.
+    """
+    told = {"run": task.run, "config": task.config, "varied": task.varied, "log_tail": tuple(tail(log)), **known}
+    return Record(status="failed", error=error, **told)
+
+
+def pack(folder: Path, out: Path) -> Path:
+    """Keep the plan and the records of a sweep as one file in another folder, every value as it is; return the file.
+
+    Raises:
+        RunError: the folder is not a sweep's, or its plan or a record in it is corrupt.
+    """
+    sweep = load(folder)
+    read_file(Plan, folder / SWEEP)
+    if sweep.warnings:
+        raise RunError(sweep.warnings[0].removeprefix("skipped: "))
+    files = [folder / SWEEP, *(record.folder / RECORD for record in sweep.records)]
+    out.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(read_json(file), separators=(",", ":")) for file in files]
+    write_text(out / PACKED, "\n".join(lines) + "\n")
+    return out / PACKED
 
 
 def write_text(path: Path, text: str) -> None:
@@ -41,47 +516,21 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """Return the object in a JSON file, None where there is no such file or it holds anything else."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
-
-
-def read_record(run: Path) -> dict[str, Any] | None:
-    """Return the record of a run folder, None where the run is not over."""
-    record = read_json(run / RECORD)
-    complete = record and record.get("schema") == SCHEMA and record.get("status") in ("finished", "failed")
-    return record if complete else None
-
-
-def failed_record(config: Mapping[str, Any], error: str, log: Path, known: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the record of a run that ended without a result.
-
-    Args:
-        config: content of the run's config.json.
-        error: one line for the user.
-        log: the run's log; its last lines go into the record.
-        known: fields of the record that are known all the same, e.g. `machine`, `versions`.
-    """
-    return {
-        "schema": SCHEMA,
-        "run": config.get("run"),
-        "status": "failed",
-        "error": error,
-        "config": config.get("config"),
-        "varied": config.get("varied"),
-        "loss_ran": None,
-        "timings": None,
-        "peak_memory_mb": None,
-        "metrics": None,
-        "epochs": [],
-        "samples": [],
-        **known,
-        "log_tail": tail(log),
-    }
+def _plain(value: Any) -> Any:
+    """Mappings, sequences, numbers and texts only; not-a-number becomes None."""
+    if is_dataclass(value):
+        content = {f.name: getattr(value, f.name) for f in fields(value)}
+        kept = {key: item for key, item in content.items() if key != "folder" and (item or key not in _LEFT_OUT)}
+        return {key: _plain(item or None if key in _NULL else item) for key, item in kept.items()}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (Label, Detection)):
+        return [*value[:-1], *value.box]
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if value - value == 0 else None  # infinity and NaN both fail
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
 
 
 def tail(log: Path, lines: int = _TAIL) -> list[str]:
@@ -94,91 +543,23 @@ def tail(log: Path, lines: int = _TAIL) -> list[str]:
     return [line for line in kept if line][-lines:]
 
 
-def versions() -> dict[str, str | None]:
-    """Versions of Python and of the packages that a result depends on."""
-
-    def version(name: str) -> str | None:
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            return _own_version() if name == "rebalance" else None
-
-    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
-
-
-def git() -> dict[str, Any] | None:
-    """Commit of the checkout that this package runs from, None where it is not a checkout of it."""
-    here = Path(__file__).resolve()
-
-    def ask(*command: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(here.parent), *command], capture_output=True, text=True, timeout=30, check=True
-            )
-        except (OSError, subprocess.SubprocessError):
-            return None
-        return done.stdout.strip()
-
-    # An environment inside somebody else's checkout is not that checkout: the file must be one that git tracks.
-    commit = ask("ls-files", "--error-unmatch", here.name) and ask("rev-parse", "HEAD")
-    changed = ask("status", "--porcelain", "--untracked-files=no", "--", str(here.parents[1]))
-    return {"commit": commit, "dirty": bool(changed)} if commit else None
-
-
-def machine(threads: int, gpu: str | None) -> dict[str, Any]:
-    """The machine in the words a reader of a table needs.
-
-    Args:
-        threads: CPU threads that the run computes with.
-        gpu: name of the GPU it ran on, None for the CPU.
-    """
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {
-        "cpu": _cpu(),
-        "cores": cores(),
-        "threads": threads,
-        "memory_gb": round(memory, 1),
-        "gpu": gpu,
-        "platform": platform.platform(),
-    }
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def shown(path: str | Path) -> str:
     """Return a path as a record shows it: relative where it lies below the working directory, so that it moves."""
     full = Path(path).absolute()
     return str(full.relative_to(Path.cwd())) if full.is_relative_to(Path.cwd()) else str(full)
 
 
-def _own_version() -> str | None:
-    """Version from pyproject.toml, where the package runs from a checkout that is not installed."""
+def main(args: Sequence[str]) -> int:
+    """`<sweep folder> <new folder>`: keep a sweep as one file."""
     try:
-        text = (Path(__file__).resolve().parents[2] / "pyproject.toml").read_text(encoding="utf-8")
-    except OSError:
-        return None
-    found = re.search(r'^version = "(.+)"$', text, re.MULTILINE)
-    return found[1] if found else None
+        if len(args) != 2:
+            raise RunError(f"give the folder of a sweep and a new folder; got '{' '.join(args)}'")
+        print(pack(Path(args[0]), Path(args[1])))
+    except RunError as error:
+        print(f"rebalance: error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
-def _cpu() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        text = ""
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return found[1].strip() if found else platform.processor() or platform.machine()
-
-
-def _plain(value: Any) -> Any:
-    """Mappings, sequences, numbers and texts only; not-a-number becomes None."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return value if value - value == 0 else None  # infinity and NaN both fail
-    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

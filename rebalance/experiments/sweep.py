@@ -11,8 +11,9 @@ runs/benchmark/<name>/
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import csv
 import hashlib
+import io
 import json
 import os
 import signal
@@ -20,35 +21,51 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import psutil
+from filelock import FileLock, Timeout
 
 from rebalance import errors
 from rebalance.data.protocols import uses_rate
 from rebalance.errors import DataError, RunError
 from rebalance.experiments.grid import Grid, Labels, Run, difference, read_grids
+from rebalance.experiments.machine import cores
 from rebalance.experiments.record import (
     CONFIG,
     LOG,
     RECORD,
-    SCHEMA,
-    cores,
-    failed_record,
+    RUNS,
+    SWEEP,
+    Config,
+    Plan,
+    Record,
+    Task,
+    failed,
+    load,
+    read,
+    read_file,
+    read_if_whole,
     read_json,
-    read_record,
     shown,
     tail,
-    write_json,
+    write,
+    write_text,
 )
-from rebalance.experiments.results import RUNS, SWEEP, headline, records, write_results
-from rebalance.settings import SparsifyFlags, as_dict, parse, value_text
+from rebalance.settings import SparsifyFlags, parse, value_text
 
 ROOT = Path("runs/benchmark")
 RUNNER = (sys.executable, "-m", "rebalance.experiments.run")
 
+RESULTS = "results.csv"
+METRICS = ("mAP50", "mAP75", "mAP50-95", "precision", "recall")
+
+_SAY = partial(print, flush=True)
 _LOCK = "lock"
 _POLL = 0.1  # seconds between looks at the children
 _GRACE = 10.0  # seconds that a stopped child gets to end by itself
@@ -60,7 +77,7 @@ def sweep(
     study: Mapping[str, Any] | None = None,
     root: Path = ROOT,
     runner: Sequence[str] = RUNNER,
-    say: Callable[[str], None] | None = None,
+    say: Callable[[str], None] = _SAY,
 ) -> Path:
     """Run a grid of trainings and return its folder; the same name again continues it.
 
@@ -74,13 +91,12 @@ def sweep(
         root: where the folder `name` is made.
         runner: command that trains: with a run folder it makes the record there, with `--check` it reads the grid from
             standard input and answers with its error.
-        say: takes each line of progress; default: print.
+        say: takes each line of progress.
 
     Raises:
         ConfigError, ModelError, DataError: the grid cannot run; nothing was made.
         RunError: the folder holds another grid, another sweep works in it, or not one of the runs finished.
     """
-    say = say or _print
     grid = read_grids([args] if isinstance(args, Mapping) else args)
     folder = root / (grid.flags.name or _time_stamp(root))
     _refuse_other_grid(folder, grid)
@@ -91,27 +107,19 @@ def sweep(
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         _refuse_other_grid(folder, grid)  # somebody may have made the folder since
-        plan: dict[str, Any] = {"schema": SCHEMA, "asked": grid.asked, "runs": [run.id for run in grid.runs]}
-        write_json(folder / SWEEP, {**plan, "study": dict(study)} if study else plan)
+        runs = tuple(run.id for run in grid.runs)
+        write(folder / SWEEP, Plan(asked=grid.asked, runs=runs, study=study or {}))
         open_runs = [run for run in grid.runs if not _finished(folder, run)]
         say(_opening(grid, folder, len(open_runs)))
         if open_runs:
             _write_configs(folder, open_runs, sources)
             _Crew(grid, folder, runner, say).work(open_runs)
-        write_results(folder)
+        write_results(folder, runs)
     say(_closing(grid, folder))
-    _refuse_no_result(folder)
+    over = load(folder).records
+    if not any(record.finished for record in over):
+        raise RunError(f"no run finished; the first, {over[0].run}: {over[0].error}")
     return folder
-
-
-@dataclass
-class _Child:
-    """One run at work."""
-
-    number: int
-    run: Run
-    process: subprocess.Popen[bytes]
-    began: float
 
 
 class _Crew:
@@ -122,26 +130,27 @@ class _Crew:
         self.folder, self.runner, self.say = folder, runner, say
         self.asked_jobs = grid.flags.jobs
         self.jobs = self.asked_jobs
-        self.seconds: list[float] = []
+        self.began = dict[str, float]()
+        self.seconds = list[float]()
 
     def work(self, runs: Sequence[Run]) -> None:
         """Run all; whatever ends this early (Ctrl-C too) stops the children first."""
-        waiting, active = deque(runs), list[_Child]()
+        waiting, active = deque(runs), dict[str, subprocess.Popen[bytes]]()
         self.jobs = min(self.asked_jobs, len(runs))
         try:
             while waiting or active:
                 while waiting and len(active) < self.jobs:
-                    active.append(self._start(waiting.popleft()))
+                    run = waiting.popleft().id
+                    active[run] = self._start(run)
                 time.sleep(_POLL)
-                for child in [child for child in active if child.process.poll() is not None]:
-                    active.remove(child)
-                    self._finish(child, len(waiting) + len(active))
+                for run in [run for run, child in active.items() if child.poll() is not None]:
+                    self._finish(run, active.pop(run), len(waiting) + len(active))
         except BaseException:
-            _stop([child.process for child in active])
+            _stop(active.values())
             raise
 
-    def _start(self, run: Run) -> _Child:
-        number, folder = self.number[run.id], self.folder / RUNS / run.id
+    def _start(self, run: str) -> subprocess.Popen[bytes]:
+        folder = self.folder / RUNS / run
         (folder / RECORD).unlink(missing_ok=True)  # of a failed attempt
         threads = str(max(1, cores() // self.jobs))
         settings = {
@@ -150,36 +159,42 @@ class _Crew:
             "MPLBACKEND": "Agg",
             "PYTHONUNBUFFERED": "1",
         }
-        self.say(f"[{number}/{len(self.number)}] start  {run.id}")
+        self.say(f"{self._place(run)} start  {run}")
+        self.began[run] = time.monotonic()
         with open(folder / LOG, "ab") as log:
-            process = subprocess.Popen(
+            return subprocess.Popen(
                 [*self.runner, str(folder), "--watch"],
                 stdin=subprocess.PIPE,  # closes when this process dies, however it dies; the child ends itself then
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **settings},
-                start_new_session=True,  # Ctrl-C reaches the sweep alone, which stops its children by their id
+                # Ctrl-C reaches the sweep alone, which stops its children by their id
+                start_new_session=True,
+                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # the same on Windows
             )
-        return _Child(number, run, process, time.monotonic())
 
-    def _finish(self, child: _Child, left: int) -> None:
-        folder, seconds = self.folder / RUNS / child.run.id, time.monotonic() - child.began
-        if child.process.stdin:
-            child.process.stdin.close()
-        record = read_record(folder)
-        if record is None:
-            error = _ending(child.process.returncode, folder / LOG)
-            record = failed_record(read_json(folder / CONFIG) or {}, error, folder / LOG, {})
-            write_json(folder / RECORD, record)
-        write_results(self.folder)
+    def _finish(self, run: str, child: subprocess.Popen[bytes], left: int) -> None:
+        folder, seconds = self.folder / RUNS / run, time.monotonic() - self.began[run]
+        if child.stdin:
+            child.stdin.close()
+        try:
+            record = read(folder / RECORD)
+        except RunError as error:
+            unread = child.returncode == 0 and (folder / RECORD).exists()
+            told = str(error) if unread else _ending(child.returncode, folder / LOG)
+            record = failed(read_file(Task, folder / CONFIG), told, folder / LOG)
+            write(folder / RECORD, record)
+        write_results(self.folder, self.number)
         self.seconds.append(seconds)
-        place = f"[{child.number}/{len(self.number)}]"
-        if record["status"] == "failed":
-            self.say(f"{place} FAILED {child.run.id}  {record['error']}{self._left(left)}")
-            return
-        split, metrics = headline(record)
-        score = f"mAP50 {_points(metrics.get('mAP50'))} points on {split}"
-        self.say(f"{place} done   {child.run.id}  {score}  {seconds:.0f} s{self._left(left)}")
+        split, metrics = record.headline
+        if record.finished:
+            told = f"done   {run}  mAP50 {100 * metrics['mAP50']:.1f} points on {split}  {seconds:.0f} s"
+        else:
+            told = f"FAILED {run}  {record.error}"
+        self.say(f"{self._place(run)} {told}{self._left(left)}")
+
+    def _place(self, run: str) -> str:
+        return f"[{self.number[run]}/{len(self.number)}]"
 
     def _left(self, runs: int) -> str:
         """'; 3 to go, about 4 min': the mean so far, times the rounds that are left."""
@@ -191,32 +206,64 @@ class _Crew:
 
 def _refuse_other_grid(folder: Path, grid: Grid) -> None:
     """Raise where runs of other values are in the folder, or things that are not a sweep's."""
-    made = read_json(folder / SWEEP)
-    if made is None and folder.exists() and {path.name for path in folder.iterdir()} - {_LOCK}:
+    made = read_if_whole(Plan, folder / SWEEP)
+    if made is None and folder.exists() and {path.name for path in folder.iterdir()} - {_LOCK, f".{_LOCK}"}:
         raise RunError(f"{folder} is not a sweep (it has no {SWEEP}): give another name=")
     if made is None or not (folder / RUNS).exists():
         return
     asked = json.loads(json.dumps(grid.asked, default=str))  # as it comes back from the file
-    changed = difference(made.get("asked", {}), asked)
+    changed = difference(made.asked, asked)
     if changed:
         raise RunError(f"{folder} was made with another grid: {changed}. Give the same values, or another name=")
 
 
-def _refuse_no_result(folder: Path) -> None:
-    """Raise where there is nothing to report."""
-    over = records(folder)
-    if not any(record["status"] == "finished" for record in over):
-        raise RunError(f"no run finished; the first, {over[0]['run']}: {over[0]['error']}")
-
-
 def _finished(folder: Path, run: Run) -> bool:
-    record = read_record(folder / RUNS / run.id)
-    return record is not None and record["status"] == "finished"
+    record = read_if_whole(Record, folder / RUNS / run.id / RECORD)
+    return record is not None and record.finished
+
+
+def row(record: Record) -> dict[str, Any]:
+    """One row of results.csv; a run that failed has empty cells where there is no number."""
+
+    def rounded(value: Any, digits: int) -> float | None:
+        return None if value is None else round(float(value), digits)
+
+    split, metrics = record.headline
+    return {
+        "run": record.run,
+        "model": record.host["model"],
+        "head": record.loss_ran.get("head") or record.train["head"],
+        "loss": record.loss_ran.get("loss") or record.train["loss"],
+        "obj_drop": record.train["obj_drop"],
+        "box_drop": record.train["box_drop"],
+        "protocol": record.labels["protocol"],
+        "drop_rate": record.labels["rate"],
+        "seed": record.seed,
+        "epochs": record.host.get("epochs"),
+        "imgsz": record.host.get("imgsz"),
+        "split": split if record.finished else None,
+        **{name: rounded(metrics.get(name), 5) for name in METRICS},
+        "train_seconds": rounded(record.timings.get("train_seconds"), 1),
+        "images_per_second": rounded(record.timings.get("images_per_second"), 2),
+        "peak_memory_mb": rounded(record.peak_memory_mb, 1),
+        "status": record.status,
+    }
+
+
+def write_results(folder: Path, runs: Iterable[str]) -> None:
+    """Write results.csv of a sweep folder, whole or not at all: the runs that are over, in the order given."""
+    found = (read_if_whole(Record, folder / RUNS / run / RECORD) for run in runs)
+    rows = [row(record) for record in found if record is not None]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0] if rows else (), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(folder / RESULTS, text.getvalue())
 
 
 def _check(runner: Sequence[str], runs: Sequence[Run]) -> None:
     """Let the host look at every configuration, in a process of its own: this one stays small."""
-    grid = [{"train": {key: getattr(run.train, key) for key in run.given}, "host": dict(run.host)} for run in runs]
+    grid = [{"train": {key: run.train[key] for key in run.given}, "host": dict(run.host)} for run in runs]
     done = subprocess.run(
         [*runner, "--check"], input=json.dumps(grid, default=str), capture_output=True, text=True, check=False
     )
@@ -239,7 +286,7 @@ def _source(data: str) -> Path:
     from rebalance.data import dataset
     from rebalance.data.demo import seafloor
 
-    found = dataset.load(seafloor.resolve(data))
+    found = dataset.load(seafloor.built_in(data))
     for entry in found.splits.get("test", ()):
         if not os.path.exists(entry):
             raise DataError(f"{found.file}: test images not found: {entry}; correct 'test:' or take it out")
@@ -255,19 +302,18 @@ def _write_configs(folder: Path, runs: Sequence[Run], sources: Mapping[str, Path
     for run in runs:
         source, data = made[run.id]
         manifest = _manifest(data)
-        labels = as_dict(run.labels)
+        labels = asdict(run.labels)
         if manifest and run.labels.protocol != "normal" and not uses_rate(run.labels.protocol):
             labels["rate"] = round(float(manifest["reached"]), 4)  # nothing was asked: the data say how much it is
-        config = {
-            "train": as_dict(run.train),
-            "host": {**run.host, "data": shown(source)},
-            "labels": {**labels, "data": shown(data), "manifest": manifest},
-            "seed": run.seed,
-        }
+        config = Config(
+            train=run.train,
+            host={**run.host, "data": shown(source)},
+            labels={**labels, "data": shown(data), "manifest": manifest},
+            seed=run.seed,
+        )
         path = folder / RUNS / run.id
         path.mkdir(parents=True, exist_ok=True)
-        content = {"schema": SCHEMA, "run": run.id, "config": config, "varied": run.varied, "given": run.given}
-        write_json(path / CONFIG, content)
+        write(path / CONFIG, Task(run=run.id, config=config, varied=run.varied, given=run.given))
 
 
 def _training_set(folder: Path, source: Path, labels: Labels, *, several: bool) -> Path:
@@ -300,29 +346,29 @@ def _manifest(data: Path) -> dict[str, Any] | None:
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Hold the folder; the system lets go of it when this process ends, however it ends, so no lock is ever stale."""
-    with open(folder / _LOCK, "a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise RunError(f"another sweep works in {folder} (process {file.read().strip() or '?'})") from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
+    holder = folder / _LOCK  # beside the lock, as a locked file cannot be read everywhere
+    try:
+        with FileLock(folder / f".{_LOCK}", blocking=False):
+            holder.write_text(str(os.getpid()), encoding="utf-8")
+            yield
+    except Timeout:
+        number = holder.read_text(encoding="utf-8") if holder.is_file() else "?"
+        raise RunError(f"another sweep works in {folder} (process {number})") from None
 
 
-def _stop(children: Sequence[subprocess.Popen[bytes]]) -> None:
+def _stop(children: Iterable[subprocess.Popen[bytes]]) -> None:
     """End our own children and what they started, politely first."""
-    for sent, patience in ((signal.SIGTERM, _GRACE), (signal.SIGKILL, _GRACE)):
-        for child in children:
-            if child.poll() is None:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(child.pid, sent)  # a child leads its own group
-        deadline = time.monotonic() + patience
-        for child in children:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(max(0.0, deadline - time.monotonic()))
+    family, alive = list[psutil.Process](), [child for child in children if child.poll() is None]
+    for child in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            family += [psutil.Process(child.pid), *psutil.Process(child.pid).children(recursive=True)]
+    for end in (psutil.Process.terminate, psutil.Process.kill):
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                end(process)
+        _, family = psutil.wait_procs(family, _GRACE)
+    for child in alive:
+        child.poll()
 
 
 def _ending(code: int, log: Path) -> str:
@@ -351,20 +397,12 @@ def _opening(grid: Grid, folder: Path, left: int) -> str:
 
 def _closing(grid: Grid, folder: Path) -> str:
     finished = sum(_finished(folder, run) for run in grid.runs)
-    failed = len(grid.runs) - finished
-    again = f", {failed} failed (the same name tries them again)" if failed else ""
-    return f"{finished} finished{again}: {folder / 'results.csv'}"
-
-
-def _points(value: Any) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
+    bad = len(grid.runs) - finished
+    again = f", {bad} failed (the same name tries them again)" if bad else ""
+    return f"{finished} finished{again}: {folder / RESULTS}"
 
 
 def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _print(line: str) -> None:
-    print(line, flush=True)

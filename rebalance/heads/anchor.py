@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from rebalance.settings import setting
 
 # Width, height in pixels at 640 px, by number of levels. Three levels: YOLOv3's and YOLOv5's k-means on COCO;
 # two: YOLOv3-tiny's; four: YOLOv5's P6 models.
@@ -24,6 +27,17 @@ COCO_ANCHORS: dict[int, tuple[tuple[int, ...], ...]] = {
         (436, 615, 739, 380, 925, 792),
     ),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnchorSettings:
+    """Flags of the anchor head and of YOLOv5's loss on it; the gains are YOLOv5's."""
+
+    anchor_t: float = setting(4.0, "largest side ratio of a label to its anchor", low=1)
+    autoanchor: bool = setting(True, "fit the anchors where their best possible recall is under 0.98")
+    box_gain: float = setting(0.05, "weight of the CIoU loss", low=0)
+    obj_gain: float = setting(1.0, "weight of the objectness loss", low=0)
+    cls_gain: float = setting(0.5, "weight of the classification loss", low=0)
 
 
 class AnchorHead(nn.Module):

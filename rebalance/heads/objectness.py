@@ -276,6 +276,11 @@ class Refined:
             self.fused = True
 
 
+def unfused(head: Any) -> bool:
+    """Whether a head has refinements that fusing would add up."""
+    return isinstance(head, Refined) and head.steps > 0 and not head.fused
+
+
 def flatten_steps(levels: list[Tensor]) -> Tensor:
     """Residual logits of all levels, (B, T, A, H, W) each -> (T, B, N), candidates in the order of A, H, W."""
     return torch.cat([x.flatten(2) for x in levels], 2).transpose(0, 1)

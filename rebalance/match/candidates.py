@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 POSITIVE, NEGATIVE, IGNORE = 1, 0, -1  # int8; IGNORE: no loss and no gradient, whatever the prediction
+SIGMOID, SOFTMAX = "sigmoid", "softmax"  # what makes probabilities of logits
+BACKGROUND = 0  # its channel on a softmax
 
 
 def candidate_state(positive: Tensor, ignored: Tensor | None = None) -> Tensor:
@@ -35,3 +37,4 @@ class Candidates(NamedTuple):
     targets: Tensor
     state: Tensor  # (B, N) int8; the channels of a candidate share it
     overlap: Tensor  # (B, N) in [0, 1] with the nearest label of the image; 0 where the loss does not ask for it
+    link: str = SIGMOID

@@ -7,12 +7,16 @@ section 5.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
 from rebalance.match.boxes import upcast
-from rebalance.match.candidates import NEGATIVE
+from rebalance.match.candidates import NEGATIVE, SIGMOID, Candidates
 from rebalance.methods.focal import balance, focal
+from rebalance.methods.method import Golden, Method, Run, Site
+from rebalance.settings import setting
 
 
 def confusion(state: Tensor, overlap: Tensor, iou: float) -> Tensor:
@@ -68,3 +72,76 @@ def brl(
         weights.mul_((mirrored * (beta - 1)).add_(1))
     sign = mirrored.mul_(-2).add_(1)
     return focal(logits * sign, targets, gamma=gamma, alpha=-1) * weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Brl(Method):
+    """Background Recalibration Loss.
+
+    >>> import torch
+    >>> sure, unsure, near = torch.tensor([2.0, -2.0, 2.0])  # that there is an object
+    >>> brl(torch.stack((sure, unsure, near)), torch.zeros(3), torch.tensor([True, True, False]))
+    tensor([1.3527e-04, 1.3527e-04, 1.2376e+00])
+    """
+
+    name = "brl"
+    kind = "element"
+    title = "Background Recalibration Loss"
+    summary = (
+        "Background Recalibration Loss: focal loss, but far from every label a prediction that is taken for an object "
+        "counts as one, and all count little"
+    )
+    helps = "labels missing at random, anywhere in the images, on a detector that already finds something"
+    source = "Zhang et al. 2020, equation 2"
+    equation = (
+        r"p_t>t:\ -(1-\alpha)(1-p_t)^\gamma\log p_t;\qquad p_t\leq t:\ -\beta(1-\alpha)p_t^\gamma\log(1-p_t);"
+        r"\qquad p_t=1-\sigma(x)"
+    )
+    needs = frozenset({"overlap", SIGMOID})
+    neutral: ClassVar = {"brl_t": 0.0, "brl_weight": 1.0, "brl_gamma": 0.0, "brl_alpha": -1.0}
+    golden = (
+        # Not confused: focal. Confused at x = -2: p_t = 0.880797 > t, focal's 0.75 * 0.001804 = 0.001353; at x = 2:
+        # p_t = 0.119203 <= t, mirrored, 0.75 * p_t^2 * -log(1 - p_t) = 0.75 * 0.014209 * 0.126928, the same; both
+        # times 0.1
+        Golden([2, 2, -2, 2], [1, 0, 0, 0], [0.000451, 1.237559, 0.000135, 0.000135], overlap=[1, 0.1, 0.09, 0]),
+        # t = 0: never mirrored, 0.75 * 1.650078 at x = 2; t = 1: always, the same number at x = -2
+        Golden([-2, 2], [0, 0], [0.000135, 0.123756], {"brl_t": 0}),
+        Golden([-2, 2], [0, 0], [0.123756, 0.000135], {"brl_t": 1}),
+        Golden([-2, 2], [0, 0], [0.000135, 0], {"brl_beta": 0}),
+        # t = 0.9: p_t = 0.880797 at x = -2 is below it, mirrored: 0.75 * 0.775803 * 2.126928, halved, times 0.5;
+        # x = -3: p_t = 0.952574; 0.75 * 0.047426^2 * 0.048587, halved
+        Golden([-2, -3], [0, 0], [0.309390, 0.000041], {"brl_t": 0.9, "brl_beta": 0.5, "brl_weight": 0.5}),
+        # a threshold of 0.3 on the overlap; gamma = 1 and alpha = 0.6: 0.4 * 0.880797 * 2.126928, of which a tenth
+        # where it is confused and not mirrored (t = 0)
+        Golden(
+            [2, 2], [0, 0], [0.749357, 0.074936], {"brl_iou": 0.3, "brl_t": 0, "brl_gamma": 1, "brl_alpha": 0.6},
+            overlap=[0.3, 0.2],
+        ),
+    )  # fmt: skip
+
+    brl_t: float = setting(0.5, "mirrored where the confidence in background is not above this", low=0, high=1)
+    brl_iou: float = setting(0.1, "negatives below this overlap are confusion", low=0, high=1)
+    brl_overlap: str = setting(
+        "box", "overlap of the candidate's box (anchor, else decoded), or whether a label holds its centre",
+        choices=("box", "centre"), needs="cells",
+    )  # fmt: skip
+    brl_weight: float = setting(0.1, "weight of the confusion candidates", low=0)
+    brl_beta: float = setting(1.0, "weight of the mirrored branch; 0: the paper's BRL-", low=0)
+    brl_gamma: float = setting(2.0, "exponent of the focal loss in it", low=0)
+    brl_alpha: float = setting(0.25, "weight of positives, 1 - alpha of negatives; -1: both 1", low=-1, high=1)
+    brl_warmup: int = setting(0, "plain focal loss until after this", low=0, unit="epochs")
+
+    def cost(self, candidates: Candidates, run: Run) -> Tensor:
+        """Focal loss, recalibrated far from the labels once the warm-up is over."""
+        logits, targets, state, overlap, _ = candidates
+        if run.epoch < self.brl_warmup:
+            return focal(logits, targets, gamma=self.brl_gamma, alpha=self.brl_alpha)
+        confused = confusion(state, overlap, self.brl_iou).unsqueeze(-1)
+        return brl(
+            logits, targets, confused, t=self.brl_t, weight=self.brl_weight, beta=self.brl_beta,
+            gamma=self.brl_gamma, alpha=self.brl_alpha,
+        )  # fmt: skip
+
+    def divide(self, site: Site) -> str:
+        """By the positives, as focal loss."""
+        return site.positives

@@ -7,15 +7,16 @@ learns to suppress it.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from fractions import Fraction
-from hashlib import blake2b
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from rebalance.settings import TrainFlags
-
-COUNTS = ("negatives", "obj_dropped", "low_iou_matches", "box_dropped")
+from rebalance.match.candidates import POSITIVE
+from rebalance.methods.method import DENSE, RPN, Choice, Golden, Method, Predictions, Run
+from rebalance.settings import setting
 
 
 def drop_mask(
@@ -50,75 +51,70 @@ def drop_mask(
     return torch.empty_like(flat).scatter_(0, order, chosen).view_as(eligible) & eligible
 
 
-def seed_of(*key: int | str) -> int:
-    """A seed for torch's generators, the same for the same key on every machine."""
-    return int.from_bytes(blake2b(repr(key).encode(), digest_size=7).digest(), "big")
+@dataclass(frozen=True, kw_only=True)
+class Drop(Method):
+    """Box Prediction Rebalancing.
 
-
-class Dropping:
-    """Chooses what leaves the losses of one criterion.
-
-    The random draw depends on (seed, rank, stream, epoch, step) alone, so a resumed run draws what the interrupted one
-    would have drawn and nothing has to be saved. It is off in validation, where no gradient is recorded.
-
-    Shapes: B images, N candidates an image.
+    >>> negatives = torch.tensor([True, True, False, True, True])
+    >>> int(drop_mask(negatives, 0.75).sum())  # exactly three of the four, whichever
+    3
     """
 
-    def __init__(self, flags: TrainFlags, *, seed: int = 0, rank: int = 0, stream: int = 0) -> None:
-        """Start at epoch 0.
+    name = "drop"
+    kind = "weighting"
+    title = "Box Prediction Rebalancing"
+    summary = "Box Prediction Rebalancing: a random fraction of the negatives takes no part in the loss"
+    helps = "images of which few objects are labelled, so that many negatives are objects"
+    source = "Haque & McEver, section 2"
+    equation = r"\frac{1}{N-\lfloor pN_-\rfloor}\sum_{i\,\mathrm{kept}}\ell_i"
+    stages = (DENSE, RPN)
+    neutral: ClassVar = {"obj_drop": 0.0, "box_drop": 0.0}
+    counted = ("negatives", "obj_dropped", "low_iou_matches", "box_dropped")
+    golden = (
+        # of the four negatives (overlap below neg_iou) three, the most confident: 3, 1 and 0; cross-entropy of the rest
+        Golden(
+            [0, -2, 3, 1, 2, 2], [0, 0, 0, 0, 0, 1], [0, 0.126928, 0, 0, 2.126928, 0.126928],
+            {"obj_drop": 0.75, "drop_select": "confident"}, overlap=[0, 0.29, 0.1, 0, 0.3, 0],
+        ),
+    )  # fmt: skip
 
-        Args:
-            flags: the `drop` flags.
-            seed: of the run.
-            rank: of the process, so that processes draw differently.
-            stream: of the criterion, where a model has several.
+    obj_drop: float = setting(0.0, "fraction of negatives that leaves the objectness loss", low=0, high=1)
+    box_drop: float = setting(0.0, "fraction of low-IoU matches that leaves the box loss", low=0, high=1)
+    neg_iou: float = setting(
+        0.3, "a prediction is negative below this IoU with every label of its image", low=0, high=1
+    )
+    drop_scope: str = setting("background", "what obj_drop draws from", choices=("background", "matched", "literal"))
+    drop_divisor: str = setting(
+        "kept", "the loss is a mean over what is left, or over all as in the host", choices=("kept", "host")
+    )
+    drop_select: str = setting("random", "drop at random, or the most confident first", choices=("random", "confident"))
+    drop_warmup: int = setting(0, "dropping starts after this", low=0, unit="epochs")
+
+    def choose(self, predictions: Predictions, run: Run) -> Choice | None:
+        """Draw from the negatives for the objectness loss, and from the matched ones of low IoU for the box loss.
+
+        In scope `literal` what is drawn becomes background; so it is where YOLOv5's IoU tensor is edited.
         """
-        self.flags = flags
-        self.key = (seed, rank, stream)
-        self.begin_epoch(0)
-
-    def begin_epoch(self, epoch: int) -> None:
-        """Forget the counts and take the random sequence of `epoch` (from 0)."""
-        self.epoch, self.step = epoch, 0
-        self.counts: Tensor | None = None
-
-    @property
-    def on(self) -> bool:
-        """Whether anything is dropped now."""
-        wanted = self.flags.obj_drop > 0 or self.flags.box_drop > 0
-        return wanted and torch.is_grad_enabled() and self.epoch >= self.flags.drop_warmup
-
-    def draw(
-        self, matched: Tensor, overlap: Tensor, confidence: Tensor, pairs: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Choose for one step.
-
-        Args:
-            matched: (B, N) bool, candidates matched to a label.
-            overlap: (B, N) IoU with the nearest label of the image.
-            confidence: (B, N) predicted objectness, any monotone scale.
-            pairs: (...) int64 index into the flattened candidates, or −1; the matched predictions of the box loss.
-                None: each matched candidate once, in its own place.
-
-        Returns:
-            (B, N) bool, what leaves the objectness loss (in scope `literal`: what becomes background), and
-            bool in the shape of `pairs` (else (B, N)), what leaves the box loss.
-        """
-        flags = self.flags
-        generator = torch.Generator(overlap.device).manual_seed(self._seed())
-        low = overlap < flags.neg_iou
-        negatives = low & (~matched if flags.drop_scope == "background" else matched)
-        ranking = confidence if flags.drop_select == "confident" else None
-        obj = drop_mask(negatives, flags.obj_drop, generator=generator, confidence=ranking)
+        if not (self.obj_drop or self.box_drop) or not run.training or run.epoch < self.drop_warmup:
+            return None
+        state, overlap = predictions.state, predictions.overlap()
+        generator = run.generator(overlap.device)
+        matched, low = state == POSITIVE, overlap < self.neg_iou
+        negatives = low & (~matched if self.drop_scope == "background" else matched)
+        ranking = predictions.confidence() if self.drop_select == "confident" else None
+        obj = drop_mask(negatives, self.obj_drop, generator=generator, confidence=ranking)
         low_pairs = low & matched
-        if pairs is not None:
+        if predictions.pairs is not None:
+            pairs = predictions.pairs()
             low_pairs = low.flatten()[pairs.clamp(min=0)] & (pairs >= 0)
             ranking = None if ranking is None else ranking.flatten()[pairs.clamp(min=0)]
-        box = drop_mask(low_pairs, flags.box_drop, generator=generator, confidence=ranking)
-        seen = torch.stack([mask.sum() for mask in (negatives, obj, low_pairs, box)])
-        self.counts = seen if self.counts is None else self.counts + seen
-        return obj, box
-
-    def _seed(self) -> int:
-        self.step += 1
-        return seed_of(*self.key, self.epoch, self.step)
+        box = drop_mask(low_pairs, self.box_drop, generator=generator, confidence=ranking)
+        literal = self.drop_scope == "literal"
+        return Choice(
+            left=obj if self.obj_drop and not literal else None,
+            background=obj if self.obj_drop and literal else None,
+            box=box if self.box_drop else None,
+            kept=self.drop_divisor == "kept",
+            matched=self.drop_scope != "background",
+            counts=torch.stack([mask.sum() for mask in (negatives, obj, low_pairs, box)]),
+        )

@@ -5,13 +5,17 @@ Lin et al. 2017, "Focal Loss for Dense Object Detection", equation 5.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from rebalance.match.boxes import upcast
-from rebalance.methods.bce import bce
+from rebalance.match.candidates import BACKGROUND, SIGMOID, SOFTMAX, Candidates
+from rebalance.methods.bce import bce, softmax_cross_entropy
+from rebalance.methods.method import Golden, Method, Run, Site
+from rebalance.settings import setting
 
 TINY = 1e-12  # least distance from the target where gamma < 1, whose power has no finite slope at 0
 
@@ -71,3 +75,72 @@ class _Focal(torch.autograd.Function):
 def balance(targets: Tensor, alpha: float) -> Tensor:
     """α_t = αy + (1−α)(1−y), a new tensor; all 1 where alpha is negative."""
     return (targets * (2 * alpha - 1)).add_(1 - alpha) if alpha >= 0 else torch.ones_like(targets)
+
+
+def softmax_focal(logits: Tensor, targets: Tensor, *, gamma: float = 2.0, alpha: float = 0.25) -> Tensor:
+    """−α_t (1−p_t)^γ log(p_t), p_t the softmax probability of the true class. Unreduced.
+
+    Lin et al. 2017, "Focal Loss for Dense Object Detection", equation 5, there for a sigmoid; on a softmax as Adhikari
+    et al. 2021, "Effect of Label Noise on Robustness of Deep Neural Network Object Detectors", equation 2. There α is
+    0.75 "for all c"; here, as with Lin et al., background has 1−α.
+
+    Args:
+        logits: (…, C).
+        targets: (…) int64 in [0, C): the class, 0 for background.
+        gamma: γ ≥ 0; 0 is cross-entropy weighted by α.
+        alpha: weight of a candidate of a class, 1−α of background, in [0, 1]; negative: both count 1. γ = 0 without α
+            is `softmax_cross_entropy`.
+
+    Returns:
+        (…), at least float32.
+    """
+    loss = softmax_cross_entropy(logits, targets)
+    if gamma > 0:
+        distance = -torch.expm1(-loss)  # 1 − p_t, to full precision where p_t is nearly 1
+        loss = loss * (distance.clamp(min=TINY) if gamma < 1 else distance).pow(gamma)
+    return loss if alpha < 0 else loss * torch.where(targets == BACKGROUND, 1 - alpha, alpha)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Focal(Method):
+    """Focal loss.
+
+    >>> focal(torch.tensor([0.0, 2.0]), torch.tensor([1.0, 0.0]))  # 0.25 · (1/2)² · log 2; 0.75 · σ(2)² · 2.1269
+    tensor([0.0433, 1.2376])
+    """
+
+    name = "focal"
+    kind = "element"
+    title = "focal loss"
+    summary = "focal loss: the better a prediction already is, the less it counts"
+    helps = "many easy negatives; on missing labels it is what BRL is compared with"
+    source = "Lin et al. 2017, equation 5"
+    equation = r"-\alpha_t(1-p_t)^\gamma\log p_t"
+    neutral: ClassVar = {"focal_gamma": 0.0, "focal_alpha": -1.0}
+    golden = (
+        # the distances from the target are 1/2, sigmoid(-2) = 0.119203, sigmoid(2) = 0.880797, 1/2 - 1/4 and 0; squared
+        # and times the values of bce, 0.25 * 0.693147 = 0.173287, 0.014209 * 0.126928 = 0.001804, 0.775803 * 2.126928 =
+        # 1.650078, 0.0625 * 0.693147 = 0.043322 and 0; times alpha_t 0.25, 0.25, 0.75, 0.0625 + 0.5625 and 0.5
+        Golden([0, 2, 2, 0, 0], [1, 1, 0, 0.25, 0.5], [0.043322, 0.000451, 1.237559, 0.027076, 0]),
+        Golden([0, 2, 2], [1, 1, 0], [0.173287, 0.001804, 1.650078], {"focal_alpha": -1}),
+        Golden([0, 2, 2], [1, 1, 0], [0.693147, 0.126928, 2.126928], {"focal_alpha": -1, "focal_gamma": 0}),
+        # gamma = 1, alpha = 0.5: 0.119203 * 0.126928 / 2 and 0.880797 * 2.126928 / 2
+        Golden([2, 2], [1, 0], [0.007565, 0.936695], {"focal_gamma": 1, "focal_alpha": 0.5}),
+    )
+
+    focal_gamma: float = setting(2.0, "exponent; 0: cross-entropy", low=0)
+    focal_alpha: float = setting(0.25, "weight of positives, 1 - alpha of negatives; -1: both 1", low=-1, high=1)
+
+    def cost(self, candidates: Candidates, run: Run) -> Tensor:
+        """Focal loss of the candidates' link."""
+        logits, targets, _, _, link = candidates
+        loss = {SIGMOID: focal, SOFTMAX: _softmax}[link]
+        return loss(logits, targets, gamma=self.focal_gamma, alpha=self.focal_alpha)
+
+    def divide(self, site: Site) -> str:
+        """By the positives (section 4): the mean over all candidates would be that of the easy ones."""
+        return site.positives
+
+
+def _softmax(logits: Tensor, targets: Tensor, *, gamma: float, alpha: float) -> Tensor:
+    return softmax_focal(logits, targets, gamma=gamma, alpha=alpha).unsqueeze(-1)

@@ -5,10 +5,16 @@ Li et al. 2019, "Gradient Harmonized Single-stage Detector": GHM-C, with unit re
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
 from rebalance.match.boxes import upcast
+from rebalance.match.candidates import IGNORE, SIGMOID, Candidates
+from rebalance.methods.method import Golden, Method, Run, Site
+from rebalance.settings import setting
 
 
 def ghm_weights(
@@ -53,3 +59,56 @@ def ghm_weights(
         divided = bins if regions == "all" else (found > 0).sum()
         of_bin = torch.where(average > 0, found.sum() / (average * divided), 0)
         return torch.cat((of_bin, of_bin.new_zeros(1)))[place], average
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ghm(Method):
+    """Gradient harmonizing.
+
+    >>> easy_easy_hard = torch.tensor([-4.0, -4.0, 4.0])  # two share a bin of the 30, one has its own
+    >>> weights, _ = ghm_weights(easy_easy_hard, torch.zeros(3), torch.tensor(True))
+    >>> weights * 30  # 3 / 2 and 3 / 1, divided by the bins
+    tensor([1.5000, 1.5000, 3.0000])
+    """
+
+    name = "ghm"
+    kind = "weighting"
+    title = "gradient harmonizing (GHM-C)"
+    summary = "gradient harmonizing: what many predictions have in common, easy ones and outliers, counts less"
+    helps = "objects without a label that the detector finds: as outliers they count less"
+    source = "Li et al. 2019, unit region approximation"
+    equation = r"\frac{N}{GD(g)},\quad g=|\sigma(x)-y|"
+    needs = frozenset({"one", SIGMOID})  # counting says nothing about the candidates of a refinement
+    neutral: ClassVar = {"ghm_bins": 1, "ghm_momentum": 0.0}
+    by_image = False  # it counts over the batch
+    golden = (
+        # of two bins g = 1/2 belongs to the upper, as does 0.880797; 0.119203 to the lower: weights 3 / (2 * 2) and
+        # 3 / (1 * 2) times 0.693147, 2.126928 and 0.126928
+        Golden([0, 2, -2], [0, 0, 0], [0.519860, 1.595196, 0.190392], {"ghm_bins": 2, "ghm_momentum": 0}),
+    )
+
+    ghm_bins: int = setting(30, "bins of the gradient norm", low=1)
+    ghm_momentum: float = setting(0.75, "share of the past in the moving average of counts", low=0, high=0.999)
+    ghm_regions: str = setting(
+        "all", "bins that divide: all as in the paper, or the occupied ones", choices=("all", "occupied")
+    )
+
+    @classmethod
+    def joins(cls, element: type[Method]) -> bool:
+        """Cross-entropy alone: it takes the place of focal loss, and g is the gradient of cross-entropy."""
+        return element.name == "bce"
+
+    def weigh(self, candidates: Candidates, loss: Tensor, run: Run) -> Tensor:
+        """By the gradient density, with a moving average that validation neither uses nor changes."""
+        logits, targets, state, _, _ = candidates
+        weights, average = ghm_weights(
+            logits, targets, (state != IGNORE).unsqueeze(-1), bins=self.ghm_bins, momentum=self.ghm_momentum,
+            regions=self.ghm_regions, average=run.kept.get("average") if run.training else None,
+        )  # fmt: skip
+        if run.training:
+            run.kept["average"] = average
+        return weights
+
+    def divide(self, site: Site) -> str:
+        """By N, the candidates (equation 6 of the paper)."""
+        return "candidates"

@@ -7,6 +7,7 @@ Shapes: B images, N candidates an image, T steps.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor
 from rebalance.match.boxes import upcast
 from rebalance.match.candidates import IGNORE, NEGATIVE, POSITIVE
 from rebalance.methods.bce import bce
+from rebalance.methods.method import DENSE, RPN, Method
+from rebalance.settings import setting
 
 
 class Refined(NamedTuple):
@@ -127,3 +130,57 @@ def means(sums: Tensor) -> dict[str, float]:
     """`pos_0` … `neg_T` from the sums of `StepMeans`; 0 where there was no such candidate. Reads from the device."""
     found = (sums[:, :-1] / sums[:, -1:].clamp(min=1)).tolist()
     return {f"{name}_{t}": mean for name, row in zip(("pos", "neg"), found, strict=True) for t, mean in enumerate(row)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Obj(Method):
+    """The objectness module: it chooses a head, whose two losses are cross-entropies.
+
+    >>> objectness, given_object = torch.tensor([0.0, 2.0]).sigmoid()
+    >>> objectness * given_object  # score = P(object) · P(class given object)
+    tensor(0.4404)
+    """
+
+    name = "obj"
+    kind = "head"
+    title = "objectness module"
+    summary = (
+        "chooses `head=obj`: a prediction's class is learned from positives alone, an objectness tells them from "
+        "background; score = P(class given object)·P(object)"
+    )
+    helps = "it gives the other methods an objectness to act on; the classes are then learnt from labels alone"
+    source = "Chen et al. 2019, section 3.1"
+    equation = r"P(c)=P(c\,|\,o)\,P(o)"
+    stages = (DENSE, RPN)
+    needs = frozenset({"objectness"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResObj(Obj):
+    """Residual Objectness.
+
+    >>> objectness = torch.tensor([[1.0, 0.0, -1.0]])  # the one positive scores 0.73, only it passes the gate
+    >>> state = torch.tensor([[POSITIVE, NEGATIVE, NEGATIVE]])
+    >>> residual_objectness(objectness, torch.zeros(1, 1, 3), torch.tensor([[1.0, 0, 0]]), state).losses
+    tensor([[[0.3133, 0.0000, 0.0000]]])
+    """
+
+    name = "resobj"
+    title = "Residual Objectness"
+    summary = (
+        "chooses `head=resobj`, Residual Objectness: the objectness is refined in steps, each trained on what scores "
+        "as high as the lowest positive"
+    )
+    helps = "many easy negatives, on heads with an objectness; for missing labels by itself it does nothing"
+    source = "Chen et al. 2019, Algorithm 1"
+    equation = r"o_t=\mathrm{sg}(o_{t-1})+r_t,\quad L_t=\sum_{\sigma(o_{t-1})\geq m}\mathrm{BCE}(\sigma(o_t),y)"
+
+    resobj_steps: int = setting(2, "T, refinements of the objectness; 0: as head=obj", low=0, high=5)
+    resobj_grad: str = setting(
+        "isolated", "residual losses train the residual subnets alone, or jointly with the objectness",
+        choices=("isolated", "joint"),
+    )  # fmt: skip
+    resobj_on: str = setting(
+        "obj", "features that the residual subnets see: the objectness subnet's or the class tower's",
+        choices=("obj", "cls"),
+    )  # fmt: skip

@@ -7,9 +7,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from rebalance.experiments.record import load
 from rebalance.report import figures
 from rebalance.report.page import compose, render, state
-from rebalance.report.records import load
 from rebalance.report.summary import results, to_csv
 from rebalance.report.tables import as_text, judged_rows, result_tables, settings_table, study_tables
 

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import jinja2
 
+from rebalance.experiments.record import SPLITS, Record, Sweep
 from rebalance.report.figures import Picture
 from rebalance.report.papers import RATED, TITLES
-from rebalance.report.records import SPLITS, Record, Sweep
 from rebalance.report.summary import Results, as_list, describe, settings_of, varying
 from rebalance.report.tables import (
     Table,

@@ -1,65 +1,20 @@
-"""The numbers that papers report, from papers.csv beside this file.
-
-One row a number: `flags` are in our own names, as typed (`obj_drop=0.75`, several separated by spaces), `protocol` and
-`rate` are the training labels in our words (empty: partial by nature), `value` is a fraction in [0, 1] (`FPS`: frames a
-second). `model` is the paper's detector, named after its family. A further paper is further rows and its title below.
-"""
+"""Which of the numbers that papers report stand beside an own run."""
 
 from __future__ import annotations
 
-import csv
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
 from typing import Any
 
-from rebalance.settings import TrainFlags, flags
+from rebalance.experiments.papers import Number as Number
+from rebalance.experiments.papers import family as family
+from rebalance.experiments.papers import numbers as numbers
+from rebalance.experiments.papers import titles
 
-TITLES = {
-    "rebalancing": "Box Prediction Rebalancing for Training Single-Stage Object Detectors with Partially Labeled Data",
-    "brl": "Solving Missing-Annotation Object Detection with Background Recalibration Loss",
-    "label-noise": "Effect of Label Noise on Robustness of Deep Neural Network Object Detectors",
-    "residual": "Residual Objectness for Imbalance Reduction",
-}
+TITLES = titles()
 ON_HEADS = ("obj", "resobj")  # heads that are methods: `loss=` may name them
 RATED = ("percent", "per_class")  # protocols of which the rate is asked, not found
-
-# Flags that say what a loss computes: an own run corresponds to a number only where all of these agree
-METHOD_FLAGS = tuple(
-    name for name, field in flags(TrainFlags).items() if field.metadata["method"] not in ("", "anchor")
-)
-
-
-@dataclass(frozen=True)
-class Number:
-    """One reported number."""
-
-    paper: str
-    table: str
-    model: str
-    loss: str
-    flags: tuple[tuple[str, str], ...]
-    data: str
-    protocol: str
-    rate: float | None
-    split: str
-    metric: str
-    value: float
-
-    @property
-    def title(self) -> str:
-        """Title of the paper."""
-        return TITLES[self.paper]
-
-    @property
-    def source(self) -> str:
-        """Where the number stands, e.g. 'brl, Table 4' or 'label-noise, Figure 5b'."""
-        if self.table.startswith("fig"):
-            return f"{self.paper}, Figure {self.table.removeprefix('fig')}"
-        return f"{self.paper}, {'text' if self.table == 'text' else f'Table {self.table}'}"
 
 
 @dataclass(frozen=True)
@@ -85,35 +40,12 @@ class Published:
         return sorted((removal, value) for (s, removal), value in self.values.items() if s == split)
 
 
-@cache
-def numbers() -> tuple[Number, ...]:
-    """Every reported number that the package carries."""
-    text = (files("rebalance.report") / "papers.csv").read_text(encoding="utf-8")
-    rows = csv.DictReader(text.splitlines())
-    return tuple(
-        Number(
-            **{k: row[k] for k in ("paper", "table", "model", "loss", "data", "protocol", "split", "metric")},
-            flags=tuple((name, value) for name, _, value in (f.partition("=") for f in row["flags"].split())),
-            rate=float(row["rate"]) if row["rate"] else None,
-            value=float(row["value"]),
-        )
-        for row in rows
-    )
-
-
 def removal(axis: str) -> Published:
     """Return what Box Prediction Rebalancing reports on an axis: Table 2 for `box_drop`, Table 3 for `obj_drop`."""
     rows = [n for n in numbers() if n.paper == "rebalancing" and len(n.flags) == 1 and n.flags[0][0] == axis]
     first = rows[0]
     values = {(n.split, float(n.flags[0][1])): n.value for n in rows}
     return Published(first.title, first.table, first.model, first.data, values)
-
-
-def family(model: str) -> str:
-    """Return the family of a detector: 'retinanet' of retinanet_tiny and retinanet-r101, 'yolov5' of yolov5n.yaml."""
-    name = re.split(r"[\\/]", model)[-1].lower()
-    found = re.match(r"yolo(?:v?\d+)|retinanet|fasterrcnn|ssd", name)
-    return found[0] if found else name
 
 
 def loss_name(loss: str) -> str:
@@ -174,8 +106,9 @@ def _corresponds(number: Number, values: Mapping[str, Any]) -> bool:
         return False
     if labels_key(number.protocol, number.rate) != labels_key(values.get("protocol"), values.get("rate")):
         return False
-    expected: dict[str, Any] = {name: flags(TrainFlags)[name].default for name in METHOD_FLAGS} | dict(number.flags)
-    return all(same_value(value, values.get(name)) for name, value in expected.items())
+    expected = {**number.settings, **dict(number.flags)}
+    # a flag that came after a record was written had the value that goes without saying
+    return all(same_value(value, values.get(name, number.settings.get(name))) for name, value in expected.items())
 
 
 def same_value(one: Any, other: Any) -> bool:

@@ -19,8 +19,8 @@ from pathlib import PurePath
 from typing import Any
 
 from rebalance.errors import ConfigError, nearest
+from rebalance.experiments.record import METRICS, SPLITS, Record, Sweep
 from rebalance.report.papers import base_head, labels_key, loss_name, loss_of, same_value
-from rebalance.report.records import METRICS, SPLITS, Record, Sweep
 from rebalance.report.student import quantile
 from rebalance.settings import value_text
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from rebalance.experiments.record import METRICS, SPLITS, Record, Sweep
 from rebalance.report import papers
-from rebalance.report.records import METRICS, SPLITS, Record, Sweep
 from rebalance.report.summary import (
     AXES,
     LABELS,

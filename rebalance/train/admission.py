@@ -1,70 +1,212 @@
-"""Whether a training would start, found out without starting it."""
+"""Would this training start? The one place that answers, before anything is created."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ultralytics.cfg import get_cfg
-from ultralytics.utils import DEFAULT_CFG_DICT
+from ultralytics.data.utils import find_dataset_yaml
+from ultralytics.nn.tasks import load_checkpoint
+from ultralytics.utils import DEFAULT_CFG_DICT, YAML
+from ultralytics.utils.checks import check_yaml
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 
+from rebalance.data.demo.seafloor import built_in
 from rebalance.errors import ConfigError, ModelError, nearest
-from rebalance.hosts.ultralytics.model import anchored, host_of, model_class
-from rebalance.methods.resolve import train_flags
-from rebalance.settings import TrainFlags, flags
-from rebalance.train.api import YOLO
-from rebalance.train.checkpoint import given_or_kept, remembered
+from rebalance.hosts import FAMILIES, host_of
+from rebalance.hosts.host import remembered
+from rebalance.hosts.state_dict import read_state_dict
+from rebalance.methods.resobj import ResObj
+from rebalance.recipe import TRAIN, Recipe, read
 
 
-def check_training(ours: Mapping[str, Any], host: Mapping[str, Any]) -> None:
-    """Raise for what `YOLO(host["model"]).train(**ours, **host)` would raise at its start.
+class Admitted(NamedTuple):
+    """A training that would start."""
 
-    The data set is not looked at.
+    recipe: Recipe | None  # None: Ultralytics trains by itself
+    trainer: Any  # trainer class of the user's own; None: ours, or where there is no recipe the host's
+    given: dict[str, Any]  # our flags
+    arguments: dict[str, Any]  # Ultralytics' own
 
-    Args:
-        ours: our training flags that were given.
-        host: Ultralytics' arguments that were given, with `model`.
+
+def separate(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Our training flags, and Ultralytics' own arguments; a `cfg` file that holds flags of ours is spelt out.
 
     Raises:
-        ConfigError: an unknown flag, a bad value, or a flag that would have no effect.
-        ModelError: there is no such model, or it does not take the head asked for.
+        ConfigError: there is no such file.
     """
-    known = [*DEFAULT_CFG_DICT, *flags(TrainFlags)]
-    for name, value in {**ours, **host}.items():
-        if name not in known:
-            raise ConfigError(f"unknown flag {name}={value}{nearest(name, known)}")
+    cfg = arguments.get("cfg")
+    if cfg not in (None, "", "None"):
+        if not (file := check_yaml(cfg, hard=False)):
+            raise ConfigError(f"cfg={cfg}: no such file")
+        held = YAML.load(file)
+        if held.keys() & TRAIN.keys():
+            own = {name: value for name, value in arguments.items() if name != "cfg"}
+            arguments = {**{k: v for k, v in held.items() if k in TRAIN or v is not None}, **own}
+    ours = {name: value for name, value in arguments.items() if name in TRAIN}
+    return ours, {name: value for name, value in arguments.items() if name not in TRAIN}
+
+
+def admit(
+    model: Any,
+    ours: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+    trainer: Any = None,
+    *,
+    strict: bool = False,
+    data: bool = True,
+) -> Admitted:
+    """Check a training as a whole.
+
+    Args:
+        model: a `YOLO` of ours.
+        ours: our training flags that were given.
+        arguments: Ultralytics' own.
+        trainer: a trainer class of the user's own.
+        strict: check Ultralytics' arguments too where it trains by itself.
+        data: look for the data set.
+
+    Raises:
+        ConfigError: an unknown flag, a bad value, a flag that would have no effect, or no such data set.
+        ModelError: the model cannot have the head asked for, or weights that cannot be had.
+    """
+    given, arguments = dict(ours), dict(arguments)
+    if given or strict:
+        check_names(arguments)
+        check_arguments(arguments)
+    resume = arguments.get("resume")
+    source = _resumed(model, resume) if resume else model.model
+    before = remembered(source).get("flags", {})
+    head, host = before.get("head", "stock"), host_of(source)
+    plain = model.task == "detect" and not resume and is_state_dict(arguments.get("pretrained"))
+    if plain and model.ckpt:
+        told = f"pretrained={arguments['pretrained']}"
+        raise ConfigError(f"{told} cannot be joined with model={model.model_name}, which has weights")
+    plain = plain and trainer is None  # a trainer of one's own has to read it itself
+    recipe = None
+    if not host.own or given or plain or head != "stock" or (before and resume):
+        if trainer is not None:
+            what = ", ".join(given) or (f"head={head}" if host.own else f"model={model.model_name}")
+            raise ConfigError(f"trainer={trainer.__name__} cannot be joined with {what}")
+        if model.task != "detect":
+            raise ConfigError(
+                f"{', '.join(given)}: only for detection models, and {model.model_name} is a {model.task} model"
+            )
+        recipe = read(given_or_kept(given, before), host.sites, head=head)
+        given["head"] = recipe["head"]
+    if host.own and (given or strict):
+        _check_weights(arguments.get("pretrained"))
+    if recipe:
+        host.refuse(source, recipe, arguments, _channels(arguments.get("data")))
+    if data and isinstance(arguments.get("data"), str):
+        arguments["data"] = built_in(arguments["data"])  # last, since the built-in set is made where it is not
+        if (recipe or strict) and model.task == "detect":
+            data_yaml(arguments["data"])
+    return Admitted(recipe, trainer, given, arguments)
+
+
+def check_names(arguments: Mapping[str, Any], more: Iterable[str] = ()) -> None:
+    """Refuse a name that neither we nor Ultralytics know."""
+    known = {*DEFAULT_CFG_DICT, *more}
+    for name, value in arguments.items():
+        if name not in known and name not in TRAIN:
+            raise ConfigError(f"unknown flag {name}={value}{nearest(name, [*known, *TRAIN])}")
+
+
+def check_arguments(arguments: Mapping[str, Any]) -> None:
+    """Refuse values of Ultralytics' arguments that it would refuse, in one line."""
     try:
-        get_cfg(overrides=dict(host))
+        get_cfg(overrides=dict(arguments))
     except (TypeError, ValueError, SyntaxError) as error:
-        raise ConfigError(" ".join(str(error).split())) from None
-    model, weights = str(host["model"]), host.get("pretrained")
-    if isinstance(weights, str) and host_of(_model(model).model.yaml) == "yolo":
-        file = Path(weights)
-        if not file.is_file() and file.name not in GITHUB_ASSETS_NAMES:
-            raise ModelError(f"pretrained={weights}: no such file, and not a published model")
-    _model(model)._trainer(dict(ours), dict(host), None)
-    source = _model(model).model
-    on_anchors, before = anchored(source.yaml), remembered(source).get("flags", {})
-    if host_of(source.yaml) == "yolo":
-        chosen = train_flags(given_or_kept(ours, before), head=before.get("head", "stock"), anchored=on_anchors)
-        if chosen.head != "stock":
-            kept = ("head", "resobj_steps", "resobj_on", "resobj_grad")  # what the head is built from
-            _with_head(model, TrainFlags(**{name: getattr(chosen, name) for name in kept}))
+        raise ConfigError(str(error).splitlines()[0]) from None
 
 
-@lru_cache
-def _model(name: str) -> YOLO:
+def _check_weights(pretrained: Any) -> None:
+    if not isinstance(pretrained, str) or Path(pretrained).is_file() or Path(pretrained).name in GITHUB_ASSETS_NAMES:
+        return
+    raise ModelError(f"pretrained={pretrained}: no such file, and not a published model")
+
+
+def check_flags(given: Mapping[str, Any]) -> None:
+    """Raise where no model takes these flags; what is wrong with them for YOLO is told."""
+    first: ConfigError | None = None
+    for sites in FAMILIES:
+        for head in sites.by_head:
+            try:
+                read(given, sites, head=head)
+                return
+            except ConfigError as error:
+                first = first or error
+    if first:
+        raise first
+
+
+def given_or_kept(given: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags that were given, and what a checkpoint keeps about a head of several steps where that head stays.
+
+    Args:
+        given: flag name to value.
+        before: the same, from the checkpoint; may be empty.
+    """
+    stays = given.get("head", "resobj") == before.get("head") == "resobj"
+    own = {name for name, (owner, _) in TRAIN.items() if owner is ResObj} if stays else set()
+    return {**{k: v for k, v in before.items() if k in own}, **given}
+
+
+def data_yaml(data: str) -> str:
+    """The YAML of a detection data set, as the host will find it; empty where it has to be fetched first.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    path, found = Path(data), data
+    if "://" in data:
+        return ""
+    if path.is_dir():
+        try:
+            return str(find_dataset_yaml(path))
+        except (AssertionError, OSError):
+            raise ConfigError(f"data={data} is a folder without a YAML, or with several; name the YAML") from None
+    if path.suffix not in (".yaml", ".yml"):
+        if path.is_file():
+            return ""  # an archive
+        found = f"{data}.yaml"  # of those that come with the host, e.g. coco8
+    if not (found := check_yaml(found, hard=False)):
+        raise ConfigError(f"data={data}: no such file")
+    return str(found)
+
+
+def _channels(data: Any) -> int:
+    """Channels of a data set's images; 3 where nobody says, or where the data set is for others to find."""
     try:
-        return YOLO(name)
-    except Exception as error:  # the host raises what its file reader, its downloader or its parser raised
-        raise ModelError(f"model={name} cannot be loaded: {' '.join(str(error).split())}") from None
+        file = data_yaml(str(data or ""))
+    except ConfigError:
+        return 3
+    return YAML.load(file).get("channels", 3) if file else 3
 
 
-@lru_cache
-def _with_head(name: str, chosen: TrainFlags) -> None:
-    """Build the model once with the head asked for."""
-    yaml = _model(name).model.yaml
-    model_class(yaml, chosen.head)(yaml, verbose=False, flags=chosen)
+def is_state_dict(pretrained: Any) -> bool:
+    """Whether `pretrained` names a file of tensors alone, e.g. of an original YOLOv5."""
+    named = isinstance(pretrained, (str, Path)) and Path(pretrained).is_file()
+    return named and read_state_dict(pretrained) is not None
+
+
+def _resumed(model: Any, resume: Any) -> Any:
+    """The model that a training goes on with.
+
+    Raises:
+        ConfigError: it is not one of a training that was interrupted.
+    """
+    source, checkpoint, file = model.model, model.ckpt, model.ckpt_path or model.model_name
+    if isinstance(resume, (str, Path)):  # goes on with that file, whatever this model is
+        if not Path(resume).is_file():
+            raise ConfigError(f"resume={resume}: no such file")
+        file = str(resume)
+        source, checkpoint = load_checkpoint(file)
+    if not checkpoint:
+        raise ConfigError(f"resume: model={file} is not a checkpoint; give the last.pt of the interrupted training")
+    if checkpoint.get("epoch", -1) < 0 or checkpoint.get("optimizer") is None:
+        raise ConfigError(f"resume: the training of {file} is finished; nothing to resume")
+    return source

@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import ultralytics
-from ultralytics.data.utils import find_dataset_yaml
-from ultralytics.nn.tasks import load_checkpoint
-from ultralytics.utils import DEFAULT_CFG_DICT, YAML
-from ultralytics.utils.checks import check_yaml
-from ultralytics.utils.downloads import GITHUB_ASSETS_STEMS
+from ultralytics.nn.tasks import yaml_model_load
+from ultralytics.utils import DEFAULT_CFG_DICT
+from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, GITHUB_ASSETS_STEMS
 
-from rebalance.data.demo.seafloor import resolve
-from rebalance.errors import ConfigError, ModelError, nearest
-from rebalance.hosts.torchvision.model import KEY as TORCHVISION
+from rebalance.errors import ConfigError, ModelError, RebalanceError, nearest
+from rebalance.hosts.host import COCO, remembered
+from rebalance.hosts.state_dict import read_state_dict
 from rebalance.hosts.torchvision.model import TorchvisionModel
-from rebalance.hosts.torchvision.weights import COCO, check, missing_coco, start
+from rebalance.hosts.torchvision.published import check, missing_coco, start
 from rebalance.hosts.torchvision.zoo import ZOO
-from rebalance.hosts.ultralytics.model import anchored, host_of, replaceable_head
-from rebalance.methods.resolve import train_flags
-from rebalance.settings import TrainFlags, flags
-from rebalance.train.checkpoint import KEY, given_or_kept, read_state_dict, remembered
-from rebalance.train.trainer import HOST_WEIGHTS, trainer
+from rebalance.train.admission import admit, is_state_dict, separate
+from rebalance.train.trainer import with_flags
 from rebalance.train.validator import Validator
-
-
-def split(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Separate our training flags from Ultralytics' own arguments."""
-    ours = {k: v for k, v in arguments.items() if k in flags(TrainFlags)}
-    return ours, {k: v for k, v in arguments.items() if k not in ours}
 
 
 class YOLO(ultralytics.YOLO):  # type: ignore[misc]
@@ -40,7 +28,12 @@ class YOLO(ultralytics.YOLO):  # type: ignore[misc]
     things: `pretrained` may be a plain state dict, and resuming what is finished is an error instead of a new training.
     A checkpoint keeps its head; resuming keeps its loss too. `YOLO("retinanet_tiny")`, or another name of
     `rebalance.hosts.torchvision.zoo`, is a detector of torchvision.
+
+    Attributes:
+        strict: whether a stock training has its arguments checked in one line too, as the command line wants it.
     """
+
+    strict: ClassVar[bool] = False
 
     def _load(self, weights: str, task: Any = None) -> None:
         if str(weights) not in ZOO:
@@ -49,7 +42,7 @@ class YOLO(ultralytics.YOLO):  # type: ignore[misc]
             try:
                 super()._load(weights, task=task)
             except TypeError:
-                if _is_state_dict(weights):
+                if is_state_dict(weights):
                     raise ModelError(
                         f"model={weights} is a plain state dict; name the model that it fills, e.g. "
                         f"model=yolov5n.yaml pretrained={weights}"
@@ -116,122 +109,39 @@ class YOLO(ultralytics.YOLO):  # type: ignore[misc]
             ConfigError: an unknown flag, a bad value, or a flag that would have no effect.
             ModelError: the model cannot have the head asked for.
         """
-        if kwargs.get("cfg") and (held := YAML.load(check_yaml(kwargs["cfg"]))).keys() & flags(TrainFlags).keys():
-            kwargs = {**held, **{k: v for k, v in kwargs.items() if k != "cfg"}}
-        ours, theirs = split(kwargs)
-        if isinstance(theirs.get("data"), str):
-            theirs["data"] = resolve(theirs["data"])
-        chosen = self._trainer(ours, theirs, trainer)
-        if chosen is not trainer and isinstance(theirs.get("data"), str):
-            data_yaml(theirs["data"])
-        return super().train(trainer=chosen, **theirs)
-
-    def _resumed(self, resume: Any) -> Any:
-        """The model that a training goes on with.
-
-        Raises:
-            ConfigError: it is not one of a training that was interrupted.
-        """
-        model, checkpoint, file = self.model, self.ckpt, self.ckpt_path or self.model_name
-        if isinstance(resume, (str, Path)):  # goes on with that file, whatever this model is
-            if not Path(resume).is_file():
-                raise ConfigError(f"resume={resume}: no such file")
-            file = str(resume)
-            model, checkpoint = load_checkpoint(file)
-        if not checkpoint:
-            raise ConfigError(f"resume: model={file} is not a checkpoint; give the last.pt of the interrupted training")
-        if checkpoint.get("epoch", -1) < 0 or checkpoint.get("optimizer") is None:
-            raise ConfigError(f"resume: the training of {file} is finished; nothing to resume")
-        return model
-
-    def _trainer(self, ours: dict[str, Any], theirs: dict[str, Any], custom: Any) -> Any:
-        resume = theirs.get("resume")
-        source = self._resumed(resume) if resume else self.model
-        before = remembered(source).get("flags", {})
-        head = before.get("head", "stock")
-        host = host_of(getattr(source, "yaml", None))
-        if plain := self.task == "detect" and not resume and _is_state_dict(theirs.get("pretrained")):
-            if self.ckpt:
-                given = f"pretrained={theirs['pretrained']}"
-                raise ConfigError(f"{given} cannot be joined with model={self.model_name}, which has weights")
-            plain = custom is None  # which has to read it itself
-        if host == "yolo" and not (ours or plain or head != "stock" or (before and resume)):
-            if before and source is self.model:  # the host's loss from here on: resuming must not bring this one back
-                del self.model.yaml[KEY]
-            return custom
-        if custom is not None:
-            with_what = ", ".join(ours) or (f"head={head}" if host == "yolo" else f"model={self.model_name}")
-            raise ConfigError(f"trainer={custom.__name__} cannot be joined with {with_what}")
-        if self.task != "detect":
-            raise ConfigError(
-                f"{', '.join(ours)}: only for detection models, and {self.model_name} is a {self.task} model"
-            )
-        on_anchors = anchored(getattr(source, "yaml", None))
-        chosen = train_flags(given_or_kept(ours, before), head=head, host=host, anchored=on_anchors)
-        kind = "anchor" if chosen.head in ("obj", "resobj") and on_anchors else chosen.head
-        if kind == "anchor" or host != "yolo":
-            own = f"head={chosen.head}; its gains are box_gain, obj_gain, cls_gain"
-            for k in HOST_WEIGHTS:
-                if theirs.get(k, DEFAULT_CFG_DICT[k]) != DEFAULT_CFG_DICT[k]:
-                    raise ConfigError(f"{k}={theirs[k]} has no effect with {own if host == 'yolo' else host}")
-        if host == "yolo" and chosen.head != "stock" and head == "stock":
-            replaceable_head(self.model, kind)
-        if host != "yolo":
-            _check_freeze(source.yaml[TORCHVISION], theirs.get("freeze"))
-            if not resume:
-                _check_start(source.yaml[TORCHVISION], theirs)
-        return trainer(**{**ours, "head": chosen.head})
+        ours, arguments = separate(kwargs)
+        admitted = admit(self, ours, arguments, trainer, strict=self.strict)
+        if admitted.recipe is None:
+            remembered(self.model).clear()  # the host's loss from here on: resuming must not bring an earlier one back
+            return super().train(trainer=trainer, **admitted.arguments)
+        return super().train(trainer=with_flags(admitted.given, admitted.recipe), **admitted.arguments)
 
 
-def data_yaml(data: str) -> str:
-    """The YAML of a detection data set, as the host will find it; empty where it has to be fetched first.
+def load(name: str, task: Any = None, make: type[YOLO] = YOLO) -> YOLO:
+    """A model by its name or file, or one line that says why not.
+
+    Args:
+        name: as `model=`.
+        task: as there.
+        make: class of the model.
 
     Raises:
-        ConfigError: there is no such file.
+        ModelError: there is no such model, or its file cannot be read.
     """
-    path, found = Path(data), data
-    if "://" in data:
-        return ""
-    if path.is_dir():
+    file = Path(name)
+    if file.suffix in (".yaml", ".yml"):
         try:
-            return str(find_dataset_yaml(path))
-        except (AssertionError, FileNotFoundError):
-            raise ConfigError(f"data={data} is a folder without a YAML, or with several; name the YAML") from None
-    if path.suffix not in (".yaml", ".yml"):
-        if path.is_file():
-            return ""  # an archive
-        found = f"{data}.yaml"  # of those that come with the host, e.g. coco8
-    if not (found := check_yaml(found, hard=False)):
-        raise ConfigError(f"data={data}: no such file")
-    return str(found)
-
-
-def _is_state_dict(pretrained: Any) -> bool:
-    """Whether `pretrained` names a file of tensors alone, e.g. of an original YOLOv5."""
-    if not isinstance(pretrained, (str, Path)) or not Path(pretrained).is_file():
-        return False
-    return read_state_dict(pretrained) is not None
-
-
-def _check_freeze(name: str, freeze: Any) -> None:
-    """Raise for what would freeze all of a detector of torchvision, or nothing of it."""
-    known = set(freeze) <= {0, 1} if isinstance(freeze, list) else freeze is None or freeze in (0, 1, 2)
-    if not known:
-        raise ConfigError(
-            f"freeze={freeze}: {name} has three modules, 0 its body, 1 its neck and 2 its head; "
-            "freeze takes 1 (the body), 2 (the neck too), or a list of 0 and 1"
-        )
-
-
-def _check_start(name: str, theirs: Mapping[str, Any]) -> None:
-    """Raise for what a detector of torchvision cannot start with, before anything is created."""
-    check(name, theirs.get("pretrained"))
-    if theirs.get("distill_model"):
-        raise ConfigError(f"distill_model={theirs['distill_model']} cannot be joined with model={name}")
+            yaml_model_load(name)
+        except FileNotFoundError:
+            raise ModelError(f"model={name}: no such file") from None
+    elif (
+        file.suffix == ".pt" and "://" not in str(name) and not file.is_file() and file.name not in GITHUB_ASSETS_NAMES
+    ):
+        hint = nearest(str(name), GITHUB_ASSETS_NAMES)
+        raise ModelError(f"model={name}: no such file, and not a published model{hint}")
     try:
-        data = data_yaml(str(theirs.get("data") or ""))
-    except ConfigError:  # for those to say who know that nobody makes it first
-        data = ""
-    channels = YAML.load(data).get("channels", 3) if data else 3
-    if channels != 3:
-        raise ModelError(f"model={name} takes images of 3 channels; {theirs['data']} has {channels}")
+        return make(name, task=task)
+    except RebalanceError:
+        raise
+    except Exception as error:  # the host raises what its file reader, its downloader or its parser raised
+        raise ModelError(f"model={name} cannot be loaded: {' '.join(str(error).split())}") from None

@@ -13,16 +13,17 @@ from typing import Any
 import pytest
 import torch
 
-from rebalance.bench import bench, rivals
+from rebalance.bench import clock, contests, hosts_own, ours, run
+from rebalance.bench.contests import Load
 from rebalance.errors import ConfigError
+from rebalance.hosts import SITES
 from rebalance.hosts.torchvision import faster_rcnn, zoo
-from rebalance.methods.registry import METHODS, PLACES
+from rebalance.methods import METHODS
 from rebalance.settings import BenchFlags, as_dict, flags
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 LOSS_MEASURES = ("criterion", "step", "memory", "criterion memory")
-PLACE = {"ultralytics": "stock", "yolov5": "anchor"}  # of the others it has the contest's name
 ALL = 10**6  # samples of a detector that then leaves nothing to chance
 
 
@@ -42,7 +43,7 @@ def test_command_prints_a_table_and_writes_every_figure(tmp_path: Path) -> None:
     assert {"machine", "versions", "git", "precision"} <= set(found)
     ours = [
         "ours, loss=bce", "ours, loss=focal", "ours, loss=brl", "ours, loss=drop obj_drop=0.75", "ours, loss=ghm",
-        "ours, loss=ohem", "ours, loss=soft",
+        "ours, loss=ohem", "ours, loss=soft", "ours, loss=varifocal",
     ]  # fmt: skip
     hosts = [] if found["skipped"] else ["YOLOv5"]
     expected = {(host, measure, own) for host in hosts for measure in LOSS_MEASURES for own in ours}
@@ -62,23 +63,23 @@ def test_command_prints_a_table_and_writes_every_figure(tmp_path: Path) -> None:
 def test_without_yolov5_its_rows_are_skipped_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "yolov5", None)
     monkeypatch.setitem(sys.modules, "yolov5.utils.loss", None)
-    monkeypatch.setattr(bench, "_rows", lambda contest, repeats: [])
-    found = bench.bench(BenchFlags(only="ultralytics,yolov5", batch=1, imgsz=32, repeats=3, device="cpu"))
+    monkeypatch.setattr(run, "_rows", lambda contest, repeats: [])
+    found = run.bench(BenchFlags(only="ultralytics,yolov5", batch=1, imgsz=32, repeats=3, device="cpu"))
     assert len(found["skipped"]) == 1
     assert "yolov5" in found["skipped"][0]
-    assert "requirements-upstream.txt" in bench.table(found)
+    assert "requirements-upstream.txt" in run.table(found)
 
 
 def test_what_the_gpu_has_no_room_for_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(contest: rivals.Contest, repeats: int) -> None:
+    def full(contest: contests.Contest, repeats: int) -> None:
         raise torch.cuda.OutOfMemoryError
 
-    monkeypatch.setattr(bench, "_rows", full)
-    found = bench.bench(BenchFlags(only="element", batch=1, imgsz=32, repeats=3, device="cpu"))
+    monkeypatch.setattr(run, "_rows", full)
+    found = run.bench(BenchFlags(only="element", batch=1, imgsz=32, repeats=3, device="cpu"))
     assert found["skipped"] == ["element: the GPU's memory is too small for batch=1 imgsz=32"]
 
 
-def losses(contest: rivals.Contest) -> dict[str, float]:
+def losses(contest: contests.Contest) -> dict[str, float]:
     found = {}
     for side in contest.sides:
         output = (side.model or contest.model)(contest.images)
@@ -89,21 +90,21 @@ def losses(contest: rivals.Contest) -> dict[str, float]:
 @pytest.mark.parametrize("name", ["ultralytics", "retinanet", "ssd", "fasterrcnn"])
 def test_both_sides_compute_the_same_loss_and_every_loss_is_there(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zoo, "Numbers", lambda **n: faster_rcnn.Numbers(**{**n, "anchors": ALL, "rois": ALL}))
-    contest = rivals.CONTESTS[name][0](2, 64, CPU)
+    contest = contests.CONTESTS[name][0](Load(2, 64, CPU))
     found = losses(contest)
     host, *ours = found
-    place = PLACE.get(name, name)
+    site = SITES[{"ultralytics": "stock"}.get(name, name)]
     assert found[ours[0]] == pytest.approx(found[host], rel=1e-5)
-    assert ours[0] == f"ours, loss={PLACES[place]}"
-    defined = {m for m, row in METHODS.items() if row.kind != "head" and place in row.places}
+    assert ours[0] == f"ours, loss={site.own}"
+    defined = {m for m, row in METHODS.items() if row.kind != "head" and row.defined(site)}
     assert {re.findall(r"loss=(\w+)", own)[0] for own in ours} == defined
     assert 0 < found["ours, loss=drop obj_drop=0.75"] != found[host]
 
 
 @pytest.mark.parametrize("name", ["retinanet", "ssd", "fasterrcnn"])
 def test_only_what_had_a_gradient_gets_one(name: str) -> None:
-    output = rivals.CONTESTS[name][0](1, 64, CPU).model(torch.rand(1, 3, 64, 64))
-    found = bench._leaves(output)
+    output = contests.CONTESTS[name][0](Load(1, 64, CPU)).model(torch.rand(1, 3, 64, 64))
+    found = run._leaves(output)
     assert found["logits"].requires_grad
     assert found["logits"].is_leaf
     assert not found["anchors"].requires_grad
@@ -112,22 +113,22 @@ def test_only_what_had_a_gradient_gets_one(name: str) -> None:
 
 
 def test_torchvision_s_whole_retinanet_has_our_layers_and_our_loss() -> None:
-    contest = rivals.whole_retinanet(2, 64, CPU)
+    contest = contests.whole_retinanet(Load(2, 64, CPU), model="retinanet")
     found = losses(contest)
     assert found["ours, loss=focal"] == pytest.approx(found["torchvision RetinaNet"], rel=1e-4)
-    rows = bench._rows(contest, 3)
+    rows = run._rows(contest, 3)
     assert [(row["ours"], row["measure"], row["aim"]) for row in rows] == [
         ("ours, loss=focal", "step", 0.95), ("ours, loss=brl", "step", None)
     ]  # fmt: skip
 
 
 def test_element_losses_on_one_tensor() -> None:
-    contest = rivals.element(2, 64, CPU)
-    assert contest.images.shape == (2, 1000, rivals.CLASSES)
+    contest = contests.element(Load(2, 64, CPU))
+    assert contest.images.shape == (2, 1000, ours.CLASSES)
     found = losses(contest)
     assert found["ours, focal"] == pytest.approx(found["torchvision focal"], rel=1e-5)
     assert found["ours, brl"] < found["ours, focal"] < found["ours, bce"]  # most candidates are confused
-    rows = bench._rows(contest, 3)
+    rows = run._rows(contest, 3)
     assert {row["measure"] for row in rows} == {"element"}
     assert {row["ours"]: row["aim"] for row in rows} == {
         "ours, brl": 1.2, "ours, focal": None, "ours, bce": None, "ours, ghm": None
@@ -135,8 +136,8 @@ def test_element_losses_on_one_tensor() -> None:
 
 
 def test_inference_rows_tell_what_each_step_adds() -> None:
-    contests = [build(1, 32, CPU) for build in rivals.CONTESTS["inference"]]
-    rows = {contest.name: bench._rows(contest, 3) for contest in contests}
+    races = [build(Load(1, 32, CPU)) for build in contests.CONTESTS["inference"]]
+    rows = {contest.name: run._rows(contest, 3) for contest in races}
     assert list(rows) == ["yolov5n", "yolov8n", "retinanet_tiny", "fasterrcnn_tiny"]
     steps = [f"head=resobj resobj_steps={t}" for t in (1, 2, 3)]
     for name, found in rows.items():
@@ -148,7 +149,7 @@ def test_inference_rows_tell_what_each_step_adds() -> None:
         assert (counts[0] == 0) == (name in ("yolov5n", "fasterrcnn_tiny"))
         assert counts[1] > counts[0] >= 0
         assert counts[3] - counts[2] == counts[2] - counts[1] > 0
-    for contest in contests:
+    for contest in races:
         heads = [side.loss.backend.model.model[-1] for side in contest.sides]
         assert [getattr(head, "steps", 0) > 0 for head in heads] == [False, False, True, True, True]
         assert all(head.fused for head in heads[2:])
@@ -156,21 +157,21 @@ def test_inference_rows_tell_what_each_step_adds() -> None:
 
 def test_only_chooses_contests_in_its_order() -> None:
     def names(only: str) -> list[str]:
-        return [name for name, _ in rivals.chosen(BenchFlags(only=only))]
+        return [name for name, _ in contests.chosen(BenchFlags(only=only))]
 
-    assert list(dict.fromkeys(names(""))) == list(rivals.CONTESTS)
+    assert list(dict.fromkeys(names(""))) == list(contests.CONTESTS)
     assert names("ssd, retinanet,ssd") == ["ssd", "retinanet", "retinanet"]
     assert names("inference") == ["inference"] * 4
     help = flags(BenchFlags)["only"].metadata["help"]
-    assert all(name in help for name in rivals.CONTESTS)
-    ((_, build),) = rivals.chosen(BenchFlags(only="ssdlite320_mobilenet_v3_large"))
-    assert build(2, 32, CPU).name == "ssdlite320_mobilenet_v3_large"
-    assert set(rivals.ON_CPU) == set(rivals.ON_CUDA) == set(rivals.THEIRS)
-    assert all(zoo.ZOO[name].host == host for table in (rivals.ON_CPU, rivals.ON_CUDA) for host, name in table.items())
+    assert all(name in help for name in contests.CONTESTS)
+    ((_, build),) = contests.chosen(BenchFlags(only="ssdlite320_mobilenet_v3_large"))
+    assert build(Load(2, 32, CPU)).name == "ssdlite320_mobilenet_v3_large"
+    assert set(hosts_own.LOSSES) == {*contests.PRESETS, "yolov8n.yaml", "yolov5n.yaml"}
+    assert all(zoo.ZOO[name].head.sites.name == host for host, names in contests.PRESETS.items() for name in names)
 
 
 def test_figures_kept_from_before_can_still_be_read() -> None:
-    text = bench.table(json.loads((ROOT / "runs/reference/bench-cpu.json").read_text()))
+    text = run.table(json.loads((ROOT / "runs/reference/bench-cpu.json").read_text()))
     assert text.count("  ratio ") == 16
 
 
@@ -178,8 +179,8 @@ def test_figures_kept_from_before_can_still_be_read() -> None:
 def test_both_sides_compute_the_same_yolov5_loss() -> None:
     code = """
 import torch
-from rebalance.bench import rivals
-contest = rivals.yolov5(2, 64, torch.device("cpu"))
+from rebalance.bench import contests
+contest = contests.CONTESTS["yolov5"][0](contests.Load(2, 64, torch.device("cpu")))
 output = contest.model(contest.images)
 sides = [side for side in contest.sides if side.name in ("YOLOv5", "ours, loss=bce", "ours, loss=drop obj_drop=0.75")]
 print(*(float(side.loss(side.adapt(output)).detach()) for side in sides))
@@ -213,7 +214,7 @@ def test_table_says_which_aims_are_met() -> None:
         "versions": {"torch": "2"},
         "precision": "float32",
     }
-    text = bench.table({**found, "flags": as_dict(BenchFlags())})
+    text = run.table({**found, "flags": as_dict(BenchFlags())})
     lines = [line for line in text.splitlines() if "  ratio " in line]
     assert ["met" in line for line in lines] == [True, False, False]
     assert ["missed" in line for line in lines] == [False, True, False]
@@ -222,25 +223,25 @@ def test_table_says_which_aims_are_met() -> None:
 
 
 def test_quartiles_by_hand() -> None:
-    assert bench._quartiles([4.0, 1.0, 3.0, 2.0, 5.0]) == {"low": 2.0, "median": 3.0, "high": 4.0}
-    assert bench._quartiles([7.0]) == {"low": 7.0, "median": 7.0, "high": 7.0}
+    assert run._quartiles([4.0, 1.0, 3.0, 2.0, 5.0]) == {"low": 2.0, "median": 3.0, "high": 4.0}
+    assert run._quartiles([7.0]) == {"low": 7.0, "median": 7.0, "high": 7.0}
 
 
 def test_turns_reverse_and_the_warm_up_does_not_count() -> None:
     order: list[str] = []
-    taken = bench._take_turns({name: lambda name=name: order.append(name) for name in "ab"}, CPU, 4)  # type: ignore[misc]
+    taken = clock.take_turns({name: lambda name=name: order.append(name) for name in "ab"}, CPU, 4)  # type: ignore[misc]
     assert {name: len(times) for name, times in taken.items()} == {"a": 4, "b": 4}
-    assert "".join(order) == ("abba" * 4)[: 2 * (4 + bench.WARM_UP)]
+    assert "".join(order) == ("abba" * 4)[: 2 * (4 + clock.WARM_UP)]
 
 
 def test_memory_is_the_peak_not_the_sum() -> None:
-    def run() -> None:
+    def allocate() -> None:
         for _ in range(3):
             torch.zeros(2**18)  # 1 MiB, given back each time
         both = [torch.zeros(2**18) for _ in range(2)]
         del both
 
-    found = bench._memory(run, CPU)
+    found = clock.memory(allocate, CPU)
     assert found == [] or 2 <= found[0] < 2.1
 
 
@@ -254,4 +255,4 @@ def test_memory_is_the_peak_not_the_sum() -> None:
 )
 def test_bad_flags_are_refused(flags: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        bench.bench(BenchFlags(**{"device": "cpu", **flags}))
+        run.bench(BenchFlags(**{"device": "cpu", **flags}))

@@ -14,10 +14,6 @@ from rebalance.errors import DataError
 BOXES = b"0 0.5 0.5 0.2 0.1\n1 0.25 0.75 0.1 0.1\n"
 
 
-def everything(parsed: labels.Labels) -> np.ndarray:
-    return np.ones(len(parsed), dtype=bool)
-
-
 def test_boxes_by_hand() -> None:
     parsed = labels.parse(BOXES, classes=2)
     assert parsed.classes.tolist() == [0, 1]
@@ -44,20 +40,22 @@ def test_no_boxes(data: bytes) -> None:
     parsed = labels.parse(data, classes=1)
     assert len(parsed) == 0
     assert parsed.boxes_xyxy(10, 10).shape == (0, 4)
-    assert parsed.pick(np.zeros(0, dtype=bool)) == b""
+    assert parsed.pick(np.zeros(0, dtype=bool)).data == b""
 
 
-def test_a_missing_file_has_no_boxes(tmp_path: Path) -> None:
-    assert len(labels.read(tmp_path / "no.txt", classes=1)) == 0
+def test_a_missing_file_has_no_bytes(tmp_path: Path) -> None:
     assert labels.read_bytes(tmp_path / "no.txt") is None
+    (tmp_path / "empty.txt").touch()
+    assert labels.read_bytes(tmp_path / "empty.txt") == b""
 
 
 def test_lines_keep_their_bytes() -> None:
     lines = [b"\t 0  0.50 .5 2e-1 0.1  \r\n", b"1 +0.25 0.750000000000 0.1 0.1\n", b"0 0.5 0.5 0.3 0.3"]
     parsed = labels.parse(b"\xef\xbb\xbf" + lines[0] + b"\n  \n" + lines[1] + lines[2], classes=2)
     assert list(parsed.lines) == lines
-    assert parsed.pick(everything(parsed)) == b"".join(lines)
-    assert parsed.pick(np.array([True, False, True])) == lines[0] + lines[2]
+    assert parsed.pick(np.ones(3, dtype=bool)) is parsed
+    assert parsed.data == b"".join(lines)
+    assert parsed.pick(np.array([True, False, True])).data == lines[0] + lines[2]
 
 
 def test_equal_rows_are_one_box_and_stay_together() -> None:
@@ -65,7 +63,13 @@ def test_equal_rows_are_one_box_and_stay_together() -> None:
     parsed = labels.parse(data, classes=2)
     assert parsed.classes.tolist() == [0, 1, 0]
     assert parsed.box_of.tolist() == [0, 1, 0, 2, 2]
-    assert parsed.pick(np.array([True, False, False])) == b"0 0.5 0.5 0.2 0.1\n0 0.50 0.5 0.20 0.1\n"
+    first = parsed.pick(np.array([True, False, False]))
+    assert first.data == b"0 0.5 0.5 0.2 0.1\n0 0.50 0.5 0.20 0.1\n"
+    assert len(first) == 1
+    last = parsed.pick(np.array([False, True, True]))
+    again = labels.parse(last.data, classes=2)  # what is picked is what its lines say
+    for name in ("classes", "boxes_xywh_norm", "box_of", "lines"):
+        np.testing.assert_array_equal(getattr(last, name), getattr(again, name))
 
 
 def test_polygons_with_the_same_extent_are_two_boxes() -> None:

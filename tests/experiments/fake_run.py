@@ -1,7 +1,8 @@
 """Stands in for a training: `fake_run.py <plan> <run folder> --watch` does what the plan says for the run's id.
 
 ok: writes a record; fail: writes a failed one; die: is killed after a line of log; quit: ends with code 7, no record;
-hang: sleeps until somebody ends it; half: writes half a record and is killed. A list of these: one for each attempt.
+hang: sleeps until somebody ends it; brood: the same with a process that it has started, which does not go politely;
+half: writes half a record and is killed; odd: writes a record that cannot be. A list of these: one for each attempt.
 `--check` answers with the plan's entry "check", if any. Everything it does is also a line in `<plan>.log`.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -55,22 +57,29 @@ if step in ("die", "half"):
     os.kill(os.getpid(), signal.SIGKILL)
 if step == "quit":
     sys.exit(7)
+if step == "brood":
+    program = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
+        log("grandchild", process.pid)
+        time.sleep(60)
 if step == "hang":
     time.sleep(60)
 time.sleep(plan.get("seconds", 0))
-score = 0.5 - config["config"]["train"]["obj_drop"] / 10
+score = 0.5 - config["config"]["train"]["obj_drop"] / 10 if step != "odd" else 50
 metrics = {"mAP50": score, "mAP75": 0.25, "mAP50-95": 0.2, "precision": 0.6, "recall": 1 / 3, "per_class": {}}
 record = {
     "schema": 1,
     "run": run,
-    "status": "finished" if step == "ok" else "failed",
-    "error": None if step == "ok" else "ValueError: as planned",
+    "status": "finished" if step in ("ok", "odd") else "failed",
+    "error": None if step in ("ok", "odd") else "ValueError: as planned",
     "config": config["config"],
     "varied": config["varied"],
     "loss_ran": {"loss": "drop", "head": "anchor"},
     "timings": {"train_seconds": 81.26, "images_per_second": 61.234} if step == "ok" else None,
     "peak_memory_mb": 912.34 if step == "ok" else None,
-    "metrics": {"val": {**metrics, "mAP50": 0.9}, "test": metrics} if step == "ok" else None,
+    "metrics": {"val": {**metrics, "mAP50": 0.9}, "test": metrics} if step in ("ok", "odd") else None,
     "epochs": [],
     "samples": [],
 }

@@ -32,8 +32,8 @@ def test_series_vary_one_list_at_a_time_and_share_the_base() -> None:
     ]
     runs = read_grid({**BASE, **PAPER, "series": "True", "seeds": "0,1,2"}).runs
     assert len(runs) == 27
-    assert [(run.train.obj_drop, run.train.box_drop) for run in runs[:2]] == [(0, 0), (0.1, 0)]
-    assert (runs[-1].train.obj_drop, runs[-1].train.box_drop, runs[-1].seed) == (0, 0.9, 2)
+    assert [(run.train["obj_drop"], run.train["box_drop"]) for run in runs[:2]] == [(0, 0), (0.1, 0)]
+    assert (runs[-1].train["obj_drop"], runs[-1].train["box_drop"], runs[-1].seed) == (0, 0.9, 2)
 
 
 def test_flags_of_a_method_vary_where_the_loss_has_it() -> None:
@@ -58,7 +58,7 @@ def test_flags_of_a_method_that_no_loss_has_stay_to_be_refused() -> None:
 
 def test_series_base_is_zero_wherever_it_stands_and_else_the_first() -> None:
     runs = read_grid({**BASE, "obj_drop": "0.5,0", "lr0": "0.01,0.02", "series": "True"}).runs
-    assert [(run.train.obj_drop, run.host["lr0"]) for run in runs] == [(0, 0.01), (0.5, 0.01), (0, 0.02)]
+    assert [(run.train["obj_drop"], run.host["lr0"]) for run in runs] == [(0, 0.01), (0.5, 0.01), (0, 0.02)]
     assert [dict(run.varied) for run in runs] == [{"obj_drop": 0, "lr0": 0.01}, {"obj_drop": 0.5}, {"lr0": 0.02}]
 
 
@@ -66,7 +66,7 @@ def test_one_run_where_nothing_varies() -> None:
     (run,) = read_grid({**BASE, "obj_drop": "0.75", "epochs": "3", "head": "anchor"}).runs
     assert run.id == "seed=0"
     assert run.given == ("obj_drop", "head")
-    assert (run.train.obj_drop, run.train.head, run.train.box_drop) == (0.75, "anchor", 0)
+    assert (run.train["obj_drop"], run.train["head"], run.train["box_drop"]) == (0.75, "anchor", 0)
     assert dict(run.host) == {"model": "yolov5n.yaml", "data": "my.yaml", "epochs": 3}
     assert run.labels == Labels(protocol="normal", rate=0, seed=0)
     assert dict(run.varied) == {}

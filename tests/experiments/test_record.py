@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from rebalance.experiments import record
-from rebalance.experiments.results import headline
 
 
 def test_json_is_written_whole_and_without_numbers_it_has_not(tmp_path: Path) -> None:
@@ -48,7 +46,7 @@ def test_what_is_no_object_reads_as_none(tmp_path: Path, text: str | None) -> No
     if text is not None:
         (tmp_path / "record.json").write_text(text, "utf-8")
     assert record.read_json(tmp_path / "record.json") is None
-    assert record.read_record(tmp_path) is None
+    assert record.read_if_whole(record.Record, tmp_path / "record.json") is None
 
 
 def test_tail_of_a_log_has_no_colours_and_no_drawn_over_bars(tmp_path: Path) -> None:
@@ -60,44 +58,6 @@ def test_tail_of_a_log_has_no_colours_and_no_drawn_over_bars(tmp_path: Path) -> 
     assert record.tail(tmp_path / "none") == []
 
 
-def test_versions_and_machine_have_what_a_reader_needs() -> None:
-    versions = record.versions()
-    assert list(versions) == ["python", "rebalance", "torch", "ultralytics", "torchvision", "numpy"]
-    assert all(versions.values())
-    machine = record.machine(3, None)
-    assert list(machine) == ["cpu", "cores", "threads", "memory_gb", "gpu", "platform"]
-    assert machine["threads"] == 3
-    assert machine["cores"] == record.cores() >= 1
-    assert machine["memory_gb"] > 0.1
-    assert machine["cpu"]
-
-
-def test_git_is_this_checkout_and_not_one_around_an_installed_package(tmp_path: Path) -> None:
-    root = Path(record.__file__).parents[2]
-    if (root / ".git").exists():
-        head = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        found = record.git()
-        assert found is not None
-        assert found["commit"] == head.stdout.strip()
-    package = tmp_path / "rebalance" / "experiments"  # a copy in somebody else's checkout, which does not track it
-    package.mkdir(parents=True)
-    for file in ("rebalance/__init__.py", "rebalance/experiments/__init__.py", "rebalance/experiments/record.py"):
-        (tmp_path / file).write_bytes((root / file).read_bytes())
-    git = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e@x"]
-    subprocess.run([*git, "init", "-q"], check=True)
-    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "other"], check=True)
-    program = "from rebalance.experiments.record import git; print(git())"
-    told = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=tmp_path,
-        env={"PATH": "/usr/bin:/bin"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert told.stdout.strip() == "None"
-
-
 def test_paths_are_shown_relative_where_they_move_with_the_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,7 +67,37 @@ def test_paths_are_shown_relative_where_they_move_with_the_working_directory(
     assert record.shown("/elsewhere/a.yaml") == "/elsewhere/a.yaml"
 
 
+RECORDS = sorted((Path(__file__).resolve().parents[2] / "runs" / "reference").glob("*/records.jsonl"))
+
+
+@pytest.mark.parametrize("file", RECORDS, ids=lambda path: path.parent.name)
+def test_what_is_read_is_written_as_it_was(tmp_path: Path, file: Path) -> None:
+    plan, *lines = file.read_text("utf-8").splitlines()
+    for kind, text in ((record.Plan, plan), *((record.Record, line) for line in lines)):
+        record.write(tmp_path / "a.json", record.decode(kind, text, "line"))
+        written, before = json.loads((tmp_path / "a.json").read_text("utf-8")), json.loads(text)
+        assert written == before
+        assert list(written) == list(before)  # and in the same order
+
+
+def test_a_task_and_a_failed_run_are_read_as_they_were_written(tmp_path: Path) -> None:
+    labels = {"protocol": "percent", "rate": 0.5, "seed": 0, "data": "d.yaml", "manifest": None}
+    config = record.Config(train={"obj_drop": 0.5}, host={"model": "m.yaml", "classes": [0, 1]}, labels=labels, seed=1)
+    task = record.Task(run="a", config=config, varied={}, given=("obj_drop",))
+    record.write(tmp_path / "config.json", task)
+    assert record.read_file(record.Task, tmp_path / "config.json") == task
+    (tmp_path / "log.txt").write_text("a line\nboom\n", "utf-8")
+    failed = record.failed(task, "boom", tmp_path / "log.txt", machine={"cores": 2})
+    record.write(tmp_path / "record.json", failed)
+    assert record.read(tmp_path / "record.json") == replace(failed, folder=tmp_path)
+    content = json.loads((tmp_path / "record.json").read_text("utf-8"))
+    assert (content["metrics"], content["loss_ran"], content["log_tail"]) == (None, None, ["a line", "boom"])
+    assert failed.headline == ("val", {})
+
+
 def test_the_headline_is_test_where_there_is_one() -> None:
-    assert headline({"metrics": {"val": {"mAP50": 0.1}, "test": {"mAP50": 0.2}}}) == ("test", {"mAP50": 0.2})
-    assert headline({"metrics": {"val": {"mAP50": 0.1}, "test": None}}) == ("val", {"mAP50": 0.1})
-    assert headline({"metrics": None}) == ("val", {})
+    config = record.Config(train={}, host={}, labels={}, seed=0)
+    val, test = {"mAP50": 0.1}, {"mAP50": 0.2}
+    one = record.Record(run="a", status="finished", config=config, metrics={"val": val})
+    assert one.headline == ("val", val)
+    assert replace(one, metrics={"val": val, "test": test}).headline == ("test", test)

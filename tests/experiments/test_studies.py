@@ -6,16 +6,27 @@ import re
 from typing import Any
 
 import pytest
+from objectives import recipe_of
 
 from rebalance.errors import ConfigError
 from rebalance.experiments.grid import Run, read_grids
-from rebalance.experiments.studies import MODELS, SCHEDULES, SIZES, STUDIES, Study, about, arguments, find
-from rebalance.methods.resolve import train_flags
+from rebalance.experiments.papers import (
+    SIZES,
+    Study,
+    about,
+    arguments,
+    detectors,
+    family,
+    find,
+    numbers,
+    studies,
+    titles,
+)
+from rebalance.recipe import Recipe
 from rebalance.report import papers
 from rebalance.report.figures.curves import FIGURES
-from rebalance.settings import TrainFlags, as_dict
 
-TRAINED = [study for study in STUDIES if study.cells]
+TRAINED = [study for study in studies().values() if study.cells]
 HOSTS = {"yolov3": "yolo", "yolov5": "yolo"}
 
 
@@ -30,8 +41,8 @@ def test_the_host_takes_every_run_and_a_size_is_one_budget(study: Study, size: s
     assert grid.flags.name == f"{study.key}-{size}"
     assert len({run.id for run in grid.runs}) == len(grid.runs)
     for run in grid.runs:
-        family = papers.family(str(run.host["model"]))
-        train_flags({name: getattr(run.train, name) for name in run.given}, host=HOSTS.get(family, family))
+        family_ = family(str(run.host["model"]))
+        recipe_of({name: run.train[name] for name in run.given}, host=HOSTS.get(family_, family_))
     by_model: dict[str, list[Any]] = {}
     for run in grid.runs:
         budget = {key: value for key, value in run.host.items() if key not in ("model", "data", "conf")}
@@ -50,25 +61,23 @@ def test_every_detector_and_flag_of_a_schedule_is_known() -> None:
     from rebalance.hosts.torchvision.zoo import ZOO
 
     for size in SIZES:
-        assert {name for key, name in MODELS[size].items() if key not in HOSTS} <= set(ZOO)
-        assert MODELS[size].keys() == SCHEDULES[size].keys()
-        for schedule in SCHEDULES[size].values():
-            assert schedule.keys() <= {*DEFAULT_CFG_DICT, "jobs", "seeds"}
+        assert detectors(size).keys() == detectors("cpu").keys()
+        for key, budget in detectors(size).items():
+            assert key in HOSTS or budget["model"] in ZOO
+            assert budget.keys() <= {*DEFAULT_CFG_DICT, "jobs", "seeds"}
 
 
 def test_keys_tables_and_figures_exist() -> None:
-    keys = [study.key for study in STUDIES]
-    assert len(set(keys)) == len(keys)
-    tables = {(number.paper, number.table) for number in papers.numbers()}
-    for study in STUDIES:
-        assert study.paper in papers.TITLES
+    tables = {(number.paper, number.table) for number in numbers()}
+    for study in studies().values():
+        assert study.paper in titles()
         assert {(study.paper, table) for table in study.tables} <= tables
         assert bool(study.cells) + bool(study.runs_of) + bool(set(study.figures) & set(FIGURES)) == 1
         assert find(study.key).key == (study.runs_of or study.key)
 
 
 def losses(key: str) -> list[tuple[Any, ...]]:
-    return [(r.host["model"], r.train.loss, r.labels.protocol, r.labels.rate) for r in runs(key)]
+    return [(r.host["model"], r.train["loss"], r.labels.protocol, r.labels.rate) for r in runs(key)]
 
 
 def test_brl_tables() -> None:
@@ -80,10 +89,12 @@ def test_brl_tables() -> None:
         ("retinanet_tiny", "focal", "per_class", 0.5),
         ("retinanet_tiny", "brl", "per_class", 0.5),
     ]
-    table_2 = [(r.train.loss, r.train.brl_iou, r.train.brl_t, r.train.brl_weight) for r in runs("brl.table2")]
+    table_2 = [
+        (r.train["loss"], r.train["brl_iou"], r.train["brl_t"], r.train["brl_weight"]) for r in runs("brl.table2")
+    ]
     assert table_2 == [("focal", 0.1, 0.5, 0.1), *(("brl", iou, 0.5, 0.5) for iou in (0.2, 0.1, 0.05))]
     # t = 0.5 at weight 0.5 is in both halves of the table, and one run
-    assert [(r.train.brl_t, r.train.brl_beta, r.train.brl_weight) for r in runs("brl.table3")[1:]] == [
+    assert [(r.train["brl_t"], r.train["brl_beta"], r.train["brl_weight"]) for r in runs("brl.table3")[1:]] == [
         *((t, 1, 0.5) for t in (0, 0.1, 0.25, 0.5)),
         (0.5, 0, 0.5),
         *((0.5, 1, weight) for weight in (1, 0.25, 0.1, 0.01)),
@@ -105,29 +116,33 @@ def test_brl_on_gpus_has_the_papers_detectors_and_seeds() -> None:
 def test_label_noise_is_nested_and_has_both_kinds_of_ce() -> None:
     found = runs("label-noise.fig3")
     rates = [0, 0.1, 0.2, 0.3, 0.4, 0.5]
-    assert [(r.train.loss, r.labels.rate) for r in found] == [(n, p) for n in ("ohem", "bce", "focal") for p in rates]
+    assert [(r.train["loss"], r.labels.rate) for r in found] == [
+        (n, p) for n in ("ohem", "bce", "focal") for p in rates
+    ]
     assert {r.labels.seed for r in found} == {0}
-    assert {(r.train.focal_alpha, r.train.focal_gamma) for r in found if r.train.loss == "focal"} == {(0.75, 2)}
-    assert {r.train.ohem_ratio for r in found} == {3}
-    assert [r.train.focal_gamma for r in runs("label-noise.fig5")] == list(range(9))
+    assert {(r.train["focal_alpha"], r.train["focal_gamma"]) for r in found if r.train["loss"] == "focal"} == {
+        (0.75, 2)
+    }
+    assert {r.train["ohem_ratio"] for r in found} == {3}
+    assert [r.train["focal_gamma"] for r in runs("label-noise.fig5")] == list(range(9))
     assert [run.id for run in runs("label-noise.fig4")] == [run.id for run in found]
 
 
 def test_removal_tables_are_the_benchmarks() -> None:
-    assert [r.train.box_drop for r in runs("rebalancing.table2")] == [0, 0.1, 0.25, 0.75, 0.9]
-    assert [r.train.obj_drop for r in runs("rebalancing.table3")] == [0, 0.1, 0.25, 0.75, 0.9]
-    assert {r.train.head for r in runs("rebalancing.table3")} == {"anchor"}
+    assert [r.train["box_drop"] for r in runs("rebalancing.table2")] == [0, 0.1, 0.25, 0.75, 0.9]
+    assert [r.train["obj_drop"] for r in runs("rebalancing.table3")] == [0, 0.1, 0.25, 0.75, 0.9]
+    assert {r.train["head"] for r in runs("rebalancing.table3")} == {"anchor"}
 
 
-def resolved(run: Run) -> TrainFlags:
-    family = papers.family(str(run.host["model"]))
-    given = {name: getattr(run.train, name) for name in run.given}
-    return train_flags(given, host=HOSTS.get(family, family), anchored=family in HOSTS)
+def resolved(run: Run) -> Recipe:
+    family_ = family(str(run.host["model"]))
+    given = {name: run.train[name] for name in run.given}
+    return recipe_of(given, host=HOSTS.get(family_, family_), anchored=family_ in HOSTS)
 
 
 def test_residual_objectness_tables() -> None:
     def found(key: str, *names: str) -> list[tuple[Any, ...]]:
-        return [tuple(getattr(resolved(run), name) for name in names) for run in runs(key)]
+        return [tuple(resolved(run)[name] for name in names) for run in runs(key)]
 
     assert found("resobj.table1", "loss", "head") == [("focal", "stock"), ("bce", "obj")]
     assert [(r.host["conf"], r.host["iou"]) for r in runs("resobj.table1")] == [(0.05, 0.5), (0.001, 0.5)]
@@ -151,7 +166,7 @@ def test_residual_objectness_tables() -> None:
 def test_the_residual_paper_s_number_stands_beside_every_run(key: str) -> None:
     tables = [("residual", table) for table in find(key).tables]
     for run in runs(key):
-        values = {**run.host, **as_dict(resolved(run)), "protocol": run.labels.protocol, "rate": run.labels.rate}
+        values = {**run.host, **resolved(run).values, "protocol": run.labels.protocol, "rate": run.labels.rate}
         assert "mAP50-95" in papers.beside([values], tables)[0], run.id
 
 

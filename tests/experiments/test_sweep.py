@@ -17,8 +17,7 @@ from typing import Any
 import pytest
 
 from rebalance.errors import ConfigError, DataError, ModelError, RunError
-from rebalance.experiments.record import cores
-from rebalance.experiments.results import COLUMNS
+from rebalance.experiments.machine import cores
 from rebalance.experiments.sweep import sweep
 
 FAKE = Path(__file__).with_name("fake_run.py")
@@ -54,11 +53,11 @@ class Bench:
         """The same in a process of its own, to be killed."""
         self.plan.write_text(json.dumps(plan), "utf-8")
         program = (
-            "import json, sys; from pathlib import Path; from rebalance.experiments.sweep import sweep\n"
-            "args, root, runner = json.loads(sys.argv[1])\n"
-            "sweep(args, root=Path(root), runner=runner)"
+            "import json, sys; from pathlib import Path; from rebalance.experiments import sweep\n"
+            "args, root, runner, sweep._GRACE = json.loads(sys.argv[1])\n"
+            "sweep.sweep(args, root=Path(root), runner=runner)"
         )
-        passed = json.dumps([self.args(**given), str(self.folder), self.runner])
+        passed = json.dumps([self.args(**given), str(self.folder), self.runner, 1.0])
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         return subprocess.Popen(
             [sys.executable, "-c", program, passed],
@@ -196,6 +195,12 @@ def test_a_half_written_record_is_not_trusted(bench: Bench) -> None:
     assert bench.started() == [*RUNS, *RUNS[:2], *[RUNS[1]] * 4]
 
 
+def test_a_record_that_cannot_be_is_a_failed_run_and_says_why(bench: Bench) -> None:
+    bench.sweep({RUNS[0]: "odd"})
+    assert bench.record(RUNS[0])["error"].endswith("metrics.test.mAP50 is 50, not a fraction in [0, 1]")
+    assert bench.record(RUNS[1])["status"] == "finished"
+
+
 def test_children_share_the_cores(bench: Bench) -> None:
     bench.sweep({"seconds": 0.4}, jobs="2")
     starts = {run: float(when) for _, run, _, _, when in bench.log("start")}
@@ -242,6 +247,14 @@ def test_ctrl_c_stops_the_children_and_leaves_the_folder_resumable(bench: Bench)
     assert [(bench.folder / "mine" / "runs" / run / "record.json").exists() for run in RUNS] == [True, *[False] * 3]
     bench.sweep({})
     assert sorted(bench.started()) == sorted([*RUNS, *RUNS[1:3]])
+
+
+def test_ctrl_c_stops_what_a_child_has_started_too(bench: Bench) -> None:
+    process = bench.start({RUNS[0]: "brood"})
+    assert until(lambda: bench.log("grandchild"))
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert gone(int(bench.log("grandchild")[0][1]))
 
 
 @pytest.mark.parametrize(
@@ -337,13 +350,6 @@ def test_a_grid_whose_labels_cannot_be_made_can_be_corrected_under_the_same_name
     assert bench.started() == []
     bench.sweep(protocol="normal")
     assert bench.started() == RUNS
-
-
-def test_columns_are_those_that_others_read() -> None:
-    assert ",".join(COLUMNS) == (
-        "run,model,head,loss,obj_drop,box_drop,protocol,drop_rate,seed,epochs,imgsz,split,mAP50,mAP75,mAP50-95,"
-        "precision,recall,train_seconds,images_per_second,peak_memory_mb,status"
-    )
 
 
 def cells(bench: Bench, **given: str) -> list[dict[str, str]]:

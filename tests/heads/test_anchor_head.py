@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 
 from rebalance.heads.anchor import COCO_ANCHORS, AnchorHead, objectness
@@ -40,6 +43,28 @@ def test_parameters_are_named_as_in_yolov5() -> None:
 
 def test_anchors_are_in_cells() -> None:
     assert head().anchors[:, 0].tolist() == [[10 / 8, 13 / 8], [30 / 16, 61 / 16], [116 / 32, 90 / 32]]
+
+
+@pytest.mark.upstream
+@pytest.mark.parametrize(
+    ("name", "levels"), [("yolov3-tiny", 2), ("yolov3", 3), ("yolov5n", 3), ("yolov5n6", 4), ("yolov5x6", 4)]
+)
+def test_anchors_are_those_of_the_published_models(name: str, levels: int) -> None:
+    package = find_spec("yolov5")
+    if package is None or package.origin is None:
+        pytest.skip("yolov5 is not installed (requirements-upstream.txt)")
+    (file,) = Path(package.origin).parent.glob(f"models/**/{name}.yaml")
+    published = yaml.safe_load(file.read_text("utf-8"))["anchors"]
+    assert [list(level) for level in COCO_ANCHORS[levels]] == published
+
+
+def test_anchors_grow_from_level_to_level_and_keep_their_numbers() -> None:
+    # the sum of a level's numbers, so that none of them changes where the published models are not at hand
+    sums = {levels: [sum(level) for level in anchors] for levels, anchors in COCO_ANCHORS.items()}
+    assert sums == {2: [169, 1130], 3: [125, 376, 1259], 4: [262, 719, 1788, 3887]}
+    for anchors in COCO_ANCHORS.values():
+        areas = [w * h for level in anchors for w, h in zip(level[::2], level[1::2], strict=True)]
+        assert areas == sorted(areas)
 
 
 @pytest.mark.parametrize("nc", [1, 2, 80])

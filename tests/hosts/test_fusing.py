@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from copy import deepcopy
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,11 @@ from torch import Tensor
 from rebalance import YOLO
 from rebalance.errors import ModelError
 from rebalance.experiments.inspect import panels
+from rebalance.hosts import host_of
+from rebalance.hosts.host import remember
 from rebalance.hosts.torchvision.head import best_pairs
-from rebalance.hosts.torchvision.model import TorchvisionModel
-from rebalance.hosts.torchvision.zoo import ZOO
-from rebalance.hosts.ultralytics.model import anchored, model_class
-from rebalance.methods.resolve import train_flags
+from rebalance.recipe import read
 from rebalance.settings import StepsFlags
-from rebalance.train.checkpoint import remember
 
 HOSTS = ("yolov5n.yaml", "yolov8n.yaml", "yolo26n.yaml", "retinanet_tiny", "fasterrcnn_tiny")
 IMAGES = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
@@ -29,14 +28,10 @@ IMAGES = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 def build(name: str, **given: Any) -> Any:
     """A model in evaluation mode whose objectness and residuals are spread."""
     torch.manual_seed(0)
-    given = {"head": "resobj", **given}
-    if name in ZOO:
-        flags = train_flags(given, host=ZOO[name].host)
-        model: Any = TorchvisionModel(name, nc=3, verbose=False, flags=flags)
-    else:
-        flags = train_flags(given, anchored=anchored(name))
-        model = model_class(name, flags.head)(name, nc=3, verbose=False, flags=flags)
-    remember(model, flags)
+    host = host_of(name)
+    recipe = read({"head": "resobj", **given}, host.sites)
+    model = host.build(name, recipe, nc=3, ch=3, verbose=False)
+    remember(model, recipe)
     for key, parameter in model.named_parameters():
         if key.endswith(("logits.weight", "logits.bias")):
             torch.nn.init.normal_(parameter, std=0.3)
@@ -50,24 +45,33 @@ def outputs(model: Any) -> Tensor:
     return found
 
 
-@pytest.mark.parametrize("name", HOSTS)
-@pytest.mark.parametrize("on", ["obj", "cls"])
-@pytest.mark.parametrize("steps", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    ("name", "on", "steps"),
+    [
+        *((name, on, 2) for name in ("yolov5n.yaml", "yolov8n.yaml") for on in ("obj", "cls")),
+        ("yolo26n.yaml", "cls", 2), ("retinanet_tiny", "obj", 2), ("fasterrcnn_tiny", "cls", 2),
+        ("yolov5n.yaml", "cls", 1), ("yolov8n.yaml", "obj", 1), ("yolo26n.yaml", "obj", 3),
+        ("retinanet_tiny", "cls", 3), ("fasterrcnn_tiny", "obj", 1),
+    ],
+)  # fmt: skip
 def test_a_fused_model_predicts_the_same(name: str, on: str, steps: int) -> None:
-    model = build(name, resobj_on=on, resobj_steps=steps)
-    for shown in (None, 0, 1) if steps == 2 else (None,):
+    model, found = build(name, resobj_on=on, resobj_steps=steps), []
+    for shown in (0, 1, None) if steps == 2 else (None,):
         model.model[-1].shown = shown
         fused = deepcopy(model).fuse(verbose=False)
         assert not model.is_fused()
         assert fused.is_fused()
-        torch.testing.assert_close(outputs(fused), outputs(model), rtol=1e-5, atol=1e-7)
-    if steps == 2:  # each step counts
-        found = []
-        for shown in (0, 1, 2):
-            model.model[-1].shown = shown
-            found.append(outputs(deepcopy(model).fuse(verbose=False)))
-        assert not torch.allclose(found[0], found[1])
-        assert not torch.allclose(found[1], found[2])
+        found.append(outputs(fused))
+        torch.testing.assert_close(found[-1], outputs(model), rtol=1e-5, atol=1e-7)
+    assert not any(torch.allclose(one, other) for one, other in pairwise(found))  # each step counts
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_a_model_without_steps_has_nothing_more_to_fuse(name: str) -> None:
+    model = build(name, head="obj")
+    fused = deepcopy(model).fuse(verbose=False)
+    assert fused.is_fused()
+    torch.testing.assert_close(outputs(fused), outputs(model), rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", HOSTS)

@@ -14,13 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from ultralytics.cfg import get_cfg
-from ultralytics.nn.tasks import DetectionModel
 
 import rebalance
-from rebalance.hosts.torchvision.model import TorchvisionModel
-from rebalance.hosts.ultralytics.criterion import build_criterion
-from rebalance.hosts.ultralytics.model import anchored, host_of, model_class
-from rebalance.methods.resolve import train_flags
+from rebalance.hosts import host_of
+from rebalance.recipe import read
 
 IMAGES, LABELS, SIZE = 2, 5, 64
 OURS = str(Path(rebalance.__file__).parent)
@@ -31,9 +28,11 @@ READING |= {aten._local_scalar_dense}  # item(), int(), float(), bool()
 INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}  # reads where an index is a mask
 
 DROP = {"obj_drop": 0.5, "box_drop": 0.5}
-ANCHOR: list[dict[str, Any]] = [{"loss": loss} for loss in ("bce", "focal", "brl", "ghm", "ohem", "soft")] + [DROP]
-REFINED: list[dict[str, Any]] = [{"loss": "obj"}, {"loss": "resobj"}, {"loss": "resobj+brl"}]
-REFINED += [{"loss": "resobj+drop", "drop_scope": scope, **DROP} for scope in ("background", "literal")]
+# Every method on one head, with its settings that change what is computed; on the others what is theirs alone
+METHODS: list[dict[str, Any]] = [{"loss": loss} for loss in ("bce", "focal", "brl", "varifocal", "ghm", "ohem", "soft")]
+METHODS += [DROP, {"loss": "brl+drop", **DROP, "drop_scope": "literal", "drop_select": "confident"}]
+RESOBJ_DROP = {"loss": "resobj+drop", "drop_scope": "literal", **DROP}
+CENTRE = {"loss": "brl", "brl_overlap": "centre", "divisor": "image"}
 
 
 class Readings(TorchDispatchMode):
@@ -57,18 +56,11 @@ class Readings(TorchDispatchMode):
 def readings(name: str, given: dict[str, Any]) -> list[tuple[str, str]]:
     """Of one loss, forward and backward."""
     host = host_of(name)
-    flags = train_flags(given, host=host, anchored=anchored(name))
-    options: dict[str, Any] = {"nc": 3, "verbose": False}
+    recipe = read(given, host.sites)
     torch.manual_seed(0)
-    model: Any
-    if host != "yolo":
-        model = TorchvisionModel(name, flags=flags, **options)
-    elif flags.head == "stock":
-        model = DetectionModel(name, **options)
-    else:
-        model = model_class(name, flags.head)(name, flags=flags, **options)
+    model: Any = host.build(name, recipe, nc=3, ch=3, verbose=False)
     model.train().args = get_cfg(overrides={"imgsz": SIZE})
-    criterion = build_criterion(model, flags, seed=0)
+    criterion = host.criterion(model, recipe, seed=0)
     g = torch.Generator().manual_seed(0)
     count = IMAGES * LABELS
     boxes = torch.cat((torch.rand(count, 2, generator=g) * 0.6 + 0.2, torch.full((count, 2), 0.3)), 1)
@@ -93,10 +85,14 @@ def readings(name: str, given: dict[str, Any]) -> list[tuple[str, str]]:
 @pytest.mark.parametrize(
     ("name", "given"),
     [
-        *(("yolov5n.yaml", {"head": "anchor", **given}) for given in ANCHOR),
-        *(("yolov5n.yaml", given) for given in REFINED),
-        *(("retinanet_tiny", given) for given in ANCHOR + REFINED),
-        *(("ssd_tiny", given) for given in ANCHOR if given.get("loss") not in ("brl", "ghm")),
+        *(("yolov5n.yaml", {"head": "anchor", **given}) for given in [*METHODS, CENTRE]),
+        *(("yolov5n.yaml", given) for given in ({"loss": "obj"}, {"loss": "resobj+brl"}, RESOBJ_DROP)),
+        *(("retinanet_tiny", given) for given in ({"loss": "bce"}, {"loss": "brl"}, {"loss": "ghm"}, METHODS[-1])),
+        *(("retinanet_tiny", given) for given in ({"loss": "obj"}, {"loss": "resobj+brl"}, RESOBJ_DROP)),
+        *(
+            ("ssd_tiny", given)
+            for given in ({"loss": "bce"}, {"loss": "focal"}, {"loss": "ohem"}, {"loss": "soft"}, DROP)
+        ),
     ],
     ids=str,
 )
@@ -107,7 +103,8 @@ def test_nothing_is_read_from_the_device(name: str, given: dict[str, Any]) -> No
 @pytest.mark.parametrize(
     ("name", "given"),
     [
-        *(("yolov8n.yaml", given) for given in ANCHOR + REFINED),
+        *(("yolov8n.yaml", given) for given in ({"loss": "bce"}, {"loss": "soft"}, {"loss": "ghm"}, CENTRE, DROP)),
+        *(("yolov8n.yaml", given) for given in ({"loss": "obj"}, RESOBJ_DROP)),
         *(("yolo26n.yaml", given) for given in (DROP, {"loss": "resobj"})),
         # not ohem: the proposals that non-maximum suppression leaves are as many as they are
         *(("fasterrcnn_tiny", given) for given in ({"loss": "bce"}, {"loss": "nrd"}, {"loss": "soft"}, DROP)),

@@ -35,7 +35,7 @@ def slow(x: float, y: float, confused: bool, t: float, weight: float, beta: floa
 
 
 @pytest.mark.parametrize("t", [0.0, 0.1, 0.25, 0.5, 0.7, 1.0])
-@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0, 2.0])
 def test_a_slow_reference(t: float, beta: float) -> None:
     settings = {"t": t, "weight": 0.3, "beta": beta, "gamma": 1.5, "alpha": 0.4}
     logits, targets, confused = random(60)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
@@ -9,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from rebalance.methods.drop import COUNTS, Dropping, drop_mask
-from rebalance.settings import TrainFlags
+from rebalance.hosts import SITES
+from rebalance.match.candidates import POSITIVE
+from rebalance.methods.drop import Drop, drop_mask
+from rebalance.methods.method import Choice, Predictions, Run
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -131,11 +132,16 @@ def test_inputs_are_unchanged() -> None:
     assert torch.equal(confidence, before[1])
 
 
-# Dropping -------------------------------------------------------------------------------------------------------------
+# Drop -----------------------------------------------------------------------------------------------------------------
 
 
-def dropping(*, seed: int = 0, rank: int = 0, stream: int = 0, **flags: Any) -> Dropping:
-    return Dropping(TrainFlags(loss="drop", **flags), seed=seed, rank=rank, stream=stream)
+def choose(step: Step, epoch: int = 0, **flags: Any) -> Choice:
+    """What one training step of an epoch chooses."""
+    run = Run(SITES["anchor"])
+    run.epoch = epoch
+    found = Drop(**flags).choose(step.predictions, run)
+    assert found is not None
+    return found
 
 
 class Step:
@@ -152,8 +158,9 @@ class Step:
         self.matched.view(-1)[self.pairs[self.pairs >= 0]] = True
 
     @property
-    def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.matched, self.overlap, self.confidence, self.pairs
+    def predictions(self) -> Predictions:
+        state = self.matched.to(torch.int8) * POSITIVE
+        return Predictions(state, lambda: self.overlap, lambda: self.confidence, lambda: self.pairs)
 
     @property
     def low_pairs(self) -> Tensor:
@@ -165,131 +172,104 @@ def step() -> Step:
     return Step()
 
 
-@pytest.mark.parametrize("select", ["random", "confident"])
-@pytest.mark.parametrize("rate", [0.29, 1.0])
-@pytest.mark.parametrize("scope", ["background", "matched", "literal"])
+@pytest.mark.parametrize(
+    ("scope", "rate", "select"),
+    [("background", 0.29, "random"), ("matched", 1.0, "random"), ("literal", 0.29, "confident"),
+     ("background", 1.0, "confident"), ("matched", 0.29, "confident"), ("literal", 1.0, "random")],
+)  # fmt: skip
 def test_scopes(step: Step, scope: str, rate: float, select: str) -> None:
-    drop = dropping(obj_drop=rate, box_drop=rate, drop_scope=scope, drop_select=select)
-    obj, box = drop.draw(*step.inputs)
+    found = choose(step, obj_drop=rate, box_drop=rate, drop_scope=scope, drop_select=select)
+    obj, other = (found.background, found.left) if scope == "literal" else (found.left, found.background)
     low = step.overlap < 0.3
     eligible = low & (~step.matched if scope == "background" else step.matched)
     part = Decimal(str(rate))
+    assert other is None
+    assert obj is not None
+    assert found.box is not None
     assert int(obj.sum()) == int(part * int(eligible.sum())) > 0
     assert not (obj & ~eligible).any()
-    assert int(box.sum()) == int(part * int(step.low_pairs.sum())) > 0
-    assert not (box & ~step.low_pairs).any()
-    expected = (eligible.sum(), obj.sum(), step.low_pairs.sum(), box.sum())
-    assert drop.counts is not None
-    assert dict(zip(COUNTS, drop.counts.tolist(), strict=True)) == dict(zip(COUNTS, map(int, expected), strict=True))
+    assert int(found.box.sum()) == int(part * int(step.low_pairs.sum())) > 0
+    assert not (found.box & ~step.low_pairs).any()
+    assert found.matched == (scope != "background")
+    assert found.counts is not None
+    expected = (eligible.sum(), obj.sum(), step.low_pairs.sum(), found.box.sum())
+    assert dict(zip(Drop.counted, found.counts.tolist(), strict=True)) == {
+        "negatives": int(expected[0]), "obj_dropped": int(expected[1]), "low_iou_matches": int(expected[2]),
+        "box_dropped": int(expected[3]),
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("iou", [0.0, 0.1, 0.3, 0.6, 1.0])
 def test_predictions_that_overlap_a_label_are_never_dropped(step: Step, iou: float) -> None:
-    obj, box = dropping(obj_drop=1.0, box_drop=1.0, neg_iou=iou).draw(*step.inputs)
-    assert torch.equal(obj, ~step.matched & (step.overlap < iou))
+    found = choose(step, obj_drop=1.0, box_drop=1.0, neg_iou=iou)
+    assert found.left is not None
+    assert torch.equal(found.left, ~step.matched & (step.overlap < iou))
     at_pairs = step.overlap.flatten()[step.pairs.clamp(min=0)]
-    assert torch.equal(box, (step.pairs >= 0) & (at_pairs < iou))
+    assert found.box is not None
+    assert torch.equal(found.box, (step.pairs >= 0) & (at_pairs < iou))
 
 
 def test_confident_drops_the_most_confident_negatives_and_matches(step: Step) -> None:
-    obj, box = dropping(obj_drop=0.1, box_drop=0.5, drop_select="confident").draw(*step.inputs)
+    found = choose(step, obj_drop=0.1, box_drop=0.5, drop_select="confident")
     eligible = ~step.matched & (step.overlap < 0.3)
-    assert step.confidence[obj].min() >= step.confidence[eligible & ~obj].max()
+    assert found.left is not None
+    assert found.box is not None
+    assert step.confidence[found.left].min() >= step.confidence[eligible & ~found.left].max()
     at_pairs = step.confidence.flatten()[step.pairs.clamp(min=0)]
-    assert at_pairs[box].min() >= at_pairs[step.low_pairs & ~box].max()
+    assert at_pairs[found.box].min() >= at_pairs[step.low_pairs & ~found.box].max()
 
 
 def test_each_rate_acts_on_its_own_loss(step: Step) -> None:
-    obj, box = dropping(obj_drop=0.5).draw(*step.inputs)
-    assert obj.any()
-    assert not box.any()
-    obj, box = dropping(box_drop=0.5).draw(*step.inputs)
-    assert not obj.any()
-    assert box.any()
+    found = choose(step, obj_drop=0.5)
+    assert found.left is not None
+    assert found.left.any()
+    assert found.box is None
+    found = choose(step, box_drop=0.5)
+    assert found.left is None
+    assert found.box is not None
+    assert found.box.any()
 
 
-def test_on_needs_a_rate_gradients_and_the_end_of_the_warm_up() -> None:
-    assert not dropping().on
-    assert dropping(obj_drop=0.1).on
-    assert dropping(box_drop=0.1).on
-    drop = dropping(obj_drop=0.1, drop_warmup=2)
-    found = []
-    for epoch in range(4):
-        drop.begin_epoch(epoch)
-        found.append(drop.on)
-    assert found == [False, False, True, True]
-    with torch.no_grad():
-        assert not drop.on
-    with torch.inference_mode():
-        assert not drop.on
-    assert drop.on
+@pytest.mark.parametrize("divisor", ["kept", "host"])
+def test_the_divisor_is_handed_on(step: Step, divisor: str) -> None:
+    assert choose(step, obj_drop=0.5, drop_divisor=divisor).kept == (divisor == "kept")
 
 
-def draws(drop: Dropping, steps: int) -> Iterator[Tensor]:
-    """What is dropped in the next steps, as one tensor each."""
-    for seed in range(steps):
-        obj, box = drop.draw(*Step(seed).inputs)
-        yield torch.cat((obj.flatten(), box.flatten()))
+def test_dropping_needs_a_rate_gradients_and_the_end_of_the_warm_up(step: Step) -> None:
+    def chooses(epoch: int, **flags: Any) -> bool:
+        run = Run(SITES["anchor"])
+        run.epoch = epoch
+        return Drop(**flags).choose(step.predictions, run) is not None
 
-
-@pytest.mark.parametrize("epoch", [0, 1, 7])
-def test_an_epoch_draws_the_same_whatever_came_before(epoch: int) -> None:
-    resumed = dropping(obj_drop=0.5, box_drop=0.5)
-    resumed.begin_epoch(epoch)
-    wanted = list(draws(resumed, 3))
-    whole = dropping(obj_drop=0.5, box_drop=0.5)
-    for before in range(epoch):
-        whole.begin_epoch(before)
-        list(draws(whole, 2 + before % 3))
-    whole.begin_epoch(epoch)
-    torch.manual_seed(999)  # nothing hangs on the global generator
-    assert all(torch.equal(a, b) for a, b in zip(draws(whole, 3), wanted, strict=True))
-    whole.begin_epoch(epoch)  # an epoch that starts again, e.g. after running out of memory
-    assert all(torch.equal(a, b) for a, b in zip(draws(whole, 3), wanted, strict=True))
-
-
-def test_steps_epochs_seeds_ranks_and_streams_draw_differently(step: Step) -> None:
-    found = {}
-    for key in ({}, {"seed": 1}, {"rank": 1}, {"stream": 1}, {"seed": 1, "rank": 1}):
-        drop = dropping(obj_drop=0.5, **key)
-        for epoch in (0, 1):
-            drop.begin_epoch(epoch)
-            for number in range(2):
-                found[(*key.items(), epoch, number)] = drop.draw(*step.inputs)[0]
-    names = list(found)
-    pairs = [(a, b) for i, a in enumerate(names) for b in names[:i] if torch.equal(found[a], found[b])]
-    assert len(names) == 20
-    assert pairs == []
-
-
-def test_counts_add_up_over_an_epoch_and_start_again() -> None:
-    drop = dropping(obj_drop=0.5, box_drop=0.25)
-    assert drop.counts is None
-    dropped = sum(int(mask.sum()) for mask in draws(drop, 3))
-    assert drop.counts is not None
-    assert drop.counts.dtype == torch.int64
-    seen = drop.counts.tolist()
-    assert seen[1] + seen[3] == dropped
-    assert seen[0] == sum(int((~s.matched & (s.overlap < 0.3)).sum()) for s in map(Step, range(3)))
-    assert seen[2] == sum(int(s.low_pairs.sum()) for s in map(Step, range(3)))
-    drop.begin_epoch(1)
-    assert drop.counts is None
+    assert not chooses(0)
+    assert chooses(0, obj_drop=0.1)
+    assert chooses(0, box_drop=0.1)
+    assert [chooses(epoch, obj_drop=0.1, drop_warmup=2) for epoch in range(4)] == [False, False, True, True]
+    for off in (torch.no_grad, torch.inference_mode):
+        with off():
+            assert not chooses(5, obj_drop=0.1)
 
 
 def test_nothing_matched_and_no_candidates() -> None:
-    drop = dropping(obj_drop=1.0, box_drop=1.0)
-    empty = torch.zeros(2, 0)
-    obj, box = drop.draw(empty.bool(), empty, empty, torch.zeros(3, 0, dtype=torch.int64))
-    assert obj.shape == (2, 0)
-    assert box.shape == (3, 0)
-    obj, box = drop.draw(
-        torch.zeros(1, 4, dtype=torch.bool), torch.zeros(1, 4), torch.zeros(1, 4), torch.full((2, 3), -1)
-    )
-    assert obj.all()
-    assert not box.any()
+    def chosen(shape: tuple[int, ...], pairs: tuple[int, ...]) -> Choice:
+        made = Step()
+        made.matched, made.overlap = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape)
+        made.confidence, made.pairs = torch.zeros(shape), torch.full(pairs, -1)
+        return choose(made, obj_drop=1.0, box_drop=1.0)
+
+    empty, unmatched = chosen((2, 0), (3, 0)), chosen((1, 4), (2, 3))
+    assert empty.left is not None
+    assert empty.left.shape == (2, 0)
+    assert empty.box is not None
+    assert empty.box.shape == (3, 0)
+    assert unmatched.left is not None
+    assert unmatched.left.all()
+    assert unmatched.box is not None
+    assert not unmatched.box.any()
 
 
 def test_inputs_of_a_step_are_unchanged(step: Step) -> None:
-    before = [x.clone() for x in step.inputs]
-    dropping(obj_drop=0.5, box_drop=0.5, drop_select="confident").draw(*step.inputs)
-    assert all(torch.equal(a, b) for a, b in zip(step.inputs, before, strict=True))
+    kept = (step.matched, step.overlap, step.confidence, step.pairs)
+    before = [x.clone() for x in kept]
+    choose(step, obj_drop=0.5, box_drop=0.5, drop_select="confident")
+    assert all(torch.equal(a, b) for a, b in zip(kept, before, strict=True))

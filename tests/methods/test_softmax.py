@@ -1,44 +1,22 @@
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from rebalance.match.candidates import IGNORE, NEGATIVE, POSITIVE, Candidates
-from rebalance.methods.composition import Composition
-from rebalance.methods.ohem import ohem_mask
-from rebalance.methods.registry import METHODS
-from rebalance.methods.resolve import train_flags
-from rebalance.methods.soft import soft_weights
-from rebalance.methods.softmax import softmax_cross_entropy, softmax_focal
+from rebalance.methods.bce import softmax_cross_entropy
+from rebalance.methods.focal import softmax_focal
 
 # logits 0, log 2, log 5: probabilities 1/8, 2/8, 5/8. −log of them: 2.079442, 1.386294, 0.470004
 LOGITS = torch.tensor([0, 0.693147, 1.609438]).expand(3, 3)
 TARGETS = torch.tensor([0, 1, 2])
-LOSSES = ["bce", "focal", *(f"{e}+{w}" for e in ("bce", "focal") for w in ("drop", "ohem", "soft"))]
 
 
 def random(*shape: int, classes: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:
     g = torch.Generator().manual_seed(seed)
     logits = torch.randn(*shape, classes, generator=g, dtype=torch.float64) * 2
     return logits, torch.randint(classes, shape, generator=g)
-
-
-def compose(loss: str, **given: Any) -> Composition:
-    return Composition(train_flags({"loss": loss, **given}), softmax=True)
-
-
-def candidates(seed: int = 0) -> Candidates:
-    """Two images of 20 boxes; the second has no positive."""
-    logits, targets = random(2, 20, seed=seed)
-    g = torch.Generator().manual_seed(seed)
-    state = torch.where(targets > 0, POSITIVE, NEGATIVE).to(torch.int8)
-    state[1], targets[1] = NEGATIVE, 0
-    state[0, :3] = IGNORE
-    return Candidates(logits.requires_grad_(), targets, state, torch.rand(2, 20, generator=g, dtype=torch.float64))
 
 
 @pytest.mark.parametrize(
@@ -105,41 +83,3 @@ def test_nothing_in_nothing_out(shape: tuple[int, ...]) -> None:
     loss = softmax_focal(logits.requires_grad_(), targets)
     assert loss.shape == shape
     loss.sum().backward()
-
-
-# Composed -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("loss", LOSSES)
-def test_ignored_candidates_and_the_order_of_the_others(loss: str) -> None:
-    given = candidates()
-    found = compose(loss)(given)
-    assert found.shape == (2, 20, 1)
-    assert found.isfinite().all()
-    (gradient,) = torch.autograd.grad(found.sum(), given.logits)
-    ignored = given.state == IGNORE
-    assert found[ignored].eq(0).all()
-    assert gradient[ignored].eq(0).all()
-    assert gradient[~ignored].ne(0).any()
-    order = torch.randperm(20, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(compose(loss)(Candidates(*(x[:, order] for x in given))), found[:, order])
-
-
-def test_an_element_loss_times_weights() -> None:
-    given = candidates()
-    logits, targets, state, overlap = given
-    counted = (state != IGNORE).double()
-    entropy, modulated = softmax_cross_entropy(logits, targets), softmax_focal(logits, targets, gamma=3, alpha=0.75)
-    flags = {"focal_gamma": 3, "focal_alpha": 0.75}
-    assert torch.equal(compose("bce")(given)[..., 0], entropy * counted)
-    assert torch.equal(compose("focal", **flags)(given)[..., 0], modulated * counted)
-    soft = soft_weights(overlap, state)
-    assert torch.equal(compose("focal+soft", **flags)(given)[..., 0], modulated * soft)
-    mined = compose("focal+ohem", ohem_ratio=1, **flags)(given)[..., 0]
-    assert torch.equal(mined, modulated * ohem_mask(modulated, state, ratio=1))
-    assert mined[1].eq(0).all()  # no positive, nothing mined
-
-
-def test_every_loss_of_ssd_is_composed() -> None:
-    rows = {name for name, row in METHODS.items() if "ssd" in row.places}
-    assert {name for loss in LOSSES for name in loss.split("+")} == rows

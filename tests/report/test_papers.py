@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from objectives import recipe_of
 
-from rebalance.methods.registry import METHODS
-from rebalance.methods.resolve import train_flags
+from rebalance.experiments.flags import DEFAULTS, METHOD
+from rebalance.methods import METHODS
 from rebalance.report import papers
-from rebalance.settings import SparsifyFlags, TrainFlags, as_dict, flags
+from rebalance.settings import SparsifyFlags, flags
 
 # Haque and McEver, Tables 2 and 3: removal -> (val mAP, test mAP) in points
 TABLE_2 = {0: (59.0, 48.3), 0.1: (57.1, 48.2), 0.25: (58.1, 49.0), 0.75: (57.5, 47.5), 0.9: (58.1, 47.8)}
@@ -55,18 +56,24 @@ def test_every_number_is_in_words_of_our_own() -> None:
     for number in papers.numbers():
         assert number.loss in LOSSES, number
         names = {name for name, _ in number.flags}
-        assert names <= {*flags(TrainFlags), "conf"}, number
-        ours = {name: value for name, value in number.flags if name in flags(TrainFlags)}
+        assert names <= {*DEFAULTS, "conf"}, number
+        ours = {name: value for name, value in number.flags if name in DEFAULTS}
         if number.loss in METHODS and METHODS[number.loss].kind != "head":
             host = {"yolov3": "yolo", "yolov5": "yolo"}.get(papers.family(number.model), papers.family(number.model))
             head = "anchor" if number.loss == "drop" else "stock"
-            train_flags({"loss": number.loss, "head": head, **ours}, host=host)
+            recipe_of({"loss": number.loss, "head": head, **ours}, host=host)
         assert number.protocol in (*PROTOCOLS, "")
         assert (number.protocol == "") == (number.rate is None) == (number.data == "dusia")
 
 
+def test_what_goes_without_saying_is_what_a_run_has_that_gives_nothing() -> None:
+    for number in papers.numbers():
+        own = {name: DEFAULTS[name] for name, method in METHOD.items() if method == number.loss}
+        assert dict(number.settings) == own, number.source
+
+
 def values(model: str = "retinanet_tiny", protocol: str = "normal", rate: float = 0.0, **given: Any) -> dict[str, Any]:
-    return {**as_dict(TrainFlags()), "loss": "focal", "model": model, "protocol": protocol, "rate": rate, **given}
+    return {**DEFAULTS, "loss": "focal", "model": model, "protocol": protocol, "rate": rate, **given}
 
 
 BRL4 = [("brl", "4")]

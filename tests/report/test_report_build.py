@@ -19,9 +19,9 @@ import pytest
 
 import rebalance.report
 from rebalance.errors import RunError
+from rebalance.experiments.record import load
 from rebalance.report.build import report, terminal_table
 from rebalance.report.page import command
-from rebalance.report.records import load
 
 
 class Checker(HTMLParser):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rebalance.errors import RunError
-from rebalance.report.records import load, read
+from rebalance.experiments.record import load, main, read
+from rebalance.report.build import terminal_table
+
+REFERENCE = Path(__file__).resolve().parents[2] / "runs" / "reference"
 
 
 def broken(content: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
@@ -32,7 +36,7 @@ def test_reads_a_record(make_sweep: Any, make_record: Any) -> None:
     assert (record.run, record.seed, record.finished) == ("a", 3, True)
     assert record.metrics["test"]["mAP75"] == 0.2
     assert record.per_class["val"]["lobster"]["mAP50"] == 0.25
-    assert record.samples[0].labels == ((0, 0, 5, 5),)
+    assert record.samples[0].labels == ((1, (0, 0, 5, 5)),)
     assert record.samples[0].detections[0].box == (1, 2, 3, 4)
     assert record.samples[0].detections[0].score == 0.9
     assert "lr/pg0" not in record.epochs[0]  # null: what was not a number
@@ -49,7 +53,7 @@ def test_reads_a_record(make_sweep: Any, make_record: Any) -> None:
         ("config.host", [], "config.host is list, not an object"),
         ("metrics", {}, "metrics has neither val nor test"),
         ("metrics.test.mAP50", 1.5, "metrics.test.mAP50 is 1.5, not a fraction"),
-        ("metrics.test.mAP50-95", None, "metrics.test.mAP50-95 is None, not a number"),
+        ("metrics.test.mAP50-95", None, "metrics.test.mAP50-95 is missing"),
         ("epochs", {}, "epochs is dict, not a list"),
         ("samples", [{"image": "a.jpg", "size": [1]}], r"samples\[0\].size has 1 numbers, not 2"),
     ],
@@ -109,3 +113,72 @@ def test_a_failed_run(make_sweep: Any, make_record: Callable[..., dict[str, Any]
     failed |= {"timings": None, "peak_memory_mb": None, "log_tail": ["x", "boom"]}
     (record,) = load(make_sweep(failed)).failed
     assert (record.error, record.metrics, record.log_tail) == ("boom", {}, ("x", "boom"))
+
+
+def test_a_sweep_kept_as_one_file_reads_as_its_folder(make_sweep: Any, make_record: Any, tmp_path: Path) -> None:
+    failed = {**make_record("b", 1), "status": "failed", "error": "boom", "metrics": None}
+    folder = make_sweep(make_record("a", 0), failed, asked={"loss": ["drop"]})
+    plan = json.loads((folder / "sweep.json").read_text("utf-8"))
+    plan |= {"runs": ["b", "a", "later"], "study": {"title": "brl, Table 1", "tables": [["brl", "1"]]}}
+    (folder / "sweep.json").write_text(json.dumps(plan), "utf-8")
+    kept = tmp_path / "kept" / "mine"
+    assert main([str(folder), str(kept)]) == 0
+    assert [path.name for path in kept.iterdir()] == ["records.jsonl"]
+    one, other = load(folder), load(kept)
+    assert [r.run for r in other.records] == ["b", "a"]
+    assert other.records[0].folder == kept / "runs" / "b"
+    moved = tuple(replace(r, folder=folder / "runs" / r.run) for r in other.records)
+    assert replace(other, folder=folder, records=moved) == one
+    assert other.missing == ("later",)
+    (first, *lines) = (kept / "records.jsonl").read_text("utf-8").splitlines()
+    (kept / "records.jsonl").write_text("\n".join([first, lines[0][:50], *lines[1:]]), "utf-8")
+    assert [r.run for r in load(kept).records] == ["a"]
+    assert "records.jsonl, line 2 is not valid JSON" in load(kept).warnings[0]
+
+
+def test_only_a_whole_sweep_is_kept(
+    make_sweep: Any, make_record: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_sweep(make_record("a", 0), asked={})
+    assert main([str(folder)]) == 2
+    (folder / "runs" / "a" / "record.json").write_text("{", "utf-8")
+    assert main([str(folder), str(tmp_path / "kept")]) == 2
+    assert "a/record.json is not valid JSON" in capsys.readouterr().err.replace("\\", "/")
+    assert not (tmp_path / "kept").exists()
+
+
+@pytest.mark.parametrize("file", sorted(REFERENCE.glob("*/records.jsonl")), ids=lambda path: path.parent.name)
+def test_the_records_that_are_kept_can_all_be_read(file: Path) -> None:
+    sweep = load(file.parent)
+    assert sweep.records
+    assert (sweep.missing, sweep.warnings) == ((), ())
+
+
+def places(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Every place in a record; of a list, those of its first item."""
+    yield place
+    inner = value.items() if isinstance(value, dict) else enumerate(value[:1]) if isinstance(value, list) else ()
+    for key, item in inner:
+        yield from places(item, (*place, key))
+
+
+def test_a_report_is_made_whatever_stands_in_a_record(make_sweep: Any, make_record: Any) -> None:
+    found = [[2, 0.9, 1, 2, 3, 4]]
+    sample = {"image": "a.jpg", "size": [20, 10], "labels": [[1, 0, 0, 5, 5]], "withheld": [[1, 0, 0, 5, 5]]}
+    sample |= {"detections": found, "steps": [found]}
+    good = make_record("a", 0, val=0.5, samples=[sample], protocol="percent", rate=0.5, loss="brl", brl_t=0.5)
+    good["metrics"]["test"]["mAP_by_iou"] = {"0.50": 0.4, "0.75": 0.2}
+    folder = make_sweep(good, make_record("b", 1, loss="focal"))
+    file = folder / "runs" / "a" / "record.json"
+    left_out = 0
+    for *place, last in filter(None, places(good)):
+        for value in (5, {"a": {"b": 2}}, [[{}]]):
+            content = json.loads(json.dumps(good))
+            inner = content
+            for key in place:
+                inner = inner[key]
+            inner[last] = value
+            file.write_text(json.dumps(content), "utf-8")
+            left_out += len(load(folder).warnings)
+            terminal_table(folder)
+    assert left_out > 200

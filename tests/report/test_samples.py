@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from rebalance.experiments.record import Detection, Label, Sample
 from rebalance.report.figures.boxes import iou, match
-from rebalance.report.records import Detection, Sample
 
 
 def test_iou_by_hand() -> None:
@@ -29,11 +29,11 @@ def test_iou_by_hand() -> None:
     ],
 )
 def test_match(box: tuple[float, float, float, float], kind: str) -> None:
-    labels, withheld = ((0, 0, 10, 10),), ((20, 0, 30, 10), (3, 0, 13, 10))
+    labels, withheld = (Label(0, (0, 0, 10, 10)),), (Label(0, (20, 0, 30, 10)), Label(0, (3, 0, 13, 10)))
     sample = Sample(Path("a.jpg"), (100, 100), labels, withheld, ())
     assert match(Detection(0, 0.5, box), sample) == kind
 
 
 def test_the_same_box_twice_counts_as_labelled() -> None:
-    sample = Sample(Path("a.jpg"), (9, 9), ((0, 0, 5, 5),), ((0, 0, 5, 5),), ())
+    sample = Sample(Path("a.jpg"), (9, 9), (Label(0, (0, 0, 5, 5)),), (Label(0, (0, 0, 5, 5)),), ())
     assert match(Detection(0, 0.5, (0, 0, 5, 5)), sample) == "labelled"

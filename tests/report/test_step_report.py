@@ -14,11 +14,11 @@ from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 
 from rebalance.errors import RunError
+from rebalance.experiments.record import load, read
 from rebalance.report.build import report
 from rebalance.report.figures import objectness, steps, training
 from rebalance.report.figures.objectness import curve, steps_of
 from rebalance.report.figures.style import COLOURS
-from rebalance.report.records import load, read
 from rebalance.report.summary import results
 
 Make = Callable[..., dict[str, Any]]

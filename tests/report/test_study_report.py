@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 
-from rebalance.experiments import studies
+from rebalance.experiments import papers as studies
 from rebalance.experiments.grid import Run, read_grids
-from rebalance.experiments.record import write_json
+from rebalance.experiments.record import load, write_json
 from rebalance.report.build import report, terminal_table
 from rebalance.report.figures import gamma, rates
 from rebalance.report.page import command
-from rebalance.report.records import load
 from rebalance.report.summary import Row, results
 from rebalance.report.tables import loss_table, rate_lines, rate_table, study_numbers, study_table
 
@@ -33,7 +32,7 @@ def make_study(make_sweep: Make, make_record: Any) -> Make:
         records = []
         for run in grid.runs:
             host = {"model": run.host["model"]}
-            train = {name: getattr(run.train, name) for name in run.given}
+            train = {name: run.train[name] for name in run.given}
             protocol, rate = run.labels.protocol, run.labels.rate
             reached = {"easy": 0.2, "hard": 0.4, "extreme": 0.7}.get(protocol, rate)
             train = {"head": "stock", **train}
@@ -52,7 +51,7 @@ def make_study(make_sweep: Make, make_record: Any) -> Make:
 
 def by_labels(scores: Mapping[str, Mapping[str, float]]) -> Callable[[Run], float]:
     """mAP50 by loss and protocol, a hundredth more for each seed."""
-    return lambda run: scores[run.train.loss][run.labels.protocol] + run.seed / 100
+    return lambda run: scores[run.train["loss"]][run.labels.protocol] + run.seed / 100
 
 
 TABLE_4 = {
@@ -101,7 +100,7 @@ def test_table_1_has_the_four_label_sets_beside_the_paper(make_study: Make) -> N
 
 
 def test_table_3_tells_each_setting_by_the_flags_of_its_own_loss(make_study: Make) -> None:
-    sweep = load(make_study("brl.table3", lambda run: 0.5 + run.train.brl_t / 10 - run.train.brl_weight / 100))
+    sweep = load(make_study("brl.table3", lambda run: 0.5 + run.train["brl_t"] / 10 - run.train["brl_weight"] / 100))
     table = study_table(results(sweep).rows, "", study_numbers(sweep))
     assert table is not None
     assert table.head[:6] == ("loss", "brl_t", "brl_weight", "brl_beta", "labels", "n")
@@ -112,7 +111,7 @@ def test_table_3_tells_each_setting_by_the_flags_of_its_own_loss(make_study: Mak
 
 def by_rate(run: Run) -> float:
     """Falls by 0.2, 0.1 and 0.3 times the rate from 0.5."""
-    return 0.5 - {"ohem": 0.2, "bce": 0.1, "focal": 0.3}[run.train.loss] * run.labels.rate
+    return 0.5 - {"ohem": 0.2, "bce": 0.1, "focal": 0.3}[run.train["loss"]] * run.labels.rate
 
 
 def test_figure_3_has_rates_as_columns_and_the_relative_drop(make_study: Make) -> None:
@@ -167,7 +166,7 @@ def test_the_rate_that_withholds_nothing_is_all_labels_of_gap_closed(make_study:
 
 
 def test_figure_5_is_drawn_over_gamma(make_study: Make) -> None:
-    folder = make_study("label-noise.fig5", lambda run: 0.3 + run.train.focal_gamma / 100, rate="0,0.5")
+    folder = make_study("label-noise.fig5", lambda run: 0.3 + run.train["focal_gamma"] / 100, rate="0,0.5")
     text = report(folder).read_text("utf-8")
     assert (folder / "plots" / "gamma.png").exists()
     assert "mAP50 against gamma" in text
@@ -192,7 +191,7 @@ def test_a_study_says_what_it_is_and_how_it_is_made_again(make_study: Make) -> N
 
 
 def test_removal_tables_of_a_study_stay_those_of_the_benchmark(make_study: Make) -> None:
-    folder = make_study("rebalancing.table3", lambda run: 0.4 + run.train.obj_drop / 10, loss="drop")
+    folder = make_study("rebalancing.table3", lambda run: 0.4 + run.train["obj_drop"] / 10, loss="drop")
     text = terminal_table(folder)
     assert text.startswith("Objectness removal, protocol normal\n")
     assert "49.8" in text

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from rebalance.errors import ConfigError
+from rebalance.experiments.record import METRICS, load
 from rebalance.report.build import report
-from rebalance.report.records import METRICS, load
 from rebalance.report.summary import Row, describe, results, settings_of, stat, to_csv, varying
 from rebalance.report.tables import settings_table
 

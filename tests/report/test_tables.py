@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from rebalance.experiments.record import load
 from rebalance.report.page import Page, Section, render
-from rebalance.report.records import load
 from rebalance.report.summary import Series, results
 from rebalance.report.tables import (
     Table,

@@ -27,11 +27,11 @@ from ultralytics.utils.loss import E2ELoss, v8DetectionLoss
 import rebalance
 from rebalance import YOLO
 from rebalance.errors import ConfigError, ModelError
-from rebalance.hosts.ultralytics.criterion import AnchorCriterion, DetectionCriterion, droppings
+from rebalance.hosts.host import objectives, remembered
+from rebalance.hosts.state_dict import read_state_dict
+from rebalance.hosts.ultralytics.criterion import AnchorCriterion, DetectionCriterion
 from rebalance.hosts.ultralytics.model import AnchorDetect, AnchorDetectionModel
-from rebalance.methods.drop import Dropping
 from rebalance.settings import SparsifyFlags
-from rebalance.train.checkpoint import read_state_dict, remembered
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSIC = ROOT.parent / "shared" / "weights" / "yolov5n_classic.pt"
@@ -108,10 +108,10 @@ def test_results_count_what_was_dropped(run: Run) -> None:
 
 
 def test_validation_took_no_part_in_the_counts(run: Run) -> None:
-    for dropping in droppings(run.trainer.model.criterion):
-        assert (dropping.epoch, dropping.step) == (1, 2)
-    validated = run.trainer.ema.ema.criterion
-    assert all(dropping.step == 0 for dropping in droppings(validated))
+    for objective in objectives(run.trainer.model.criterion):
+        assert (objective.run.epoch, objective.run.step) == (1, 2)
+    validated = objectives(run.trainer.ema.ema.criterion)
+    assert all((objective.run.step, objective.counts) == (0, None) for objective in validated)
 
 
 def test_names_of_the_losses(runs: dict[str, Run]) -> None:
@@ -173,41 +173,14 @@ def test_flags_from_a_file(data: Path, tmp_path: Path) -> None:
     small = {"imgsz": 64, "batch": 4, "workers": 0, "plots": False, "project": str(tmp_path), "name": "run"}
     model.train(data=str(data), cfg=str(file), box_drop=0.25, **small)
     assert len(results(tmp_path)) == 1
-    assert (model.trainer.flags.head, model.trainer.flags.obj_drop, model.trainer.flags.box_drop) == (
+    assert (model.trainer.recipe["head"], model.trainer.recipe["obj_drop"], model.trainer.recipe["box_drop"]) == (
         "anchor",
         0.5,
         0.25,
     )
 
 
-# Before anything is created -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("model", "given", "error", "message"),
-    [
-        ("yolov8n.yaml", {"loss": "dorp"}, ConfigError, "did you mean drop"),
-        ("yolov8n.yaml", {"obj_drop": 2}, ConfigError, "out of range: 0 to 1"),
-        ("yolov8n.yaml", {"anchor_t": 2}, ConfigError, "add head=anchor"),
-        ("yolov8n.yaml", {"head": "anchor", "box": 3}, ConfigError, "its gains are box_gain, obj_gain, cls_gain"),
-        ("yolov8n.yaml", {"head": "anchor", "cls_pw": 0.5}, ConfigError, "cls_pw=0.5 has no effect with head=anchor"),
-        ("yolov10n.yaml", {"head": "anchor"}, ModelError, "this one ends in v10Detect"),
-        ("yolov8n-seg.yaml", {"obj_drop": 0.5}, ConfigError, "only for detection models"),
-        (
-            "yolov8n.yaml",
-            {"obj_drop": 0.5, "trainer": rebalance.trainer()},
-            ConfigError,
-            "cannot be joined with obj_drop",
-        ),
-    ],
-)
-def test_refused_before_anything_is_created(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, given: dict[str, Any], error: Any, message: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(error, match=message):
-        YOLO(model).train(data="none.yaml", project=str(tmp_path / "runs"), **given)
-    assert not list(tmp_path.iterdir())
+# Models with the anchor head ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "what"), [("yolov10n.yaml", "v10Detect"), ("rtdetr-l.yaml", "RTDETRDecoder")])
@@ -266,23 +239,21 @@ def killed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("head", HEADS)
-def test_a_killed_run_resumes_with_its_loss_and_draws(killed: Path, head: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_resumes_with_its_loss_and_draws(killed: Path, head: str) -> None:
     folder = killed / head
-    draws: list[tuple[Any, ...]] = []
-    seed = Dropping._seed
+    draws: list[tuple[Any, ...]] = []  # what the random numbers of each step depend on
 
-    def record(self: Dropping) -> int:
-        number = seed(self)
-        draws.append((*self.key, self.epoch, self.step))
-        return number
+    def record(trainer: Any) -> None:
+        runs = [objective.run for objective in objectives(trainer.model.criterion)]
+        draws.extend((*run.key, run.epoch, run.step) for run in runs)
 
-    monkeypatch.setattr(Dropping, "_seed", record)
     assert len(results(folder)) == 2
     gains: list[float] = []
     # the anchor run goes on in stock YOLO with our trainer, and with another rate, which a run that goes on keeps out
     other = {"trainer": rebalance.trainer(obj_drop=0.1)} if head == "anchor" else {}
     model = (ultralytics.YOLO if other else YOLO)(folder / "run" / "weights" / "last.pt")
     model.add_callback("on_train_epoch_start", lambda t: gains.append(getattr(t.model.criterion, "o2m", 0)))
+    model.add_callback("on_train_batch_end", record)
     with log() as lines:
         model.train(resume=True, workers=0, **other)
     ignored = [line for line in lines if "resume keeps the checkpoint's flags; ignored: obj_drop" in line]
@@ -319,8 +290,8 @@ def test_an_anchor_checkpoint_keeps_its_head_and_weights(runs: dict[str, Run], d
     assert before.keys() == started.keys()
     assert all(torch.equal(before[k], started[k]) for k in before)
     assert type(model.trainer.model.criterion) is AnchorCriterion
-    flags = model.trainer.flags
-    assert (flags.head, flags.anchor_t, flags.obj_drop, flags.box_drop) == ("anchor", 3.0, 0.1, 0)
+    flags = model.trainer.recipe
+    assert (flags["head"], flags["anchor_t"], flags["obj_drop"], flags["box_drop"]) == ("anchor", 3.0, 0.1, 0)
 
 
 def test_an_anchor_checkpoint_on_other_classes_without_a_flag(runs: dict[str, Run], tmp_path: Path) -> None:
@@ -328,7 +299,7 @@ def test_an_anchor_checkpoint_on_other_classes_without_a_flag(runs: dict[str, Ru
     head = model.trainer.model.model[-1]
     assert isinstance(head, AnchorDetect)
     assert (head.nc, head.no) == (3, 8)
-    assert model.trainer.flags.loss == "bce"  # a new training starts from the plain loss
+    assert model.trainer.recipe["loss"] == "bce"  # a new training starts from the plain loss
     assert np.isfinite(results(tmp_path)[0]["train/obj_loss"])
 
 
@@ -384,7 +355,7 @@ def test_a_process_that_is_given_the_model_has_its_flags(run: Run) -> None:
     first, other = (type(run.trainer)(overrides=given) for _ in range(2))
     first.model = other.model = first.get_model(cfg=YOLO(run.best).model.yaml, verbose=False)
     other.setup_model()
-    assert other.flags == first.flags == run.trainer.flags
+    assert other.recipe == first.recipe == run.trainer.recipe
 
 
 # Weights --------------------------------------------------------------------------------------------------------------

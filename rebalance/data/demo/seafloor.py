@@ -16,13 +16,10 @@ import dataclasses
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
-import uuid
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +27,14 @@ import cv2
 import numpy as np
 import yaml
 
-from rebalance.data.demo.scenery import NAMES, Box, render
-from rebalance.data.protocols import withhold
+from rebalance.data import labels
+from rebalance.data.demo.scenery import Box, render
+from rebalance.data.demo.sprites import NAMES
+from rebalance.data.derive import finish, new_folder, put
+from rebalance.data.labels import Labels
+from rebalance.data.protocols import Withhold
 from rebalance.errors import DataError
 from rebalance.settings import SeafloorFlags, as_dict, parse
-
-__all__ = ["NAMES", "SPLITS", "VERSION", "ensure", "folder_name", "from_yaml", "generate", "render", "resolve"]
 
 VERSION = 1  # raise it with every change of a picture or a label: old folders are then left alone and new ones made
 SPLITS = ("train", "val", "test")
@@ -81,25 +80,20 @@ def generate(flags: SeafloorFlags, out: str | Path) -> Path:
         DataError: the folder exists or cannot be written.
     """
     out = Path(out)
-    if out.exists():
-        raise DataError(f"out={out} exists; name a folder that does not, or delete it")
-    work = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        for split in SPLITS:
-            for kind in ("images", "labels", "withheld")[: 3 if split == "train" else 2]:
-                (work / kind / split).mkdir(parents=True)
+    rule = Withhold(protocol="percent", rate=round(1 - flags.labelled, 9), seed=(flags.seed, len(SPLITS)))
+    with new_folder(out) as work:
         _draw_all(flags, work, out)
-        _hide(flags, work)
-        _describe(flags, work)
-        work.rename(out)
-    except OSError as error:
-        raise DataError(f"{out} cannot be made: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        files = sorted((work / "labels" / "train").iterdir())
+        for file, (stay, gone) in zip(files, rule([_read(file) for file in files]), strict=True):
+            put(file, stay.data)
+            put(work / "withheld" / "train" / file.name, gone.data)
+        # Without `path` the splits are relative to the file, so the folder can be moved.
+        content = {**{split: f"images/{split}" for split in SPLITS}, "names": dict(enumerate(NAMES))}
+        finish(work, content, _manifest(flags, rule.rate, work))
     return out / "data.yaml"
 
 
-def resolve(data: str) -> str:
+def built_in(data: str) -> str:
     """Return the data.yaml that `data=` means: for a seafloor YAML the generated one, else `data` itself.
 
     A seafloor YAML is a file with the key `seafloor`; its data set lies beside it. The bare name `seafloor.yaml` always
@@ -174,9 +168,9 @@ def _draw(flags: SeafloorFlags, work: Path, split: str, number: int) -> None:
     done, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
     if not done:
         raise DataError("OpenCV was built without JPEG")
-    (work / "images" / split / f"{split}_{number:05d}.jpg").write_bytes(data.tobytes())
-    lines = "".join(_line(box, flags.size) for box in boxes)
-    (work / "labels" / split / f"{split}_{number:05d}.txt").write_bytes(lines.encode())
+    name = f"{split}/{split}_{number:05d}"
+    put(work / "images" / f"{name}.jpg", data.tobytes())
+    put(work / "labels" / f"{name}.txt", "".join(_line(box, flags.size) for box in boxes).encode())
 
 
 def _line(box: Box, size: int) -> str:
@@ -254,57 +248,41 @@ def _progress(total: int, title: str) -> Callable[[int], None]:
     return advance
 
 
-def _hide(flags: SeafloorFlags, work: Path) -> None:
-    """Move the training boxes that are not labelled to withheld/train."""
-    files = sorted((work / "labels" / "train").iterdir())
-    lines = [file.read_text().splitlines(keepends=True) for file in files]
-    image = np.repeat(np.arange(len(files)), [len(of_file) for of_file in lines])
-    label = np.array([int(line.split()[0]) for of_file in lines for line in of_file])
-    rng = np.random.Generator(np.random.PCG64([flags.seed, len(SPLITS)]))
-    hidden = withhold(image, label, protocol="percent", rate=round(1 - flags.labelled, 9), rng=rng)
-    for number, (file, of_file) in enumerate(zip(files, lines, strict=True)):
-        gone = hidden[image == number].tolist()
-        for kind, wanted in (("labels", False), ("withheld", True)):
-            kept = "".join(line for line, is_gone in zip(of_file, gone, strict=True) if is_gone is wanted)
-            (work / kind / "train" / file.name).write_bytes(kept.encode())
+def _read(file: Path) -> Labels:
+    return labels.parse(file.read_bytes(), classes=len(NAMES), name=str(file))
 
 
-def _describe(flags: SeafloorFlags, work: Path) -> None:
-    """Write data.yaml and manifest.json."""
-    content = {**{split: f"images/{split}" for split in SPLITS}, "names": dict(enumerate(NAMES))}
-    # Without `path` the splits are relative to the file, so the folder can be moved.
-    (work / "data.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
-    files = sorted(file.relative_to(work).as_posix() for file in work.rglob("*/*/*"))
-    hashes = {name: hashlib.sha256((work / name).read_bytes()).hexdigest() for name in files}
-    labels = "".join(f"{name} {hashes[name]}\n" for name in files if not name.startswith("images/"))
-    boxes = {folder: _count(work / folder) for folder in (*(f"labels/{split}" for split in SPLITS), "withheld/train")}
+def _manifest(flags: SeafloorFlags, asked: float, work: Path) -> dict[str, Any]:
+    """What manifest.json says of the finished files."""
+    files = {file.relative_to(work).as_posix(): file for file in sorted(work.rglob("*/*/*"))}
+    hashes = {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
+    folders = (*(f"labels/{split}" for split in SPLITS), "withheld/train")
+    boxes = {folder: dict.fromkeys(NAMES, 0) for folder in folders}
+    text = ""
+    for name, file in files.items():
+        if name.endswith(".txt"):
+            text += f"{name} {hashes[name]}\n"
+            for label in _read(file).classes.tolist():
+                boxes[name.rpartition("/")[0]][NAMES[label]] += 1
     kept, gone = boxes["labels/train"], boxes["withheld/train"]
-    manifest = {
+    return {
         "schema": 1,
         "made_by": "rebalance seafloor",
         "version": VERSION,
         "flags": _facts(flags),
         "images": {split: getattr(flags, split) for split in SPLITS},
         "boxes": boxes,
-        "asked": round(1 - flags.labelled, 9),
-        "reached": _fraction(gone.values(), kept.values()),
-        "reached_per_class": {name: _fraction([gone[name]], [kept[name]]) for name in NAMES},
-        "sha256": hashlib.sha256(labels.encode()).hexdigest(),
+        "asked": asked,
+        "reached": _fraction(sum(gone.values()), sum(kept.values())),
+        "reached_per_class": {name: _fraction(gone[name], kept[name]) for name in NAMES},
+        "sha256": hashlib.sha256(text.encode()).hexdigest(),
         "files": hashes,
     }
-    (work / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
 
 
-def _count(folder: Path) -> dict[str, int]:
-    """Boxes of each species in a folder of label files."""
-    found = Counter(int(line.split()[0]) for file in folder.iterdir() for line in file.read_text().splitlines())
-    return {name: found[i] for i, name in enumerate(NAMES)}
-
-
-def _fraction(gone: Iterable[int], kept: Iterable[int]) -> float:
+def _fraction(gone: int, kept: int) -> float:
     """Withheld boxes over all boxes; 0 where there are none."""
-    part, rest = sum(gone), sum(kept)
-    return round(part / (part + rest), 6) if part + rest else 0.0
+    return round(gone / (gone + kept), 6) if gone + kept else 0.0
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ Shapes: B images, A candidates, C classes, G labels of the fullest image.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,14 +15,12 @@ from ultralytics.utils import RANK
 
 from rebalance.hosts.torchvision.head import Raw, take
 from rebalance.match.boxes import decode_deltas, encode_deltas, max_iou, upcast
-from rebalance.match.candidates import IGNORE, NEGATIVE, POSITIVE, Candidates
+from rebalance.match.candidates import IGNORE, POSITIVE, SIGMOID, SOFTMAX, Candidates
 from rebalance.match.iou import Matched
 from rebalance.match.padded import Padded, padded_labels
-from rebalance.methods.composition import Composition
-from rebalance.methods.divisor import divided_by
-from rebalance.methods.drop import Dropping
-from rebalance.methods.resolve import divisor_of
-from rebalance.settings import TrainFlags
+from rebalance.methods.method import NOTHING, Choice, Predictions, Run
+from rebalance.objective import Objective
+from rebalance.recipe import Recipe
 
 # (image, candidate, class) elements of a part of the loss on a CPU: temporaries of 4 MiB stay in the cache
 ELEMENTS = 2**20
@@ -40,18 +38,18 @@ def labels_of(batch: Batch, images: int, size: tuple[int, int], device: torch.de
     )  # fmt: skip
 
 
-def drop(dropping: Dropping, boxes: Tensor, labels: Padded, state: Tensor, confidence: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, A) what leaves the classification (objectness) loss, and the box loss, by the overlap of the decoded boxes.
+def predictions(
+    state: Tensor, boxes: Callable[[], Tensor], labels: Padded, confidence: Callable[[], Tensor]
+) -> Predictions:
+    """What is chosen from: by the overlap of the predicted boxes, and of what is ignored nothing.
 
     Args:
-        dropping: that is on.
-        boxes: (B, A, 4) decoded.
+        state: (B, A) int8.
+        boxes: gives (B, A, 4) decoded boxes.
         labels: of the batch.
-        state: (B, A) int8; what is ignored takes no part anyway and is not counted as dropped.
-        confidence: (B, A), any monotone scale.
+        confidence: gives (B, A), any monotone scale.
     """
-    overlap = max_iou(boxes, labels.boxes).masked_fill(state == IGNORE, 1)
-    return dropping.draw(state == POSITIVE, overlap, confidence)
+    return Predictions(state, lambda: max_iou(boxes(), labels.boxes).masked_fill(state == IGNORE, 1), confidence)
 
 
 class DenseCriterion(ABC):
@@ -60,28 +58,21 @@ class DenseCriterion(ABC):
     The overlap that a method asks for is that of the anchor; a prediction is dropped by the overlap of its decoded box.
     """
 
-    place: str  # key of rebalance.methods.registry.PLACES
-    by_default: str  # what divisor=host means here
     scale = (1.0, 1.0)  # of the offsets
-    softmax = False  # whether the first channel is background, and the targets of a candidate one class
-    divisors: ClassVar = {
-        "image": "positives of each image, mean over images",
-        "batch": "positives of the batch",
-        "candidates": "candidates of the batch times classes",
-    }
+    link = SIGMOID  # on a softmax the first channel is background, and the targets of a candidate are one class
+    ignores = False  # whether candidates may be IGNORE
 
-    def __init__(self, *, flags: TrainFlags, seed: int) -> None:
+    def __init__(self, head: Any, *, recipe: Recipe, seed: int) -> None:
         """Start at epoch 0.
 
         Args:
-            flags: training flags.
+            head: whose loss it is.
+            recipe: of the training.
             seed: of the run.
         """
-        self.flags = flags
-        divisor = divisor_of(flags, self.place)
-        self.divisor = self.by_default if divisor == "host" else divisor
-        self.dropping = Dropping(flags, seed=seed, rank=max(RANK, 0))
-        self.composition = Composition(flags, softmax=self.softmax)
+        self.recipe = recipe
+        self.objective = Objective(recipe, Run(recipe.site, seed=seed, rank=max(RANK, 0)), ignores=self.ignores)
+        self.objectives = (self.objective,)
 
     @abstractmethod
     def match(self, anchors: Tensor, labels: Padded) -> Matched:
@@ -106,6 +97,7 @@ class DenseCriterion(ABC):
         Returns:
             (2,) classification and box loss times B, and the same without B, detached, by name.
         """
+        batch = self.objective.relabel(batch)
         raw: Raw = preds[1] if isinstance(preds, tuple) else preds
         logits, deltas, anchors = upcast(raw["logits"]), upcast(raw["deltas"]), raw["anchors"]
         labels = labels_of(batch, len(logits), raw["size"], logits.device)
@@ -113,14 +105,14 @@ class DenseCriterion(ABC):
         positive = matched.state == POSITIVE
         gt_boxes, classes = of_label(labels, matched.label)
 
-        obj_dropped, in_box_loss = None, positive
-        if self.dropping.on:
-            boxes = decode_deltas(deltas.detach(), anchors, self.scale)
-            confidence = self.confidence(logits.detach())
-            obj_dropped, box_dropped = drop(self.dropping, boxes, labels, matched.state, confidence)
-            in_box_loss = positive & ~box_dropped
-        cls = self._classification(logits, classes, matched, obj_dropped if self.flags.obj_drop > 0 else None)
-        box = self._box(deltas, gt_boxes, anchors, positive, in_box_loss)
+        choice = self.objective.choose(
+            predictions(
+                matched.state, lambda: decode_deltas(deltas.detach(), anchors, self.scale), labels,
+                lambda: self.confidence(logits.detach()),
+            )
+        )  # fmt: skip
+        cls = self._classification(logits, classes, matched, choice)
+        box = self._box(deltas, gt_boxes, anchors, positive, choice)
         loss = torch.stack((cls, box))
         items = dict(zip(("cls_loss", "box_loss"), loss.detach(), strict=True))
         return loss * len(logits), items
@@ -129,39 +121,41 @@ class DenseCriterion(ABC):
         """(B, A) how sure a prediction is to be an object, on any monotone scale."""
         return logits.amax(-1)
 
-    def _classification(self, logits: Tensor, classes: Tensor, matched: Matched, dropped: Tensor | None) -> Tensor:
-        state, positive = matched.state, matched.state == POSITIVE
-        trained, left = positive, dropped
-        if dropped is not None and self.flags.drop_scope == "literal":  # it becomes background
-            state, trained, left = state.masked_fill(dropped, NEGATIVE), positive & ~dropped, None
-        loss = torch.cat(
-            [self._of_images(*part) for part in self._parts(logits, classes, trained, state, matched.overlap)]
-        )  # (B, A)
-        if left is not None:
-            loss = loss.masked_fill(left, 0)
-        channels = 1 if self.softmax else logits.shape[-1]
-        count = divided_by(self.divisor, positive, dropped, self.flags, channels, ignored=state == IGNORE)
+    @property
+    def plainly(self) -> str:
+        """What losses of positives alone are divided by."""
+        return self.recipe.site.host if self.recipe.divisor == "candidates" else self.recipe.divisor
+
+    def _classification(self, logits: Tensor, classes: Tensor, matched: Matched, choice: Choice) -> Tensor:
+        state = choice.seen(matched.state)
+        parts = self._parts(logits, classes, state == POSITIVE, state, matched.overlap)
+        loss = torch.cat([self._of_images(*part) for part in parts])  # (B, A)
+        if choice.left is not None:
+            loss = loss.masked_fill(choice.left, 0)
+        channels = 1 if self.link == SOFTMAX else logits.shape[-1]
+        positive, ignored = matched.state == POSITIVE, matched.state == IGNORE
+        count = self.objective.divide(positive, choice, channels=channels, ignored=ignored)
         return (loss.sum(1) / count).sum()
 
     def _of_images(self, logits: Tensor, classes: Tensor, positive: Tensor, state: Tensor, overlap: Tensor) -> Tensor:
         """(B, A) classification loss."""
         targets = self.class_targets(logits, classes, positive)
-        return self.composition(Candidates(logits, targets, state, overlap)).sum(-1)
+        return self.objective.loss(Candidates(logits, targets, state, overlap, self.link)).sum(-1)
 
     def _parts(self, logits: Tensor, *others: Tensor) -> Iterable[tuple[Tensor, ...]]:
         """A few images at a time where that is faster, as long as the loss of an image does not depend on others."""
         step = len(logits)
-        if logits.device.type == "cpu" and self.composition.by_image:
+        if logits.device.type == "cpu" and self.objective.by_image:
             step = max(1, ELEMENTS // max(1, logits[:1].numel()))
         return zip(*(torch.split(x, step) for x in (logits, *others)), strict=True)
 
-    def _box(self, deltas: Tensor, gt_boxes: Tensor, anchors: Tensor, positive: Tensor, chosen: Tensor) -> Tensor:
+    def _box(self, deltas: Tensor, gt_boxes: Tensor, anchors: Tensor, positive: Tensor, choice: Choice) -> Tensor:
+        chosen = positive if choice.box is None else positive & ~choice.box
         # of what is no match, any box with an area, so that no gradient is lost in an infinity
         target = encode_deltas(torch.where(chosen.unsqueeze(-1), gt_boxes, anchors), anchors, self.scale)
         loss = torch.where(chosen, self.box_loss(deltas, target), 0)
-        counted = chosen if self.flags.drop_divisor == "kept" else positive
-        divisor = self.by_default if self.divisor == "candidates" else self.divisor
-        return (loss.sum(1) / divided_by(divisor, counted, None, self.flags, 1)).sum()
+        counted = chosen if choice.kept else positive
+        return (loss.sum(1) / self.objective.divide(counted, NOTHING, by=self.plainly)).sum()
 
 
 def of_label(labels: Padded, index: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,25 +23,19 @@ from ultralytics.utils import RANK
 
 from rebalance.heads.objectness import Refined, SharedResiduals, logit, objectness_prior
 from rebalance.hosts.torchvision.anchors import Anchors
-from rebalance.hosts.torchvision.dense import Batch, Result, drop, labels_of, of_label
+from rebalance.hosts.torchvision.dense import Batch, Result, labels_of, of_label, predictions
 from rebalance.hosts.torchvision.head import Raw, TorchvisionHead, best_pairs, take
-from rebalance.hosts.torchvision.refined import objectness_and_residuals, refined
+from rebalance.hosts.torchvision.residuals import objectness_and_residuals, refined
 from rebalance.match.boxes import decode_deltas, encode_deltas, upcast
-from rebalance.match.candidates import IGNORE, POSITIVE
+from rebalance.match.candidates import BACKGROUND, IGNORE, POSITIVE, SOFTMAX, Candidates
 from rebalance.match.iou import Matched, match_by_iou
 from rebalance.match.padded import Padded
 from rebalance.match.sample import Sampled, sample
 from rebalance.methods.bce import bce
-from rebalance.methods.composition import Composition
-from rebalance.methods.divisor import divided_by
-from rebalance.methods.drop import Dropping, seed_of
-from rebalance.methods.nrd import nrd_mask
-from rebalance.methods.resobj import StepMeans, refine
-from rebalance.methods.resolve import divisor_of, place_of
-from rebalance.methods.soft import soft_weights
-from rebalance.methods.softmax import softmax_cross_entropy
-from rebalance.methods.steps import objectness_losses
-from rebalance.settings import TrainFlags
+from rebalance.methods.method import NOTHING, ROI, RPN, Predictions, Run, Site, Sites
+from rebalance.methods.resobj import ResObj, refine
+from rebalance.objective import Objective
+from rebalance.recipe import Recipe
 
 RPN_IOU = (0.7, 0.3)  # of anchors: from the first on positive, below the second negative, ignored in between
 ROI_IOU = 0.5  # of proposals: from there on positive, else negative
@@ -49,6 +44,22 @@ NMS_IOU = 0.7  # of proposals, and of RoIs in hard example mining
 SCALE = (10.0, 5.0)  # of the RoI head's offsets
 BETA = 1 / 9  # of smooth L1: quadratic below
 LEAST_PROPOSAL, LEAST_BOX = 1e-3, 1e-2  # shorter sides are thrown away, in pixels
+
+STAGES = Site(
+    name="fasterrcnn", where="fasterrcnn", about="samples of the RPN and of the RoI head", own="bce",
+    gives=frozenset({"overlap", "one", "samples", "proposals"}), stages=(RPN, ROI),
+    divisors={"host": "samples of the batch"},
+)  # fmt: skip
+OBJECTNESS = replace(
+    STAGES, name="fasterrcnn-obj", where="fasterrcnn with head=obj or resobj",
+    about="objectness of all anchors in the RPN, samples of the RoI head", gives=STAGES.gives | {"objectness"},
+    divisors={
+        "image": "RPN: positives of each image, mean over images; RoI head: samples of the batch",
+        "batch": "RPN: positives of the batch; RoI head: samples of the batch",
+        "candidates": "RPN: anchors of the batch; RoI head: samples of the batch",
+    },
+    host="image",
+)  # fmt: skip
 
 
 class Numbers(NamedTuple):
@@ -61,6 +72,191 @@ class Numbers(NamedTuple):
     most: int = 1000  # pairs of proposal and class that are handed on
 
 
+class FasterRCNNCriterion:
+    """torchvision's loss of Faster R-CNN with our methods.
+
+    RPN: binary cross-entropy on the objectness of 256 sampled anchors an image, at most half of them positive; smooth
+    L1 on the offsets of the positives. RoI head: cross-entropy of 512 sampled proposals, at most a quarter positive,
+    the labels' own boxes among the candidates; smooth L1 on the offsets of the true class. All four sums are divided by
+    the number of samples of the batch. (The numbers are torchvision's; small models sample fewer.)
+
+    Where the methods act:
+
+    * `ohem`: in the RoI head. Classification and box loss of all proposals, without gradient; in each image
+      non-maximum suppression by that loss at an IoU of 0.7, and the `ohem_rois` hardest that are left are trained on in
+      the place of a random sample.
+    * `soft`: in the RoI head's classification loss, on the sampled negatives, by the overlap of the proposal. The
+      divisor is the number of samples.
+    * `nrd`, `nrd_stage=roi`: floor(nrd_rate · N) of the N sampled negatives of the batch leave the RoI head's
+      classification loss, which is then a mean over what is left; the box loss is as it was. `nrd_stage=rpn`: the same
+      for the sampled negative anchors and the RPN's objectness loss.
+    * `drop`: in the RPN. `obj_drop` draws from the sampled anchors whose decoded box overlaps every label by less than
+      `neg_iou`, those with target 0 or the matched ones as `drop_scope` says; they leave the objectness loss, or in
+      scope `literal` become background. `box_drop` draws from the matched ones for the RPN's box loss. With
+      `drop_divisor=kept` each loss is divided by the samples less those that left it, with `host` by all samples.
+      Another anchor never takes the place of one that was dropped.
+
+    Nothing is dropped in validation, where the samples are the same for every batch.
+    """
+
+    def __init__(self, head: FasterRCNNDetect, *, recipe: Recipe, seed: int) -> None:
+        """Start at epoch 0.
+
+        Args:
+            head: whose RoI layers run on the samples.
+            recipe: of the training.
+            seed: of the run.
+        """
+        self.head, self.recipe = head, recipe
+        self.run = Run(recipe.site, seed=seed, rank=max(RANK, 0))
+        self.rpn = Objective(recipe, self.run, stage=RPN, ignores=True)
+        self.roi = Objective(recipe, self.run, stage=ROI)
+        self.objectives = (self.rpn, self.roi)
+
+    def __call__(self, preds: Any, batch: Batch) -> Result:
+        """Loss of one batch.
+
+        Args:
+            preds: the head's raw predictions; in validation a pair (decoded, raw).
+            batch: `batch_idx` (T,) sorted, `cls` (T, 1), `bboxes` (T, 4) centre, width, height as fractions; optionally
+                `most_labels`, the number of labels of the fullest image.
+
+        Returns:
+            (4,) RPN's objectness and box loss, RoI head's classification and box loss, times B, and the same without B,
+            detached, by name: `obj_loss`, `prop_loss` (the RPN's), `cls_loss`, `box_loss` (the RoI head's). Where the
+            RPN's objectness has steps (5,): before the last two `res_loss`.
+        """
+        batch = self.rpn.relabel(batch)
+        raw: Raw = preds[1] if isinstance(preds, tuple) else preds
+        images = len(raw["logits"])
+        labels = labels_of(batch, images, raw["size"], raw["logits"].device)
+        parts = self._rpn(raw, labels)  # names of ten letters at most, for the host's table
+        parts |= dict(zip(("cls_loss", "box_loss"), self._roi(raw, labels), strict=True))
+        loss = torch.stack(list(parts.values()))
+        return loss * images, dict(zip(parts, loss.detach(), strict=True))
+
+    # First stage ------------------------------------------------------------------------------------------------------
+
+    def _rpn(self, raw: Raw, labels: Padded) -> dict[str, Tensor]:
+        matched = self._anchors(raw, labels)
+        generator = self.run.generator(matched.state.device, "anchors")
+        place, state = sample(matched.state, self.head.numbers.anchors, RPN_SHARE, generator=generator)
+        logits = upcast(raw["logits"]).gather(1, place)  # (B, S)
+        deltas = upcast(take(raw["deltas"], place))  # (B, S, 4)
+        anchors = raw["anchors"][place]
+        gt_boxes, _ = of_label(labels, matched.label.gather(1, place))
+
+        choice = self.rpn.choose(
+            predictions(state, lambda: decode_deltas(deltas.detach(), anchors), labels, logits.detach)
+        )
+        sampled, positive = state != IGNORE, state == POSITIVE
+        in_obj = sampled if choice.left is None else sampled & ~choice.left
+        in_box = positive if choice.box is None else positive & ~choice.box
+        obj_count, box_count = sampled, sampled
+        if choice.kept:
+            obj_count, box_count = in_obj, sampled if choice.box is None else sampled & ~choice.box
+        loss = torch.where(in_obj, bce(logits, choice.seen(state) == POSITIVE), 0)
+        box = _smooth_l1(deltas, encode_deltas(gt_boxes, anchors), in_box)
+        return {"obj_loss": _mean(loss, obj_count), "prop_loss": _mean(box, box_count)}
+
+    def _anchors(self, raw: Raw, labels: Padded) -> Matched:
+        """What the anchors are matched to."""
+        high, low = RPN_IOU
+        return match_by_iou(raw["anchors"], labels, high=high, low=low, rescue="ties")
+
+    # Second stage -----------------------------------------------------------------------------------------------------
+
+    def _roi(self, raw: Raw, labels: Padded) -> tuple[Tensor, Tensor]:
+        boxes = torch.cat((raw["proposals"], labels.boxes), 1)
+        matched = match_by_iou(boxes, labels, high=ROI_IOU, low=ROI_IOU)
+        there = torch.cat((raw["valid"], labels.valid), 1)
+        matched = matched._replace(state=matched.state.masked_fill(~there, IGNORE))
+        if self.roi.mined:
+            place, state = self._hardest(raw, labels, boxes, matched)
+        else:
+            generator = self.run.generator(boxes.device, "proposals")
+            place, state = sample(matched.state, self.head.numbers.rois, ROI_SHARE, generator=generator)
+        chosen = Matched(state, matched.label.gather(1, place), matched.overlap.gather(1, place))
+        cls, box = self._roi_losses(raw, labels, take(boxes, place), chosen)
+
+        sampled = in_cls = state != IGNORE
+        # of the random proposals alone, whatever they overlap
+        choice = self.roi.choose(Predictions(state, lambda: chosen.overlap, lambda: chosen.overlap))
+        if choice.left is not None:
+            in_cls = sampled & ~choice.left
+        return _mean(torch.where(in_cls, cls, 0), in_cls), _mean(box, sampled)
+
+    def _roi_losses(self, raw: Raw, labels: Padded, rois: Tensor, matched: Matched) -> tuple[Tensor, Tensor]:
+        """(B, S) classification and box loss of each RoI; of padding the former is any number."""
+        logits, deltas = self.head.roi(raw["features"], rois, raw["size"])
+        positive = matched.state == POSITIVE
+        gt_boxes, classes = of_label(labels, matched.label)
+        target = torch.where(positive, classes + 1, BACKGROUND)
+        own = deltas.gather(2, target[..., None, None].expand(-1, -1, -1, 4)).squeeze(2)
+        box = _smooth_l1(upcast(own), encode_deltas(gt_boxes, rois, SCALE), positive)
+        cls = self.roi.loss(Candidates(logits, target, matched.state, matched.overlap, SOFTMAX)).squeeze(-1)
+        return cls, box
+
+    def _hardest(self, raw: Raw, labels: Padded, boxes: Tensor, matched: Matched) -> Sampled:
+        """Hard example mining: the candidates of highest loss, of those that overlap by more than 0.7 only one."""
+        with torch.no_grad():
+            cls, box_loss = self._roi_losses(raw, labels, boxes, matched)
+            loss = cls + box_loss
+            places, states, count = [], [], min(self.roi.mined, boxes.shape[1])
+            for box, cost, state in zip(boxes, loss, matched.state, strict=True):
+                there = (state != IGNORE).nonzero().squeeze(1)
+                place = there[nms(box[there], cost[there].to(box.dtype), NMS_IOU)[:count]]
+                missing = (0, count - len(place))
+                places.append(nn.functional.pad(place, missing))
+                states.append(nn.functional.pad(state[place], missing, value=IGNORE))
+        return Sampled(torch.stack(places), torch.stack(states))
+
+
+class RefinedFasterRCNNCriterion(FasterRCNNCriterion):
+    """The loss of Faster R-CNN whose RPN trains on all anchors but the ignored; the RoI head's is as without.
+
+    RPN: binary cross-entropy on the objectness, target 1 of a positive and 0 of a negative; the residual losses with
+    the same targets behind their gates, summed over the steps; smooth L1 on the offsets of all positives. All three are
+    divided by `divisor`, as RetinaNet's losses are: by default by the positives of each image, then the mean over
+    images. (The offsets' also with `candidates`.) The paper does not say what it divides by.
+
+    `drop` and `nrd_stage=rpn` draw from all anchors, and what they draw leaves the objectness loss and the residual
+    losses; a prediction's confidence is its refined objectness.
+    """
+
+    def _rpn(self, raw: Raw, labels: Padded) -> dict[str, Tensor]:
+        matched = self._anchors(raw, labels)
+        state, positive = matched.state, matched.state == POSITIVE
+        logits, residuals = objectness_and_residuals(raw, "logits")
+        deltas, anchors = upcast(raw["deltas"]), raw["anchors"]
+        choice = self.rpn.choose(
+            predictions(
+                state, lambda: decode_deltas(deltas.detach(), anchors), labels,
+                lambda: refine(logits, residuals)[-1].detach(),
+            )
+        )  # fmt: skip
+        candidates = Candidates(logits, positive.to(logits.dtype), state, matched.overlap)
+        losses = self.rpn.objectness(candidates, residuals, choice)
+        count = self.rpn.divide(positive, choice, ignored=state == IGNORE)
+        gt_boxes, _ = of_label(labels, matched.label)
+        in_box = positive if choice.box is None else positive & ~choice.box
+        box = _smooth_l1(deltas, encode_deltas(gt_boxes, anchors), in_box)
+        by = "image" if self.recipe.divisor == "candidates" else self.recipe.divisor
+        box = (box.sum(1) / self.rpn.divide(in_box if choice.kept else positive, NOTHING, by=by)).sum()
+        found = {name: (loss.sum(1) / count).sum() for name, loss in losses.items()}
+        return {"obj_loss": found.pop("obj_loss"), "prop_loss": box, **found}
+
+
+def _smooth_l1(deltas: Tensor, targets: Tensor, chosen: Tensor) -> Tensor:
+    """(B, S) smooth L1, summed over the four offsets; 0 where not chosen, whatever the target, still in the graph."""
+    safe = torch.where(chosen.unsqueeze(-1), targets, 0)  # an infinite target would have no gradient, masked or not
+    return torch.where(chosen, smooth_l1_loss(deltas, safe, reduction="none", beta=BETA).sum(-1), 0)
+
+
+def _mean(loss: Tensor, counted: Tensor) -> Tensor:
+    return loss.sum() / counted.sum().clamp(min=1)
+
+
 class FasterRCNNDetect(TorchvisionHead):
     """torchvision's RPN and RoI head with the proposals between them.
 
@@ -68,7 +264,8 @@ class FasterRCNNDetect(TorchvisionHead):
     layers with `roi`.
     """
 
-    host = "fasterrcnn"
+    sites = Sites("fasterrcnn", {"stock": STAGES, "obj": OBJECTNESS, "resobj": OBJECTNESS})
+    criterion = FasterRCNNCriterion
     background = 1
 
     def __init__(
@@ -127,11 +324,11 @@ class FasterRCNNDetect(TorchvisionHead):
         deltas = [self.rpn.bbox_pred(x).permute(0, 2, 3, 1).reshape(len(x), -1, 4) for x in hidden]
         return {"logits": torch.cat(logits, 1), "deltas": torch.cat(deltas, 1)}
 
-    def with_objectness(self, flags: TrainFlags) -> TorchvisionHead:
+    def with_objectness(self, settings: ResObj) -> TorchvisionHead:
         """As there: its RPN trains on all anchors."""
         self.__class__ = RefinedFasterRCNNDetect
         made: Any = self
-        made.add_objectness(flags)
+        made.add_objectness(settings)
         return self
 
     def propose(self, logits: Tensor, boxes: Tensor, counts: list[int], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -211,10 +408,6 @@ class FasterRCNNDetect(TorchvisionHead):
         layers = (("cls_score", rows), ("bbox_pred", fours))
         return {f"predictor.{layer}.{k}": choose for layer, choose in layers for k in ("weight", "bias")}
 
-    def build_criterion(self, flags: TrainFlags, seed: int) -> Any:
-        """The loss of Faster R-CNN with our methods."""
-        return FasterRCNNCriterion(self, flags=flags, seed=seed)
-
 
 class RefinedFasterRCNNDetect(Refined, FasterRCNNDetect):
     """Faster R-CNN whose RPN learns from all anchors, and refines its objectness where it has steps.
@@ -224,18 +417,20 @@ class RefinedFasterRCNNDetect(Refined, FasterRCNNDetect):
     objectness. Made from the stock head, see `with_objectness`.
     """
 
-    def add_objectness(self, flags: TrainFlags) -> None:
+    criterion = RefinedFasterRCNNCriterion
+
+    def add_objectness(self, settings: ResObj) -> None:
         """Add the subnets. At first an object is as unlikely as section 3.1 has it, where nothing is sampled.
 
         Without that the loss of all that is background would swamp the others.
         """
-        self.steps = flags.resobj_steps if flags.head == "resobj" else 0
+        self.steps = settings.resobj_steps
         last = self.rpn.cls_logits
         nn.init.constant_(last.bias, logit(objectness_prior(self.nc)))
         if self.steps:
             self.residual = SharedResiduals(
-                last.in_channels, anchors=last.out_channels, steps=self.steps, on=flags.resobj_on,
-                grad=flags.resobj_grad,
+                last.in_channels, anchors=last.out_channels, steps=self.steps, on=settings.resobj_on,
+                grad=settings.resobj_grad,
             )  # fmt: skip
 
     def from_hidden(self, hidden: list[Tensor]) -> Raw:
@@ -245,241 +440,3 @@ class RefinedFasterRCNNDetect(Refined, FasterRCNNDetect):
             residuals = [self.residual(x).permute(0, 1, 3, 4, 2).flatten(2) for x in hidden]
             found["residuals"] = torch.cat(residuals, 2)
         return found
-
-    def build_criterion(self, flags: TrainFlags, seed: int) -> Any:
-        """The loss of this head."""
-        return RefinedFasterRCNNCriterion(self, flags=flags, seed=seed)
-
-
-class Draws(Dropping):
-    """Dropping, and the generators of all else that is drawn in a step: functions of seed, rank, epoch and step too."""
-
-    def begin_epoch(self, epoch: int) -> None:
-        """As there."""
-        super().begin_epoch(epoch)
-        self.drawn = 0
-
-    def begin_step(self) -> None:
-        """Take the next numbers; in validation the same for every batch."""
-        self.drawn += torch.is_grad_enabled()
-
-    def generator(self, purpose: str, device: torch.device) -> torch.Generator:
-        """The generator of this step for one purpose: what one draws does not change what another draws."""
-        step = (self.epoch, self.drawn) if torch.is_grad_enabled() else ("validation",)
-        return torch.Generator(device).manual_seed(seed_of(*self.key, *step, purpose))
-
-
-class FasterRCNNCriterion:
-    """torchvision's loss of Faster R-CNN with our methods.
-
-    RPN: binary cross-entropy on the objectness of 256 sampled anchors an image, at most half of them positive; smooth
-    L1 on the offsets of the positives. RoI head: cross-entropy of 512 sampled proposals, at most a quarter positive,
-    the labels' own boxes among the candidates; smooth L1 on the offsets of the true class. All four sums are divided by
-    the number of samples of the batch. (The numbers are torchvision's; small models sample fewer.)
-
-    Where the methods act:
-
-    * `ohem`: in the RoI head. Classification and box loss of all proposals, without gradient; in each image
-      non-maximum suppression by that loss at an IoU of 0.7, and the `ohem_rois` hardest that are left are trained on in
-      the place of a random sample.
-    * `soft`: in the RoI head's classification loss, on the sampled negatives, by the overlap of the proposal. The
-      divisor is the number of samples.
-    * `nrd`, `nrd_stage=roi`: floor(nrd_rate · N) of the N sampled negatives of the batch leave the RoI head's
-      classification loss, which is then a mean over what is left; the box loss is as it was. `nrd_stage=rpn`: the same
-      for the sampled negative anchors and the RPN's objectness loss.
-    * `drop`: in the RPN. `obj_drop` draws from the sampled anchors whose decoded box overlaps every label by less than
-      `neg_iou`, those with target 0 or the matched ones as `drop_scope` says; they leave the objectness loss, or in
-      scope `literal` become background. `box_drop` draws from the matched ones for the RPN's box loss. With
-      `drop_divisor=kept` each loss is divided by the samples less those that left it, with `host` by all samples.
-      Another anchor never takes the place of one that was dropped.
-
-    Nothing is dropped in validation, where the samples are the same for every batch.
-    """
-
-    divisors: ClassVar = {"host": "samples of the batch"}
-
-    def __init__(self, head: FasterRCNNDetect, *, flags: TrainFlags, seed: int) -> None:
-        """Start at epoch 0.
-
-        Args:
-            head: whose RoI layers run on the samples.
-            flags: training flags.
-            seed: of the run.
-        """
-        self.head, self.flags = head, flags
-        self.divisor = divisor_of(flags, place_of(flags.head, head.host))
-        self.dropping = Draws(flags, seed=seed, rank=max(RANK, 0))
-        self.composition = Composition(flags, softmax=True)
-        self.weighting = self.composition.selected.weighting
-
-    def __call__(self, preds: Any, batch: Batch) -> Result:
-        """Loss of one batch.
-
-        Args:
-            preds: the head's raw predictions; in validation a pair (decoded, raw).
-            batch: `batch_idx` (T,) sorted, `cls` (T, 1), `bboxes` (T, 4) centre, width, height as fractions; optionally
-                `most_labels`, the number of labels of the fullest image.
-
-        Returns:
-            (4,) RPN's objectness and box loss, RoI head's classification and box loss, times B, and the same without B,
-            detached, by name: `obj_loss`, `prop_loss` (the RPN's), `cls_loss`, `box_loss` (the RoI head's). Where the
-            RPN's objectness has steps (5,): before the last two `res_loss`.
-        """
-        raw: Raw = preds[1] if isinstance(preds, tuple) else preds
-        images = len(raw["logits"])
-        labels = labels_of(batch, images, raw["size"], raw["logits"].device)
-        self.dropping.begin_step()
-        parts = self._rpn(raw, labels)  # names of ten letters at most, for the host's table
-        parts |= dict(zip(("cls_loss", "box_loss"), self._roi(raw, labels), strict=True))
-        loss = torch.stack(list(parts.values()))
-        return loss * images, dict(zip(parts, loss.detach(), strict=True))
-
-    def _nrd(self, state: Tensor, stage: str) -> Tensor | None:
-        """(B, S) what negative region dropping takes out of a stage's loss; None: nothing."""
-        if self.weighting != "nrd" or self.flags.nrd_stage != stage or not torch.is_grad_enabled():
-            return None
-        return nrd_mask(state, self.flags.nrd_rate, generator=self.dropping.generator("nrd", state.device))
-
-    # First stage ------------------------------------------------------------------------------------------------------
-
-    def _rpn(self, raw: Raw, labels: Padded) -> dict[str, Tensor]:
-        matched = self._anchors(raw, labels)
-        generator = self.dropping.generator("anchors", matched.state.device)
-        place, state = sample(matched.state, self.head.numbers.anchors, RPN_SHARE, generator=generator)
-        logits = upcast(raw["logits"]).gather(1, place)  # (B, S)
-        deltas = upcast(take(raw["deltas"], place))  # (B, S, 4)
-        anchors = raw["anchors"][place]
-        gt_boxes, _ = of_label(labels, matched.label.gather(1, place))
-
-        sampled, positive = state != IGNORE, state == POSITIVE
-        targets, in_obj, in_box = positive, sampled, positive
-        obj_count = box_count = sampled
-        if self.dropping.on:
-            boxes = decode_deltas(deltas.detach(), anchors)
-            obj_dropped, box_dropped = drop(self.dropping, boxes, labels, state, logits.detach())
-            in_box = positive & ~box_dropped
-            if self.flags.drop_scope == "literal":
-                targets = positive & ~obj_dropped  # trained as background
-            else:
-                in_obj = sampled & ~obj_dropped
-            if self.flags.drop_divisor == "kept":
-                obj_count, box_count = in_obj, sampled & ~box_dropped
-        elif (left_out := self._nrd(state, "rpn")) is not None:
-            in_obj = obj_count = sampled & ~left_out
-        loss = torch.where(in_obj, bce(logits, targets), 0)
-        box = _smooth_l1(deltas, encode_deltas(gt_boxes, anchors), in_box)
-        return {"obj_loss": _mean(loss, obj_count), "prop_loss": _mean(box, box_count)}
-
-    def _anchors(self, raw: Raw, labels: Padded) -> Matched:
-        """What the anchors are matched to."""
-        high, low = RPN_IOU
-        return match_by_iou(raw["anchors"], labels, high=high, low=low, rescue="ties")
-
-    # Second stage -----------------------------------------------------------------------------------------------------
-
-    def _roi(self, raw: Raw, labels: Padded) -> tuple[Tensor, Tensor]:
-        boxes = torch.cat((raw["proposals"], labels.boxes), 1)
-        matched = match_by_iou(boxes, labels, high=ROI_IOU, low=ROI_IOU)
-        there = torch.cat((raw["valid"], labels.valid), 1)
-        matched = matched._replace(state=matched.state.masked_fill(~there, IGNORE))
-        if self.weighting == "ohem":
-            place, state = self._hardest(raw, labels, boxes, matched)
-        else:
-            generator = self.dropping.generator("proposals", boxes.device)
-            place, state = sample(matched.state, self.head.numbers.rois, ROI_SHARE, generator=generator)
-        chosen = Matched(state, matched.label.gather(1, place), matched.overlap.gather(1, place))
-        cls, box = self._roi_losses(raw, labels, take(boxes, place), chosen)
-
-        sampled = state != IGNORE
-        in_cls = sampled
-        if (left_out := self._nrd(state, "roi")) is not None:
-            in_cls = sampled & ~left_out
-        if self.weighting == "soft":
-            flags = self.flags
-            cls = cls * soft_weights(chosen.overlap, state, a=flags.soft_a, b=flags.soft_b, c=flags.soft_c)
-        return _mean(torch.where(in_cls, cls, 0), in_cls), _mean(box, sampled)
-
-    def _roi_losses(self, raw: Raw, labels: Padded, rois: Tensor, matched: Matched) -> tuple[Tensor, Tensor]:
-        """(B, S) classification and box loss of each RoI; of padding the former is any number."""
-        logits, deltas = self.head.roi(raw["features"], rois, raw["size"])
-        positive = matched.state == POSITIVE
-        gt_boxes, classes = of_label(labels, matched.label)
-        target = torch.where(positive, classes + 1, 0)
-        own = deltas.gather(2, target[..., None, None].expand(-1, -1, -1, 4)).squeeze(2)
-        box = _smooth_l1(upcast(own), encode_deltas(gt_boxes, rois, SCALE), positive)
-        return softmax_cross_entropy(logits, target), box
-
-    def _hardest(self, raw: Raw, labels: Padded, boxes: Tensor, matched: Matched) -> Sampled:
-        """Hard example mining: the candidates of highest loss, of those that overlap by more than 0.7 only one."""
-        with torch.no_grad():
-            cls, box_loss = self._roi_losses(raw, labels, boxes, matched)
-            loss = cls + box_loss
-            places, states, count = [], [], min(self.flags.ohem_rois, boxes.shape[1])
-            for box, cost, state in zip(boxes, loss, matched.state, strict=True):
-                there = (state != IGNORE).nonzero().squeeze(1)
-                place = there[nms(box[there], cost[there].to(box.dtype), NMS_IOU)[:count]]
-                missing = (0, count - len(place))
-                places.append(nn.functional.pad(place, missing))
-                states.append(nn.functional.pad(state[place], missing, value=IGNORE))
-        return Sampled(torch.stack(places), torch.stack(states))
-
-
-class RefinedFasterRCNNCriterion(FasterRCNNCriterion):
-    """The loss of Faster R-CNN whose RPN trains on all anchors but the ignored; the RoI head's is as without.
-
-    RPN: binary cross-entropy on the objectness, target 1 of a positive and 0 of a negative; the residual losses with
-    the same targets behind their gates, summed over the steps; smooth L1 on the offsets of all positives. All three are
-    divided by `divisor`, as RetinaNet's losses are: by default by the positives of each image, then the mean over
-    images. (The offsets' also with `candidates`.) The paper does not say what it divides by.
-
-    `drop` and `nrd_stage=rpn` draw from all anchors, and what they draw leaves the objectness loss and the residual
-    losses; a prediction's confidence is its refined objectness.
-    """
-
-    divisors: ClassVar = {
-        "image": "RPN: positives of each image, mean over images; RoI head: samples of the batch",
-        "batch": "RPN: positives of the batch; RoI head: samples of the batch",
-        "candidates": "RPN: anchors of the batch; RoI head: samples of the batch",
-    }
-
-    def __init__(self, head: FasterRCNNDetect, *, flags: TrainFlags, seed: int) -> None:
-        super().__init__(head, flags=flags, seed=seed)
-        self.steps = StepMeans()
-        if self.divisor == "host":
-            self.divisor = "image"
-
-    def _rpn(self, raw: Raw, labels: Padded) -> dict[str, Tensor]:
-        matched = self._anchors(raw, labels)
-        state, positive = matched.state, matched.state == POSITIVE
-        logits, residuals = objectness_and_residuals(raw, "logits")
-        deltas, anchors = upcast(raw["deltas"]), raw["anchors"]
-        dropped, in_box = None, positive
-        if self.dropping.on:
-            boxes = decode_deltas(deltas.detach(), anchors)
-            obj_dropped, box_dropped = drop(self.dropping, boxes, labels, state, refine(logits, residuals)[-1].detach())
-            dropped = obj_dropped if self.flags.obj_drop > 0 else None
-            in_box = positive & ~box_dropped
-        else:
-            dropped = self._nrd(state, "rpn")
-        losses = objectness_losses(
-            logits, residuals, positive.to(logits.dtype), state, dropped,
-            flags=self.flags, element=lambda x, y, _: bce(x, y), means=self.steps,
-        )  # fmt: skip
-        count = divided_by(self.divisor, positive, dropped, self.flags, 1, ignored=state == IGNORE)
-        gt_boxes, _ = of_label(labels, matched.label)
-        box = _smooth_l1(deltas, encode_deltas(gt_boxes, anchors), in_box)
-        counted = in_box if self.flags.drop_divisor == "kept" else positive
-        divisor = "image" if self.divisor == "candidates" else self.divisor
-        box = (box.sum(1) / divided_by(divisor, counted, None, self.flags, 1)).sum()
-        found = {name: (loss.sum(1) / count).sum() for name, loss in losses.items()}
-        return {"obj_loss": found.pop("obj_loss"), "prop_loss": box, **found}
-
-
-def _smooth_l1(deltas: Tensor, targets: Tensor, chosen: Tensor) -> Tensor:
-    """(B, S) smooth L1, summed over the four offsets; 0 where not chosen, whatever the target, still in the graph."""
-    safe = torch.where(chosen.unsqueeze(-1), targets, 0)  # an infinite target would have no gradient, masked or not
-    return torch.where(chosen, smooth_l1_loss(deltas, safe, reduction="none", beta=BETA).sum(-1), 0)
-
-
-def _mean(loss: Tensor, counted: Tensor) -> Tensor:
-    return loss.sum() / counted.sum().clamp(min=1)

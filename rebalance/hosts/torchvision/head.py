@@ -8,14 +8,15 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from ultralytics.nn.modules.head import Detect
 
 from rebalance.errors import ModelError
-from rebalance.settings import TrainFlags
+from rebalance.methods.method import Sites
+from rebalance.methods.resobj import ResObj
 
 Raw = dict[str, Any]  # what the head predicts, before boxes are made of it
 
@@ -26,7 +27,8 @@ class TorchvisionHead(Detect):  # type: ignore[misc]
     It is a Detect for exporters and validators, but has none of its layers; `cv2` and `cv3` say so.
 
     Attributes:
-        host: the detector, a key of `rebalance.methods.registry.PLACES`.
+        sites: where the loss acts on it.
+        criterion: its loss, made of the head, `recipe` and `seed`.
         nc: classes, background not counted.
         background: number of logits for it: 1 where it has a class of its own, as the first (softmax), else 0.
         stride: (1,) pixels; the sides of images are multiples of it.
@@ -36,7 +38,8 @@ class TorchvisionHead(Detect):  # type: ignore[misc]
 
     cv2 = ()
     cv3 = None
-    host = ""
+    sites: ClassVar[Sites]
+    criterion: ClassVar[Any]
     background = 0
     steps = 0
     shown: int | None = None
@@ -65,20 +68,16 @@ class TorchvisionHead(Detect):  # type: ignore[misc]
     def decode(self, raw: Raw) -> tuple[Tensor, Tensor, Tensor]:
         """The best pairs of candidate and class: (B, K, 4) corners in pixels, (B, K) scores, (B, K) classes."""
 
-    @abstractmethod
-    def build_criterion(self, flags: TrainFlags, seed: int) -> Any:
-        """The loss that runs on this head."""
+    def trained_at(self, imgsz: int) -> None:
+        """Take note of the longer side of the images that it is trained on, in pixels."""
 
-    def with_objectness(self, flags: TrainFlags) -> TorchvisionHead:
-        """This head, made into one that refines an objectness over all candidates.
-
-        Args:
-            flags: head, obj or resobj; resobj_steps, resobj_grad, resobj_on.
+    def with_objectness(self, settings: ResObj) -> TorchvisionHead:
+        """This head, made into one that refines an objectness over all candidates in so many steps.
 
         Raises:
             ModelError: it has no such form.
         """
-        raise ModelError(f"head={flags.head} is not defined for {self.host}")
+        raise ModelError(f"head=obj is not defined for {self.sites.name}")
 
     def class_rows(self) -> Mapping[str, Callable[[Tensor, Tensor], Tensor]]:
         """For each parameter with a row for each class: (tensor, (C',) classes to keep) -> the smaller tensor."""

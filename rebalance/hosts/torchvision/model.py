@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from ultralytics.nn.tasks import DetectionModel
 
 from rebalance.errors import ModelError, nearest
+from rebalance.heads.objectness import unfused
+from rebalance.hosts.host import remembered
+from rebalance.hosts.state_dict import load_by_name
 from rebalance.hosts.torchvision.zoo import ZOO, Detector
-from rebalance.hosts.ultralytics.model import unfused
-from rebalance.methods.resolve import kept_flags
-from rebalance.settings import TrainFlags
-from rebalance.train.checkpoint import load_by_name, remembered
+from rebalance.recipe import Recipe, kept
 
 KEY = "torchvision"  # of model.yaml: the detector's name
 
@@ -36,13 +36,12 @@ class TorchvisionModel(DetectionModel):  # type: ignore[misc]
     Images come as Ultralytics gives them, RGB in [0, 1], and are normalised here as the backbone's weights want it.
 
     Attributes:
-        host: retinanet, ssd or fasterrcnn.
         yaml: name, classes and channels; a checkpoint keeps it and builds the model again from it.
     """
 
     def __init__(
         self, cfg: Any = "retinanet_tiny", ch: int = 3, nc: int | None = None, verbose: bool = True,
-        flags: TrainFlags | None = None,
+        recipe: Recipe | None = None,
     ) -> None:  # fmt: skip
         """Build a detector with random weights.
 
@@ -51,7 +50,7 @@ class TorchvisionModel(DetectionModel):  # type: ignore[misc]
             ch: channels of an image; 3.
             nc: classes; None: 80, as COCO.
             verbose: print its size.
-            flags: training flags, of which the head is built; None: those that the `yaml` keeps, else the stock head.
+            recipe: says which head; None: the one that the `yaml` keeps, else the stock head.
 
         Raises:
             ModelError: there is no such detector, or it does not take such images.
@@ -66,10 +65,10 @@ class TorchvisionModel(DetectionModel):  # type: ignore[misc]
         self.yaml |= {"nc": nc or self.yaml.get("nc", 80), "channels": ch}
         detector: Detector = ZOO[name]
         body, neck, head = detector.build(self.yaml["nc"])
-        flags = flags or kept_flags(remembered(self).get("flags", {}), host=head.host)
-        if flags.head != "stock":
-            head = head.with_objectness(flags)
-        self.host, self.nc = head.host, self.yaml["nc"]
+        recipe = recipe or kept(remembered(self).get("flags", {}), head.sites)
+        if recipe["head"] != "stock":
+            head = head.with_objectness(recipe.resobj)
+        self.nc = self.yaml["nc"]
         self.model = nn.Sequential(body, neck, head)
         parts: list[Any] = [body, neck, head]
         for index, part in enumerate(parts):
@@ -120,10 +119,14 @@ class TorchvisionModel(DetectionModel):  # type: ignore[misc]
 
     def init_criterion(self) -> Any:
         """The loss that this model was trained with."""
-        from rebalance.hosts.ultralytics.criterion import build_criterion
+        head: Any = self.model[-1]
+        recipe = kept(remembered(self).get("flags", {}), head.sites)
+        return self.criterion_of(recipe, int(getattr(self.args, "seed", 0)))
 
-        flags = kept_flags(remembered(self).get("flags", {}), host=self.host)
-        return build_criterion(self, flags, seed=int(getattr(self.args, "seed", 0)))
+    def criterion_of(self, recipe: Recipe, seed: int) -> Any:
+        """The loss of a training with this seed."""
+        head: Any = self.model[-1]
+        return head.criterion(head, recipe=recipe, seed=seed)
 
     def translate(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Rename the tensors of a state dict of torchvision, or of a backbone, as they are named here.

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,24 +21,111 @@ from rebalance.heads.objectness import CLASS_PRIOR, Refined, ResidualObjectness,
 from rebalance.hosts.torchvision.anchors import Anchors
 from rebalance.hosts.torchvision.dense import Batch, DenseCriterion, Result
 from rebalance.hosts.torchvision.head import Raw, TorchvisionHead, best_pairs, class_rows, take
-from rebalance.hosts.torchvision.refined import objectness_and_residuals, refined
+from rebalance.hosts.torchvision.residuals import objectness_and_residuals, refined
 from rebalance.match.boxes import decode_deltas, upcast
-from rebalance.match.candidates import IGNORE, POSITIVE
+from rebalance.match.candidates import IGNORE, POSITIVE, SIGMOID, Candidates
 from rebalance.match.iou import Matched, match_by_iou
 from rebalance.match.padded import Padded
 from rebalance.methods.bce import bce
-from rebalance.methods.divisor import divided_by
-from rebalance.methods.resobj import StepMeans, refine
-from rebalance.methods.steps import objectness_losses
-from rebalance.settings import TrainFlags
+from rebalance.methods.method import NOTHING, Choice, Site, Sites
+from rebalance.methods.resobj import ResObj, refine
 
 POSITIVE_IOU, NEGATIVE_IOU = 0.5, 0.4  # from 0.5 on positive, below 0.4 negative, ignored in between
+
+CLASSES = Site(
+    name="retinanet", where="retinanet", about="class scores of all anchors", own="focal",
+    gives=frozenset({"overlap", SIGMOID, "one"}),
+    divisors={
+        "image": "positives of each image, mean over images",
+        "batch": "positives of the batch",
+        "candidates": "candidates of the batch times classes",
+    },
+    host="image",
+)  # fmt: skip
+OBJECTNESS = replace(
+    CLASSES, name="retinanet-obj", where="retinanet with head=obj or resobj", about="objectness of all anchors",
+    own="bce", gives=frozenset({"overlap", SIGMOID, "objectness"}),
+    divisors={**CLASSES.divisors, "candidates": "candidates of the batch"},
+)  # fmt: skip
+
+
+class RetinaNetCriterion(DenseCriterion):
+    """Focal loss or one of our methods on the class scores of all anchors, L1 on the offsets of the positives.
+
+    Positive is an anchor with an IoU of at least 0.5 with its nearest label, or the best of a label; below 0.4 it is
+    negative, in between it is ignored. With `loss=brl` a negative below `brl_iou` is confused, by the same overlap.
+    """
+
+    ignores = True
+
+    def match(self, anchors: Tensor, labels: Padded) -> Matched:
+        """torchvision's matcher."""
+        return match_by_iou(anchors, labels, high=POSITIVE_IOU, low=NEGATIVE_IOU, rescue="ties")
+
+    def box_loss(self, deltas: Tensor, targets: Tensor) -> Tensor:
+        """(B, A) L1, summed over the four offsets."""
+        return (deltas - targets).abs().sum(-1)
+
+    def class_targets(self, logits: Tensor, classes: Tensor, positive: Tensor) -> Tensor:
+        """(B, A, C) 1 for the class of a positive."""
+        return torch.zeros_like(logits).scatter_(2, classes.unsqueeze(-1), positive.unsqueeze(-1).to(logits.dtype))
+
+
+class RefinedRetinaNetCriterion(RetinaNetCriterion):
+    """Class loss on positives, objectness loss on all but the ignored, residual losses behind their gates, L1 on boxes.
+
+    Class: cross-entropy of the sigmoid, summed over classes, of the positives alone (equation 4). Objectness: target 1
+    of a positive and 0 of a negative (equation 5), by binary cross-entropy or the element loss chosen; the residual
+    losses likewise, summed over the steps. The methods act on these two; the class loss has no negatives to weigh.
+
+    Objectness and residual losses are divided as RetinaNet's classification loss, by `divisor`; the class loss as its
+    box loss, which with `candidates` is by the positives of each image. A prediction's confidence is its refined
+    objectness.
+    """
+
+    # Of the batch at hand
+    _raw: tuple[Tensor, Tensor]  # (B, A) objectness and (T, B, A) residual logits
+    _more: dict[str, Tensor]  # losses by name
+
+    def __call__(self, preds: Any, batch: Batch) -> Result:
+        """Loss of one batch.
+
+        Args:
+            preds: the head's raw predictions; in validation a pair (decoded, raw).
+            batch: as without.
+
+        Returns:
+            (3,) or, with steps, (4,): class, box, objectness and residual loss times B, and the same without B,
+            detached, by name.
+        """
+        self._raw = objectness_and_residuals(preds[1] if isinstance(preds, tuple) else preds, "objectness")
+        vector, items = super().__call__(preds, batch)
+        more, self._more = self._more, {}
+        images = len(self._raw[0])
+        del self._raw  # it holds the graph
+        items |= {name: loss.detach() for name, loss in more.items()}
+        return torch.cat((vector, torch.stack(list(more.values())) * images)), items
+
+    def confidence(self, logits: Tensor) -> Tensor:
+        """(B, A) objectness logits after all steps."""
+        return refine(*self._raw)[-1].detach()
+
+    def _classification(self, logits: Tensor, classes: Tensor, matched: Matched, choice: Choice) -> Tensor:
+        state, positive = matched.state, matched.state == POSITIVE
+        objects, residuals = self._raw
+        candidates = Candidates(objects, positive.to(logits.dtype), state, matched.overlap)
+        losses = self.objective.objectness(candidates, residuals, choice)
+        count = self.objective.divide(positive, choice, ignored=state == IGNORE)
+        self._more = {name: (loss.sum(1) / count).sum() for name, loss in losses.items()}
+        loss = bce(logits, self.class_targets(logits, classes, positive)).sum(-1).where(positive, 0)
+        return (loss.sum(1) / self.objective.divide(positive, NOTHING, by=self.plainly)).sum()
 
 
 class RetinaNetDetect(TorchvisionHead):
     """torchvision's RetinaNet head with its anchors."""
 
-    host = "retinanet"
+    sites = Sites("retinanet", {"stock": CLASSES, "obj": OBJECTNESS, "resobj": OBJECTNESS})
+    criterion = RetinaNetCriterion
 
     def __init__(self, layers: RetinaNetHead, anchors: Anchors, nc: int, stride: int = 32, most: int = 1000) -> None:
         """Build the head.
@@ -73,21 +161,17 @@ class RetinaNetDetect(TorchvisionHead):
         deltas = upcast(take(raw["deltas"], kept))
         return decode_deltas(deltas, raw["anchors"][kept])
 
-    def with_objectness(self, flags: TrainFlags) -> TorchvisionHead:
+    def with_objectness(self, settings: ResObj) -> TorchvisionHead:
         """As there."""
         self.__class__ = RefinedRetinaNetDetect
         made: Any = self
-        made.add_objectness(flags)
+        made.add_objectness(settings)
         return self
 
     def class_rows(self) -> Mapping[str, Callable[[Tensor, Tensor], Tensor]]:
         """The last layer of the classification tower: (anchors · C, …)."""
         rows = partial(class_rows, per_cell=self.layers.classification_head.num_anchors)
         return dict.fromkeys((f"layers.classification_head.cls_logits.{k}" for k in ("weight", "bias")), rows)
-
-    def build_criterion(self, flags: TrainFlags, seed: int) -> Any:
-        """The loss of RetinaNet with our methods."""
-        return RetinaNetCriterion(flags=flags, seed=seed)
 
 
 class RefinedRetinaNetDetect(Refined, RetinaNetDetect):
@@ -97,13 +181,15 @@ class RefinedRetinaNetDetect(Refined, RetinaNetDetect):
     subnets are shared by all levels. Made from the stock head, see `with_objectness`.
     """
 
-    def add_objectness(self, flags: TrainFlags) -> None:
+    criterion = RefinedRetinaNetCriterion
+
+    def add_objectness(self, settings: ResObj) -> None:
         """Add the subnets; at first a class has a probability of 0.01, an object that of `objectness_prior`."""
         head = self.layers.classification_head
-        self.steps = flags.resobj_steps if flags.head == "resobj" else 0
+        self.steps = settings.resobj_steps
         self.objectness = ResidualObjectness(
-            head.cls_logits.in_channels, anchors=head.num_anchors, steps=self.steps, on=flags.resobj_on,
-            grad=flags.resobj_grad, prior=objectness_prior(self.nc), act=nn.ReLU,
+            head.cls_logits.in_channels, anchors=head.num_anchors, steps=self.steps, on=settings.resobj_on,
+            grad=settings.resobj_grad, prior=objectness_prior(self.nc), act=nn.ReLU,
         )  # fmt: skip
         nn.init.constant_(head.cls_logits.bias, logit(CLASS_PRIOR))
 
@@ -134,89 +220,3 @@ class RefinedRetinaNetDetect(Refined, RetinaNetDetect):
         objects = upcast(refined(raw, "objectness", self.shown)).sigmoid()
         scores, kept, classes = best_pairs(upcast(raw["logits"]), raw["counts"], self.most, objects)
         return self._boxes(raw, kept), scores, classes
-
-    def build_criterion(self, flags: TrainFlags, seed: int) -> Any:
-        """The loss of this head."""
-        return RefinedRetinaNetCriterion(flags=flags, seed=seed)
-
-
-class RetinaNetCriterion(DenseCriterion):
-    """Focal loss or one of our methods on the class scores of all anchors, L1 on the offsets of the positives.
-
-    Positive is an anchor with an IoU of at least 0.5 with its nearest label, or the best of a label; below 0.4 it is
-    negative, in between it is ignored. With `loss=brl` a negative below `brl_iou` is confused, by the same overlap.
-    """
-
-    place = "retinanet"
-    by_default = "image"
-
-    def match(self, anchors: Tensor, labels: Padded) -> Matched:
-        """torchvision's matcher."""
-        return match_by_iou(anchors, labels, high=POSITIVE_IOU, low=NEGATIVE_IOU, rescue="ties")
-
-    def box_loss(self, deltas: Tensor, targets: Tensor) -> Tensor:
-        """(B, A) L1, summed over the four offsets."""
-        return (deltas - targets).abs().sum(-1)
-
-    def class_targets(self, logits: Tensor, classes: Tensor, positive: Tensor) -> Tensor:
-        """(B, A, C) 1 for the class of a positive."""
-        return torch.zeros_like(logits).scatter_(2, classes.unsqueeze(-1), positive.unsqueeze(-1).to(logits.dtype))
-
-
-class RefinedRetinaNetCriterion(RetinaNetCriterion):
-    """Class loss on positives, objectness loss on all but the ignored, residual losses behind their gates, L1 on boxes.
-
-    Class: cross-entropy of the sigmoid, summed over classes, of the positives alone (equation 4). Objectness: target 1
-    of a positive and 0 of a negative (equation 5), by binary cross-entropy or the element loss chosen; the residual
-    losses likewise, summed over the steps. The methods act on these two; the class loss has no negatives to weigh.
-
-    Objectness and residual losses are divided as RetinaNet's classification loss, by `divisor`; the class loss as its
-    box loss, which with `candidates` is by the positives of each image. A prediction's confidence is its refined
-    objectness.
-    """
-
-    place = "retinanet-obj"
-    divisors: ClassVar = {**DenseCriterion.divisors, "candidates": "candidates of the batch"}
-
-    # Of the batch at hand
-    _raw: tuple[Tensor, Tensor]  # (B, A) objectness and (T, B, A) residual logits
-    _more: dict[str, Tensor]  # losses by name
-
-    def __init__(self, **given: Any) -> None:
-        super().__init__(**given)
-        self.steps = StepMeans()
-
-    def __call__(self, preds: Any, batch: Batch) -> Result:
-        """Loss of one batch.
-
-        Args:
-            preds: the head's raw predictions; in validation a pair (decoded, raw).
-            batch: as without.
-
-        Returns:
-            (3,) or, with steps, (4,): class, box, objectness and residual loss times B, and the same without B,
-            detached, by name.
-        """
-        self._raw = objectness_and_residuals(preds[1] if isinstance(preds, tuple) else preds, "objectness")
-        vector, items = super().__call__(preds, batch)
-        more, self._more = self._more, {}
-        images = len(self._raw[0])
-        del self._raw  # it holds the graph
-        items |= {name: loss.detach() for name, loss in more.items()}
-        return torch.cat((vector, torch.stack(list(more.values())) * images)), items
-
-    def confidence(self, logits: Tensor) -> Tensor:
-        """(B, A) objectness logits after all steps."""
-        return refine(*self._raw)[-1].detach()
-
-    def _classification(self, logits: Tensor, classes: Tensor, matched: Matched, dropped: Tensor | None) -> Tensor:
-        state, positive = matched.state, matched.state == POSITIVE
-        element = partial(self.composition.of_objectness, overlap=matched.overlap)
-        losses = objectness_losses(
-            *self._raw, positive.to(logits.dtype), state, dropped, flags=self.flags, element=element, means=self.steps,
-        )  # fmt: skip
-        count = divided_by(self.divisor, positive, dropped, self.flags, 1, ignored=state == IGNORE)
-        self._more = {name: (loss.sum(1) / count).sum() for name, loss in losses.items()}
-        loss = bce(logits, self.class_targets(logits, classes, positive)).sum(-1).where(positive, 0)
-        divisor = self.by_default if self.divisor == "candidates" else self.divisor
-        return (loss.sum(1) / divided_by(divisor, positive, None, self.flags, 1)).sum()

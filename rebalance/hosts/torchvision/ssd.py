@@ -12,7 +12,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
-from typing import Any, ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,14 +23,25 @@ from torchvision.models.detection.ssdlite import SSDLiteHead
 from rebalance.hosts.torchvision.dense import DenseCriterion
 from rebalance.hosts.torchvision.head import Raw, TorchvisionHead, best_pairs, class_rows, take
 from rebalance.match.boxes import decode_deltas, upcast
+from rebalance.match.candidates import BACKGROUND, SOFTMAX
 from rebalance.match.iou import Matched, match_by_iou
 from rebalance.match.padded import Padded
-from rebalance.methods.softmax import BACKGROUND
-from rebalance.settings import TrainFlags
+from rebalance.methods.method import Site, Sites
 
 MATCH_IOU = 0.5
 STRIDE = 32  # images are padded to multiples of it; the coarser levels need no more
 SCALE = (10.0, 5.0)  # of the offsets of centre and size; SSD calls the inverse variances
+
+CLASSES = Site(
+    name="ssd", where="ssd", about="class scores of all default boxes", own="ohem",
+    gives=frozenset({"overlap", SOFTMAX, "one"}),
+    divisors={
+        "image": "positives of each image, mean over images",
+        "batch": "positives of the batch",
+        "candidates": "candidates of the batch",
+    },
+    host="batch",
+)  # fmt: skip
 
 
 class DefaultBoxes(NamedTuple):
@@ -90,6 +101,35 @@ def _default_boxes(boxes: DefaultBoxes, shapes: tuple[tuple[int, int], ...], sid
         return torch.cat(levels).to(device)
 
 
+class SSDCriterion(DenseCriterion):
+    """Softmax cross-entropy or one of our methods on all default boxes, smooth L1 on the offsets of the positives.
+
+    Positive is a default box with an IoU of at least 0.5 with its nearest label, or the best of a label; the others are
+    negative. `loss=ohem` is SSD's own loss: of the negatives of an image the three hardest for each positive; an image
+    without labels counts nothing. (Where an image has fewer negatives than that, torchvision counts positives twice.)
+    With any other loss nothing is mined.
+    """
+
+    link = SOFTMAX
+    scale = SCALE
+
+    def match(self, anchors: Tensor, labels: Padded) -> Matched:
+        """torchvision's matcher."""
+        return match_by_iou(anchors, labels, high=MATCH_IOU, low=MATCH_IOU, rescue="first")
+
+    def box_loss(self, deltas: Tensor, targets: Tensor) -> Tensor:
+        """(B, A) smooth L1, summed over the four offsets."""
+        return smooth_l1_loss(deltas, targets, reduction="none").sum(-1)
+
+    def class_targets(self, logits: Tensor, classes: Tensor, positive: Tensor) -> Tensor:
+        """(B, A) class of a positive, counted from 1; else background."""
+        return torch.where(positive, classes + 1, BACKGROUND)
+
+    def confidence(self, logits: Tensor) -> Tensor:
+        """(B, A) log odds of any class against background."""
+        return logits[..., BACKGROUND + 1 :].logsumexp(-1) - logits[..., BACKGROUND]
+
+
 class SSDDetect(TorchvisionHead):
     """torchvision's SSD or SSDLite head with its default boxes.
 
@@ -97,7 +137,8 @@ class SSDDetect(TorchvisionHead):
         side: longer side of the images in training, in pixels; the trainer sets it.
     """
 
-    host = "ssd"
+    sites = Sites("ssd", {"stock": CLASSES})
+    criterion = SSDCriterion
     background = 1
 
     def __init__(
@@ -141,38 +182,6 @@ class SSDDetect(TorchvisionHead):
             found |= dict.fromkeys((f"{last}.weight", f"{last}.bias"), partial(class_rows, per_cell=per_cell))
         return found
 
-    def build_criterion(self, flags: TrainFlags, seed: int) -> Any:
-        """The loss of SSD with our methods."""
-        return SSDCriterion(flags=flags, seed=seed)
-
-
-class SSDCriterion(DenseCriterion):
-    """Softmax cross-entropy or one of our methods on all default boxes, smooth L1 on the offsets of the positives.
-
-    Positive is a default box with an IoU of at least 0.5 with its nearest label, or the best of a label; the others are
-    negative. `loss=ohem` is SSD's own loss: of the negatives of an image the three hardest for each positive; an image
-    without labels counts nothing. (Where an image has fewer negatives than that, torchvision counts positives twice.)
-    With any other loss nothing is mined.
-    """
-
-    place = "ssd"
-    by_default = "batch"
-    softmax = True
-    scale = SCALE
-    divisors: ClassVar = {**DenseCriterion.divisors, "candidates": "candidates of the batch"}
-
-    def match(self, anchors: Tensor, labels: Padded) -> Matched:
-        """torchvision's matcher."""
-        return match_by_iou(anchors, labels, high=MATCH_IOU, low=MATCH_IOU, rescue="first")
-
-    def box_loss(self, deltas: Tensor, targets: Tensor) -> Tensor:
-        """(B, A) smooth L1, summed over the four offsets."""
-        return smooth_l1_loss(deltas, targets, reduction="none").sum(-1)
-
-    def class_targets(self, logits: Tensor, classes: Tensor, positive: Tensor) -> Tensor:
-        """(B, A) class of a positive, counted from 1; else background."""
-        return torch.where(positive, classes + 1, BACKGROUND)
-
-    def confidence(self, logits: Tensor) -> Tensor:
-        """(B, A) log odds of any class against background."""
-        return logits[..., BACKGROUND + 1 :].logsumexp(-1) - logits[..., BACKGROUND]
+    def trained_at(self, imgsz: int) -> None:
+        """As there: default boxes have the size in pixels that they have in training."""
+        self.side = imgsz

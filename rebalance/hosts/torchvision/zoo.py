@@ -46,7 +46,7 @@ from rebalance.hosts.torchvision.faster_rcnn import FasterRCNNDetect, Numbers
 from rebalance.hosts.torchvision.head import TorchvisionHead
 from rebalance.hosts.torchvision.retinanet import RetinaNetDetect
 from rebalance.hosts.torchvision.ssd import DefaultBoxes, SSDDetect
-from rebalance.methods.softmax import BACKGROUND
+from rebalance.match.candidates import BACKGROUND
 
 Parts = tuple[nn.Module, nn.Module, TorchvisionHead]  # backbone, neck, head
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -58,7 +58,7 @@ AS_IT_IS = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 class Detector(NamedTuple):
     """One row of the table."""
 
-    host: str  # a key of rebalance.methods.registry.PLACES
+    head: type[TorchvisionHead]
     build: Callable[[int], Parts]  # from the number of classes
     about: str
     mean: tuple[float, float, float]  # of the images that the backbone was trained on, RGB in [0, 1]
@@ -323,42 +323,42 @@ YOLOV5 = {f"model.{i}.": f"model.0.{i}." for i in range(10)}  # its later layers
 
 ZOO: dict[str, Detector] = {
     "retinanet_resnet50_fpn": Detector(
-        "retinanet", partial(retinanet_resnet, resnet50), "RetinaNet, ResNet-50 and FPN", **IMAGENET, prefixes=RESNET,
-        backbone=ResNet50_Weights.IMAGENET1K_V1, coco=RetinaNet_ResNet50_FPN_Weights.COCO_V1,
+        RetinaNetDetect, partial(retinanet_resnet, resnet50), "RetinaNet, ResNet-50 and FPN", **IMAGENET,
+        prefixes=RESNET, backbone=ResNet50_Weights.IMAGENET1K_V1, coco=RetinaNet_ResNet50_FPN_Weights.COCO_V1,
     ),
     "retinanet_resnet101_fpn": Detector(
-        "retinanet", partial(retinanet_resnet, resnet101), "RetinaNet, ResNet-101 and FPN (BRL's)", **IMAGENET,
+        RetinaNetDetect, partial(retinanet_resnet, resnet101), "RetinaNet, ResNet-101 and FPN (BRL's)", **IMAGENET,
         prefixes=RESNET, backbone=ResNet101_Weights.IMAGENET1K_V1,
     ),
     "retinanet_tiny": Detector(
-        "retinanet", retinanet_tiny, "RetinaNet for CPUs: YOLOv5n's backbone, narrow FPN, shallow head", **AS_IT_IS,
+        RetinaNetDetect, retinanet_tiny, "RetinaNet for CPUs: YOLOv5n's backbone, narrow FPN, shallow head", **AS_IT_IS,
         prefixes=YOLOV5,
     ),
     "fasterrcnn_resnet50_fpn": Detector(
-        "fasterrcnn", partial(fasterrcnn_resnet, resnet50), "Faster R-CNN, ResNet-50 and FPN", **IMAGENET,
+        FasterRCNNDetect, partial(fasterrcnn_resnet, resnet50), "Faster R-CNN, ResNet-50 and FPN", **IMAGENET,
         prefixes=FASTER_RCNN, backbone=ResNet50_Weights.IMAGENET1K_V1, coco=FasterRCNN_ResNet50_FPN_Weights.COCO_V1,
     ),
     "fasterrcnn_resnet101_fpn": Detector(
-        "fasterrcnn", partial(fasterrcnn_resnet, resnet101), "Faster R-CNN, ResNet-101 and FPN", **IMAGENET,
+        FasterRCNNDetect, partial(fasterrcnn_resnet, resnet101), "Faster R-CNN, ResNet-101 and FPN", **IMAGENET,
         prefixes=FASTER_RCNN, backbone=ResNet101_Weights.IMAGENET1K_V1,
     ),
     "fasterrcnn_tiny": Detector(
-        "fasterrcnn", fasterrcnn_tiny, "Faster R-CNN for CPUs: YOLOv5n's backbone, narrow FPN, few small RoIs",
+        FasterRCNNDetect, fasterrcnn_tiny, "Faster R-CNN for CPUs: YOLOv5n's backbone, narrow FPN, few small RoIs",
         **AS_IT_IS, prefixes=YOLOV5,
     ),
     "ssd300_vgg16": Detector(
-        "ssd", ssd_vgg, "SSD300, VGG-16; imgsz=300 is rounded up to 320", **CAFFE, prefixes=VGG,
+        SSDDetect, ssd_vgg, "SSD300, VGG-16; imgsz=300 is rounded up to 320", **CAFFE, prefixes=VGG,
         backbone=VGG16_Weights.IMAGENET1K_FEATURES, coco=SSD300_VGG16_Weights.COCO_V1,
     ),
     "ssdlite320_mobilenet_v3_large": Detector(
-        "ssd", ssdlite_mobilenet, "SSDLite320, MobileNet-v3", **ROUND_ZERO, prefixes=MOBILENET_V3,
+        SSDDetect, ssdlite_mobilenet, "SSDLite320, MobileNet-v3", **ROUND_ZERO, prefixes=MOBILENET_V3,
         backbone=MobileNet_V3_Large_Weights.IMAGENET1K_V1, coco=SSDLite320_MobileNet_V3_Large_Weights.COCO_V1,
     ),
     "ssd_mobilenet_v1": Detector(
-        "ssd", ssd_mobilenet_v1, "SSD, MobileNet-v1 built here (torchvision has none), no weights", **ROUND_ZERO,
+        SSDDetect, ssd_mobilenet_v1, "SSD, MobileNet-v1 built here (torchvision has none), no weights", **ROUND_ZERO,
         prefixes={},
     ),
     "ssd_tiny": Detector(
-        "ssd", ssd_tiny, "SSD for CPUs: YOLOv5n's backbone and two smaller levels", **AS_IT_IS, prefixes=YOLOV5,
+        SSDDetect, ssd_tiny, "SSD for CPUs: YOLOv5n's backbone and two smaller levels", **AS_IT_IS, prefixes=YOLOV5,
     ),
 }  # fmt: skip

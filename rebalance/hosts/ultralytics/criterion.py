@@ -7,44 +7,31 @@ Shapes: B images, T labels in the batch, N candidates an image, L levels, M anch
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 from ultralytics.utils import RANK
-from ultralytics.utils.loss import E2ELoss, v8DetectionLoss
+from ultralytics.utils.loss import v8DetectionLoss
 
-from rebalance.heads.anchor import objectness
+from rebalance.heads.anchor import AnchorSettings, objectness
+from rebalance.heads.objectness import flatten_steps
 from rebalance.match.anchor import Matches, match
 from rebalance.match.boxes import ciou, inside, max_iou, upcast, xywh_to_xyxy
-from rebalance.match.candidates import Candidates, candidate_state
+from rebalance.match.candidates import POSITIVE, Candidates, candidate_state
 from rebalance.match.padded import padded_labels
 from rebalance.methods.bce import bce
-from rebalance.methods.composition import Composition
-from rebalance.methods.divisor import divided_by
-from rebalance.methods.drop import COUNTS, Dropping
-from rebalance.methods.resobj import means
-from rebalance.methods.resolve import divisor_of, place_of
-from rebalance.settings import TrainFlags
+from rebalance.methods.method import NOTHING, Choice, Predictions, Run
+from rebalance.methods.resobj import refine
+from rebalance.objective import Objective
+from rebalance.recipe import Recipe
 
 # Weight of each level's objectness loss in YOLOv5, from fine to coarse, by number of levels
 BALANCE = {2: (4.0, 1.0), 3: (4.0, 1.0, 0.4), 4: (4.0, 1.0, 0.25, 0.06)}
 
 Batch = dict[str, Any]
 Result = tuple[Tensor, dict[str, Tensor]]
-
-
-class Objectness(NamedTuple):
-    """What the objectness loss of one batch is computed from."""
-
-    logits: Tensor  # (B, N)
-    target: Tensor  # (B, N) in [0, 1]
-    positive: Tensor  # (B, N) bool
-    dropped: Tensor | None  # (B, N) bool
-    overlap: Tensor  # (B, N)
-    shapes: list[tuple[int, int]]  # rows, columns of each level
 
 
 class DetectionCriterion(v8DetectionLoss):  # type: ignore[misc]
@@ -57,119 +44,158 @@ class DetectionCriterion(v8DetectionLoss):  # type: ignore[misc]
     negative or confused in all its classes: a dropped prediction has no loss in any class. A prediction's overlap is
     that of its decoded box.
 
-    The host divides by the sum of target scores. With `drop_divisor=kept` that is the sum over what is left, which in
-    scope `background` is the host's own divisor, since negatives have no target score. `divisor=batch` divides by
-    the number of matched predictions, `image` by that of each image, `candidates` by all predictions times classes.
+    The host divides by the sum of target scores; what is chosen counts no more, unless `drop_divisor=host`.
     """
 
-    divisors: ClassVar = {
-        "host": "sum of target scores",
-        "image": "matched predictions of each image, mean over images",
-        "batch": "matched predictions of the batch",
-        "candidates": "predictions of the batch times classes",
-    }
-
     # Of the step at hand, from the assigner to the losses
-    _matched: Tensor  # (B, N)
+    _state: Tensor  # (B, N)
     _overlap: Tensor  # (B, N)
     _host_divisor: Tensor  # scalar
-    _dropped: tuple[Tensor, Tensor] | None
+    _choice: Choice = NOTHING
 
-    def __init__(self, model: Any, tal_topk: int = 10, tal_topk2: int | None = None, *, flags: TrainFlags, seed: int):
+    def __init__(self, model: Any, tal_topk: int = 10, tal_topk2: int | None = None, *, recipe: Recipe, seed: int):
         super().__init__(model, tal_topk, tal_topk2)
-        self.flags, self.divisor = flags, divisor_of(flags, place_of(flags.head))
-        self.dropping = Dropping(flags, seed=seed, rank=max(RANK, 0), stream=0 if tal_topk2 is None else 1)
-        self.composition = Composition(flags)
+        self.recipe = recipe
         self._host: dict[str, Any] = {part: getattr(self, part) for part in ("assigner", "bce", "bbox_loss")}
+        run = Run(recipe.site, seed=seed, rank=max(RANK, 0), stream=0 if tal_topk2 is None else 1)
+        self.objective = Objective(recipe, run, own=self._host["bce"])
+        self.objectives = (self.objective,)
         self.assigner, self.bce, self.bbox_loss = self._assign, self._classification, self._box
-        self._dropped = None
+
+    def loss(self, preds: dict[str, Tensor], batch: Batch) -> Result:
+        """The host's, of one branch's predictions."""
+        result: Result = super().loss(preds, self.objective.relabel(batch))
+        return result
 
     def _assign(self, scores: Tensor, boxes: Tensor, points: Tensor, *labels: Tensor, **options: Any) -> Any:
         assigned = self._host["assigner"](scores, boxes, points, *labels, **options)
-        self._matched = assigned[3]  # (B, N)
-        if self.divisor != "host":
+        self._state = candidate_state(assigned[3])
+        if self.recipe.divisor != "host":
             self._host_divisor = assigned[2].sum().clamp(min=1)
-        by_box = self.composition.uses_overlap and self.flags.brl_overlap == "box"
-        overlap = boxes.new_zeros(()).expand_as(self._matched)
-        if self.dropping.on or by_box:
-            overlap = max_iou(boxes, labels[1])
-        self._dropped = None
-        if self.dropping.on:
-            self._dropped = self.dropping.draw(self._matched, overlap, scores.amax(-1))
-        if self.composition.uses_overlap and not by_box:
-            overlap = inside(points, labels[1]).to(overlap.dtype)
-        self._overlap = overlap
+        overlap = cache(lambda: max_iou(boxes, labels[1]))
+        self._choice = self.objective.choose(Predictions(self._state, overlap, lambda: scores.amax(-1)))
+        if not self.objective.by_overlap:
+            self._overlap = boxes.new_zeros(()).expand_as(self._state)
+        elif self.recipe["brl_overlap"] == "box":
+            self._overlap = overlap()
+        else:
+            self._overlap = inside(points, labels[1]).to(boxes.dtype)
         return assigned
 
     def _classification(self, logits: Tensor, targets: Tensor) -> Tensor:
-        matched, left, dropped = self._matched, targets, None
-        if self._dropped is None or self.flags.obj_drop == 0:
-            loss = self._loss(logits, targets, matched)
-        else:
-            dropped = self._dropped[0]
-            left = targets.masked_fill(dropped.unsqueeze(-1), 0)
-            if self.flags.drop_scope == "literal":
-                loss = self._loss(logits, left, matched & ~dropped)
-            else:
-                loss = self._loss(logits, targets, matched).masked_fill_(dropped.unsqueeze(-1), 0)
-        return self._divide(loss, targets, left, dropped)
+        choice, trained = self._choice, targets
+        if choice.background is not None:
+            trained = targets.masked_fill(choice.background.unsqueeze(-1), 0)
+        loss = self.objective.loss(Candidates(logits, trained, choice.seen(self._state), self._overlap))
+        if choice.left is not None:
+            loss = loss.masked_fill_(choice.left.unsqueeze(-1), 0)
+        return self._divide(loss, targets)
 
-    def _loss(self, logits: Tensor, targets: Tensor, matched: Tensor) -> Tensor:
-        """(B, N, C) loss of every element."""
-        if self.composition.plain:
-            loss: Tensor = self._host["bce"](logits, targets)
-            return loss
-        return self.composition(Candidates(logits, targets, candidate_state(matched), self._overlap))
-
-    def _divide(self, loss: Tensor, targets: Tensor, left: Tensor, dropped: Tensor | None) -> Tensor:
+    def _divide(self, loss: Tensor, targets: Tensor) -> Tensor:
         """Make up for the host's division by the sum of target scores, where another divisor is wanted."""
-        if self.divisor != "host":
-            count = divided_by(self.divisor, self._matched, dropped, self.flags, channels=loss.shape[-1])
+        choice = self._choice
+        if self.recipe.divisor != "host":
+            count = self.objective.divide(self._state == POSITIVE, choice, channels=loss.shape[-1])
             return loss * (self._host_divisor / count.view(-1, 1, 1))
-        if dropped is None or self.flags.drop_divisor == "host" or self.flags.drop_scope == "background":
+        if choice.gone is None or not (choice.kept and choice.matched):
             return loss
+        left = targets.masked_fill(choice.gone.unsqueeze(-1), 0)
         return loss * (targets.sum().clamp(min=1) / left.sum().clamp(min=1))
 
     def _box(self, *inputs: Any) -> Any:
-        if self._dropped is None or self.flags.box_drop == 0:
+        if (left := self._choice.box) is None:
             return self._host["bbox_loss"](*inputs)
         *predictions, scores, total, matched, size, stride = inputs
-        dropped = self._dropped[1]
-        if self.flags.drop_divisor == "kept":
-            total = scores.masked_fill(dropped.unsqueeze(-1), 0).sum().clamp(min=1)
-        return self._host["bbox_loss"](*predictions, scores, total, matched & ~dropped, size, stride)
+        if self._choice.kept:
+            total = scores.masked_fill(left.unsqueeze(-1), 0).sum().clamp(min=1)
+        return self._host["bbox_loss"](*predictions, scores, total, matched & ~left, size, stride)
+
+
+class ObjectnessCriterion(DetectionCriterion):
+    """Class loss on positives, objectness loss on all, residual losses behind their gates, on an anchor-free head.
+
+    Assignment: the host's, from P(class | object) · P(object) after all steps. Objectness: its target is the
+    assigner's score (0 for a negative), the sum is divided as the host divides its class loss, by the sum of target
+    scores; residual losses likewise. Class: binary cross-entropy of positives alone against 0 and 1, weighted by the
+    target score as the host weighs its box loss, divided by the sum of those. All three have the host's gain `cls`.
+
+    The methods act on the objectness and its residual losses; the class loss has no negatives to weigh.
+
+    Chen et al., "Residual Objectness for Imbalance Reduction", sections 3.1 and 3.2.
+    """
+
+    # Of the step at hand
+    _raw: tuple[Tensor, Tensor]  # (B, N) objectness and (T, B, N) residual logits
+    _targets: Tensor  # (B, N)
+
+    def loss(self, preds: dict[str, Tensor], batch: Batch) -> Result:
+        """Loss of one batch.
+
+        Args:
+            preds: the head's raw predictions of one branch.
+            batch: the host's.
+
+        Returns:
+            (4,) or, with steps, (5,): box, class, DFL (L1), objectness and residual loss times B, and the same without
+            B, detached, by name.
+        """
+        logits = upcast(preds["objectness"]).squeeze(1)
+        empty = logits.new_zeros(len(logits), 0, logits.shape[1])
+        self._raw = logits, upcast(preds.get("residuals", empty)).transpose(0, 1)
+        vector, items = super().loss(preds, batch)
+        more = {name: x * self.hyp.cls for name, x in self._objectness().items()}
+        del self._raw  # it holds the graph
+        return torch.cat((vector, torch.stack(list(more.values())) * len(logits))), {
+            **items, **{name: x.detach() for name, x in more.items()}
+        }  # fmt: skip
+
+    def _assign(self, scores: Tensor, boxes: Tensor, points: Tensor, *labels: Tensor, **options: Any) -> Any:
+        objectness = refine(*self._raw)[-1].detach().sigmoid().to(scores.dtype)
+        assigned = super()._assign(scores * objectness.unsqueeze(-1), boxes, points, *labels, **options)
+        self._targets = assigned[2].sum(-1)
+        return assigned
+
+    def _classification(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return bce(logits, (targets > 0).to(logits.dtype)) * targets.sum(-1, keepdim=True)
+
+    def _objectness(self) -> dict[str, Tensor]:
+        (logits, residuals), choice = self._raw, self._choice
+        targets = self._targets.to(logits.dtype)
+        candidates = Candidates(logits, targets, self._state, self._overlap)
+        losses = self.objective.objectness(candidates, residuals, choice)
+        if self.recipe.divisor != "host":
+            count = self.objective.divide(self._state == POSITIVE, choice)
+        else:
+            if choice.gone is not None and choice.kept and choice.matched:
+                targets = targets.masked_fill(choice.gone, 0)
+            count = targets.sum().clamp(min=1)
+        return {name: (loss.sum(1) / count).sum() for name, loss in losses.items()}
 
 
 class AnchorCriterion:
-    """YOLOv5's loss on the anchor head, with our methods.
+    """YOLOv5's loss on the anchor head, with our methods, and the residual losses of its objectness where it has steps.
 
     Box: 1 − CIoU, mean over the matches of a level, summed over levels. Objectness: binary cross-entropy against the
     CIoU of the match (0 elsewhere), mean over the candidates of a level, times `BALANCE`. Class: binary cross-entropy,
-    mean over the matches of a level and classes. With `drop_divisor=kept` the means are over what is left.
+    mean over the matches of a level and classes. With `drop_divisor=kept` the means are over what is left. Residual
+    losses have the targets, the element loss, the dropped candidates, the divisor and the gain of the objectness loss.
 
     The methods act on the objectness. A candidate's overlap is that of its anchor, placed at its cell. With
     `divisor=batch`, `image` or `candidates` the objectness loss is a sum over all levels, without `BALANCE`, divided by
     the number of matched candidates (of the batch, or of each image) or of all.
     """
 
-    divisors: ClassVar = {
-        "host": "mean over the candidates of a level",
-        "image": "matched candidates of each image, mean over images",
-        "batch": "matched candidates of the batch",
-        "candidates": "candidates of the batch",
-    }
-
-    def __init__(self, model: Any, *, flags: TrainFlags, seed: int) -> None:
-        self.flags, self.head, self.divisor = flags, model.model[-1], divisor_of(flags, place_of(flags.head))
-        self.dropping = Dropping(flags, seed=seed, rank=max(RANK, 0))
-        self.composition = Composition(flags)
+    def __init__(self, model: Any, *, recipe: Recipe, seed: int) -> None:
+        self.recipe, self.head, self.settings = recipe, model.model[-1], recipe.of(AnchorSettings)
+        self.objective = Objective(recipe, Run(recipe.site, seed=seed, rank=max(RANK, 0)))
+        self.objectives = (self.objective,)
         self.finest = int(self.head.stride.min())  # pixels a cell of the first level
         nl, nc, size = self.head.nl, self.head.nc, model.args.imgsz
         # YOLOv5's trainer scales its gains by levels, classes and image size
         self.gains = (
-            flags.box_gain * 3 / nl,
-            flags.obj_gain * (size / 640) ** 2 * 3 / nl,
-            flags.cls_gain * nc / 80 * 3 / nl,
+            self.settings.box_gain * 3 / nl,
+            self.settings.obj_gain * (size / 640) ** 2 * 3 / nl,
+            self.settings.cls_gain * nc / 80 * 3 / nl,
         )
 
     def __call__(self, preds: Any, batch: Batch) -> Result:
@@ -181,8 +207,10 @@ class AnchorCriterion:
                 `most_labels`, the number of labels of the fullest image.
 
         Returns:
-            (3,) box, objectness and class loss times B, and the same without B, detached, by name.
+            (3,) box, objectness and class loss times B, and the same without B, detached, by name. Where the objectness
+            has steps (4,): `res_loss` too.
         """
+        batch = self.objective.relabel(batch)
         raw = preds[1] if isinstance(preds, tuple) else preds
         maps = raw["maps"]
         device = maps[0].device
@@ -190,7 +218,7 @@ class AnchorCriterion:
             [batch[k].to(device).view(-1, n) for k, n in (("batch_idx", 1), ("cls", 1), ("bboxes", 4))], 1
         )
         shapes = [(x.shape[-2], x.shape[-1]) for x in maps]
-        found = match(labels.float(), self.head.anchors, shapes, self.flags.anchor_t)
+        found = match(labels.float(), self.head.anchors, shapes, self.settings.anchor_t)
 
         slots = zip(maps, found.image, found.anchor, found.row, found.column, strict=True)
         chosen = upcast(torch.stack([x[i, a, :, r, c] for x, i, a, r, c in slots]))  # (L, K, 5 + C)
@@ -201,79 +229,63 @@ class AnchorCriterion:
         logits = upcast(objectness(maps))  # (B, N)
         place = self._places(found, logits.shape)
         target = self._scatter(iou.detach().clamp(min=0), place, logits.shape)
+        state = candidate_state(self._scatter(found.valid, place, logits.shape))
 
-        counts = found.valid
-        positive, dropped = self._scatter(found.valid, place, logits.shape), None
-        box_weight = found.valid
-        overlap = logits.new_zeros(()).expand_as(logits)
-        if self.dropping.on or self.composition.uses_overlap:
-            rows, columns = shapes[0]
-            gt_boxes = padded_labels(
-                labels[:, 0], labels[:, 1], labels[:, 2:], images=len(logits),
-                size=(rows * self.finest, columns * self.finest), most=batch.get("most_labels"),
-            ).boxes  # fmt: skip
-        if self.composition.uses_overlap:
-            overlap = self._overlap(gt_boxes, shapes)
-        if self.dropping.on:
-            boxes = self.head.decode([upcast(x[:, :, :4].detach()) for x in maps], objectness=False)
-            pixels = xywh_to_xyxy(boxes.transpose(1, 2))
-            pairs = (found.image * logits.shape[1] + found.candidate).where(found.valid, -1)
-            obj_dropped, box_dropped = self.dropping.draw(positive, max_iou(pixels, gt_boxes), logits.detach(), pairs)
-            dropped = obj_dropped if self.flags.obj_drop > 0 else None
-            if self.flags.drop_scope == "literal":
-                target = target.masked_fill(obj_dropped, 0)
-            box_weight = found.valid & ~box_dropped
-            if self.flags.drop_divisor == "kept":
-                counts = box_weight
+        @cache
+        def gt_boxes() -> Tensor:
+            size = (shapes[0][0] * self.finest, shapes[0][1] * self.finest)
+            given, most = (labels[:, 0], labels[:, 1], labels[:, 2:]), batch.get("most_labels")
+            return padded_labels(*given, images=len(logits), size=size, most=most).boxes
 
+        overlap = (
+            self._overlap(gt_boxes(), shapes) if self.objective.by_overlap else logits.new_zeros(()).expand_as(logits)
+        )
+        choice = self.objective.choose(Predictions(
+            state, lambda: max_iou(self._boxes(maps), gt_boxes()), logits.detach,
+            pairs=lambda: (found.image * logits.shape[1] + found.candidate).where(found.valid, -1),
+        ))  # fmt: skip
+
+        in_box = found.valid if choice.box is None else found.valid & ~choice.box
+        counts = in_box if choice.kept else found.valid
         # where, not a product: a slot that is no match may hold any number
-        box = (torch.where(box_weight, 1 - iou, 0).sum(1) / counts.sum(1).clamp(min=1)).sum()
-        seen = Objectness(logits, target, positive, dropped, overlap, shapes)
-        cls = self._classes(chosen[..., 5:], found)
-        parts = dict(zip(("box_loss", "obj_loss", "cls_loss"), (box, self._objectness(seen), cls), strict=True))
-        more = self._more(raw, seen)
-        gains = (*self.gains, *(self.gains[1] for _ in more))
-        loss = torch.stack([x * gain for x, gain in zip((parts | more).values(), gains, strict=True)])
-        items = dict(zip(parts | more, loss.detach(), strict=True))
-        return loss * len(logits), items
+        box = (torch.where(in_box, 1 - iou, 0).sum(1) / counts.sum(1).clamp(min=1)).sum()
+        none = logits.new_zeros(0, *logits.shape)
+        residuals = upcast(flatten_steps(raw["residuals"])) if "residuals" in raw else none
+        losses = self.objective.objectness(Candidates(logits, target, state, overlap), residuals, choice)
+        objects = {name: self._reduce(x, state == POSITIVE, choice, shapes) for name, x in losses.items()}
+        parts = {
+            "box_loss": box, "obj_loss": objects.pop("obj_loss"), "cls_loss": self._classes(chosen[..., 5:], found),
+            **objects,
+        }  # fmt: skip
+        gains = (*self.gains, *(self.gains[1] for _ in objects))
+        loss = torch.stack([x * gain for x, gain in zip(parts.values(), gains, strict=True)])
+        return loss * len(logits), dict(zip(parts, loss.detach(), strict=True))
 
-    def _more(self, raw: dict[str, Any], seen: Objectness) -> dict[str, Tensor]:
-        """Objectness losses of heads that predict more than this one, by name."""
-        return {}
-
-    def _objectness(self, seen: Objectness) -> Tensor:
-        return self._divide(self._element(seen, seen.logits), seen)
-
-    def _element(self, seen: Objectness, logits: Tensor) -> Tensor:
-        """(B, N) loss of each candidate with these logits."""
-        return self.composition.of_objectness(logits, seen.target, self._state(seen), seen.overlap)
-
-    def _state(self, seen: Objectness) -> Tensor:
-        literal = seen.dropped is not None and self.flags.drop_scope == "literal"
-        return candidate_state(seen.positive & ~seen.dropped if literal else seen.positive)  # type: ignore[operator]
-
-    def _divide(self, loss: Tensor, seen: Objectness) -> Tensor:
-        """Sum of the (B, N) losses of what is not dropped, divided."""
-        weight = None if seen.dropped is None or self.flags.drop_scope == "literal" else ~seen.dropped
-        if self.divisor != "host":
-            left = loss if weight is None else torch.where(weight, loss, 0)
-            return (left.sum(1) / divided_by(self.divisor, seen.positive, seen.dropped, self.flags, 1)).sum()
-        sizes = [self.head.na * h * w for h, w in seen.shapes]
-        if weight is None:
-            means = [x.mean() for x in torch.split(loss, sizes, 1)]
+    def _reduce(self, loss: Tensor, positive: Tensor, choice: Choice, shapes: list[tuple[int, int]]) -> Tensor:
+        """Sum of the (B, N) losses, 0 for what left, divided."""
+        if self.recipe.divisor != "host":
+            return (loss.sum(1) / self.objective.divide(positive, choice)).sum()
+        sizes = [self.head.na * h * w for h, w in shapes]
+        levels = torch.split(loss, sizes, 1)
+        if choice.left is None:
+            means = [x.mean() for x in levels]
+        elif choice.kept:
+            weights = torch.split(~choice.left, sizes, 1)
+            means = [x.sum() / w.sum().clamp(min=1) for x, w in zip(levels, weights, strict=True)]
         else:
-            sums = [x.sum() for x in torch.split(torch.where(weight, loss, 0), sizes, 1)]
-            if self.flags.drop_divisor == "host":
-                means = [x / (len(loss) * n) for x, n in zip(sums, sizes, strict=True)]
-            else:
-                means = [x / w.sum().clamp(min=1) for x, w in zip(sums, torch.split(weight, sizes, 1), strict=True)]
+            means = [x.sum() / x.numel() for x in levels]
         return torch.stack([m * b for m, b in zip(means, BALANCE[len(sizes)], strict=True)]).sum()
+
+    def _boxes(self, maps: list[Tensor]) -> Tensor:
+        """(B, N, 4) predicted boxes, corners in pixels."""
+        boxes = self.head.decode([upcast(x[:, :, :4].detach()) for x in maps], objectness=False)
+        return xywh_to_xyxy(boxes.transpose(1, 2))
 
     def _overlap(self, gt_boxes: Tensor, shapes: list[tuple[int, int]]) -> Tensor:
         """(B, N) overlap of each anchor at its cell; with brl_overlap=centre, whether a label holds its centre."""
         centred = [gt_boxes.new_zeros(1, self.head.na, 4, h, w) for h, w in shapes]  # decodes to the anchors themselves
         anchors = self.head.decode(centred, objectness=False).transpose(1, 2)  # (1, N, 4)
-        if self.flags.brl_overlap == "centre":
+        if self.recipe["brl_overlap"] == "centre":
             return inside(anchors[0, :, :2], gt_boxes).to(gt_boxes.dtype)
         return max_iou(xywh_to_xyxy(anchors).expand(len(gt_boxes), -1, -1), gt_boxes)
 
@@ -299,78 +311,3 @@ class AnchorCriterion:
     def _scatter(values: Tensor, place: Tensor, shape: torch.Size) -> Tensor:
         """(B, N) of the slots' values at their places, 0 elsewhere."""
         return values.new_zeros(shape.numel() + 1).scatter_(0, place, values.flatten())[:-1].view(shape)
-
-
-def build_criterion(model: Any, flags: TrainFlags, seed: int) -> Any:
-    """The criterion of a model: its head decides which.
-
-    Args:
-        model: Ultralytics detection model whose `args` are set.
-        flags: training flags.
-        seed: of the run.
-    """
-    head = model.model[-1]
-    if hasattr(head, "build_criterion"):  # torchvision's
-        return head.build_criterion(flags, seed)
-    from rebalance.hosts.ultralytics import refined as heads  # whose criteria are made from these
-
-    refined = flags.head in ("obj", "resobj")
-    if hasattr(head, "maps"):
-        anchor = heads.RefinedAnchorCriterion if refined else AnchorCriterion
-        return anchor(model, flags=flags, seed=seed)
-    make = partial(heads.ObjectnessCriterion if refined else DetectionCriterion, flags=flags, seed=seed)
-    return E2ELoss(model, make) if getattr(head, "one2one_cv2", None) is not None else make(model)
-
-
-def branches(criterion: Any) -> list[Any]:
-    """The criteria that a criterion is made of: two for YOLO26, else itself."""
-    return [criterion.one2many, criterion.one2one] if isinstance(criterion, E2ELoss) else [criterion]
-
-
-def droppings(criterion: Any) -> list[Dropping]:
-    """The dropping state of each branch of a criterion."""
-    return [branch.dropping for branch in branches(criterion)]
-
-
-def begin_epoch(criterion: Any, epoch: int) -> None:
-    """Tell every branch of a criterion where the run stands (from 0)."""
-    for branch in branches(criterion):
-        branch.dropping.begin_epoch(epoch)
-        branch.composition.begin_epoch(epoch)
-        if hasattr(branch, "steps"):
-            branch.steps.begin_epoch()
-
-
-def counts(criterion: Any) -> dict[str, int]:
-    """What was seen and dropped in this epoch, summed over branches and processes; reads from the device once."""
-    seen = [d.counts for d in droppings(criterion) if d.counts is not None]
-    if not seen:
-        return {}
-    return dict(zip(COUNTS, _summed(seen).tolist(), strict=True))
-
-
-def step_means(criterion: Any) -> dict[str, float]:
-    """Mean objectness of this epoch's positives and negatives after each step; empty without an objectness of ours."""
-    seen = [branch.steps.sums for branch in branches(criterion) if hasattr(branch, "steps")]
-    found = [sums for sums in seen if sums is not None]
-    return means(_summed(found)) if found else {}
-
-
-def _summed(parts: list[Tensor]) -> Tensor:
-    """Over branches and processes."""
-    total = torch.stack(parts).sum(0)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(total)
-    return total
-
-
-def averages(criterion: Any) -> list[list[float] | None]:
-    """The moving average of each branch as plain numbers, which a checkpoint keeps; None where there is none."""
-    found = [branch.composition.average for branch in branches(criterion)]
-    return [None if average is None else average.tolist() for average in found]
-
-
-def restore_averages(criterion: Any, kept: Iterable[list[float] | None]) -> None:
-    """Put back what `averages` gave."""
-    for branch, average in zip(branches(criterion), kept, strict=False):
-        branch.composition.average = None if average is None else torch.tensor(average)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from ultralytics.nn.modules.head import Detect
-from ultralytics.nn.tasks import DetectionModel
+from ultralytics.nn.tasks import DetectionModel, yaml_model_load
+from ultralytics.utils.loss import E2ELoss
 
 from rebalance.errors import ModelError
 from rebalance.heads.anchor import COCO_ANCHORS, AnchorHead
@@ -19,11 +19,14 @@ from rebalance.heads.objectness import (
     SharedResiduals,
     logit,
     objectness_prior,
+    unfused,
 )
+from rebalance.hosts.host import remembered
+from rebalance.hosts.ultralytics.criterion import AnchorCriterion, DetectionCriterion, ObjectnessCriterion
+from rebalance.hosts.ultralytics.sites import YoloSites
 from rebalance.match.boxes import xywh_to_xyxy
-from rebalance.methods.resolve import kept_flags
-from rebalance.settings import TrainFlags
-from rebalance.train.checkpoint import remembered
+from rebalance.methods.resobj import ResObj
+from rebalance.recipe import Recipe, kept
 
 
 class AnchorDetect(AnchorHead, Detect):  # type: ignore[misc]
@@ -63,16 +66,16 @@ class AnchorDetect(AnchorHead, Detect):  # type: ignore[misc]
 class RefinedAnchorDetect(Refined, AnchorDetect):
     """The anchor head with residual subnets that refine its objectness."""
 
-    def refined_by(self, channels: list[int], flags: TrainFlags) -> None:
+    def refined_by(self, channels: list[int], settings: ResObj) -> None:
         """Add the residual subnets.
 
         Args:
             channels: of each level's features.
-            flags: resobj_steps, at least 1; resobj_grad, resobj_on.
+            settings: with at least one step.
         """
-        self.steps = flags.resobj_steps
+        self.steps = settings.resobj_steps
         self.residual = nn.ModuleList(
-            SharedResiduals(c, anchors=self.na, steps=self.steps, on=flags.resobj_on, grad=flags.resobj_grad)
+            SharedResiduals(c, anchors=self.na, steps=self.steps, on=settings.resobj_on, grad=settings.resobj_grad)
             for c in channels
         )
 
@@ -96,23 +99,23 @@ class ObjectnessDetect(Refined, Detect):  # type: ignore[misc]
     """
 
     @classmethod
-    def from_stock(cls, head: Detect, flags: TrainFlags) -> ObjectnessDetect:
-        """Make a stock head into this one.
+    def from_stock(cls, head: Detect, settings: ResObj) -> ObjectnessDetect:
+        """Make a stock head into this one, with so many steps.
 
         Args:
             head: is changed.
-            flags: head, resobj_steps, resobj_grad, resobj_on.
+            settings: of its refinements.
         """
         head.__class__ = cls  # whatever the host's parser set up stays as it is
         made: Any = head
-        made.steps = flags.resobj_steps if flags.head == "resobj" else 0
+        made.steps = settings.resobj_steps
         for prefix in ("", "one2one_"):
             towers = getattr(made, f"{prefix}cv3", None)
             if towers is None:
                 continue
             modules = nn.ModuleList(
                 ResidualObjectness(
-                    tower[-1].in_channels, steps=made.steps, on=flags.resobj_on, grad=flags.resobj_grad,
+                    tower[-1].in_channels, steps=made.steps, on=settings.resobj_on, grad=settings.resobj_grad,
                     prior=objectness_prior(made.nc),
                 )
                 for tower in towers
@@ -183,10 +186,8 @@ class RebalancedModel(DetectionModel):  # type: ignore[misc]
 
     def init_criterion(self) -> Any:
         """The loss that this model was trained with."""
-        from rebalance.hosts.ultralytics.criterion import build_criterion
-
-        flags = kept_flags(remembered(self).get("flags", {}), head=self.own_head)
-        return build_criterion(self, flags, seed=int(getattr(self.args, "seed", 0)))
+        recipe = kept(remembered(self).get("flags", {}), sites_of(self), head=self.own_head)
+        return criterion_of(self, recipe, seed=int(getattr(self.args, "seed", 0)))
 
 
 class AnchorDetectionModel(RebalancedModel):
@@ -197,16 +198,16 @@ class AnchorDetectionModel(RebalancedModel):
 
     def __init__(
         self, cfg: Any = "yolov5n.yaml", ch: int = 3, nc: int | None = None, verbose: bool = True,
-        flags: TrainFlags | None = None,
+        settings: ResObj | None = None,
     ) -> None:  # fmt: skip
         super().__init__(cfg, ch=ch, nc=nc, verbose=False)
         old = replaceable_head(self)
         channels = [branch[0].conv.in_channels for branch in old.cv2]
-        refined = flags is not None and flags.head == "resobj" and flags.resobj_steps > 0
+        refined = settings is not None and settings.resobj_steps > 0
         kind = RefinedAnchorDetect if refined else AnchorDetect
         head: Any = kind(old.nc, channels, old.stride, COCO_ANCHORS[old.nl])
         if refined:
-            head.refined_by(channels, flags)
+            head.refined_by(channels, settings)
         self.placed(head, old, verbose)
 
 
@@ -217,37 +218,63 @@ class ObjectnessDetectionModel(RebalancedModel):
 
     def __init__(
         self, cfg: Any = "yolov8n.yaml", ch: int = 3, nc: int | None = None, verbose: bool = True,
-        flags: TrainFlags | None = None,
+        settings: ResObj | None = None,
     ) -> None:  # fmt: skip
         super().__init__(cfg, ch=ch, nc=nc, verbose=False)
-        flags = flags or TrainFlags(head="obj")
-        old = replaceable_head(self, flags.head)
-        self.placed(ObjectnessDetect.from_stock(old, flags), old, verbose)
+        settings = settings or ResObj(resobj_steps=0)
+        old = replaceable_head(self, "resobj" if settings.resobj_steps else "obj")
+        self.placed(ObjectnessDetect.from_stock(old, settings), old, verbose)
 
 
-def unfused(head: Any) -> bool:
-    """Whether a head has refinements that fusing would add up."""
-    return isinstance(head, Refined) and head.steps > 0 and not head.fused
+def build(cfg: Any, recipe: Recipe, **options: Any) -> Any:
+    """A model with the head of the recipe and random weights; `options` are the constructor's."""
+    if recipe["head"] == "stock":
+        return DetectionModel(cfg, **options)
+    own = AnchorDetectionModel if "anchors" in recipe.site.gives else ObjectnessDetectionModel
+    return own(cfg, **options, settings=recipe.resobj)
 
 
-def anchored(cfg: Any) -> bool:
-    """Whether heads obj and resobj of a model are the anchor head: those whose file is named yolov3… or yolov5….
-
-    Args:
-        cfg: the model's `yaml`, or the name of its file.
-    """
-    name = cfg.get("yaml_file", "") if isinstance(cfg, dict) else cfg
-    return Path(str(name)).name.startswith(("yolov3", "yolov5"))
-
-
-def model_class(cfg: Any, head: str) -> Any:
-    """The model that has this head: a subclass of RebalancedModel.
+def criterion_of(model: Any, recipe: Recipe, seed: int) -> Any:
+    """The loss of a model: its head decides which.
 
     Args:
-        cfg: as in `anchored`.
-        head: anchor, obj or resobj.
+        model: Ultralytics detection model whose `args` are set.
+        recipe: of the training.
+        seed: of the run.
     """
-    return AnchorDetectionModel if head == "anchor" or anchored(cfg) else ObjectnessDetectionModel
+    head = model.model[-1]
+    if isinstance(head, AnchorHead):
+        return AnchorCriterion(model, recipe=recipe, seed=seed)
+    own = ObjectnessCriterion if isinstance(head, ObjectnessDetect) else DetectionCriterion
+
+    def make(model: Any, *topk: int, **more: int) -> Any:
+        return own(model, *topk, **more, recipe=recipe, seed=seed)
+
+    return E2ELoss(model, make) if getattr(head, "one2one_cv2", None) is not None else make(model)
+
+
+# Layers of which YOLOv3's and YOLOv5's models are made, and no other family's are alone
+LAYERS = {
+    "Conv", "C3", "SPP", "SPPF", "Bottleneck", "Concat", "Detect", "nn.Upsample", "nn.MaxPool2d", "nn.ZeroPad2d"
+}  # fmt: skip
+
+
+def sites_of(model: Any) -> YoloSites:
+    """Where the loss acts on a model, by its head where that is ours, else by the layers that it is made of.
+
+    Heads obj and resobj of YOLOv3 and YOLOv5, which had an anchor head, stand on one; those of other models do not.
+
+    Args:
+        model: a model, its `yaml`, or the file of that.
+    """
+    head = getattr(model, "model", [None])[-1]
+    if isinstance(head, (AnchorDetect, ObjectnessDetect)):
+        return YoloSites(on_anchors=isinstance(head, AnchorDetect))
+    yaml = getattr(model, "yaml", model)
+    if isinstance(yaml, str):
+        yaml = yaml_model_load(yaml) if yaml.endswith((".yaml", ".yml")) else {}
+    layers = {layer[2] for part in ("backbone", "head") for layer in (yaml or {}).get(part, [])}
+    return YoloSites(on_anchors=bool(layers) and layers <= LAYERS)
 
 
 def replaceable_head(model: nn.Module, wanted: str = "anchor") -> Detect:
@@ -260,24 +287,15 @@ def replaceable_head(model: nn.Module, wanted: str = "anchor") -> Detect:
     Raises:
         ModelError: it has another kind of head, or for the anchor head too many levels.
     """
-    head = model.model[-1]  # type: ignore[index]
+    head: Any = model.model[-1]  # type: ignore[index]
     if wanted != "anchor":
         if type(head) is not Detect:
             raise ModelError(
                 f"head={wanted} needs a detection model that ends in Detect; this one ends in {type(head).__name__}"
             )
-        return head
-    if type(head) is not Detect or head.nl not in COCO_ANCHORS:
+    elif type(head) is not Detect or head.nl not in COCO_ANCHORS:
         raise ModelError(
             f"head=anchor needs a detection model with {', '.join(map(str, COCO_ANCHORS))} levels; "
             f"this one ends in {type(head).__name__}" + (f" with {head.nl} levels" if hasattr(head, "nl") else "")
         )
     return head
-
-
-def host_of(cfg: Any) -> str:
-    """The host of a model: yolo, or a detector of torchvision; from its `yaml` or its name."""
-    from rebalance.hosts.torchvision.zoo import ZOO
-
-    name = cfg.get("torchvision") if isinstance(cfg, dict) else cfg
-    return ZOO[name].host if name in ZOO else "yolo"

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 
-from rebalance.report.records import Box, Detection, Sample
+from rebalance.experiments.record import Box, Detection, Sample
 
 LABELLED, WITHHELD, NEITHER = "#00d68f", "#ffb000", "#ff7ac8"  # Okabe and Ito's green, orange, purple, lit for photos
 SHOWN_SCORE = 0.25  # detections below this are not drawn, as in Ultralytics' predict
@@ -28,8 +28,8 @@ def tile_size(columns: int, sample: Sample) -> tuple[float, float]:
 def match(detection: Detection, sample: Sample) -> str:
     """Return 'labelled', 'withheld' or 'neither': the kind of the box that a detection overlaps most, from IoU 0.5."""
     best, kind = SAME_OBJECT, "neither"
-    for name, boxes in (("withheld", sample.withheld), ("labelled", sample.labels)):  # a tie counts as labelled
-        for box in boxes:
+    for name, labels in (("withheld", sample.withheld), ("labelled", sample.labels)):  # a tie counts as labelled
+        for box in (label.box for label in labels):
             overlap = iou(detection.box, box)
             if overlap >= best:
                 best, kind = overlap, name

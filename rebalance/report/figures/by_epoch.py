@@ -10,8 +10,8 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from rebalance.experiments.record import Record, by_epoch
 from rebalance.report.figures.style import INK, MORE_COLOURS, counts_text, epoch_axis, key
-from rebalance.report.records import Record, by_epoch
 from rebalance.report.summary import Results, apart, describe, varying
 from rebalance.report.tables import AXIS_TITLES, group_names, group_text, loss_names, percent
 

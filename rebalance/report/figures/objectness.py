@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
+from rebalance.experiments.record import Record, by_epoch
 from rebalance.report.figures.style import COLOURS, INK, Drawn, epoch_axis, key, legend_below
-from rebalance.report.records import Record, by_epoch
 from rebalance.report.summary import LABELS, Results, Setting, apart, loss_key
 from rebalance.report.tables import group_text
 

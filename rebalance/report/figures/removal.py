@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from rebalance.experiments.record import SPLITS
 from rebalance.report import papers
 from rebalance.report.figures import style
-from rebalance.report.records import SPLITS
 from rebalance.report.summary import AXES, Results, Series
 from rebalance.report.tables import AXIS_TITLES, group_names, group_text
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from rebalance.experiments.record import Record
 from rebalance.report.figures import boxes
 from rebalance.report.figures.style import Drawn, key
-from rebalance.report.records import Record
 from rebalance.report.summary import Results, Row, describe, loss_text, settings_of, varying
 from rebalance.report.tables import labels_text
 
@@ -37,10 +37,10 @@ def draw(found: Results) -> Drawn | str:
     for r, (panels, (sample, pixels)) in enumerate(zip(grid, there, strict=True)):
         for panel in panels:
             boxes.show(panel, pixels, sample)
-        for box in sample.labels:
-            boxes.draw_box(panels[0], box, boxes.LABELLED)
-        for box in sample.withheld:
-            boxes.draw_box(panels[0], box, boxes.WITHHELD, dashed=True)
+        for label in sample.labels:
+            boxes.draw_box(panels[0], label.box, boxes.LABELLED)
+        for label in sample.withheld:
+            boxes.draw_box(panels[0], label.box, boxes.WITHHELD, dashed=True)
         text = f"{len(sample.labels)} labelled" + (f", {len(sample.withheld)} withheld" if sample.withheld else "")
         boxes.title(panels[0], "Labels" * (r == 0), text)
         for panel, heading, samples in zip(panels[1:], runs, by_image, strict=True):

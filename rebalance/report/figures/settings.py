@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
+from rebalance.experiments.record import SPLITS
 from rebalance.report.figures.style import SPLIT_COLOURS, Drawn, counts_text, dots, intervals_text, key, legend_below
-from rebalance.report.records import SPLITS
 from rebalance.report.summary import Comparison, Results, apart, describe, varying
 from rebalance.report.tables import group_text, loss_names
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from rebalance.experiments.record import Record
 from rebalance.report.figures.by_epoch import curves, epoch_keys, families
 from rebalance.report.figures.style import Drawn
-from rebalance.report.records import Record
 from rebalance.report.summary import Results
 
 _SCORES = {"metrics/mAP50(B)": "val mAP50", "metrics/mAP50-95(B)": "val mAP50-95"}

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rebalance.data.demo import scenery as underwater
-from rebalance.data.demo.scenery import NAMES, SEEN, SPECIES, THINGS, Sprite, View, arrange, outline, render
+from rebalance.data.demo.scenery import SEEN, Sprite, arrange, halve, outline, render, window
+from rebalance.data.demo.sprites import NAMES, SPECIES
 
 ROOT = Path(__file__).resolve().parents[3]
 BASELINE = {  # the plainest instructions that the wheels of NumPy and OpenCV can be held to
@@ -114,7 +114,7 @@ def test_at_least_30_percent_of_every_animal_is_seen() -> None:
         covered = np.zeros((size + 2 * border, size + 2 * border), bool)
         frame = np.zeros_like(covered)
         frame[border:-border, border:-border] = True
-        sprites = arrange(rng(8, number), size, View(0.8))
+        sprites = arrange(rng(8, number), size, 0.8)
         for item in sprites:  # nearest first
             solid = np.zeros_like(covered)
             height, width = item.opacity.shape
@@ -135,35 +135,15 @@ def test_a_box_is_the_extent_inside_the_frame() -> None:
     assert outline(sprite(opacity, -4, 61), 64) == (4, 0.0, 62.0, 3.0, 64.0)  # cut at the left and at the bottom
 
 
-@pytest.mark.parametrize("kind", SPECIES + THINGS, ids=lambda kind: kind.name)
-def test_a_drawing_fits_its_canvas_and_varies(kind: underwater.Kind) -> None:
-    masks = []
-    for number in range(6):
-        canvas = kind.draw(rng(number), 60.0)
-        rim = np.concatenate([canvas.mask[0], canvas.mask[-1], canvas.mask[:, 0], canvas.mask[:, -1]])
-        assert rim.max() == 0  # nothing is cut off
-        colour, opacity = canvas.finish()
-        assert colour.shape[:2] == opacity.shape
-        assert 0.02 < (opacity >= SEEN).mean() < 0.9
-        assert colour[opacity > 200].std() > 8  # shaded, not one flat colour
-        masks.append(opacity.tobytes())
-    assert len(set(masks)) == 6
+def test_where_a_sprite_meets_the_frame_by_hand() -> None:
+    there, here = window(-2, 5, (4, 6), 8)
+    assert (there, here) == (np.s_[5:8, 0:4], np.s_[0:3, 2:6])
+    frame, shape = np.zeros((8, 8)), np.zeros((4, 6))
+    for x, y in ((8, 0), (0, 8), (-6, 0), (0, -4), (-20, -20), (30, 30)):  # beside it
+        there, here = window(x, y, shape.shape, 8)
+        assert frame[there].size == shape[here].size == 0
+        assert frame[there].shape == shape[here].shape
 
 
-def test_look_alikes_have_one_build_and_two_tints() -> None:
-    gray, yellow = (draw(rng(3), 60.0) for draw in (underwater.gray_gorgonian, underwater.yellow_gorgonian))
-    both = (gray.mask > 200) & (yellow.mask > 200)
-    assert both.sum() > 0.9 * (gray.mask > 200).sum()
-    tint = [np.asarray(c.colour[both], float).mean(axis=0) for c in (gray, yellow)]
-    assert tint[0][0] > 1.3 * tint[1][0]  # blue
-
-
-def test_shapes_help_by_hand() -> None:
-    assert underwater.halve(np.array([[0, 1], [1, 4]], np.uint8)).tolist() == [[2]]  # 6/4 rounds up
-    line = underwater.grow(rng(0), np.zeros((1, 2)), np.array([0.0]), np.array([4.0]), 4, 0.0, 0.0)
-    assert line[0].tolist() == [[0, 0], [1, 0], [2, 0], [3, 0], [4, 0]]
-    band = underwater.ribbon(line[0], np.full(5, 0.5))
-    assert np.allclose(band[[0, 4, 5, 9]], [[0, 0.5], [4, 0.5], [4, -0.5], [0, -0.5]])
-    noise = underwater.fractal(rng(0), 32, (4, 8))
-    assert 0 <= noise.min() < 0.4 < 0.6 < noise.max() <= 1
-    assert abs(float(noise[0, 0] - noise[0, -1])) < 0.2  # wraps around
+def test_four_pixels_become_one() -> None:
+    assert halve(np.array([[0, 1], [1, 4]], np.uint8)).tolist() == [[2]]  # 6/4 rounds up

@@ -73,7 +73,10 @@ def test_train_is_partial_and_nothing_is_lost(made: Path) -> None:
     total, withheld = 0, 0
     for number, name in enumerate(kept):
         _, boxes = seafloor.render(np.random.Generator(np.random.PCG64([5, 0, number])), 72)
-        full = [seafloor._line(box, 72).strip() for box in boxes]
+        full = [
+            f"{label} {(x1 + x2) / 144:.6f} {(y1 + y2) / 144:.6f} {(x2 - x1) / 72:.6f} {(y2 - y1) / 72:.6f}"
+            for label, x1, y1, x2, y2 in boxes
+        ]
         assert sorted(kept[name] + gone[name]) == sorted(full)
         assert [line for line in full if line in kept[name]] == kept[name]  # order kept
         total += len(full)
@@ -159,9 +162,9 @@ def test_an_interrupted_set_leaves_nothing(
     def stop(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(seafloor, "_describe", stop)
+    monkeypatch.setattr(os, "rename", stop)
     with pytest.raises((KeyboardInterrupt, DataError)):
-        seafloor.ensure(FLAGS, tmp_path)
+        seafloor.ensure(SeafloorFlags(train=1, val=1, test=1, size=64), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -221,21 +224,21 @@ def test_the_yaml_in_the_repository_has_the_default_flags() -> None:
     assert tuple(content["names"].values()) == seafloor.NAMES
 
 
-def test_resolve_makes_the_set_beside_its_yaml(made: Path, tmp_path: Path) -> None:
+def test_built_in_makes_the_set_beside_its_yaml(made: Path, tmp_path: Path) -> None:
     facts = {name: value for name, value in as_dict(FLAGS).items() if name != "out"}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"seafloor": facts}))
-    found = Path(seafloor.resolve(str(tmp_path / "mine.yaml")))
+    found = Path(seafloor.built_in(str(tmp_path / "mine.yaml")))
     assert found == tmp_path / made.name / "data.yaml"
     assert contents(found.parent) == contents(made)
 
 
-def test_resolve_leaves_other_data_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_built_in_leaves_other_data_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "coco.yaml").write_text("path: x\ntrain: y\n")
     (tmp_path / "bad.yaml").write_text("a: [")
     (tmp_path / "seafloor.yaml").write_text("train: images\nval: images\n")  # the user's own, of that name
     for name in ("coco.yaml", "bad.yaml", "seafloor.yaml", "coco8.yaml", "", "some/seafloor.yaml", str(tmp_path)):
-        assert seafloor.resolve(name) == name
+        assert seafloor.built_in(name) == name
 
 
 def test_the_bare_name_works_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,9 +250,9 @@ def test_the_bare_name_works_anywhere(tmp_path: Path, monkeypatch: pytest.Monkey
     (project / "data" / "seafloor.yaml").write_text("seafloor: {size: 96}\n")
     monkeypatch.setattr(seafloor, "PROJECT", project)
     small = SeafloorFlags(size=96)
-    assert seafloor.resolve("seafloor.yaml") == str(project / "data" / seafloor.folder_name(small) / "data.yaml")
+    assert seafloor.built_in("seafloor.yaml") == str(project / "data" / seafloor.folder_name(small) / "data.yaml")
     monkeypatch.setattr(seafloor, "PROJECT", tmp_path / "site-packages")  # installed without the repository
-    assert seafloor.resolve("seafloor.yaml") == str(Path("data") / seafloor.folder_name(SeafloorFlags()) / "data.yaml")
+    assert seafloor.built_in("seafloor.yaml") == str(Path("data") / seafloor.folder_name(SeafloorFlags()) / "data.yaml")
     assert [flags for flags, _ in asked] == [small, SeafloorFlags()]
 
 
@@ -264,7 +267,7 @@ def test_the_bare_name_works_anywhere(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_bad_flags_in_a_yaml(text: str, error: type[Exception], says: str, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(error, match=says):
-        seafloor.resolve(str(tmp_path / "mine.yaml"))
+        seafloor.built_in(str(tmp_path / "mine.yaml"))
     assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]
 
 

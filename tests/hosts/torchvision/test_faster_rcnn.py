@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import torchvision
+from objectives import recipe_of
 from small_data import make_dataset
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, smooth_l1_loss
@@ -21,22 +22,21 @@ from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops import batched_nms, box_iou
 
 from rebalance import YOLO
+from rebalance.hosts import SITES
+from rebalance.hosts.host import begin_epoch, counts, describe
+from rebalance.hosts.state_dict import load_by_name
 from rebalance.hosts.torchvision import faster_rcnn
 from rebalance.hosts.torchvision.faster_rcnn import FasterRCNNCriterion, FasterRCNNDetect
 from rebalance.hosts.torchvision.model import TorchvisionModel
-from rebalance.hosts.torchvision.weights import load_coco
+from rebalance.hosts.torchvision.published import load_coco
 from rebalance.hosts.torchvision.zoo import ZOO
-from rebalance.hosts.ultralytics.criterion import begin_epoch
 from rebalance.match.boxes import decode_deltas
 from rebalance.match.candidates import IGNORE, NEGATIVE, POSITIVE
 from rebalance.match.iou import Matched
 from rebalance.match.padded import Padded
 from rebalance.match.sample import Sampled
-from rebalance.methods.registry import METHODS
-from rebalance.methods.resolve import train_flags
+from rebalance.methods import METHODS
 from rebalance.methods.soft import soft_weights
-from rebalance.train.checkpoint import load_by_name
-from rebalance.train.trainer import describe
 
 SIZE = 160
 ALL = 10**6  # more samples than there are candidates
@@ -48,7 +48,7 @@ LABELS: Labels = [
     [(1, 40, 40, 100, 100), (2, 41, 41, 101, 101)],
     [(0, 0, 0, 160, 160)],
 ]
-LOSSES = [name for name, row in METHODS.items() if "fasterrcnn" in row.places]
+LOSSES = [name for name, row in METHODS.items() if row.defined(SITES["fasterrcnn"])]
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def raw(head: FasterRCNNDetect, features: OrderedDict[str, Tensor]) -> dict[str,
 
 
 def criterion(head: FasterRCNNDetect, loss: str = "", seed: int = 0, **given: Any) -> FasterRCNNCriterion:
-    return FasterRCNNCriterion(head, flags=train_flags({"loss": loss, **given}, host="fasterrcnn"), seed=seed)
+    return FasterRCNNCriterion(head, recipe=recipe_of({"loss": loss, **given}, host="fasterrcnn"), seed=seed)
 
 
 def batch_of(labels: Labels) -> dict[str, Tensor]:
@@ -91,6 +91,10 @@ NOTHING = batch_of([[]] * 4)
 def gradients(loss: Tensor, head: FasterRCNNDetect, features: OrderedDict[str, Tensor]) -> list[Tensor]:
     inputs = [*features.values(), *head.parameters()]
     return list(torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True, materialize_grads=True))
+
+
+def gradient(loss: Tensor, of: Tensor) -> Tensor:
+    return torch.autograd.grad(loss, of, retain_graph=True)[0]
 
 
 class Recorded(NamedTuple):
@@ -320,7 +324,7 @@ def test_validation_samples_the_same_for_every_batch_and_drops_nothing(
             first, again = loss((None, raw), BATCH)[0], loss((None, raw), BATCH)[0]
             torch.testing.assert_close(first, again, rtol=0, atol=0)
             torch.testing.assert_close(first, criterion(head)((None, raw), BATCH)[0], rtol=0, atol=0)
-        assert loss.dropping.counts is None
+        assert counts(loss) == {}
 
 
 # Methods --------------------------------------------------------------------------------------------------------------
@@ -390,27 +394,28 @@ def test_soft_weighs_the_negatives_of_the_roi_head_by_overlap(
 
 
 def test_nrd_leaves_the_mean_over_the_other_samples(
-    head: FasterRCNNDetect, raw: dict[str, Any], samples: list[Recorded], monkeypatch: pytest.MonkeyPatch
+    head: FasterRCNNDetect, raw: dict[str, Any], samples: list[Recorded]
 ) -> None:
-    masks: list[Tensor] = []
-    real = faster_rcnn.nrd_mask
-    monkeypatch.setattr(faster_rcnn, "nrd_mask", lambda *a, **k: masks.append(real(*a, **k)) or masks[-1])
+    """What left has no gradient at all."""
+    seen: list[Tensor] = []
     stock = criterion(head)(raw, BATCH)[0]
+    hook = head.predictor.register_forward_hook(lambda _module, _inputs, found: seen.append(found[0]))
     found = criterion(head, "nrd")(raw, BATCH)[0]
+    hook.remove()
     cost, state, *_ = stage_losses(head, raw, samples[-1])
-    (mask,) = masks
-    assert int(mask.sum()) == int((state == NEGATIVE).sum()) * 3 // 4 > 100
-    assert not mask[state != NEGATIVE].any()
-    kept = (state != IGNORE) & ~mask
+    kept = gradient(found[2], seen[-1]).ne(0).any(-1).view_as(state)
+    gone = (state != IGNORE) & ~kept
+    assert int(gone.sum()) == int((state == NEGATIVE).sum()) * 3 // 4 > 100
+    assert not gone[state != NEGATIVE].any()
     torch.testing.assert_close(found[2], cost[kept].mean() * 4)
     assert torch.equal(found[[0, 1, 3]], stock[[0, 1, 3]])  # the same samples, and the box loss as it was
 
-    masks.clear()
     found = criterion(head, "nrd", nrd_stage="rpn")(raw, BATCH)[0]
-    (mask,) = masks
     place, state = samples[-2].found
-    assert int(mask.sum()) == int((state == NEGATIVE).sum()) * 3 // 4 > 100
-    kept = (state != IGNORE) & ~mask
+    kept = gradient(found[0], raw["logits"]).gather(1, place).ne(0) & (state != IGNORE)
+    gone = (state != IGNORE) & ~kept
+    assert int(gone.sum()) == int((state == NEGATIVE).sum()) * 3 // 4 > 100
+    assert not gone[state != NEGATIVE].any()
     logits = raw["logits"].gather(1, place)[kept]
     expected = binary_cross_entropy_with_logits(logits, (state == POSITIVE)[kept].float())
     torch.testing.assert_close(found[0], expected * 4)
@@ -449,20 +454,17 @@ def test_ohem_trains_on_the_classification_and_box_loss_of_what_it_kept(
         assert torch.equal(few(raw, BATCH)[0][2:], some[2:].detach())  # nothing is random
 
 
-@pytest.mark.parametrize("divisor", ["kept", "host"])
-@pytest.mark.parametrize("scope", ["background", "matched", "literal"])
+@pytest.mark.parametrize(
+    ("scope", "divisor"), [("background", "kept"), ("matched", "kept"), ("matched", "host"), ("literal", "kept")]
+)
 def test_drop_acts_on_the_rpn(
-    head: FasterRCNNDetect, raw: dict[str, Any], samples: list[Recorded], divisor: str, scope: str
+    head: FasterRCNNDetect, raw: dict[str, Any], samples: list[Recorded], scope: str, divisor: str
 ) -> None:
     stock = criterion(head)(raw, BATCH)[0]
     dropping = criterion(head, obj_drop=0.5, box_drop=0.5, drop_scope=scope, drop_divisor=divisor, neg_iou=0.6)
-    drawn: list[tuple[Tensor, Tensor]] = []
-    real = dropping.dropping.draw
-    dropping.dropping.draw = lambda *a: drawn.append(real(*a)) or drawn[-1]  # type: ignore[method-assign, func-returns-value]
     found = dropping(raw, BATCH)[0]
     assert torch.equal(found[2:], stock[2:])  # the RoI head is left alone
     place, state = samples[-2].found
-    ((obj, box),) = drawn
     positive, sampled = state == POSITIVE, state != IGNORE
     boxes = decode_deltas(raw["deltas"].detach(), raw["anchors"])
     overlaps = [
@@ -471,14 +473,17 @@ def test_drop_acts_on_the_rpn(
     overlap = torch.stack([o.max(1)[0] if o.shape[1] else torch.zeros(len(o)) for o in overlaps]).gather(1, place)
     low = (overlap < 0.6) & sampled
     eligible = low & (~positive if scope == "background" else positive)
-    assert dropping.dropping.counts is not None
-    assert dropping.dropping.counts.tolist() == [
-        int(eligible.sum()), int(eligible.sum()) // 2, int((low & positive).sum()), int((low & positive).sum()) // 2
-    ]  # fmt: skip
-    assert int(obj.sum()) > 1
-    assert not (obj & ~eligible).any()
-    assert int(box.sum()) > 1
-    assert not (box & ~(low & positive)).any()
+    slope = gradient(found[0], raw["logits"]).gather(1, place)
+    obj = positive & (slope > 0) if scope == "literal" else sampled & (slope == 0)  # trained as background, or not
+    at = place.unsqueeze(-1).expand(-1, -1, 4)
+    box = positive & gradient(found[1], raw["deltas"]).gather(1, at).eq(0).all(-1)
+    for drawn, of in ((obj, eligible), (box, low & positive)):
+        assert int(drawn.sum()) == int(of.sum()) // 2 > 1
+        assert not (drawn & ~of).any()
+    assert counts(dropping) == {
+        "negatives": int(eligible.sum()), "obj_dropped": int(obj.sum()), "low_iou_matches": int((low & positive).sum()),
+        "box_dropped": int(box.sum()),
+    }  # fmt: skip
     target = (positive & ~obj if scope == "literal" else positive).float()
     left = sampled if scope == "literal" else sampled & ~obj
     cost = binary_cross_entropy_with_logits(raw["logits"].gather(1, place), target, reduction="none")
@@ -491,7 +496,7 @@ def test_drop_acts_on_the_rpn(
         ) for own in LABELS
     ])  # fmt: skip
     chosen = positive & ~box
-    deltas, wanted = (x.gather(1, place.unsqueeze(-1).expand(-1, -1, 4))[chosen] for x in (raw["deltas"], encoded))
+    deltas, wanted = (x.gather(1, at)[chosen] for x in (raw["deltas"], encoded))
     total = smooth_l1_loss(deltas, wanted, beta=1 / 9, reduction="sum")
     counted = sampled & ~box if divisor == "kept" else sampled
     torch.testing.assert_close(found[1], total / counted.sum() * 4)
@@ -502,7 +507,7 @@ def test_drop_waits_for_its_warmup(head: FasterRCNNDetect, raw: dict[str, Any]) 
     assert torch.equal(loss(raw, BATCH)[0], criterion(head)(raw, BATCH)[0])
     begin_epoch(loss, 1)
     loss(raw, BATCH)
-    assert loss.dropping.counts is not None
+    assert counts(loss)["obj_dropped"] > 0
 
 
 # Models ---------------------------------------------------------------------------------------------------------------
@@ -583,7 +588,7 @@ def test_coco_s_rows_old_names_and_backbones() -> None:
 
 
 def test_the_zoo_s_rows() -> None:
-    rows = {name: row for name, row in ZOO.items() if row.host == "fasterrcnn"}
+    rows = {name: row for name, row in ZOO.items() if row.head.sites.name == "fasterrcnn"}
     assert list(rows) == ["fasterrcnn_resnet50_fpn", "fasterrcnn_resnet101_fpn", "fasterrcnn_tiny"]
     original = torchvision.models.detection.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None)
     for name in ("fasterrcnn_resnet50_fpn", "fasterrcnn_resnet101_fpn"):
@@ -604,7 +609,7 @@ def test_the_zoo_s_rows() -> None:
 def test_what_ran_is_told_with_the_flags_that_count_here() -> None:
     model = TorchvisionModel("fasterrcnn_tiny", nc=3, verbose=False)
     model.criterion = criterion(model.model[-1], "ohem", ohem_rois=64)
-    told = describe(model.criterion.flags, model)
+    told = describe(model)
     assert told["settings"] == {"ohem_rois": 64}
     assert told["divisor"] == "samples of the batch"
     assert told["text"].startswith(

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from objectives import recipe_of
 from small_data import make_dataset
 from small_training import results, train
 from torch import Tensor
@@ -18,16 +19,15 @@ from ultralytics.cfg import get_cfg
 from rebalance import YOLO
 from rebalance.errors import ConfigError
 from rebalance.experiments.inspect import panels
+from rebalance.hosts.host import counts, remember
 from rebalance.hosts.torchvision.dense import labels_of
 from rebalance.hosts.torchvision.faster_rcnn import RefinedFasterRCNNDetect
 from rebalance.hosts.torchvision.model import TorchvisionModel
 from rebalance.hosts.torchvision.retinanet import RefinedRetinaNetDetect
-from rebalance.hosts.ultralytics.criterion import build_criterion
 from rebalance.match.boxes import encode_deltas
 from rebalance.match.candidates import IGNORE, NEGATIVE, POSITIVE
-from rebalance.methods.resolve import train_flags
+from rebalance.match.iou import match_by_iou
 from rebalance.settings import StepsFlags
-from rebalance.train.checkpoint import remember
 
 HOSTS = {"retinanet": "retinanet_tiny", "fasterrcnn": "fasterrcnn_tiny"}
 KINDS = {"retinanet": RefinedRetinaNetDetect, "fasterrcnn": RefinedFasterRCNNDetect}
@@ -50,11 +50,11 @@ def labels(*counts: int) -> dict[str, Tensor]:
 
 def build(host: str, **given: Any) -> Any:
     torch.manual_seed(0)
-    flags = train_flags(given, host=host)
-    model: Any = TorchvisionModel(HOSTS[host], nc=CLASSES, verbose=False, flags=flags).train()
-    remember(model, flags)
+    recipe = recipe_of(given, host=host)
+    model: Any = TorchvisionModel(HOSTS[host], nc=CLASSES, verbose=False, recipe=recipe).train()
+    remember(model, recipe)
     model.args = get_cfg(overrides={"imgsz": 64})
-    model.criterion = build_criterion(model, flags, seed=0)
+    model.criterion = model.criterion_of(recipe, 0)
     return model
 
 
@@ -79,10 +79,8 @@ def loss_of(model: Any, raw: dict[str, Any], batch: dict[str, Tensor]) -> dict[s
 
 def matched_by(model: Any, raw: dict[str, Any], batch: dict[str, Tensor]) -> tuple[Any, Any]:
     padded = labels_of(batch, len(raw["logits"]), raw["size"], torch.device("cpu"))
-    criterion = model.criterion
-    if model.host == "retinanet":
-        return criterion.match(raw["anchors"], padded), padded
-    return criterion._anchors(raw, padded), padded
+    high, low = (0.5, 0.4) if model.model[-1].sites.name == "retinanet" else (0.7, 0.3)
+    return match_by_iou(raw["anchors"], padded, high=high, low=low, rescue="ties"), padded
 
 
 def slow(objectness: Tensor, residuals: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -180,7 +178,7 @@ def test_the_loss_chooses_the_head_and_a_model_of_the_yaml_has_it(host: str) -> 
     assert again.state_dict().keys() == model.state_dict().keys()
     assert again.model[-1].steps == 3
     again.args = model.args
-    assert again.init_criterion().flags.resobj_on == "cls"
+    assert again.init_criterion().recipe["resobj_on"] == "cls"
 
 
 @pytest.mark.parametrize("host", HOSTS)
@@ -301,9 +299,7 @@ def test_the_order_of_anchors_is_that_of_the_stock_head() -> None:
 @pytest.mark.parametrize("scope", ["background", "literal"])
 def test_dropped_negatives_leave_both_losses(host: str, scope: str) -> None:
     model = build(host, loss="resobj+drop", obj_drop=1.0, neg_iou=1.0, drop_scope=scope)
-    model.criterion.dropping.begin_epoch(0)
-    batch, raw = labels(3, 1, 2), None
-    raw = predictions(model)
+    batch, raw = labels(3, 1, 2), predictions(model)
     found = loss_of(model, raw, batch)
     state = matched_by(model, raw, batch)[0].state
     grads = torch.autograd.grad(found["obj_loss"] + found["res_loss"], (raw[UNREFINED[host]], raw["residuals"]))
@@ -315,14 +311,15 @@ def test_dropped_negatives_leave_both_losses(host: str, scope: str) -> None:
         assert found["res_loss"] == 0
         assert (grads[0][state == POSITIVE] > 0).all()
         assert (grads[0][state == NEGATIVE] > 0).all()
-    assert model.criterion.dropping.counts is not None
+    negative = int((state == NEGATIVE).sum())
+    drawn = negative if scope == "background" else int((state == POSITIVE).sum())
+    assert counts(model.criterion)["obj_dropped"] == drawn
 
 
 @pytest.mark.parametrize("loss", ["brl", "focal", "soft", "focal+drop"])
 def test_other_elements_on_retinanet(loss: str) -> None:
     given = {"obj_drop": 0.5} if loss.endswith("drop") else {}
     model = build("retinanet", loss=f"resobj+{loss}", **given)
-    model.criterion.dropping.begin_epoch(0)
     raw = predictions(model)
     found = loss_of(model, raw, labels(3, 1, 2))
     plain = loss_of(build("retinanet", loss="resobj"), raw, labels(3, 1, 2))
@@ -334,7 +331,6 @@ def test_other_elements_on_retinanet(loss: str) -> None:
 def test_nrd_of_anchors() -> None:
     model, batch = build("fasterrcnn", loss="resobj+nrd", nrd_stage="rpn", nrd_rate=1.0), labels(3, 1, 2)
     raw = predictions(model)
-    model.criterion.dropping.begin_epoch(0)
     loss = loss_of(model, raw, batch)["obj_loss"]
     (grad,) = torch.autograd.grad(loss, raw["logits"])
     assert torch.equal(grad != 0, matched_by(model, raw, batch)[0].state == POSITIVE)
@@ -353,7 +349,7 @@ def test_nrd_of_anchors() -> None:
 )
 def test_refused(host: str, given: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as error:
-        train_flags(given, host=host)
+        recipe_of(given, host=host)
     assert str(error.value).startswith(message)
 
 
@@ -396,8 +392,8 @@ def test_a_checkpoint_keeps_head_and_steps_and_predicts_the_same(host: str, data
     with torch.no_grad():
         torch.testing.assert_close(exported(pixels), model(pixels), rtol=1e-3, atol=1e-3)
     again.train(name="again", **options)  # without a flag: the head stays
-    assert (again.trainer.flags.head, again.trainer.flags.resobj_steps) == ("resobj", 1)
-    assert again.trainer.flags.resobj_grad == "joint"
+    assert (again.trainer.recipe["head"], again.trainer.recipe["resobj_steps"]) == ("resobj", 1)
+    assert again.trainer.recipe["resobj_grad"] == "joint"
 
 
 @pytest.mark.slow
@@ -455,7 +451,7 @@ def test_a_resumed_run_goes_on_as_one_that_was_never_stopped(host: str, data: Pa
         train(yolo, data, tmp_path / "stopped", **options)
     again = YOLO(tmp_path / "stopped" / "run" / "weights" / "last.pt")
     again.train(resume=True, workers=0)
-    assert again.trainer.flags == whole.trainer.flags
+    assert again.trainer.recipe == whole.trainer.recipe
     assert again.trainer.loss_ran["text"] == whole.trainer.loss_ran["text"]
     first, second = results(tmp_path / "whole"), results(tmp_path / "stopped")
     assert [row["epoch"] for row in second] == [1, 2]

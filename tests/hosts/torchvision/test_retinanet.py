@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from objectives import recipe_of
 from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -15,20 +16,20 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import RetinaNet, RetinaNetHead
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
 
+from rebalance.hosts import SITES
 from rebalance.hosts.torchvision.anchors import Anchors
 from rebalance.hosts.torchvision.dense import labels_of
 from rebalance.hosts.torchvision.model import TorchvisionModel
 from rebalance.hosts.torchvision.retinanet import RetinaNetCriterion
 from rebalance.match.candidates import IGNORE, NEGATIVE, POSITIVE
 from rebalance.match.iou import Matched
-from rebalance.methods.registry import METHODS
-from rebalance.methods.resolve import train_flags
+from rebalance.methods import METHODS
 
 SIZE, CLASSES = (64, 96), 3  # height, width
 ANCHORS = Anchors(((12.0, 20.0), (32.0, 48.0)), ((0.5, 1.0, 2.0),) * 2)
 SHAPES = ((8, 12), (4, 6))
-LOSSES = [name for name, row in METHODS.items() if row.kind == "element" and "retinanet" in row.places] + [
-    f"{element}+{name}" for name, row in METHODS.items() for element in row.elements if "retinanet" in row.places
+LOSSES = [name for name, row in METHODS.items() if row.kind == "element" and row.defined(SITES["retinanet"])] + [
+    f"{element}+{name}" for name, row in METHODS.items() for element in row.joins if row.defined(SITES["retinanet"])
 ]
 
 
@@ -56,7 +57,7 @@ def predictions(images: int, *, seed: int = 1, low: float = -3.0, dtype: torch.d
 
 
 def criterion(**given: Any) -> RetinaNetCriterion:
-    return RetinaNetCriterion(flags=train_flags(given, host="retinanet"), seed=0)
+    return RetinaNetCriterion(None, recipe=recipe_of(given, host="retinanet"), seed=0)
 
 
 def run(raw: dict[str, Any], batch: dict[str, Any], **given: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -115,8 +116,8 @@ def test_focal_equals_torchvision_in_value_and_gradient(counts: tuple[int, ...])
     torch.testing.assert_close(loss, expected)
     for mine, other in zip(grads, gradients(expected.sum(), raw), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-8)
-    assert criterion().flags.loss == "focal"
-    assert criterion().divisor == "image"
+    assert criterion().recipe["loss"] == "focal"
+    assert criterion().recipe.divisor == "image"
 
 
 def test_what_comes_out_is_times_the_images_and_named() -> None:
@@ -243,7 +244,7 @@ def test_brl_is_focal_in_its_warm_up_and_finite_after_it() -> None:
     raw, batch = predictions(2), labels(5, 9)
     loss = criterion(loss="brl", brl_t=0.7, brl_warmup=2)
     assert torch.equal(loss(raw, batch)[0], criterion()(raw, batch)[0])
-    loss.composition.begin_epoch(2)
+    loss.objective.begin_epoch(2)
     after = loss(raw, batch)[0]
     assert after.isfinite().all()
     assert after[0] != criterion()(raw, batch)[0][0]
@@ -269,7 +270,7 @@ def test_soft_weighs_negatives_by_the_overlap_of_their_anchor() -> None:
     loss = (focal(raw["logits"], targets).sum(-1) * weight).sum(1)
     expected = (loss / (found.state == POSITIVE).sum(1).clamp(min=1)).mean()
     torch.testing.assert_close(run(raw, batch, loss="soft")[0][0], expected, rtol=1e-6, atol=0)
-    assert criterion(loss="soft").flags.loss == "focal+soft"
+    assert criterion(loss="soft").recipe["loss"] == "focal+soft"
 
 
 def test_ghm_divides_by_the_density_of_gradients_and_by_what_takes_part() -> None:
@@ -282,7 +283,7 @@ def test_ghm_divides_by_the_density_of_gradients_and_by_what_takes_part() -> Non
     p = raw["logits"].sigmoid()
     loss = -torch.where(targets == 1, p, 1 - p).log()[kept]
     torch.testing.assert_close(run(raw, batch, loss="ghm")[0][0], (loss * weight).sum() / len(g))
-    assert criterion(loss="ghm").divisor == "candidates"
+    assert criterion(loss="ghm").recipe.divisor == "candidates"
 
 
 @pytest.mark.parametrize("loss", [name for name in LOSSES if name != "focal"])
@@ -373,7 +374,7 @@ def test_what_is_dropped_and_counted(scope: str, p: float) -> None:
     negatives = low(raw, batch) & (state == (NEGATIVE if scope == "background" else POSITIVE))
     loss = criterion(obj_drop=p, drop_scope=scope)
     value = loss(raw, batch)[0].sum()
-    counts = dict(zip(("negatives", "dropped"), loss.dropping.counts.tolist(), strict=False))
+    counts = dict(zip(("negatives", "dropped"), loss.objective.counts.tolist(), strict=False))
     assert counts == {"negatives": int(negatives.sum()), "dropped": int(p * int(negatives.sum()))}
     assert counts["negatives"] > 10
     grad = gradients(value, raw)[0]
@@ -395,8 +396,8 @@ def test_box_drop_leaves_the_classification_loss_alone() -> None:
     assert value[0] == plain[0]
     box, before = gradients(value[1], raw)[1], gradients(plain[1], raw)[1]
     gone = before.ne(0).any(-1) & box.eq(0).all(-1)
-    assert gone.sum() == loss.dropping.counts[3]
-    assert loss.dropping.counts[3] == loss.dropping.counts[2] // 2 > 5
+    assert gone.sum() == loss.objective.counts[3]
+    assert loss.objective.counts[3] == loss.objective.counts[2] // 2 > 5
     assert not (gone & ~low(raw, batch)).any()
 
 
@@ -418,7 +419,7 @@ def test_a_pair_drops_from_the_other_loss() -> None:
     grad = gradients(loss(raw, batch)[0].sum() / 2, raw)[0]
     plain = run(raw, batch, loss="brl")[1]
     gone = grad.eq(0).all(-1) & plain.ne(0).any(-1)
-    assert gone.sum() == loss.dropping.counts[1] > 0
+    assert gone.sum() == loss.objective.counts[1] > 0
     torch.testing.assert_close(grad[~gone], plain[~gone])
 
 
@@ -427,7 +428,7 @@ def test_nothing_is_dropped_in_validation() -> None:
     loss = criterion(obj_drop=0.9)
     with torch.no_grad():
         assert torch.equal(loss(raw, batch)[0], criterion()(raw, batch)[0])
-    assert loss.dropping.counts is None
+    assert loss.objective.counts is None
 
 
 # Anchors and inference ------------------------------------------------------------------------------------------------

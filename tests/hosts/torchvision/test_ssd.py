@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from objectives import recipe_of
 from small_data import make_dataset
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -22,18 +23,18 @@ from torchvision.ops import box_iou
 
 from rebalance import YOLO
 from rebalance.errors import ConfigError
+from rebalance.hosts import SITES
+from rebalance.hosts.state_dict import load_by_name
 from rebalance.hosts.torchvision.model import TorchvisionModel
+from rebalance.hosts.torchvision.published import load_coco, start
 from rebalance.hosts.torchvision.ssd import SCALE, SSDCriterion, SSDDetect
-from rebalance.hosts.torchvision.weights import load_coco, start
 from rebalance.hosts.torchvision.zoo import ZOO, LastImageNorm, Smaller, Unpadded
 from rebalance.match.boxes import decode_deltas
 from rebalance.match.candidates import POSITIVE
 from rebalance.match.padded import Padded
-from rebalance.methods.registry import METHODS
-from rebalance.methods.resolve import train_flags
-from rebalance.train.checkpoint import load_by_name
+from rebalance.methods import METHODS
 
-NAMES = [name for name, row in ZOO.items() if row.host == "ssd"]
+NAMES = [name for name, row in ZOO.items() if row.head.sites.name == "ssd"]
 SIZE = 160
 Labels = list[list[tuple[int, float, float, float, float]]]  # of each image: class and corners in pixels
 # The second image has none; in the third two labels share their best default box
@@ -43,13 +44,13 @@ LABELS: Labels = [
     [(1, 40, 40, 100, 100), (2, 41, 41, 101, 101)],
     [(0, 0, 0, 160, 160)],
 ]
-LOSSES = [name for name, row in METHODS.items() if "ssd" in row.places] + [
-    f"focal+{name}" for name, row in METHODS.items() if "ssd" in row.places and "focal" in row.elements
+LOSSES = [name for name, row in METHODS.items() if row.defined(SITES["ssd"])] + [
+    f"focal+{name}" for name, row in METHODS.items() if row.defined(SITES["ssd"]) and "focal" in row.joins
 ]
 
 
 def criterion(loss: str = "", **given: Any) -> SSDCriterion:
-    return SSDCriterion(flags=train_flags({"loss": loss, **given}, host="ssd"), seed=0)
+    return SSDCriterion(None, recipe=recipe_of({"loss": loss, **given}, host="ssd"), seed=0)
 
 
 def batch_of(labels: Labels, size: int = SIZE) -> dict[str, Tensor]:
@@ -146,7 +147,7 @@ def test_stock_is_torchvision_s_loss_in_value_and_gradient(originals: dict[str, 
     ):
         for found, wanted in zip(gradients(one, raw), gradients(other, raw), strict=True):
             torch.testing.assert_close(found, wanted)
-    assert criterion().flags.loss == "ohem"
+    assert criterion().recipe["loss"] == "ohem"
 
 
 def test_unmined_cross_entropy_is_torch_s() -> None:
@@ -217,8 +218,8 @@ def test_drop_drops_and_counts(loss: str) -> None:
     raw = raw_of(spread=10)
     dropping = criterion(loss, obj_drop=0.75, box_drop=0.5, drop_divisor="host")
     cls, box = dropping(raw, batch_of(LABELS))[0]
-    assert dropping.dropping.counts is not None
-    negatives, dropped, low, box_dropped = dropping.dropping.counts.tolist()
+    assert dropping.objective.counts is not None
+    negatives, dropped, low, box_dropped = dropping.objective.counts.tolist()
     assert dropped == negatives * 3 // 4 > 100
     assert box_dropped == low // 2 > 3
     without = gradients(cls, raw)[0].abs().sum(-1) == 0
@@ -246,7 +247,7 @@ def test_drop_takes_the_most_confident_first() -> None:
 @pytest.mark.parametrize("given", [{"loss": "brl"}, {"loss": "ghm"}, {"head": "anchor"}])
 def test_what_is_not_defined_is_refused(given: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match="ssd"):
-        train_flags(given, host="ssd")
+        recipe_of(given, host="ssd")
 
 
 # Boxes ----------------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from objectives import recipe_of
 from small_data import make_dataset
 from small_training import log
 from torch import Tensor, nn
@@ -21,13 +22,10 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 from ultralytics.cfg import get_cfg
 
 from rebalance import YOLO
-from rebalance.errors import ConfigError, ModelError
-from rebalance.hosts.torchvision import weights
+from rebalance.errors import ModelError
+from rebalance.hosts.torchvision import published
 from rebalance.hosts.torchvision.model import TorchvisionModel
 from rebalance.hosts.torchvision.zoo import ZOO
-from rebalance.hosts.ultralytics.criterion import build_criterion
-from rebalance.methods.resolve import train_flags
-from rebalance.train.admission import check_training
 
 SMALL = {"imgsz": 64, "batch": 4, "nbs": 4, "workers": 0, "plots": False, "verbose": False, "device": "cpu"}
 SIZE, EPOCHS, RATE = 96, 25, 0.001  # of the training that overfits: eight images, eight times an epoch
@@ -42,7 +40,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         raise AssertionError(f"a test would fetch {url}")
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.setattr(weights, "ONLINE", False)
+    monkeypatch.setattr(published, "ONLINE", False)
     monkeypatch.setattr("torch.hub.download_url_to_file", refuse)
 
 
@@ -63,7 +61,7 @@ def test_every_detector_has_a_loss_that_reaches_every_parameter_and_predicts(nam
     images = torch.rand(2, 3, 64, 96)
     batch = {"batch_idx": torch.tensor([0.0, 1]), "cls": torch.tensor([[2.0], [0]])}
     batch["bboxes"] = torch.tensor([[0.5, 0.5, 0.5, 0.6], [0.3, 0.4, 0.4, 0.3]])
-    criterion = build_criterion(model, train_flags({}, host=model.host), seed=0)
+    criterion = model.criterion_of(recipe_of({}, host=ZOO[name].head.sites.name), 0)
     loss, items = criterion(model(images), batch)
     loss.sum().backward()
     assert loss.shape == (len(items),)
@@ -76,7 +74,7 @@ def test_every_detector_has_a_loss_that_reaches_every_parameter_and_predicts(nam
         assert 0 <= found[:, 4:].min() <= found[:, 4:].max() <= 1
         assert (found[:, 4:] > 0).sum(1).max() <= 1  # one class a candidate
         assert criterion((found, raw), batch)[0].isfinite().all()
-    assert (model.nc, model.host, len(model.names)) == (3, ZOO[name].host, 3)
+    assert (model.nc, len(model.names)) == (3, 3)
     assert len(model.model) == 3
     assert model.info()[1] == sum(p.numel() for p in model.parameters())
 
@@ -159,7 +157,7 @@ def test_coco_weights_give_torchvisions_numbers(theirs: RetinaNet, nc: int) -> N
     state = theirs.state_dict()
     torch.save(state, folder / Path(RetinaNet_ResNet50_FPN_Weights.COCO_V1.url).name)
     model = TorchvisionModel("retinanet_resnet50_fpn", nc=nc, verbose=False)
-    copied, of = weights.start(model, "coco") or (0, 0)
+    copied, of = published.start(model, "coco") or (0, 0)
     assert of == len(state)
     assert copied == (of if nc > 5 else of - 2)  # all but the last layer of the classes
     images = torch.rand(1, 3, 64, 96)
@@ -178,11 +176,11 @@ def test_a_file_of_torchvision_loads_by_name(theirs: RetinaNet, tmp_path: Path) 
     model = TorchvisionModel("retinanet_resnet50_fpn", nc=91, verbose=False)
     torch.save(theirs.state_dict(), tmp_path / "whole.pth")
     with log() as lines:
-        assert weights.start(model, str(tmp_path / "whole.pth")) == (len(theirs.state_dict()),) * 2
+        assert published.start(model, str(tmp_path / "whole.pth")) == (len(theirs.state_dict()),) * 2
     assert "match by name and shape" in lines[-1]
     body = resnet50(weights=None)
     torch.save(body.state_dict(), tmp_path / "body.pth")
-    copied = weights.start(model, str(tmp_path / "body.pth"))
+    copied = published.start(model, str(tmp_path / "body.pth"))
     assert copied == (len(body.state_dict()) - 2, len(body.state_dict()))  # all but fc
     assert torch.equal(model.model[0].layer4[2].conv3.weight, body.layer4[2].conv3.weight)
 
@@ -192,12 +190,12 @@ def test_a_state_dict_of_our_own_and_of_yolov5(tmp_path: Path) -> None:
     for p in other.parameters():
         nn.init.normal_(p)
     torch.save(other.state_dict(), tmp_path / "ours.pt")
-    assert weights.start(model, str(tmp_path / "ours.pt")) == (len(other.state_dict()),) * 2
+    assert published.start(model, str(tmp_path / "ours.pt")) == (len(other.state_dict()),) * 2
     assert torch.equal(model.model[2].layers.regression_head.bbox_reg.weight,
                        other.model[2].layers.regression_head.bbox_reg.weight)  # fmt: skip
     first = torch.rand(16, 3, 6, 6)
     torch.save({"model.0.conv.weight": first, "model.24.m.0.bias": first}, tmp_path / "yolov5n.pt")
-    assert weights.start(model, str(tmp_path / "yolov5n.pt")) == (1, 2)
+    assert published.start(model, str(tmp_path / "yolov5n.pt")) == (1, 2)
     assert torch.equal(model.model[0][0].conv.weight, first)
 
 
@@ -210,7 +208,7 @@ def test_it_says_that_it_starts_from_scratch() -> None:
         model = TorchvisionModel(name, nc=2, verbose=False)
         before = {k: v.clone() for k, v in model.state_dict().items()}
         with log() as lines:
-            assert weights.start(model, pretrained) is None
+            assert published.start(model, pretrained) is None
         assert text in lines[-1]
         assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
@@ -220,7 +218,7 @@ def test_a_torn_file_in_the_hub_is_no_crash(monkeypatch: pytest.MonkeyPatch) -> 
     file.parent.mkdir(parents=True)
     file.write_bytes(b"PK\x03\x04 half of it")
     with log() as lines:
-        assert weights.start(TorchvisionModel("retinanet_resnet50_fpn", nc=2, verbose=False), True) is None
+        assert published.start(TorchvisionModel("retinanet_resnet50_fpn", nc=2, verbose=False), True) is None
     assert "starts from scratch" in lines[-1]
 
 
@@ -232,62 +230,18 @@ def test_a_torn_file_in_the_hub_is_no_crash(monkeypatch: pytest.MonkeyPatch) -> 
         ("retinanet_tiny", "nowhere.pth", "pretrained=nowhere.pth: no such file, and not coco"),
     ],
 )
-def test_weights_that_cannot_be_had_are_refused_before_anything_is_made(
-    name: str, pretrained: str, message: str, tmp_path: Path
-) -> None:
+def test_weights_that_cannot_be_had(name: str, pretrained: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):
-        weights.start(TorchvisionModel(name, nc=2, verbose=False), pretrained)
-    with pytest.raises(ModelError, match=message):
-        YOLO(name).train(data="coco8.yaml", pretrained=pretrained, project=str(tmp_path / "runs"))
-    with pytest.raises(ModelError, match=message):
-        check_training({}, {"model": name, "pretrained": pretrained})
-    assert not (tmp_path / "runs").exists()
+        published.start(TorchvisionModel(name, nc=2, verbose=False), pretrained)
 
 
 def test_a_file_that_holds_no_tensors_is_refused(tmp_path: Path) -> None:
     torch.save({"weights": [1, 2]}, tmp_path / "list.pt")
     with pytest.raises(ModelError, match="is not a state dict of tensors"):
-        weights.start(tiny(), str(tmp_path / "list.pt"))
+        published.start(tiny(), str(tmp_path / "list.pt"))
     torch.save({"foreign": torch.zeros(3)}, tmp_path / "other.pt")
     with pytest.raises(ModelError, match="none of its 1 tensors fits this model"):
-        weights.start(tiny(), str(tmp_path / "other.pt"))
-
-
-@pytest.mark.parametrize("mode", ["predict", "val", "export"])
-def test_a_name_without_weights_is_for_training_only(mode: str) -> None:
-    with pytest.raises(ModelError, match="model=retinanet_tiny is not trained: there are no weights of retinanet_tiny"):
-        getattr(YOLO("retinanet_tiny"), mode)()
-
-
-@pytest.mark.parametrize(
-    ("given", "error", "message"),
-    [
-        ({"head": "anchor"}, ConfigError, "head=anchor is not defined for retinanet; heads: "),
-        ({"box": 7}, ConfigError, "box=7 has no effect with retinanet"),
-        ({"loss": "nrd"}, ConfigError, "loss=nrd is not defined for retinanet; losses there: "),
-        ({"loss": "brl", "brl_overlap": "centre"}, ConfigError, "brl_overlap=centre has no effect with retinanet; "),
-        ({"distill_model": "yolov8n.pt"}, ConfigError, "distill_model=yolov8n.pt cannot be joined with model=retinan"),
-        ({"trainer": type("Own", (), {})}, ConfigError, "trainer=Own cannot be joined with model=retinanet_tiny"),
-    ],
-)
-def test_misuse_is_refused_before_anything_is_made(
-    given: dict[str, Any], error: type[Exception], message: str, tmp_path: Path
-) -> None:
-    with pytest.raises(error, match=message):
-        YOLO("retinanet_tiny").train(data="coco8.yaml", project=str(tmp_path / "runs"), **given)
-    assert not (tmp_path / "runs").exists()
-
-
-def test_images_of_one_channel_are_refused(tiny_dataset: Path, tmp_path: Path) -> None:
-    tiny_dataset.write_text(tiny_dataset.read_text("utf-8") + "channels: 1\n", "utf-8")
-    with pytest.raises(ModelError, match=r"model=retinanet_tiny takes images of 3 channels; .* has 1"):
-        YOLO("retinanet_tiny").train(data=str(tiny_dataset), project=str(tmp_path / "runs"))
-    assert not (tmp_path / "runs").exists()
-
-
-def test_a_misspelt_name() -> None:
-    with pytest.raises(ModelError, match=r"model=retinanet_tinny is not one of .*mean retinanet_tiny\?"):
-        YOLO("retinanet_tinny")
+        published.start(tiny(), str(tmp_path / "other.pt"))
 
 
 # Training -------------------------------------------------------------------------------------------------------------
@@ -322,12 +276,12 @@ def test_an_interrupted_run_goes_on_with_its_loss(tiny_dataset: Path, tmp_path: 
         again.train(resume=True)
     assert started == [0, 1, 1, 2]
     assert any(line.startswith(said) for line in lines)
-    assert again.trainer.flags.loss == "bce+ghm"
+    assert again.trainer.recipe["loss"] == "bce+ghm"
     rows = (tmp_path / "run" / "results.csv").read_text("utf-8").splitlines()
     assert [row.split(",")[0] for row in rows] == ["epoch", "1", "2", "3"]
     names = rows[0].split(",")
     assert {"train/cls_loss", "train/box_loss", "val/cls_loss", "val/box_loss"} <= set(names)
-    assert again.trainer.model.criterion.composition.average is not None
+    assert again.trainer.model.criterion.objective.run.kept["average"] is not None
 
 
 @pytest.mark.parametrize("loss", ["focal", "brl", "ghm", "focal+drop"])
@@ -338,9 +292,7 @@ def test_bfloat16_is_finite(loss: str) -> None:
     given = {"loss": loss} | ({"obj_drop": 0.5} if loss.endswith("drop") else {})
     batch = {"batch_idx": torch.zeros(1), "cls": torch.zeros(1, 1), "bboxes": torch.tensor([[0.5, 0.5, 0.5, 0.6]])}
     with torch.autocast("cpu", torch.bfloat16):
-        value = build_criterion(model, train_flags(given, host="retinanet"), seed=0)(
-            model(torch.rand(2, 3, 64, 64)), batch
-        )
+        value = model.criterion_of(recipe_of(given, host="retinanet"), 0)(model(torch.rand(2, 3, 64, 64)), batch)
     value[0].sum().backward()
     assert value[0].dtype == torch.float32
     assert all(p.grad.isfinite().all() for p in model.parameters())

@@ -8,29 +8,28 @@ from typing import Any
 
 import pytest
 import torch
+from objectives import recipe_of
 from slow_match import slow_match
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 from ultralytics.utils.metrics import bbox_iou
+from yolo_heads import anchor_box, anchor_head, decoded, overlaps
 
-from rebalance.heads.anchor import COCO_ANCHORS, AnchorHead
+from rebalance.heads.anchor import AnchorHead
+from rebalance.hosts.host import begin_epoch, counts
 from rebalance.hosts.ultralytics.criterion import AnchorCriterion
+from rebalance.hosts.ultralytics.model import AnchorDetectionModel
 from rebalance.match.anchor import match
-from rebalance.methods.drop import Dropping
-from rebalance.methods.resolve import train_flags
-from rebalance.settings import TrainFlags
+from rebalance.match.candidates import candidate_state
+from rebalance.methods.drop import Drop
+from rebalance.methods.method import Predictions, Run
 
-STRIDES = (8, 16, 32, 64)
 BALANCE = {2: (4.0, 1.0), 3: (4.0, 1.0, 0.4), 4: (4.0, 1.0, 0.25, 0.06)}
-
-
-def anchor_head(nc: int = 4, levels: int = 3) -> AnchorHead:
-    return AnchorHead(nc, (1,) * levels, torch.tensor(STRIDES[:levels]).float(), COCO_ANCHORS[levels])
 
 
 def criterion(head: AnchorHead, size: int = 64, seed: int = 0, **flags: Any) -> AnchorCriterion:
     model = SimpleNamespace(model=[head], args=SimpleNamespace(imgsz=size))
-    return AnchorCriterion(model, flags=train_flags({"head": "anchor", **flags}), seed=seed)
+    return AnchorCriterion(model, recipe=recipe_of({"head": "anchor", **flags}), seed=seed)
 
 
 def batch_of(labels: Tensor, **more: Any) -> dict[str, Any]:
@@ -183,9 +182,7 @@ def run_yolov5(yolov5: Any, head: AnchorHead, maps: list[Tensor], labels: Tensor
 
 
 @pytest.mark.upstream
-@pytest.mark.parametrize("nc", [1, 4])
-@pytest.mark.parametrize(("height", "width"), [(64, 64), (128, 64)])
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("nc", "height", "width", "seed"), [(1, 64, 64, 0), (4, 128, 64, 0), (4, 64, 64, 1)])
 def test_equals_yolov5_on_random_batches(yolov5: Any, nc: int, height: int, width: int, seed: int) -> None:
     head = anchor_head(nc)
     maps, labels = random_maps(head, height=height, width=width, seed=seed), random_labels(40, nc=nc, seed=seed)
@@ -194,14 +191,14 @@ def test_equals_yolov5_on_random_batches(yolov5: Any, nc: int, height: int, widt
 
 @pytest.mark.upstream
 def test_equals_yolov5_on_edge_centres_and_shared_cells(yolov5: Any) -> None:
-    head = anchor_head()
+    head = anchor_head(4)
     maps = random_maps(head, images=2)
     assert_same(run(criterion(head), maps, edge_labels()), run_yolov5(yolov5, head, maps, edge_labels()))
 
 
 @pytest.mark.upstream
 def test_equals_yolov5_without_labels_and_with_four_levels(yolov5: Any) -> None:
-    head = anchor_head(levels=4)
+    head = anchor_head(4, levels=4)
     maps = random_maps(head, height=128, width=128)
     for labels in (random_labels(40), torch.zeros(0, 6)):
         assert_same(run(criterion(head), maps, labels), run_yolov5(yolov5, head, maps, labels))
@@ -223,8 +220,6 @@ def real_batch(data: Path, size: int = 160, count: int = 8) -> tuple[Tensor, Ten
 @pytest.mark.upstream
 @pytest.mark.parametrize(("name", "nc"), [("aquarium", 7), ("coco_mini", 80)])
 def test_equals_yolov5_on_real_batches(yolov5: Any, shared_data: Path, name: str, nc: int) -> None:
-    from rebalance.hosts.ultralytics.model import AnchorDetectionModel
-
     images, labels = real_batch(shared_data / name)
     torch.manual_seed(0)
     model = AnchorDetectionModel("yolov5n.yaml", nc=nc, verbose=False).train()
@@ -240,43 +235,35 @@ def test_equals_yolov5_on_real_batches(yolov5: Any, shared_data: Path, name: str
 # Slow reference -------------------------------------------------------------------------------------------------------
 
 
-def slow_overlap(head: AnchorHead, maps: list[Tensor], labels: Tensor, height: int, width: int) -> Tensor:
-    """(B, N) IoU with the nearest label of the image, one pair at a time."""
-    boxes = head.decode(maps, objectness=False).transpose(1, 2).tolist()
-    overlap = torch.zeros(len(boxes), len(boxes[0]))
-    for image, _, cx, cy, w, h in labels.tolist():
-        x1, y1, x2, y2 = ((cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height)
-        for n, (px, py, pw, ph) in enumerate(boxes[int(image)]):
-            iw = min(px + pw / 2, x2) - max(px - pw / 2, x1)
-            ih = min(py + ph / 2, y2) - max(py - ph / 2, y1)
-            inter = max(iw, 0) * max(ih, 0)
-            iou = inter / (pw * ph + (x2 - x1) * (y2 - y1) - inter)
-            overlap[int(image), n] = max(float(overlap[int(image), n]), iou)
-    return overlap
-
-
 class Reference:
     """The loss by loops over levels, images, candidates and matches. Only the random order comes from the product."""
 
-    def __init__(self, head: AnchorHead, maps: list[Tensor], labels: Tensor, flags: TrainFlags, size: int) -> None:
-        self.head, self.flags, self.size = head, flags, size
+    def __init__(self, head: AnchorHead, maps: list[Tensor], labels: Tensor, size: int = 64, **flags: Any) -> None:
+        self.head, self.size, self.recipe = head, size, recipe_of({"head": "anchor", **flags})
         self.leaves = [x.double().requires_grad_() for x in maps]
-        self.shapes = [(x.shape[3], x.shape[4]) for x in maps]
-        height, width = self.shapes[0][0] * 8, self.shapes[0][1] * 8
-        self.matches = slow_match(labels, head.anchors, self.shapes, flags.anchor_t)
-        overlap = slow_overlap(head, maps, labels, height, width)
-        matched = torch.zeros(overlap.shape, dtype=torch.bool)
+        shapes = [(x.shape[3], x.shape[4]) for x in maps]
+        self.matches = slow_match(labels, head.anchors, shapes, self.recipe["anchor_t"])
+        self.overlap = overlaps(decoded(head, maps), batch_of(labels), (shapes[0][0] * 8, shapes[0][1] * 8))
+        self.matched = torch.zeros(self.overlap.shape, dtype=torch.bool)
         for level in self.matches:
             for m in level:
-                matched[m.image, m.candidate] = True
-        found = match(labels, head.anchors, self.shapes, flags.anchor_t)  # for the places of the random numbers alone
-        pairs = (found.image * overlap.shape[1] + found.candidate).where(found.valid, -1)
-        confidence = torch.cat([x[:, :, 4].flatten(1) for x in maps], 1)
-        self.obj, box = Dropping(flags, seed=0).draw(matched, overlap, confidence, pairs)
-        if flags.obj_drop == flags.box_drop == 0:
-            self.obj, box = torch.zeros_like(matched), torch.zeros_like(pairs).bool()
+                self.matched[m.image, m.candidate] = True
+        found = match(labels, head.anchors, shapes, self.recipe["anchor_t"])  # for the order of the draws alone
+        pairs = (found.image * self.overlap.shape[1] + found.candidate).where(found.valid, -1)
+        box: Tensor | None = None
+        self.obj = torch.zeros_like(self.matched)
+        if "obj_drop" in flags or "box_drop" in flags:
+            confidence = torch.cat([x[:, :, 4].flatten(1) for x in maps], 1)
+            first = Run(self.recipe.site)
+            first.step = 1
+            given = Predictions(
+                candidate_state(self.matched), lambda: self.overlap, lambda: confidence, pairs=lambda: pairs
+            )
+            choice = self.recipe.of(Drop).choose(given, first)
+            assert choice is not None
+            self.obj, box = self.obj if choice.gone is None else choice.gone, choice.box
+        box = torch.zeros_like(pairs).bool() if box is None else box
         self.box = [level[valid].tolist() for level, valid in zip(box, found.valid, strict=True)]
-        self.matched, self.overlap = matched, overlap
 
     def run(self) -> tuple[Tensor, list[Tensor]]:
         lbox = lobj = lcls = torch.zeros((), dtype=torch.float64)
@@ -286,17 +273,16 @@ class Reference:
             ious, classes = [], []
             for m in matches:
                 p = x[m.image, m.anchor, :, m.row, m.column]
-                aw, ah = m.anchor_wh
-                sx, sy, sw, sh = p[:4].sigmoid()
-                box = torch.stack((2 * sx - 0.5, 2 * sy - 0.5, (2 * sw) ** 2 * aw, (2 * sh) ** 2 * ah))
-                iou = bbox_iou(box, torch.tensor(m.box, dtype=torch.float64), xywh=True, CIoU=True).squeeze()
+                iou = bbox_iou(
+                    anchor_box(x, m), torch.tensor(m.box, dtype=torch.float64), xywh=True, CIoU=True
+                ).squeeze()
                 ious.append(iou)
                 target[m.image, m.candidate] = max(iou.item(), 0)  # the last match counts
                 wanted = torch.zeros(self.head.nc, dtype=torch.float64)
                 wanted[m.label] = 1
                 classes.append(binary_cross_entropy_with_logits(p[5:], wanted))
             kept = [1 - iou for iou, gone in zip(ious, dropped, strict=True) if not gone]
-            count = len(kept) if self.flags.drop_divisor == "kept" else len(ious)
+            count = len(kept) if self.recipe["drop_divisor"] == "kept" else len(ious)
             if kept:
                 lbox = lbox + sum(kept) / max(count, 1)
             if classes and self.head.nc > 1:
@@ -306,11 +292,11 @@ class Reference:
             for image in range(len(x)):
                 for n, logit in enumerate(x[image, :, 4].flatten()):
                     y, gone = target.get((image, first + n), 0.0), bool(self.obj[image, first + n])
-                    if gone and self.flags.drop_scope == "literal":
+                    if gone and self.recipe["drop_scope"] == "literal":
                         y, gone = 0.0, False
                     if not gone:
                         terms.append(-y * logit.sigmoid().log() - (1 - y) * (-logit).sigmoid().log())
-            host = self.flags.drop_divisor == "host"
+            host = self.recipe["drop_divisor"] == "host"
             size = x[:, :, 4].numel() if host else max(len(terms), 1)
             if terms:
                 lobj = lobj + BALANCE[len(self.leaves)][level] * sum(terms) / size
@@ -334,15 +320,20 @@ DROPS = [
 ]
 
 
-@pytest.mark.parametrize("divisor", ["kept", "host"])
-@pytest.mark.parametrize("scope", ["background", "matched", "literal"])
-@pytest.mark.parametrize("rates", DROPS, ids=str)
+SCOPES = ("background", "matched", "literal")
+# Every scope with every rate, and with what is dropped from the objectness both divisors
+CASES = [
+    (rates, scope, ("kept", "host")[(r + s) % 2]) for r, rates in enumerate(DROPS) for s, scope in enumerate(SCOPES)
+]
+
+
+@pytest.mark.parametrize(("rates", "scope", "divisor"), CASES)
 def test_equals_the_slow_reference(rates: dict[str, Any], scope: str, divisor: str) -> None:
     head = anchor_head(2)
     maps, labels = random_maps(head, images=2, height=32, width=64), random_labels(12, images=2, nc=2)
     maps = [x / 2 for x in maps]  # boxes near their anchors
     flags = {**rates, "drop_scope": scope, "drop_divisor": divisor}
-    reference = Reference(head, maps, labels, train_flags({"head": "anchor", **flags}), 64)
+    reference = Reference(head, maps, labels, **flags)
     low = reference.overlap < 0.3
     assert (low & reference.matched).sum() > 5  # the sample has what is to be dropped
     assert (~low & reference.matched).sum() > 5
@@ -355,7 +346,7 @@ def test_equals_the_slow_reference_where_nothing_is_dropped() -> None:
     for nc, labels in ((1, random_labels(6, images=2, nc=1)), (2, torch.zeros(0, 6))):
         head = anchor_head(nc)
         maps = random_maps(head, images=2, height=32, width=64)
-        reference = Reference(head, maps, labels, train_flags({"head": "anchor"}), 64)
+        reference = Reference(head, maps, labels)
         value, gradients = run(criterion(head), maps, labels)
         expected = reference.run()
         torch.testing.assert_close(value, expected[0], rtol=1e-5, atol=1e-7)
@@ -367,7 +358,7 @@ def test_equals_the_slow_reference_where_nothing_is_dropped() -> None:
 
 @pytest.mark.parametrize("off", [{"obj_drop": 0, "box_drop": 0}, {"loss": "drop"}, {"obj_drop": 0.5, "drop_warmup": 1}])
 def test_nothing_to_drop_is_bit_equal(off: dict[str, Any]) -> None:
-    head = anchor_head()
+    head = anchor_head(4)
     maps, labels = random_maps(head), random_labels()
     plain, dropping = run(criterion(head), maps, labels), run(criterion(head, **off), maps, labels)
     assert torch.equal(plain[0], dropping[0])
@@ -375,7 +366,7 @@ def test_nothing_to_drop_is_bit_equal(off: dict[str, Any]) -> None:
 
 
 def test_dropping_changes_the_gradients_of_its_own_loss_alone() -> None:
-    head = anchor_head()
+    head = anchor_head(4)
     maps, labels = random_maps(head), random_labels()
     _, plain = run(criterion(head), maps, labels)
     _, obj = run(criterion(head, obj_drop=0.75), maps, labels)
@@ -388,11 +379,11 @@ def test_dropping_changes_the_gradients_of_its_own_loss_alone() -> None:
     assert not torch.equal(plain[0][:, :, :4], box[0][:, :, :4])
 
 
-@pytest.mark.parametrize("p", [0.25, 0.5, 1.0])
+@pytest.mark.parametrize("p", [0.25, 1.0])
 def test_exactly_p_of_the_negatives_have_no_gradient(p: float) -> None:
-    head = anchor_head()
+    head = anchor_head(4)
     maps, labels = random_maps(head), random_labels()
-    reference = Reference(head, maps, labels, train_flags({"head": "anchor", "obj_drop": p}), 64)
+    reference = Reference(head, maps, labels, obj_drop=p)
     _, gradients = run(criterion(head, obj_drop=p), maps, labels)
     still = torch.cat([g[:, :, 4].flatten(1) for g in gradients], 1) == 0
     negatives = (reference.overlap < 0.3) & ~reference.matched
@@ -401,10 +392,10 @@ def test_exactly_p_of_the_negatives_have_no_gradient(p: float) -> None:
 
 
 def test_literal_trains_dropped_matches_as_background() -> None:
-    head = anchor_head()
+    head = anchor_head(4)
     maps, labels = random_maps(head), random_labels()
     flags = {"obj_drop": 1.0, "drop_scope": "literal"}
-    reference = Reference(head, maps, labels, train_flags({"head": "anchor", **flags}), 64)
+    reference = Reference(head, maps, labels, **flags)
     _, gradients = run(criterion(head, **flags), maps, labels)
     _, usual = run(criterion(head), maps, labels)
     low = (reference.overlap < 0.3) & reference.matched
@@ -423,34 +414,58 @@ def test_literal_trains_dropped_matches_as_background() -> None:
 
 
 def test_each_step_draws_afresh_and_an_epoch_repeats() -> None:
-    head = anchor_head()
+    head = anchor_head(4)
     maps, labels = random_maps(head), random_labels()
     loss = criterion(head, obj_drop=0.5)
     first, second = run(loss, maps, labels), run(loss, maps, labels)
     assert not torch.equal(first[0], second[0])
-    loss.dropping.begin_epoch(0)
+    begin_epoch(loss, 0)
     assert torch.equal(run(loss, maps, labels)[0], first[0])
-    loss.dropping.begin_epoch(1)
+    with torch.no_grad():
+        loss((None, {"maps": maps}), batch_of(labels))  # validation is no step
+    assert torch.equal(run(loss, maps, labels)[0], second[0])
+    begin_epoch(loss, 1)
     assert not torch.equal(run(loss, maps, labels)[0], first[0])
     assert torch.equal(run(criterion(head, obj_drop=0.5), maps, labels)[0], first[0])
     assert not torch.equal(run(criterion(head, obj_drop=0.5, seed=1), maps, labels)[0], first[0])
 
 
 def test_validation_drops_nothing() -> None:
-    head = anchor_head()
+    head = anchor_head(4)
     maps, labels = random_maps(head), random_labels()
     plain, _ = run(criterion(head), maps, labels)
     loss = criterion(head, obj_drop=0.75, box_drop=0.75)
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
-            decoded = head.decode(maps)
+            output = head.decode(maps)
             for _ in range(2):
-                assert torch.equal(loss((decoded, {"maps": maps}), batch_of(labels))[0], plain)
-    assert loss.dropping.counts is None
+                assert torch.equal(loss((output, {"maps": maps}), batch_of(labels))[0], plain)
+    assert counts(loss) == {}
+
+
+def test_counts_are_of_candidates_and_of_matches_and_add_up_over_an_epoch() -> None:
+    head = anchor_head(4)
+    maps, labels = random_maps(head), random_labels()
+    loss, reference = criterion(head, obj_drop=0.5, box_drop=0.25), Reference(head, maps, labels)
+    low = reference.overlap < 0.3
+    negatives = int((low & ~reference.matched).sum())
+    pairs = sum(bool(low[m.image, m.candidate]) for level in reference.matches for m in level)
+    expected = [negatives, negatives // 2, pairs, pairs // 4]
+    for steps in (1, 2):
+        run(loss, maps, labels)
+        assert counts(loss) == dict(
+            zip(
+                ("negatives", "obj_dropped", "low_iou_matches", "box_dropped"),
+                [steps * n for n in expected],
+                strict=True,
+            )
+        )
+    begin_epoch(loss, 1)
+    assert counts(loss) == {}
 
 
 def test_the_count_of_labels_may_come_with_the_batch() -> None:
-    head = anchor_head()
+    head = anchor_head(4)
     maps, labels = random_maps(head), random_labels()
     most = int(labels[:, 0].long().bincount().max())
     plain = run(criterion(head, obj_drop=0.5), maps, labels)
@@ -458,31 +473,26 @@ def test_the_count_of_labels_may_come_with_the_batch() -> None:
         assert_same(plain, run(criterion(head, obj_drop=0.5), maps, labels, most_labels=given))
 
 
-EXTREMES = [
-    {"obj_drop": p, "box_drop": p, "drop_scope": s} for p in (0.5, 1.0) for s in ("background", "matched", "literal")
-]
-
-
 @pytest.mark.parametrize(
     "labels", [torch.zeros(0, 6), random_labels(1), random_labels(14)], ids=["none", "one", "some"]
 )
-@pytest.mark.parametrize("flags", [{}, *EXTREMES], ids=str)
-@pytest.mark.parametrize("nc", [1, 3])
-def test_finite_whatever_is_left(nc: int, flags: dict[str, Any], labels: Tensor) -> None:
-    head = anchor_head(nc)
-    labels = labels.clone()
-    labels[:, 1] %= nc
-    for scale in (1, 100):
-        vector, gradients = run(criterion(head, **flags), [x * scale for x in random_maps(head)], labels)
+@pytest.mark.parametrize("scope", ["", *SCOPES])
+def test_finite_whatever_is_left(scope: str, labels: Tensor) -> None:
+    for nc, p, scale in ((1, 1.0, 1), (3, 0.5, 100), (3, 1.0, 1)):
+        head, given = anchor_head(nc), labels.clone()
+        given[:, 1] %= nc
+        flags = {"obj_drop": p, "box_drop": p, "drop_scope": scope} if scope else {}
+        vector, gradients = run(criterion(head, **flags), [x * scale for x in random_maps(head)], given)
         assert vector.isfinite().all()
         assert all(g.isfinite().all() for g in gradients)
         assert len(gradients) == 3  # every output is in the graph
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("flags", [{}, {"obj_drop": 0.75, "box_drop": 0.5}], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "flags"), [(torch.float16, {}), (torch.bfloat16, {"obj_drop": 0.75, "box_drop": 0.5})]
+)
 def test_half_precision_maps(dtype: torch.dtype, flags: dict[str, Any]) -> None:
-    head = anchor_head()
+    head = anchor_head(4)
     for scale in (1, 60):
         maps = [(x * scale).to(dtype) for x in random_maps(head, height=128, width=128)]
         vector, gradients = run(criterion(head, 128, **flags), maps, random_labels())
@@ -495,7 +505,7 @@ def test_half_precision_maps(dtype: torch.dtype, flags: dict[str, Any]) -> None:
 
 
 def test_under_autocast() -> None:
-    head = anchor_head()
+    head = anchor_head(4)
     maps, labels = random_maps(head), random_labels()
     plain = run(criterion(head, obj_drop=0.5), maps, labels)
     with torch.autocast("cpu", torch.bfloat16):
@@ -503,7 +513,7 @@ def test_under_autocast() -> None:
 
 
 def test_the_order_of_images_does_not_matter() -> None:
-    head = anchor_head()
+    head = anchor_head(4)
     maps, labels = random_maps(head), random_labels()
     turned = labels.clone()
     turned[:, 0] = 2 - labels[:, 0]
@@ -524,7 +534,7 @@ def test_one_class_has_no_class_loss_and_its_logits_no_gradient() -> None:
 
 
 def test_inputs_are_unchanged() -> None:
-    head = anchor_head()
+    head = anchor_head(4)
     maps, labels = random_maps(head), random_labels()
     before = [x.clone() for x in maps], labels.clone()
     criterion(head, obj_drop=0.5, box_drop=0.5)({"maps": maps}, batch_of(labels))
@@ -533,8 +543,6 @@ def test_inputs_are_unchanged() -> None:
 
 
 def test_the_criterion_adds_nothing_to_the_state_dict() -> None:
-    from rebalance.hosts.ultralytics.model import AnchorDetectionModel
-
     model = AnchorDetectionModel("yolov5n.yaml", nc=2, verbose=False)
     names = set(model.state_dict())
     model.args = SimpleNamespace(imgsz=64, seed=0)

@@ -1,35 +1,29 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from functools import lru_cache
 from typing import Any
 
 import pytest
 import torch
+from objectives import recipe_of
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
-from ultralytics.cfg import get_cfg
 from ultralytics.nn.tasks import DetectionModel
-from ultralytics.utils.loss import E2ELoss, v8DetectionLoss
+from ultralytics.utils.loss import v8DetectionLoss
 from ultralytics.utils.metrics import bbox_iou
-from ultralytics.utils.tal import make_anchors
+from yolo_heads import CLASSES, SIZE, Branch, assigned, batch, build, hosts, leaves, overlaps, parts, predictions, reach
 
-from rebalance.hosts.ultralytics.criterion import DetectionCriterion, build_criterion, counts, droppings
-from rebalance.methods.drop import Dropping
-from rebalance.methods.resolve import train_flags
-from rebalance.settings import TrainFlags
+from rebalance.hosts.host import begin_epoch, branches, counts
+from rebalance.hosts.ultralytics.criterion import DetectionCriterion
+from rebalance.hosts.ultralytics.model import criterion_of
+from rebalance.match.candidates import candidate_state
+from rebalance.methods.drop import Drop
+from rebalance.methods.method import Predictions, Run
+from rebalance.recipe import Recipe
 
+# With and without distances in bins, with one branch and with two
 MODELS = ("yolov8n.yaml", "yolov10n.yaml", "yolo11n.yaml", "yolo26n.yaml")
-SIZE, IMAGES, CLASSES = 64, 2, 2
-Branch = dict[str, Any]
-
-
-@lru_cache
-def build(name: str) -> DetectionModel:
-    torch.manual_seed(0)
-    model = DetectionModel(name, nc=CLASSES, verbose=False).train()
-    model.args = get_cfg(overrides={"imgsz": SIZE, "epochs": 5})
-    return model
+IMAGES = 2
 
 
 @pytest.fixture(params=MODELS)
@@ -37,42 +31,8 @@ def model(request: pytest.FixtureRequest) -> DetectionModel:
     return build(request.param)
 
 
-def batch(count: int = 7, seed: int = 0) -> dict[str, Tensor]:
-    """Labels of both images, of 13 to 45 pixels."""
-    g = torch.Generator().manual_seed(seed)
-    image = (torch.arange(count) * IMAGES // max(count, 1)).float()
-    box = torch.cat((torch.rand(count, 2, generator=g) * 0.6 + 0.2, torch.rand(count, 2, generator=g) * 0.5 + 0.2), 1)
-    return {"batch_idx": image, "cls": torch.randint(CLASSES, (count, 1), generator=g).float(), "bboxes": box}
-
-
-def branch(model: DetectionModel, seed: int = 0) -> Branch:
-    """Predictions of one branch, whose boxes reach about 1.5 cells to every side, some near a label and others not."""
-    g, reg_max = torch.Generator().manual_seed(seed), model.model[-1].reg_max
-    grids = [SIZE // s for s in (8, 16, 32)]
-    cells = sum(n * n for n in grids)
-    boxes = torch.randn(IMAGES, 4, reg_max, cells, generator=g)
-    boxes = boxes * 0.7 - torch.arange(reg_max).view(-1, 1) * 0.5 if reg_max > 1 else boxes.abs() + 0.7
-    return {
-        "boxes": boxes.flatten(1, 2).requires_grad_(),
-        "scores": torch.randn(IMAGES, CLASSES, cells, generator=g).requires_grad_(),
-        "feats": [torch.zeros(IMAGES, 1, n, n) for n in grids],
-    }
-
-
-def predictions(model: DetectionModel, seed: int = 0) -> Branch:
-    """As the model's head returns them in training."""
-    if getattr(model.model[-1], "one2one_cv2", None) is None:
-        return branch(model, seed)
-    return {"one2many": branch(model, seed), "one2one": branch(model, seed + 100)}
-
-
-def leaves(preds: Branch) -> list[Tensor]:
-    parts = [preds] if "boxes" in preds else [preds["one2many"], preds["one2one"]]
-    return [part[k] for part in parts for k in ("boxes", "scores")]
-
-
 def ours(model: DetectionModel, seed: int = 0, **flags: Any) -> Any:
-    return build_criterion(model, train_flags({"loss": "drop", **flags}), seed)
+    return criterion_of(model, recipe_of({"loss": "drop", **flags}), seed)
 
 
 def run(
@@ -94,16 +54,19 @@ def assert_bit_equal(a: Any, b: Any) -> None:
 
 # Nothing dropped ------------------------------------------------------------------------------------------------------
 
-OFF = [
-    {},
-    {"obj_drop": 0, "box_drop": 0, "drop_scope": "literal"},
-    {"obj_drop": 0.5, "box_drop": 0.5, "drop_warmup": 1},
-]
+ZERO = {"obj_drop": 0, "box_drop": 0, "drop_scope": "literal"}
+WARMUP = {"obj_drop": 0.5, "box_drop": 0.5, "drop_warmup": 1}
 
 
-@pytest.mark.parametrize("flags", OFF, ids=str)
-@pytest.mark.parametrize("count", [0, 1, 7])
-def test_nothing_to_drop_is_the_host_to_the_bit(model: DetectionModel, count: int, flags: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("name", "flags", "count"),
+    [
+        ("yolov8n.yaml", ZERO, 7), ("yolov8n.yaml", WARMUP, 0), ("yolov10n.yaml", {}, 0), ("yolo11n.yaml", ZERO, 1),
+        ("yolo26n.yaml", {}, 1), ("yolo26n.yaml", WARMUP, 7),
+    ],
+)  # fmt: skip
+def test_nothing_to_drop_is_the_host_to_the_bit(name: str, flags: dict[str, Any], count: int) -> None:
+    model = build(name)
     assert_bit_equal(run(ours(model, **flags), model, batch(count)), run(model.init_criterion(), model, batch(count)))
 
 
@@ -122,18 +85,27 @@ def test_a_whole_step_is_the_host_s_to_the_bit(model: DetectionModel) -> None:
 
 
 @pytest.mark.parametrize(
-    "flags", [{"obj_drop": 0.75}, {"box_drop": 0.75}, {"obj_drop": 1.0, "drop_scope": "literal"}], ids=str
+    ("name", "flags"),
+    [
+        ("yolov8n.yaml", {"obj_drop": 0.75}),
+        ("yolov10n.yaml", {"box_drop": 0.75}),
+        ("yolo26n.yaml", {"obj_drop": 1.0, "drop_scope": "literal"}),
+    ],
 )
-def test_validation_is_the_host_s_and_does_not_change(model: DetectionModel, flags: dict[str, Any]) -> None:
-    criterion, preds = ours(model, **flags), predictions(model)
+def test_validation_is_the_host_s_and_leaves_no_trace(name: str, flags: dict[str, Any]) -> None:
+    model = build(name)
+    criterion, undisturbed, preds = ours(model, **flags), ours(model, **flags), predictions(model)
     run(criterion, model, batch())  # what the last step dropped must not stay dropped
-    for dropping in droppings(criterion):
-        dropping.begin_epoch(1)
+    counted = counts(criterion)
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
             expected = model.init_criterion()((None, preds), batch())[0]
             for _ in range(2):
                 assert torch.equal(criterion((None, preds), batch())[0], expected)
+    assert counts(criterion) == counted
+    run(undisturbed, model, batch())
+    assert_bit_equal(run(criterion, model, batch()), run(undisturbed, model, batch()))  # the second step's draw
+    begin_epoch(criterion, 1)
     assert counts(criterion) == {}
 
 
@@ -146,60 +118,36 @@ class Reference:
     Only the random order comes from the product.
     """
 
-    def __init__(
-        self, model: DetectionModel, host: v8DetectionLoss, preds: Branch, labels: Any, flags: TrainFlags
-    ) -> None:
-        self.host, self.flags, self.reg_max = host, flags, model.model[-1].reg_max
+    def __init__(self, host: v8DetectionLoss, preds: Branch, labels: Any, recipe: Recipe) -> None:
+        self.host, self.recipe, self.reg_max = host, recipe, host.reg_max
         self.boxes, self.scores = (preds[k].detach().double().requires_grad_() for k in ("boxes", "scores"))
-        points, strides = make_anchors(preds["feats"], host.stride, 0.5)
-        targets = torch.cat((labels["batch_idx"].view(-1, 1), labels["cls"], labels["bboxes"]), 1)
-        targets = host.preprocess(targets, IMAGES, torch.full((4,), float(SIZE)))
-        gt_labels, gt_boxes = targets.split((1, 4), 2)
-        decoded = self.decode(points).detach()
-        pixels = (decoded * strides).float()
-        _, self.target_boxes, self.target_scores, matched, _ = host.assigner(
-            preds["scores"].detach().transpose(1, 2).sigmoid(), pixels, points * strides, gt_labels, gt_boxes,
-            gt_boxes.sum(2, keepdim=True) > 0,
-        )  # fmt: skip
-        self.points, self.strides, self.matched = points, strides, matched.bool()
-        self.overlap = self.slow_overlap(pixels, gt_boxes)
-
-    def decode(self, points: Tensor) -> Tensor:
-        """(B, N, 4) corners in cells of the level."""
-        reach = self.boxes.transpose(1, 2)
-        if self.reg_max > 1:
-            bins = torch.arange(self.reg_max, dtype=torch.float64)
-            reach = (reach.unflatten(2, (4, self.reg_max)).softmax(3) * bins).sum(3)
-        return torch.cat((points - reach[..., :2], points + reach[..., 2:]), 2)
-
-    @staticmethod
-    def slow_overlap(pixels: Tensor, gt_boxes: Tensor) -> Tensor:
-        overlap = torch.zeros(pixels.shape[:2])
-        for image in range(len(pixels)):
-            for n, (x1, y1, x2, y2) in enumerate(pixels[image].tolist()):
-                for g1, h1, g2, h2 in gt_boxes[image].tolist():
-                    inter = max(min(x2, g2) - max(x1, g1), 0) * max(min(y2, h2) - max(y1, h1), 0)
-                    union = (x2 - x1) * (y2 - y1) + (g2 - g1) * (h2 - h1) - inter
-                    overlap[image, n] = max(float(overlap[image, n]), inter / union)
-        return overlap
+        found = assigned(host, preds, labels)
+        self.points, self.strides, self.matched = found.points, found.strides, found.positive
+        self.target_boxes, self.target_scores = found.target_boxes, found.scores
+        self.overlap = overlaps(found.boxes, labels)
 
     def run(self, stream: int) -> tuple[Tensor, list[Tensor]]:
-        flags, hyp = self.flags, self.host.hyp
-        pairs = torch.arange(self.matched.numel()).view_as(self.matched).where(self.matched, -1)
+        flags, hyp = self.recipe, self.host.hyp
+        first = Run(flags.site, stream=stream)
+        first.step = 1
         confidence = self.scores.detach().transpose(1, 2).sigmoid().amax(2).float()
-        self.obj, self.box = Dropping(flags, seed=0, stream=stream).draw(self.matched, self.overlap, confidence, pairs)
+        given = Predictions(candidate_state(self.matched), lambda: self.overlap, lambda: confidence)
+        choice, none = flags.of(Drop).choose(given, first), torch.zeros_like(self.matched)
+        assert choice is not None
+        self.obj, self.box = (none if x is None else x for x in (choice.gone, choice.box))
         weights = torch.ones(CLASSES) if self.host.class_weights is None else self.host.class_weights.flatten()
 
         lcls = lbox = ldfl = torch.zeros((), dtype=torch.float64)
         all_scores = float(self.target_scores.sum())
         left_cls = left_box = 0.0
-        decoded = self.decode(self.points)
+        sides = reach(self.boxes, self.reg_max)
+        decoded = torch.cat((self.points - sides[..., :2], self.points + sides[..., 2:]), 2)
         for image in range(IMAGES):
             for n in range(self.matched.shape[1]):
                 scores = self.target_scores[image, n]
                 dropped = bool(self.obj[image, n])
                 left_cls += 0 if dropped else float(scores.sum())
-                if not dropped or flags.drop_scope == "literal":
+                if not dropped or flags["drop_scope"] == "literal":
                     for c in range(CLASSES):
                         y = torch.zeros(()).double() if dropped else scores[c].double()
                         term = binary_cross_entropy_with_logits(self.scores[image, c, n], y)
@@ -212,8 +160,10 @@ class Reference:
                     iou = bbox_iou(decoded[image, n], target, xywh=False, CIoU=True).squeeze()
                     lbox = lbox + (1 - iou) * weight
                     ldfl = ldfl + self.distance(image, n, target, stride) * weight
-        cls_divisor = left_cls if flags.drop_divisor == "kept" and flags.drop_scope != "background" else all_scores
-        box_divisor = left_box if flags.drop_divisor == "kept" else all_scores
+        cls_divisor = (
+            left_cls if flags["drop_divisor"] == "kept" and flags["drop_scope"] != "background" else all_scores
+        )
+        box_divisor = left_box if flags["drop_divisor"] == "kept" else all_scores
         vector = torch.stack(
             (
                 hyp.box * lbox / max(box_divisor, 1),
@@ -241,18 +191,13 @@ class Reference:
 
 def slow(model: DetectionModel, labels: Any, **flags: Any) -> tuple[Tensor, list[Tensor], list[Reference]]:
     """The reference of a whole criterion, and of each branch."""
-    preds, host = predictions(model), model.init_criterion()
-    given = train_flags({"loss": "drop", **flags})
-    if not isinstance(host, E2ELoss):
-        reference = Reference(model, host, preds, labels, given)
-        return *reference.run(0), [reference]
-    branches = [
-        Reference(model, part, preds[name], labels, given)
-        for name, part in (("one2many", host.one2many), ("one2one", host.one2one))
-    ]
-    many, one = (reference.run(stream) for stream, reference in enumerate(branches))
-    gradients = [g * 0.8 for g in many[1]] + [g * 0.2 for g in one[1]]
-    return many[0] * 0.8 + one[0] * 0.2, gradients, branches
+    preds, recipe = predictions(model), recipe_of({"loss": "drop", **flags})
+    found = [Reference(host, part, labels, recipe) for host, part in zip(hosts(model), parts(preds), strict=True)]
+    results = [reference.run(stream) for stream, reference in enumerate(found)]
+    gains = (0.8, 0.2) if len(found) == 2 else (1,)
+    vector = torch.stack([gain * result[0] for gain, result in zip(gains, results, strict=True)]).sum(0)
+    gradients = [gain * g for gain, result in zip(gains, results, strict=True) for g in result[1]]
+    return vector, gradients, found
 
 
 RATES = [
@@ -263,10 +208,16 @@ RATES = [
 ]
 
 
-@pytest.mark.parametrize("name", ["yolov8n.yaml", "yolo26n.yaml"])
-@pytest.mark.parametrize("divisor", ["kept", "host"])
-@pytest.mark.parametrize("scope", ["background", "matched", "literal"])
-@pytest.mark.parametrize("rates", RATES, ids=str)
+SCOPES = ("background", "matched", "literal")
+# Every scope with every rate; each pair of these with divisors and models is among them
+CASES = [
+    (("yolov8n.yaml", "yolo26n.yaml")[(r + s) % 2], rates, scope, ("kept", "host")[(r // 2 + s) % 2])
+    for r, rates in enumerate(RATES)
+    for s, scope in enumerate(SCOPES)
+]
+
+
+@pytest.mark.parametrize(("name", "rates", "scope", "divisor"), CASES)
 def test_equals_the_slow_reference(name: str, rates: dict[str, Any], scope: str, divisor: str) -> None:
     model = build(name)
     flags = {**rates, "drop_scope": scope, "drop_divisor": divisor}
@@ -314,11 +265,13 @@ def test_literal_trains_dropped_matches_as_background() -> None:
     dropped = reference.matched & (reference.overlap < 0.3)
     assert dropped.sum() > 3
     total = reference.target_scores.sum().clamp(min=1)
-    background = branch(model)["scores"].detach().sigmoid() * model.args.cls / total * IMAGES
+    background = predictions(model)["scores"].detach().sigmoid() * model.args.cls / total * IMAGES
     torch.testing.assert_close(scores.transpose(1, 2)[dropped], background.transpose(1, 2)[dropped])
 
 
-def test_each_rate_acts_on_its_own_loss(model: DetectionModel) -> None:
+@pytest.mark.parametrize("name", ["yolov8n.yaml", "yolo26n.yaml"])
+def test_each_rate_acts_on_its_own_loss(name: str) -> None:
+    model = build(name)
     plain = run(model.init_criterion(), model, batch())
     obj = run(ours(model, obj_drop=0.75), model, batch())
     box = run(ours(model, box_drop=1.0, neg_iou=0.9), model, batch())
@@ -328,49 +281,58 @@ def test_each_rate_acts_on_its_own_loss(model: DetectionModel) -> None:
         assert torch.equal(a, c) == is_scores
 
 
-def test_branches_draw_differently_and_counts_add_up() -> None:
+def test_branches_draw_differently_and_their_counts_add_up() -> None:
     model = build("yolo26n.yaml")
     criterion = ours(model, obj_drop=0.5, box_drop=0.5)
-    many, one = droppings(criterion)
-    assert many.key != one.key
     assert counts(criterion) == {}
-    run(criterion, model, batch())
-    assert many.counts is not None
-    assert one.counts is not None
+    preds = predictions(model)
+    preds["one2one"] = preds["one2many"]  # of the negatives of both, those that only one has dropped
+    loss, _ = criterion(preds, batch())
+    assert not torch.equal(*(branch.objective.run.generator(loss.device).get_state() for branch in branches(criterion)))
     found = counts(criterion)
     assert list(found) == ["negatives", "obj_dropped", "low_iou_matches", "box_dropped"]
-    assert list(found.values()) == (many.counts + one.counts).tolist()
-    assert all(v > 0 for v in found.values())
-    assert found["obj_dropped"] == sum(int(d.counts[0]) // 2 for d in (many, one) if d.counts is not None)
+    each = []
+    for host, part in zip(hosts(model), parts(preds), strict=True):
+        given = assigned(host, part, batch())
+        low = overlaps(given.boxes, batch()) < 0.3
+        each.append([int((low & ~given.positive).sum()), int((low & given.positive).sum())])
+    (negatives, low), (others, other_low) = each
+    expected = [negatives + others, negatives // 2 + others // 2, low + other_low, low // 2 + other_low // 2]
+    assert list(found.values()) == expected
+    assert all(value > 0 for value in expected)
+    criterion(preds, batch())
+    assert list(counts(criterion).values()) == [2 * value for value in expected]
 
 
-def test_each_step_draws_afresh_and_an_epoch_repeats(model: DetectionModel) -> None:
+@pytest.mark.parametrize("name", ["yolov8n.yaml", "yolo26n.yaml"])
+def test_each_step_draws_afresh_and_an_epoch_repeats(name: str) -> None:
+    model = build(name)
     criterion = ours(model, obj_drop=0.5)
     first, second = run(criterion, model, batch()), run(criterion, model, batch())
     assert not torch.equal(first[0], second[0])
-    for dropping in droppings(criterion):
-        dropping.begin_epoch(0)
+    begin_epoch(criterion, 0)
     assert_bit_equal(run(criterion, model, batch()), first)
+    assert_bit_equal(run(criterion, model, batch()), second)
+    begin_epoch(criterion, 1)
+    assert not torch.equal(run(criterion, model, batch())[0], first[0])
     assert_bit_equal(run(ours(model, obj_drop=0.5), model, batch()), first)
     assert not torch.equal(run(ours(model, seed=1, obj_drop=0.5), model, batch())[0], first[0])
 
 
 @pytest.mark.parametrize("count", [0, 1, 7])
-@pytest.mark.parametrize("p", [0.5, 1.0])
-@pytest.mark.parametrize("scope", ["background", "matched", "literal"])
-def test_finite_whatever_is_left(model: DetectionModel, scope: str, p: float, count: int) -> None:
+@pytest.mark.parametrize("index", range(4))
+def test_finite_whatever_is_left(index: int, count: int) -> None:
+    model, p, scope = build(MODELS[index]), (0.5, 1.0)[index % 2], SCOPES[(index + count) % 3]
     loss, items, gradients = run(ours(model, obj_drop=p, box_drop=p, drop_scope=scope), model, batch(count))
     assert loss.isfinite().all()
     assert all(v.isfinite() for v in items.values())
     assert all(g.isfinite().all() for g in gradients)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_predictions(model: DetectionModel, dtype: torch.dtype) -> None:
-    preds = predictions(model)
-    for part in [preds] if "boxes" in preds else preds.values():
-        part.update({k: part[k].detach().to(dtype).requires_grad_() for k in ("boxes", "scores")})
-        part["feats"] = [x.to(dtype) for x in part["feats"]]
+@pytest.mark.parametrize(("name", "dtype"), zip(MODELS, [torch.bfloat16, torch.float16] * 2, strict=True))
+def test_half_precision_predictions(name: str, dtype: torch.dtype) -> None:
+    model = build(name)
+    preds = predictions(model, dtype=dtype)
     criterion = ours(model, obj_drop=0.5, box_drop=0.5)
     with torch.autocast("cpu", dtype):
         loss, _ = criterion(preds, batch())

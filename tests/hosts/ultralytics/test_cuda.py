@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from objectives import recipe_of
 from ultralytics.cfg import get_cfg
 from ultralytics.nn.tasks import DetectionModel
 
-from rebalance.hosts.ultralytics.criterion import build_criterion, counts
-from rebalance.hosts.ultralytics.model import AnchorDetectionModel
-from rebalance.methods.resolve import train_flags
+from rebalance.hosts.host import begin_epoch, counts
+from rebalance.hosts.ultralytics.model import AnchorDetectionModel, criterion_of
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -35,7 +35,7 @@ def anchor(**given: Any) -> tuple[Any, Any]:
     torch.manual_seed(0)
     model = AnchorDetectionModel("yolov5n.yaml", nc=3, verbose=False).cuda().train()
     model.args = get_cfg(overrides={"imgsz": SIZE})
-    return model, build_criterion(model, train_flags({"head": "anchor", **given}), seed=0)
+    return model, criterion_of(model, recipe_of({"head": "anchor", **given}), seed=0)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def anchor(**given: Any) -> tuple[Any, Any]:
         {},
         {"obj_drop": 0.75, "box_drop": 0.5},
         {"obj_drop": 0.5, "drop_scope": "literal"},
-        *({"loss": loss} for loss in ("focal", "brl+drop", "ghm", "ohem", "soft")),
+        *({"loss": loss} for loss in ("varifocal", "brl+drop", "ghm", "ohem", "soft")),
         {"loss": "brl", "brl_overlap": "centre", "divisor": "candidates"},
     ],
     ids=str,
@@ -70,7 +70,7 @@ def test_mixed_precision_is_finite(head: str, dtype: torch.dtype) -> None:
     else:
         model = DetectionModel("yolov8n.yaml", nc=3, verbose=False).cuda().train()
         model.args = get_cfg(overrides={"imgsz": SIZE})
-        criterion = build_criterion(model, train_flags({"obj_drop": 0.75, "box_drop": 0.75}), seed=0)
+        criterion = criterion_of(model, recipe_of({"obj_drop": 0.75, "box_drop": 0.75}), seed=0)
     with torch.autocast("cuda", dtype):
         loss = criterion(model(torch.rand(IMAGES, 3, SIZE, SIZE, device="cuda")), batch())[0].sum()
     loss.backward()
@@ -84,6 +84,6 @@ def test_the_draw_is_the_same_each_time() -> None:
     preds, labels = model(torch.rand(IMAGES, 3, SIZE, SIZE, device="cuda")), batch()
     losses = []
     for _ in range(2):
-        criterion.dropping.begin_epoch(3)
+        begin_epoch(criterion, 3)
         losses.append(criterion(preds, labels)[0].detach())
     assert torch.equal(*losses)

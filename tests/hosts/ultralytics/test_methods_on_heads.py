@@ -1,367 +1,272 @@
-"""The loss family on the two kinds of heads, against the formulas of each method on what the host assigned."""
+"""The methods on the kinds of heads: what each head makes candidates of, and what it makes of their losses.
+
+What a loss does with candidates is tested without heads, see `tests/methods`; here it is taken for granted.
+"""
 
 from __future__ import annotations
 
 from copy import deepcopy
-from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from objectives import LOSSES, compose, recipe_of, step
 from torch import Tensor
-from torchvision.ops import box_convert, box_iou
-from ultralytics.cfg import get_cfg
-from ultralytics.nn.tasks import DetectionModel
+from yolo_heads import (
+    ANCHOR,
+    GRIDS,
+    Batch,
+    anchors_at_cells,
+    assigned,
+    batch,
+    build,
+    decoded,
+    hosts,
+    leaves,
+    on_anchors,
+    overlaps,
+    parts,
+    predictions,
+    within,
+)
 
 from rebalance import YOLO
-from rebalance.heads.anchor import COCO_ANCHORS, AnchorHead
-from rebalance.hosts.ultralytics.criterion import (
-    averages,
-    begin_epoch,
-    branches,
-    build_criterion,
-    restore_averages,
-)
-from rebalance.match.candidates import Candidates, candidate_state
-from rebalance.methods.bce import bce
-from rebalance.methods.brl import brl
-from rebalance.methods.composition import Composition
-from rebalance.methods.divisor import divided_by
-from rebalance.methods.focal import focal
-from rebalance.methods.ghm import ghm_weights
-from rebalance.methods.ohem import ohem_mask
-from rebalance.methods.registry import METHODS
-from rebalance.methods.resolve import train_flags
-from rebalance.methods.soft import soft_weights
-from rebalance.settings import TrainFlags
-from rebalance.train.checkpoint import remembered
-from rebalance.train.trainer import describe
+from rebalance.hosts import SITES
+from rebalance.hosts.host import begin_epoch, branches, describe, keep, remembered, restore
+from rebalance.hosts.ultralytics.model import criterion_of
+from rebalance.match.candidates import POSITIVE, Candidates, candidate_state
+from rebalance.methods import METHODS
+from rebalance.methods.method import DENSE
 
-SIZE, IMAGES, CLASSES = 64, 3, 2
-HEADS = ("yolov8n.yaml", "yolo26n.yaml", "anchor")
-LOSSES = [name for name, row in METHODS.items() if row.kind == "element"] + [
-    f"{element}+{name}" for name, row in METHODS.items() for element in row.elements if "stock" in row.places
-]
-
-
-@lru_cache
-def build(name: str) -> Any:
-    torch.manual_seed(0)
-    if name == "anchor":
-        head = AnchorHead(CLASSES, (1,) * 3, torch.tensor([8.0, 16, 32]), COCO_ANCHORS[3])
-        return SimpleNamespace(model=[head], args=SimpleNamespace(imgsz=SIZE), criterion=None)
-    model = DetectionModel(name, nc=CLASSES, verbose=False).train()
-    model.args = get_cfg(overrides={"imgsz": SIZE, "epochs": 5})
-    return model
-
-
-def batch(count: int = 8, images: int = IMAGES) -> dict[str, Tensor]:
-    """Labels of the first `images` images."""
-    g = torch.Generator().manual_seed(3)
-    image = (torch.arange(count) * images // max(count, 1)).float()
-    box = torch.cat((torch.rand(count, 2, generator=g) * 0.6 + 0.2, torch.rand(count, 2, generator=g) * 0.5 + 0.2), 1)
-    return {"batch_idx": image, "cls": torch.randint(CLASSES, (count, 1), generator=g).float(), "bboxes": box}
-
-
-def predictions(model: Any, dtype: torch.dtype = torch.float32) -> tuple[Any, list[Tensor]]:
-    """What the head returns in training, and its leaves; logits are spread so that some are sure and some are not."""
-    g, head, grids = torch.Generator().manual_seed(0), model.model[-1], [SIZE // s for s in (8, 16, 32)]
-    if isinstance(head, AnchorHead):
-        maps = [torch.randn(IMAGES, head.na, head.no, n, n, generator=g).to(dtype).requires_grad_() for n in grids]
-        return {"maps": maps}, maps
-
-    def branch() -> dict[str, Any]:
-        cells = sum(n * n for n in grids)
-        boxes = torch.randn(IMAGES, 4, head.reg_max, cells, generator=g)
-        boxes = boxes - torch.arange(head.reg_max).view(-1, 1) * 0.5 if head.reg_max > 1 else boxes.abs() + 0.7
-        return {
-            "boxes": boxes.flatten(1, 2).to(dtype).requires_grad_(),
-            "scores": torch.randn(IMAGES, CLASSES, cells, generator=g).to(dtype).requires_grad_(),
-            "feats": [torch.zeros(IMAGES, 1, n, n, dtype=dtype) for n in grids],
-        }
-
-    if getattr(head, "one2one_cv2", None) is None:
-        parts = [branch()]
-        preds = parts[0]
-    else:
-        parts = [branch(), branch()]
-        preds = {"one2many": parts[0], "one2one": parts[1]}
-    return preds, [part[key] for part in parts for key in ("boxes", "scores")]
+HEADS = ("yolov8n.yaml", "yolo26n.yaml", ANCHOR)
+DIVISORS = ("host", "image", "batch", "candidates")
+IMAGES = 3
+LABELS = batch(8)  # the third image has none
 
 
 def make(name: str, loss: str, **flags: Any) -> Any:
     given = {"loss": loss, **({"obj_drop": 0.5} if "drop" in loss else {}), **flags}
-    return build_criterion(build(name), train_flags({**given, "head": "anchor" if name == "anchor" else "stock"}), 0)
+    return criterion_of(build(name), recipe_of({**given, "head": "anchor" if name == ANCHOR else "stock"}), 0)
 
 
-def run(criterion: Any, name: str, labels: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> Any:
+def run(criterion: Any, name: str, labels: Batch, dtype: torch.dtype = torch.float32) -> Any:
     """Loss vector, items and gradients."""
-    preds, leaves = predictions(build(name), dtype)
+    preds = predictions(build(name), images=IMAGES, dtype=dtype)
     loss, items = criterion(preds, {k: v.clone() for k, v in labels.items()})
-    return loss.detach(), items, torch.autograd.grad(loss.sum(), leaves, materialize_grads=True)
+    return loss.detach(), items, torch.autograd.grad(loss.sum(), leaves(preds), materialize_grads=True)
 
 
-def acted_on(items: dict[str, Tensor]) -> Tensor:
-    """The part of the loss that the methods change."""
-    return items["obj_loss"] if "obj_loss" in items else items["cls_loss"]
+# Against the objective of candidates that other code has found --------------------------------------------------------
 
 
-class Spy(Composition):
-    """Keeps what it was called with."""
-
-    def __init__(self, flags: TrainFlags) -> None:
-        super().__init__(flags)
-        self.seen: list[Candidates] = []
-
-    def __call__(self, candidates: Candidates) -> Tensor:
-        self.seen.append(Candidates(*(x.detach() for x in candidates)))
-        return super().__call__(candidates)
+def found(name: str, loss: str, **flags: Any) -> tuple[Tensor, Tensor]:
+    """The part of the last branch's loss that the methods change, without B; its gradient in the (B, N, C) logits."""
+    preds, branch = parts(predictions(build(name), images=IMAGES))[-1], branches(make(name, loss, **flags))[-1]
+    vector = (branch if name == ANCHOR else branch.loss)(preds, LABELS)[0] / IMAGES
+    if name == ANCHOR:
+        gradients = torch.autograd.grad(vector[1], preds["maps"])
+        return vector[1].detach(), torch.cat([g[:, :, 4].flatten(1) for g in gradients], 1).unsqueeze(-1)
+    return vector[1].detach(), torch.autograd.grad(vector[1], preds["scores"])[0].transpose(1, 2)
 
 
-def spied(criterion: Any) -> list[Candidates]:
-    """What the last branch of a criterion computes its loss from, in every call from now on."""
-    branch = branches(criterion)[-1]
-    branch.composition = Spy(branch.flags)
-    return branch.composition.seen
-
-
-def slow(loss: str, seen: Candidates) -> Tensor:
-    """(B, N, C) the loss by its formula, default settings, nothing dropped."""
-    element, _, weighting = loss.partition("+")
-    if weighting == "" and METHODS[element].kind == "weighting":
-        element, weighting = "bce", element
-    logits, targets, state, overlap = seen
-    if element == "brl":
-        found = brl(logits, targets, ((state == 0) & (overlap < 0.1)).unsqueeze(-1))
+def given(name: str, by: str) -> tuple[Candidates, Tensor]:
+    """Candidates of the last branch, with the overlap that `brl_overlap` asks for, and that of the predicted boxes."""
+    model = build(name)
+    preds = parts(predictions(model, images=IMAGES))[-1]
+    if name == ANCHOR:
+        candidates = on_anchors(model.model[0], preds["maps"], LABELS)
+        boxes, corners = decoded(model.model[0], preds["maps"]), anchors_at_cells()
+        centres = (corners[:, :2] + corners[:, 2:]) / 2
     else:
-        found = {"bce": bce, "focal": focal}[element](logits, targets)
-    if weighting == "ghm":
-        found = found * ghm_weights(logits, targets, torch.ones_like(logits, dtype=torch.bool))[0]
-    elif weighting == "ohem":
-        found = found * ohem_mask(found.sum(-1), state).unsqueeze(-1)
-    elif weighting == "soft":
-        found = found * soft_weights(overlap, state).unsqueeze(-1)
-    return found
+        host = assigned(hosts(model)[-1], preds, LABELS)
+        boxes, centres = host.boxes, host.centres
+        candidates = Candidates(host.logits, host.scores, candidate_state(host.positive), overlaps(boxes, LABELS))
+    if by == "centre":
+        candidates = candidates._replace(overlap=within(centres, LABELS, IMAGES))
+    return candidates, overlaps(boxes, LABELS)
 
 
-@pytest.mark.parametrize("name", HEADS)
-@pytest.mark.parametrize("loss", [loss for loss in LOSSES if "drop" not in loss and loss != "bce"])
-@pytest.mark.parametrize("divisor", ["batch", "candidates"])
-def test_the_loss_is_the_sum_of_the_formula_by_its_divisor(name: str, loss: str, divisor: str) -> None:
-    criterion = make(name, loss, divisor=divisor)
-    seen = spied(criterion)
-    _, items, _ = run(criterion, name, batch(images=2))  # the last image has no label
-    (candidates,) = seen
-    count = (candidates.state == 1).sum() if divisor == "batch" else candidates.logits.numel()
-    gain = criterion.gains[1] if name == "anchor" else 0.5  # the host's cls
-    torch.testing.assert_close(acted_on(items), gain * slow(loss, candidates).sum() / count)
-    others = run(make(name, "bce"), name, batch(images=2))[1]
-    assert all(torch.equal(items[k], others[k]) for k in items if k != ("obj_loss" if name == "anchor" else "cls_loss"))
-    assert not torch.equal(acted_on(items), acted_on(others))
+def expected(name: str, loss: str, divisor: str, **flags: Any) -> tuple[Tensor, Tensor]:
+    """What `found` should be."""
+    candidates, predicted = given(name, flags.get("brl_overlap", "box"))
+    more = {**({"obj_drop": 0.5} if "drop" in loss else {}), **flags}
+    key = (0, 0, 1 if name == "yolo26n.yaml" else 0)
+    losses, choice = step(
+        compose(loss, "anchor" if name == ANCHOR else "stock", key=key, **more), candidates, predicted
+    )
+    positive, left = candidates.state == POSITIVE, torch.zeros_like(candidates.state).bool()
+    if choice.gone is not None and choice.kept:
+        left = choice.gone
+    counted = positive & ~left
+    if divisor == "image":
+        value = (losses.sum((1, 2)) / counted.sum(1).clamp(min=1)).mean()
+    elif divisor == "batch":
+        value = losses.sum() / counted.sum().clamp(min=1)
+    elif divisor == "candidates":
+        gone = 0 if choice.background is not None else left.sum()  # what became background is trained on still
+        value = losses.sum() / ((left.numel() - gone) * losses.shape[-1])
+    elif name == ANCHOR:  # the mean of each level, times its balance
+        levels = torch.split(losses.squeeze(-1), [3 * n * n for n in GRIDS], 1)
+        sizes = [(~x).sum() for x in torch.split(left, [3 * n * n for n in GRIDS], 1)]
+        pairs = zip(levels, sizes, (4.0, 1.0, 0.4), strict=True)
+        value = torch.stack([x.sum() / size * balance for x, size, balance in pairs]).sum()
+    else:
+        value = losses.sum() / candidates.targets[~left].sum().clamp(min=1)
+    value = value * (0.01 if name == ANCHOR else 0.5)  # (64 / 640) ** 2, or the host's cls
+    return value.detach(), torch.autograd.grad(value, candidates.logits)[0]
 
 
-@pytest.mark.parametrize("name", HEADS[:2])
-@pytest.mark.parametrize("loss", ["focal", "brl", "bce+ohem", "bce+soft"])
-def test_the_host_s_divisor_is_the_sum_of_target_scores(name: str, loss: str) -> None:
-    criterion = make(name, loss)
-    seen = spied(criterion)
-    _, items, _ = run(criterion, name, batch())
-    expected = 0.5 * slow(loss, seen[0]).sum() / seen[0].targets.sum().clamp(min=1)
-    torch.testing.assert_close(acted_on(items), expected)
+def assert_as_expected(name: str, loss: str, divisor: str, **flags: Any) -> None:
+    value, gradient = found(name, loss, divisor=divisor, **flags)
+    wanted, slopes = expected(name, loss, divisor, **flags)
+    torch.testing.assert_close(value, wanted, rtol=1e-5, atol=0)
+    torch.testing.assert_close(gradient, slopes, rtol=1e-3, atol=1e-8)
 
 
-def test_the_host_s_divisor_on_the_anchor_head_is_the_mean_of_each_level_times_its_balance() -> None:
-    criterion = make("anchor", "focal", divisor="host")
-    seen = spied(criterion)
-    _, items, _ = run(criterion, "anchor", batch())
-    levels = slow("focal", seen[0]).squeeze(-1).split([3 * 64, 3 * 16, 3 * 4], 1)
-    expected = sum(level.mean() * balance for level, balance in zip(levels, (4.0, 1.0, 0.4), strict=True))
-    torch.testing.assert_close(acted_on(items), criterion.gains[1] * expected)
-
-
-@pytest.mark.parametrize("name", HEADS)
 @pytest.mark.parametrize(
-    ("loss", "neutral"),
+    ("name", "loss", "divisor"),
+    [(HEADS[i % 3], LOSSES[i % len(LOSSES)], DIVISORS[i % 4]) for i in range(max(12, len(LOSSES)))],
+)
+def test_the_loss_is_that_of_what_was_assigned_by_its_divisor(name: str, loss: str, divisor: str) -> None:
+    """Every loss on a head, and every divisor on every head."""
+    assert_as_expected(name, loss, divisor)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_the_other_parts_of_the_loss_stay_as_they_are(name: str) -> None:
+    items, others = run(make(name, "focal"), name, LABELS)[1], run(make(name, "bce"), name, LABELS)[1]
+    changed = {k for k in items if not torch.equal(items[k], others[k])}
+    assert changed == {"obj_loss" if name == ANCHOR else "cls_loss"}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_the_overlap_is_that_of_the_anchor_at_its_cell_or_of_the_decoded_box(name: str) -> None:
+    assert_as_expected(name, "soft", "batch")  # which weighs by how large it is
+    assert_as_expected(name, "brl", "batch")
+    candidates, predicted = given(name, "box")
+    assert torch.equal(candidates.overlap, predicted) == (name != ANCHOR)
+    assert candidates.overlap[2].eq(0).all()
+    assert (candidates.overlap > 0.1).any()
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_the_overlap_may_be_whether_a_label_holds_the_centre(name: str) -> None:
+    assert_as_expected(name, "brl", "batch", brl_overlap="centre")
+    inside = given(name, "centre")[0].overlap
+    assert inside[:2].any()
+    assert not inside[2].any()
+    assert found(name, "brl", brl_overlap="centre")[0] != found(name, "brl")[0]
+
+
+@pytest.mark.parametrize("name", ["yolov8n.yaml", ANCHOR])
+def test_what_is_dropped_has_low_overlap_as_predicted_wherever_brl_looks(name: str) -> None:
+    assert_as_expected(name, "brl+drop", "candidates", brl_overlap="centre", neg_iou=0.2)
+
+
+@pytest.mark.parametrize(
+    ("name", "loss", "scope"),
     [
-        ("focal", {"focal_gamma": 0, "focal_alpha": -1}),
-        ("brl", {"brl_t": 0, "brl_weight": 1, "brl_gamma": 0, "brl_alpha": -1}),
-        ("ghm", {"ghm_bins": 1, "ghm_momentum": 0}),
-        ("ohem", {"ohem_ratio": 1e6}),
-        ("soft", {"soft_a": 1}),
+        (HEADS[(i + s) % 3], loss, scope)
+        for i, loss in enumerate(("focal+drop", "brl+drop"))
+        for s, scope in enumerate(("background", "matched", "literal"))
     ],
 )
-def test_neutral_settings_are_the_host_s_loss_in_value_and_gradient(name: str, loss: str, neutral: Any) -> None:
-    found = run(make(name, loss, divisor="host", **neutral), name, batch())
-    host = run(make(name, "bce") if name == "anchor" else build(name).init_criterion(), name, batch())
-    torch.testing.assert_close(found[0], host[0], rtol=1e-6, atol=0)
-    for ours, theirs in zip(found[2], host[2], strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-9)
+def test_all_that_may_be_dropped(name: str, loss: str, scope: str) -> None:
+    for divisor in ("batch", "candidates"):
+        for by in ("kept", "host"):
+            assert_as_expected(name, loss, divisor, obj_drop=1.0, drop_scope=scope, neg_iou=0.7, drop_divisor=by)
 
 
-# Candidates -----------------------------------------------------------------------------------------------------------
+NEUTRAL = [name for name, row in METHODS.items() if row.neutral and DENSE in row.stages and row.defined(SITES["stock"])]
 
 
-def pixels(labels: dict[str, Tensor], image: int) -> Tensor:
-    return box_convert(labels["bboxes"][labels["batch_idx"] == image] * SIZE, "cxcywh", "xyxy")
+@pytest.mark.parametrize(("name", "loss"), [(HEADS[i % 3], loss) for i, loss in enumerate(NEUTRAL)])
+def test_neutral_settings_are_the_host_s_loss_in_value_and_gradient(name: str, loss: str) -> None:
+    labels = batch(8, images=IMAGES)  # without a positive ohem keeps nothing
+    ours = run(make(name, loss, divisor="host", **METHODS[loss].neutral), name, labels)
+    host = run(make(name, "bce") if name == ANCHOR else build(name).init_criterion(), name, labels)
+    torch.testing.assert_close(ours[0], host[0], rtol=1e-6, atol=0)
+    for one, other in zip(ours[2], host[2], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-9)
 
 
-def anchors_at_cells() -> Tensor:
-    """(N, 4) corners, level by level, anchor, row, column."""
-    found = []
-    for stride, sizes in zip((8, 16, 32), COCO_ANCHORS[3], strict=True):
-        for w, h in zip(sizes[::2], sizes[1::2], strict=True):
-            for row in range(SIZE // stride):
-                for column in range(SIZE // stride):
-                    found.append(((column + 0.5) * stride, (row + 0.5) * stride, w, h))
-    return box_convert(torch.tensor(found, dtype=torch.float32), "cxcywh", "xyxy")
+# Without labels, in half precision ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("loss", ["brl", "soft"])
-def test_on_the_anchor_head_the_overlap_is_that_of_the_anchor_at_its_cell(loss: str) -> None:
-    criterion, labels = make("anchor", loss), batch(images=2)
-    seen = spied(criterion)
-    run(criterion, "anchor", labels)
-    for image in (0, 1):
-        expected = box_iou(anchors_at_cells(), pixels(labels, image)).amax(1)
-        torch.testing.assert_close(seen[0].overlap[image], expected, rtol=1e-4, atol=1e-5)
-    assert seen[0].overlap[2].eq(0).all()
-    assert (seen[0].targets.squeeze(-1)[seen[0].state != 1] == 0).all()
-
-
-@pytest.mark.parametrize("name", HEADS)
-def test_centres(name: str) -> None:
-    criterion, labels = make(name, "brl", brl_overlap="centre"), batch(images=2)
-    seen = spied(criterion)
-    run(criterion, name, labels)
-    overlap, cells = seen[0].overlap, []
-    for stride in (8, 16, 32):
-        grid = [((c + 0.5) * stride, (r + 0.5) * stride) for r in range(SIZE // stride) for c in range(SIZE // stride)]
-        cells += grid * (3 if name == "anchor" else 1)
-    for image in range(IMAGES):
-        inside = [any(a < x < c and b < y < d for a, b, c, d in pixels(labels, image).tolist()) for x, y in cells]
-        assert overlap[image].tolist() == [float(x) for x in inside]
-    assert overlap.any()
-    assert not overlap[2].any()
-
-
-@pytest.mark.parametrize("name", HEADS[:2])
-def test_on_the_other_heads_it_is_that_of_the_decoded_box(name: str) -> None:
-    criterion, labels = make(name, "brl"), batch(images=2)
-    seen, branch = spied(criterion), branches(criterion)[-1]
-    given: list[Tensor] = []
-    assigner = branch._host["assigner"]
-    branch._host["assigner"] = lambda *args, **options: (given.append(args[1]), assigner(*args, **options))[1]
-    run(criterion, name, labels)
-    for image in (0, 1):
-        expected = box_iou(given[0][image], pixels(labels, image)).amax(1)
-        torch.testing.assert_close(seen[0].overlap[image], expected, rtol=1e-4, atol=1e-5)
-    assert seen[0].overlap[2].eq(0).all()
-    assert (seen[0].overlap > 0.1).any()
-
-
-# With dropping, without labels, in half precision ---------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", HEADS)
-@pytest.mark.parametrize("loss", ["focal+drop", "brl+drop"])
-@pytest.mark.parametrize("scope", ["background", "matched", "literal"])
-def test_dropping_all_negatives_leaves_the_positives_alone(name: str, loss: str, scope: str) -> None:
-    criterion = make(name, loss, obj_drop=1.0, drop_scope=scope, neg_iou=0.7, divisor="batch")
-    seen, drawn = spied(criterion), []
-    dropping = branches(criterion)[-1].dropping
-    draw = dropping.draw
-    dropping.draw = lambda *args: (drawn.append((args[0], draw(*args))), drawn[-1][1])[1]
-    _, items, _ = run(criterion, name, batch())
-    (positive, (dropped, _)), (candidates,) = drawn[0], seen
-    assert dropped.any()
-    state = candidate_state(positive & ~dropped if scope == "literal" else positive)
-    assert torch.equal(candidates.state, state)
-    element = slow(loss.partition("+")[0], candidates)
-    total = element.sum() if scope == "literal" else element[~dropped].sum()
-    gain = criterion.gains[1] if name == "anchor" else 0.5
-    torch.testing.assert_close(acted_on(items), gain * total / (positive & ~dropped).sum().clamp(min=1))
-
-
-def test_what_the_loss_is_divided_by() -> None:
-    positive = torch.tensor([[True, True, True, False, False]])
-    dropped = torch.tensor([[True, False, False, True, False]])
-
-    def count(divisor: str, dropped: Tensor | None = None, **flags: Any) -> int:
-        return int(divided_by(divisor, positive, dropped, TrainFlags(**flags), 4))
-
-    assert count("batch") == 3
-    assert count("candidates") == 20
-    assert count("batch", dropped) == 2
-    assert count("candidates", dropped) == 12
-    assert count("batch", dropped, drop_divisor="host") == 3
-    assert count("candidates", dropped, drop_divisor="host") == 20
-    assert count("candidates", dropped, drop_scope="literal") == 20  # what became background is still trained on
-    assert count("batch", dropped, drop_scope="literal") == 2
-    assert int(divided_by("batch", torch.zeros(1, 5, dtype=torch.bool), None, TrainFlags(), 4)) == 1
-
-
-@pytest.mark.parametrize("name", HEADS)
-@pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("divisor", ["auto", "host", "image", "batch", "candidates"])
+@pytest.mark.parametrize(
+    ("name", "loss", "divisor"),
+    [(HEADS[i % 3], LOSSES[i % len(LOSSES)], ("auto", *DIVISORS)[i % 5]) for i in range(max(15, len(LOSSES)))],
+)
 def test_a_batch_without_labels_is_finite(name: str, loss: str, divisor: str) -> None:
-    loss_vector, _, gradients = run(make(name, loss, divisor=divisor), name, batch(0))
-    assert loss_vector.isfinite().all()
+    vector, _, gradients = run(make(name, loss, divisor=divisor), name, batch(0))
+    assert vector.isfinite().all()
     assert all(g.isfinite().all() for g in gradients)
-    assert loss_vector[1] > 0 or "ohem" in loss  # which keeps nothing where there is no positive
+    assert vector[1] > 0 or "ohem" in loss  # which keeps nothing where there is no positive
 
 
-@pytest.mark.parametrize("name", HEADS)
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(("name", "loss"), [(HEADS[i % 3], loss) for i, loss in enumerate(LOSSES)])
 def test_bfloat16_is_finite_and_near(name: str, loss: str) -> None:
-    half = run(make(name, loss), name, batch(), torch.bfloat16)
-    full = run(make(name, loss), name, batch())
+    half = run(make(name, loss), name, LABELS, torch.bfloat16)
+    full = run(make(name, loss), name, LABELS)
     assert all(g.isfinite().all() for g in half[2])
     torch.testing.assert_close(half[0].float(), full[0], rtol=0.2, atol=0.2)
+
+
+# What a criterion keeps -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", HEADS)
 def test_validation_does_not_move_the_average_and_does_not_depend_on_it(name: str) -> None:
     criterion = make(name, "ghm")
+    preds = predictions(build(name), images=IMAGES)
     with torch.no_grad():
-        preds, _ = predictions(build(name))
-        before = criterion(preds, batch())[0]
-        assert averages(criterion) == [None] * len(branches(criterion))
-        criterion_after = make(name, "ghm")
+        before = criterion(preds, LABELS)[0]
+    assert keep(criterion) == [{}] * len(branches(criterion))
     for _ in range(2):
-        run(criterion_after, name, batch(images=1))
-    kept = averages(criterion_after)
+        run(criterion, name, batch(images=1))
+    kept = keep(criterion)
     with torch.no_grad():
-        assert torch.equal(criterion_after(preds, batch())[0], before)
-    assert averages(criterion_after) == kept
+        assert torch.equal(criterion(preds, LABELS)[0], before)
+    assert keep(criterion) == kept
 
 
 @pytest.mark.parametrize("name", HEADS)
 def test_averages_go_into_a_checkpoint_and_back(name: str) -> None:
     criterion = make(name, "ghm")
     run(criterion, name, batch(images=1))
-    kept = averages(criterion)
+    kept = keep(criterion)
     assert len(kept) == len(branches(criterion))
-    assert all(type(x) is float for average in kept for x in average or [None])
-    restored = make(name, "ghm")
-    restore_averages(restored, kept)
-    assert averages(restored) == kept
-    fresh = run(make(name, "ghm"), name, batch())[0]
-    assert torch.equal(run(restored, name, batch())[0], run(criterion, name, batch())[0])
-    assert not torch.equal(run(criterion, name, batch())[0], fresh)
+    assert all(type(x) is float for branch in kept for x in branch["average"])
+    as_before = [branch["average"] for branch in kept]  # a list, as earlier versions kept it
+    restored = [make(name, "ghm"), make(name, "ghm")]
+    for one, what in zip(restored, (kept, as_before), strict=True):
+        restore(one, what)
+        assert keep(one) == kept
+    fresh, goes_on = run(make(name, "ghm"), name, LABELS)[0], run(criterion, name, LABELS)[0]
+    assert not torch.equal(goes_on, fresh)
+    for one in restored:
+        assert torch.equal(run(one, name, LABELS)[0], goes_on)
+
+
+@pytest.mark.parametrize("nothing", [[], [{}, {}], [None, None]])
+def test_a_checkpoint_without_averages_starts_afresh(nothing: list[Any]) -> None:
+    criterion = make("yolo26n.yaml", "ghm")
+    restore(criterion, nothing)
+    assert keep(criterion) == [{}, {}]
 
 
 @pytest.mark.parametrize("name", HEADS)
 def test_the_warm_up_of_brl_reaches_every_branch_and_copy(name: str) -> None:
-    criterion, labels = make(name, "brl", brl_warmup=1), batch()
-    plain, recalibrated = run(make(name, "focal"), name, labels)[0], run(make(name, "brl"), name, labels)[0]
+    criterion = make(name, "brl", brl_warmup=1)
+    plain, recalibrated = run(make(name, "focal"), name, LABELS)[0], run(make(name, "brl"), name, LABELS)[0]
     assert not torch.equal(plain, recalibrated)
-    assert torch.equal(run(criterion, name, labels)[0], plain)
+    assert torch.equal(run(criterion, name, LABELS)[0], plain)
     copy = deepcopy(criterion)  # as the EMA has one
     begin_epoch(copy, 1)
-    assert torch.equal(run(copy, name, labels)[0], recalibrated)
-    assert torch.equal(run(criterion, name, labels)[0], plain)
+    assert torch.equal(run(copy, name, LABELS)[0], recalibrated)
+    assert torch.equal(run(criterion, name, LABELS)[0], plain)
 
 
 @pytest.mark.parametrize(
@@ -370,15 +275,14 @@ def test_the_warm_up_of_brl_reaches_every_branch_and_copy(name: str) -> None:
         ("yolov8n.yaml", "focal+drop", {}, "sum of target scores, what is left"),
         ("yolov8n.yaml", "ghm", {}, "predictions of the batch times classes"),
         ("yolo26n.yaml", "brl", {"divisor": "batch"}, "matched predictions of the batch"),
-        ("anchor", "brl", {}, "matched candidates of the batch"),
-        ("anchor", "brl+drop", {"divisor": "host"}, "mean over the candidates of a level, what is left"),
-        ("anchor", "soft", {}, "mean over the candidates of a level"),
+        (ANCHOR, "brl", {}, "matched candidates of the batch"),
+        (ANCHOR, "brl+drop", {"divisor": "host"}, "mean over the candidates of a level, what is left"),
+        (ANCHOR, "soft", {}, "mean over the candidates of a level"),
     ],
 )
 def test_what_ran_says_so(name: str, loss: str, given: dict[str, Any], divisor: str) -> None:
-    flags = train_flags({"loss": loss, "head": "anchor" if name == "anchor" else "stock", **given})
-    model = SimpleNamespace(criterion=build_criterion(build(name), flags, 0))
-    ran = describe(flags, model)
+    recipe = recipe_of({"loss": loss, "head": "anchor" if name == ANCHOR else "stock", **given})
+    ran = describe(SimpleNamespace(criterion=criterion_of(build(name), recipe, 0)))
     assert ran["divisor"] == divisor
     assert ran["text"].endswith(f"divisor: {divisor}")
     assert {k.split("_")[0] for k in ran["settings"]} >= set(loss.split("+")) - {"drop"}
@@ -401,7 +305,7 @@ def test_the_moving_average_survives_a_resume(host: dict[str, str], tiny_dataset
     kept: list[Any] = []
 
     def kill(trainer: Any) -> None:
-        kept.append(averages(trainer.model.criterion))
+        kept.append(keep(trainer.model.criterion))
         raise KilledError
 
     model = YOLO(host["model"])
@@ -415,6 +319,6 @@ def test_the_moving_average_survives_a_resume(host: dict[str, str], tiny_dataset
 
     resumed: list[Any] = []
     model = YOLO(last)
-    model.add_callback("on_train_start", lambda trainer: resumed.append(averages(trainer.model.criterion)))
+    model.add_callback("on_train_start", lambda trainer: resumed.append(keep(trainer.model.criterion)))
     model.train(resume=True)
     assert resumed == kept

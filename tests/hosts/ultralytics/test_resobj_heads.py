@@ -7,73 +7,67 @@ from copy import deepcopy
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from objectives import recipe_of
 from small_data import make_dataset
 from small_training import log, results, train
 from torch import Tensor
 from ultralytics.cfg import get_cfg
 from ultralytics.engine.results import Results
-from ultralytics.nn.modules.head import Detect
+from ultralytics.nn.tasks import DetectionModel, yaml_model_load
+from ultralytics.utils import YAML
+from yolo_heads import anchor_head, assigned, batch, hosts, on_anchors, overlaps, parts
 
 from rebalance import YOLO
 from rebalance.errors import ConfigError, DataError, ModelError
 from rebalance.experiments.inspect import HEIGHT, TITLE, WIDTH, _drawn, _titled, at_step, panels
-from rebalance.heads.anchor import COCO_ANCHORS, AnchorHead, objectness
-from rebalance.hosts.ultralytics.criterion import (
-    AnchorCriterion,
-    begin_epoch,
-    branches,
-    build_criterion,
-    step_means,
-)
+from rebalance.heads.anchor import AnchorHead, objectness
+from rebalance.hosts.host import begin_epoch, branches, step_means
+from rebalance.hosts.ultralytics import model as yolo
+from rebalance.hosts.ultralytics.criterion import AnchorCriterion, ObjectnessCriterion
 from rebalance.hosts.ultralytics.model import (
     AnchorDetect,
     AnchorDetectionModel,
     ObjectnessDetect,
     ObjectnessDetectionModel,
     RefinedAnchorDetect,
-    anchored,
-    model_class,
+    criterion_of,
+    sites_of,
 )
-from rebalance.hosts.ultralytics.refined import ObjectnessCriterion, RefinedAnchorCriterion
-from rebalance.match.candidates import candidate_state
-from rebalance.methods.brl import brl
+from rebalance.match.candidates import POSITIVE, Candidates, candidate_state
+from rebalance.methods.bce import bce
+from rebalance.methods.brl import brl, confusion
 from rebalance.methods.resobj import refine, residual_objectness
-from rebalance.methods.resolve import train_flags
+from rebalance.recipe import kept, read
 from rebalance.settings import StepsFlags, parse
-from rebalance.train.admission import check_training
+from rebalance.train.admission import admit
 
 CLASSIC = Path(__file__).resolve().parents[4] / "shared" / "weights" / "yolov5n_classic.pt"
 SIZE, CLASSES = 64, 3
 MODELS = ("yolov5n.yaml", "yolov3-tiny.yaml", "yolov8n.yaml", "yolo26n.yaml")
 FREE = ("yolov8n.yaml", "yolo26n.yaml")
+IMAGES = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
 
 
 def labels(count: int = 5) -> dict[str, Tensor]:
-    g = torch.Generator().manual_seed(3)
-    image = (torch.arange(count) * 2 // max(count, 1)).float()
-    box = torch.cat((torch.rand(count, 2, generator=g) * 0.6 + 0.2, torch.rand(count, 2, generator=g) * 0.5 + 0.2), 1)
-    return {"batch_idx": image, "cls": torch.randint(CLASSES, (count, 1), generator=g).float(), "bboxes": box}
-
-
-IMAGES = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    return batch(count, classes=CLASSES)
 
 
 def build(name: str, **given: Any) -> Any:
     """A model in training mode with its criterion; the last layers of its objectness are spread."""
-    flags = train_flags({"head": "resobj", **given} if "loss" not in given else given, anchored=anchored(name))
+    recipe = read({"head": "resobj", **given} if "loss" not in given else given, sites_of(name))
     torch.manual_seed(0)
-    model = model_class(name, flags.head)(name, nc=CLASSES, verbose=False, flags=flags)
+    model = yolo.build(name, recipe, nc=CLASSES, verbose=False)
     model.args = get_cfg(overrides={"imgsz": SIZE, "epochs": 5})
     for key, parameter in model.named_parameters():
         if key.endswith("logits.weight"):
             torch.nn.init.normal_(parameter, std=0.5)
-    model.criterion = build_criterion(model, flags, 0)
+    model.criterion = criterion_of(model, recipe, 0)
     return model.train()
 
 
@@ -88,29 +82,58 @@ def losses(model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tens
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("yolov3.yaml", True), ("yolov3-tiny.yaml", True), ("a/b/yolov5n.yaml", True), ("yolov5su.pt", True),
-        ("yolov8n.yaml", False), ("yolo26n.yaml", False), ("my-yolov5.yaml", False), ({}, False), (None, False),
-        ({"yaml_file": "x/yolov5n6.yaml"}, True), ({"yaml_file": "yolo11n.yaml"}, False),
+        ("yolov3.yaml", True), ("yolov3-tiny.yaml", True), ("yolov3-spp.yaml", True), ("yolov5n.yaml", True),
+        ("yolov5n6.yaml", True), ("yolov8n.yaml", False), ("yolov6n.yaml", False), ("yolov9t.yaml", False),
+        ("yolov10n.yaml", False), ("yolo11n.yaml", False), ("yolo26n.yaml", False), ("a model.pt", False), ({}, False),
+        (None, False),
     ],
 )  # fmt: skip
-def test_which_models_have_anchors(name: Any, expected: bool) -> None:
-    assert anchored(name) is expected
+def test_heads_obj_and_resobj_stand_on_anchors_where_the_family_had_them(name: Any, expected: bool) -> None:
+    assert sites_of(name).on_anchors is expected
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("steps", [0, 2])
-def test_the_head_and_the_criterion_of_each_family(name: str, steps: int) -> None:
-    model = build(name, resobj_steps=steps)
-    head, branch = model.model[-1], branches(model.criterion)[0]
-    if name in FREE:
-        assert isinstance(model, ObjectnessDetectionModel)
-        assert (type(head), type(branch)) == (ObjectnessDetect, ObjectnessCriterion)
-    else:
-        assert isinstance(model, AnchorDetectionModel)
-        assert type(head) is (RefinedAnchorDetect if steps else AnchorDetect)
-        assert type(branch) is RefinedAnchorCriterion
-    assert head.np == sum(p.numel() for p in head.parameters())
-    assert head.type.endswith(type(head).__name__)
+def test_a_family_is_told_by_its_layers_and_not_by_the_name_of_its_file(tmp_path: Path) -> None:
+    for name, expected in (("yolov5n.yaml", True), ("yolov8n.yaml", False)):
+        layers = {k: v for k, v in yaml_model_load(name).items() if k not in ("yaml_file", "scale")}
+        file = tmp_path / ("yolov8n-mine.yaml" if expected else "yolov5n-mine.yaml")
+        YAML.save(file, layers)
+        assert sites_of(str(file)).on_anchors is expected
+        assert sites_of(layers).on_anchors is expected
+        assert sites_of(DetectionModel(str(file), nc=2, verbose=False)).on_anchors is expected
+        assert isinstance(build(str(file), head="obj").model[-1], AnchorDetect if expected else ObjectnessDetect)
+
+
+def test_a_head_of_ours_says_itself_what_it_stands_on() -> None:
+    for kind, base in ((AnchorDetectionModel, "anchor"), (ObjectnessDetectionModel, "stock")):
+        for name in ("yolov5n.yaml", "yolov8n.yaml"):
+            sites = sites_of(kind(name, nc=2, verbose=False))
+            assert sites.on_anchors == (base == "anchor")
+            # so that a checkpoint of a time when there was no such flag has its loss
+            assert kept({"head": "obj", "loss": "bce"}, sites)["obj_base"] == base
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "anchors"),
+    [
+        ("yolov5n.yaml", "auto", True), ("yolov3-tiny.yaml", "auto", True), ("yolov5n.yaml", "stock", False),
+        ("yolov8n.yaml", "auto", False), ("yolo26n.yaml", "stock", False), ("yolov8n.yaml", "anchor", True),
+    ],
+)  # fmt: skip
+def test_the_head_and_the_criterion_of_each_family(name: str, base: str, anchors: bool) -> None:
+    for steps in (0, 2):
+        model = build(name, resobj_steps=steps, obj_base=base)
+        head, criterion = model.model[-1], branches(model.criterion)[0]
+        if anchors:
+            assert isinstance(model, AnchorDetectionModel)
+            assert type(head) is (RefinedAnchorDetect if steps else AnchorDetect)
+            assert type(criterion) is AnchorCriterion
+        else:
+            assert isinstance(model, ObjectnessDetectionModel)
+            assert (type(head), type(criterion)) == (ObjectnessDetect, ObjectnessCriterion)
+        assert criterion.recipe["obj_base"] == ("anchor" if anchors else "stock")
+        assert head.np == sum(p.numel() for p in head.parameters())
+        assert head.type.endswith(type(head).__name__)
+        assert losses(model, labels())[0].isfinite().all()
 
 
 @pytest.mark.parametrize("name", ["yolov10n.yaml", "rtdetr-l.yaml"])
@@ -123,10 +146,13 @@ def test_models_that_cannot_have_an_objectness(name: str) -> None:
     ("model", "given", "error", "message"),
     [
         ("yolov8n.yaml", {"head": "resobj", "anchor_t": 3}, ConfigError, "anchor_t=3 has no effect"),
+        ("yolov5n.yaml", {"head": "obj", "obj_base": "stock", "anchor_t": 3}, ConfigError, "anchor_t=3 has no effect"),
         ("yolov5n.yaml", {"head": "resobj", "box": 3}, ConfigError, "head=resobj; its gains are box_gain"),
         ("yolov5n.yaml", {"loss": "resobj+ghm"}, ConfigError, "ghm is not defined for head=resobj"),
         ("yolov10n.yaml", {"loss": "resobj"}, ModelError, "ends in v10Detect"),
         ("yolov8n.yaml", {"resobj_steps": 1}, ConfigError, "add head=resobj"),
+        ("yolov5n.yaml", {"head": "anchor", "obj_base": "stock"}, ConfigError, "it is for head=obj and head=resobj"),
+        ("yolov5n.yaml", {"head": "obj", "obj_base": "anchors"}, ConfigError, "did you mean anchor"),
     ],
 )
 def test_refused(tmp_path: Path, model: str, given: dict[str, Any], error: Any, message: str) -> None:
@@ -135,11 +161,26 @@ def test_refused(tmp_path: Path, model: str, given: dict[str, Any], error: Any, 
     assert not list(tmp_path.iterdir())
 
 
-def test_the_check_before_a_training_builds_the_head() -> None:
-    check_training({"loss": "resobj", "resobj_steps": "1"}, {"model": "yolov8n.yaml"})
-    check_training({"head": "obj", "anchor_t": 3}, {"model": "yolov5n.yaml"})
-    with pytest.raises(ConfigError, match="anchor_t=3"):
-        check_training({"head": "obj", "anchor_t": 3}, {"model": "yolov8n.yaml"})
+def test_refused_before_the_built_in_data_set_is_made(tmp_path: Path) -> None:
+    data = tmp_path / "small.yaml"
+    data.write_text("seafloor: {train: 2, val: 1, test: 1, size: 64}\n", "utf-8")
+    with pytest.raises(ModelError, match="ends in v10Detect"):
+        YOLO("yolov10n.yaml").train(data=str(data), head="obj", project=str(tmp_path))
+    assert list(tmp_path.iterdir()) == [data]
+
+
+@pytest.mark.parametrize(
+    ("model", "given"),
+    [
+        ("yolov8n.yaml", {"loss": "resobj", "resobj_steps": "1"}),
+        ("yolov5n.yaml", {"head": "obj", "anchor_t": 3}),
+        ("yolov8n.yaml", {"head": "obj", "obj_base": "anchor", "anchor_t": 3}),
+    ],
+)
+def test_admitted(model: str, given: dict[str, Any]) -> None:
+    admitted = admit(YOLO(model), given, {}, data=False)
+    assert admitted.recipe is not None
+    assert admitted.recipe["head"] == admitted.given["head"] == given.get("head", "resobj")
 
 
 # Predictions ----------------------------------------------------------------------------------------------------------
@@ -168,15 +209,9 @@ def test_inference_adds_all_steps(name: str) -> None:
 
 def test_no_steps_is_the_anchor_head_to_the_bit() -> None:
     """Output, loss, gradients and what the model is made of."""
-    flags = [
-        train_flags(given) for given in ({"head": "anchor"}, {"head": "obj"}, {"head": "resobj", "resobj_steps": 0})
-    ]
     found = []
-    for each in flags:
-        torch.manual_seed(0)
-        model: Any = AnchorDetectionModel("yolov5n.yaml", nc=CLASSES, verbose=False, flags=each)
-        model.args = get_cfg(overrides={"imgsz": SIZE})
-        model.criterion = build_criterion(model, each, 0)
+    for given in ({"head": "anchor"}, {"head": "obj"}, {"head": "resobj", "resobj_steps": 0}):
+        model = build("yolov5n.yaml", **given)
         with torch.no_grad():
             decoded = model.eval()(IMAGES)[0]
         vector, items = losses(model.train(), labels())
@@ -208,20 +243,13 @@ def test_priors() -> None:
     assert raw["objectness"].sigmoid().mean().item() == pytest.approx(1 / 80, rel=0.2)
 
 
-@pytest.mark.parametrize("name", ["yolov5n.yaml", "yolov8n.yaml", "yolo26n.yaml"])
-def test_fused_models_predict_the_same(name: str) -> None:
-    model = build(name).eval()
-    with torch.no_grad():
-        before = model(IMAGES)[0]
-        after = deepcopy(model).fuse(verbose=False)(IMAGES)[0]
-    torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-3)
-
-
 # Losses ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize(("count", "grad"), [(0, "isolated"), (0, "joint"), (5, "isolated")])
+@pytest.mark.parametrize(
+    ("name", "count", "grad"),
+    [*((name, 5, "isolated") for name in MODELS), *zip(MODELS, [0] * 4, ["isolated", "joint"] * 2, strict=True)],
+)
 def test_every_parameter_gets_a_gradient(name: str, count: int, grad: str) -> None:
     """Zero for the residuals where the batch has no label, so that no process waits for another."""
     model = build(name, resobj_grad=grad)
@@ -268,24 +296,19 @@ def made_maps(head: AnchorHead, steps: int) -> dict[str, Any]:
     return {"maps": maps, "residuals": [torch.randn(2, steps, head.na, n, n, generator=g) for n in grids]}
 
 
-def anchor_criterion(**given: Any) -> tuple[Any, Any]:
-    head = AnchorHead(CLASSES, (1,) * 3, torch.tensor([8.0, 16, 32]), COCO_ANCHORS[3])
-    model = SimpleNamespace(model=[head], args=SimpleNamespace(imgsz=SIZE))
-    return head, RefinedAnchorCriterion(model, flags=train_flags(given), seed=0)
-
-
 def test_the_residual_loss_of_the_anchor_head_by_its_formula() -> None:
-    head, criterion = anchor_criterion(loss="resobj")
+    head = anchor_head(CLASSES)
+    model = SimpleNamespace(model=[head], args=SimpleNamespace(imgsz=SIZE))
+    criterion = AnchorCriterion(model, recipe=recipe_of({"loss": "resobj"}, anchored=True), seed=0)
     raw = made_maps(head, 2)
-    seen: list[Any] = []
-    inner = criterion._more
-    criterion._more = lambda raw, what: seen.append(what) or inner(raw, what)
     _, items = criterion(raw, labels())
-    (what,) = seen
     residuals = torch.stack([torch.cat([r[:, t].flatten(1) for r in raw["residuals"]], 1) for t in range(2)])
-    state = candidate_state(what.positive)
-    assert int(what.positive.sum()) > 10
-    found = residual_objectness(objectness(raw["maps"]), residuals, what.target, state).losses.sum(0)
+    given = on_anchors(head, raw["maps"], labels())
+    positive = given.state == POSITIVE
+    assert int(positive.sum()) > 10
+    found = residual_objectness(objectness(raw["maps"]), residuals, given.targets.squeeze(-1), given.state).losses.sum(
+        0
+    )
     # mean over the candidates of a level, 4, 1 and 0.4 times; the gain of the objectness
     levels = torch.split(found, [3 * n * n for n in (8, 4, 2)], 1)
     expected = sum(w * x.mean() for w, x in zip((4, 1, 0.4), levels, strict=True)) * (SIZE / 640) ** 2
@@ -294,8 +317,8 @@ def test_the_residual_loss_of_the_anchor_head_by_its_formula() -> None:
     means = step_means(criterion)
     steps = refine(objectness(raw["maps"]), residuals).sigmoid()
     for t in range(3):
-        assert means[f"pos_{t}"] == pytest.approx(steps[t][what.positive].mean().item(), rel=1e-5)
-        assert means[f"neg_{t}"] == pytest.approx(steps[t][~what.positive].mean().item(), rel=1e-5)
+        assert means[f"pos_{t}"] == pytest.approx(steps[t][positive].mean().item(), rel=1e-5)
+        assert means[f"neg_{t}"] == pytest.approx(steps[t][~positive].mean().item(), rel=1e-5)
     with torch.no_grad():
         criterion(raw, labels(2))  # validation leaves it as it is
     assert step_means(criterion) == means
@@ -303,38 +326,56 @@ def test_the_residual_loss_of_the_anchor_head_by_its_formula() -> None:
     assert step_means(criterion) == {}
 
 
+class Refined(NamedTuple):
+    """What the losses of a head's last branch are computed from, as other code has found it."""
+
+    part: dict[str, Any]
+    objectness: Candidates  # (B, N) logits and targets
+    residuals: Tensor  # (T, B, N)
+    logits: Tensor  # (B, N, C) P(class | object)
+    scores: Tensor  # (B, N, C) target scores
+
+
+def refined(model: Any) -> Refined:
+    """On an anchor-free head; the assigner sees the score of inference."""
+    part = parts(model(IMAGES))[-1]
+    logits, residuals = part["objectness"].squeeze(1), part["residuals"].transpose(0, 1)
+    found = assigned(hosts(model)[-1], part, labels(), refine(logits, residuals)[-1])
+    state, overlap = candidate_state(found.positive), overlaps(found.boxes, labels())
+    candidates = Candidates(logits, found.scores.sum(-1), state, overlap)
+    return Refined(part, candidates, residuals, part["scores"].transpose(1, 2), found.scores)
+
+
 @pytest.mark.parametrize("name", FREE)
 def test_the_losses_of_the_anchor_free_head_by_their_formulas(name: str) -> None:
     model = build(name)
-    preds = model(IMAGES)
-    criterion = branches(model.criterion)[-1]
-    part = preds.get("one2one", preds)
-    vector, items = criterion.loss(part, labels())
+    given = refined(model)
+    vector, items = branches(model.criterion)[-1].loss(given.part, labels())
     torch.testing.assert_close(torch.stack(list(items.values())) * 2, vector.detach())
-    logits, residuals = part["objectness"].squeeze(1), part["residuals"].transpose(0, 1)
-    matched, quality = criterion._matched, criterion._targets
-    assert 0 < int(matched.sum()) < matched.numel() / 2
-    assert quality[~matched].eq(0).all()
+    logits, quality, state, _, _ = given.objectness
+    assert 0 < int((state == POSITIVE).sum()) < state.numel() / 2
     total = quality.sum().clamp(min=1)
-    bce = torch.nn.functional.binary_cross_entropy_with_logits
-    torch.testing.assert_close(items["obj_loss"], 0.5 * bce(logits, quality, reduction="sum") / total)
-    res = residual_objectness(logits, residuals, quality, candidate_state(matched)).losses.sum() / total
+    torch.testing.assert_close(items["obj_loss"], 0.5 * bce(logits, quality).sum() / total)
+    res = residual_objectness(logits, given.residuals, quality, state).losses.sum() / total
     torch.testing.assert_close(items["res_loss"], 0.5 * res)
     # class loss: positives alone, 0 and 1 as targets, weighted by the target score
     expected = torch.zeros(())
-    assigned: list[Any] = []
-    assigner = criterion._host["assigner"]
-    criterion._host["assigner"] = lambda *given: assigned.append((given, assigner(*given))) or assigned[-1][1]
-    criterion.loss(part, labels())
-    (given, (classes, _, scores, _, _)), scored = assigned[0], part["scores"].transpose(1, 2)
-    for b, n in matched.nonzero().tolist():
-        target = torch.zeros(CLASSES)
-        target[classes[b, n]] = 1
-        expected = expected + scores[b, n].sum() * bce(scored[b, n], target, reduction="sum")
+    for b, n in (state == POSITIVE).nonzero().tolist():
+        scores = given.scores[b, n]
+        expected = expected + scores.sum() * bce(given.logits[b, n], (scores > 0).float()).sum()
     torch.testing.assert_close(items["cls_loss"], 0.5 * expected / total)
-    # the assigner saw the score of inference
-    final = refine(logits, residuals)[-1]
-    torch.testing.assert_close(given[0], scored.sigmoid() * final.sigmoid().unsqueeze(-1))
+
+
+def objectnesses(model: Any) -> tuple[Any, Candidates, Tensor, list[Tensor]]:
+    """Raw predictions of a model, candidates of its objectness, residuals (T, B, N), and the leaves of these."""
+    if isinstance(model.model[-1], ObjectnessDetect):
+        given = refined(model)
+        return given.part, given.objectness, given.residuals, [given.part["objectness"], given.part["residuals"]]
+    raw = model(IMAGES)
+    found = on_anchors(model.model[-1], raw["maps"], labels())
+    found = found._replace(logits=objectness(raw["maps"]), targets=found.targets.squeeze(-1))
+    residuals = torch.cat([r.flatten(2) for r in raw["residuals"]], 2).transpose(0, 1)
+    return raw, found, residuals, [*raw["maps"], *raw["residuals"]]
 
 
 @pytest.mark.parametrize("name", ["yolov5n.yaml", "yolov8n.yaml"])
@@ -343,55 +384,43 @@ def test_dropped_negatives_leave_both_losses(name: str) -> None:
     model = build(name, loss="resobj+drop", obj_drop=1.0, neg_iou=1.0)
     plain, none = build(name, loss="resobj"), build(name, loss="resobj+drop")
     assert torch.equal(losses(plain, labels())[0], losses(none, labels())[0])
-    preds = model(IMAGES)
-    leaves = (
-        [preds["objectness"], preds["residuals"]] if name == "yolov8n.yaml" else [*preds["maps"], *preds["residuals"]]
-    )
-    vector, items = model.criterion(preds, labels())
+    raw, given, _, leaves = objectnesses(model)
+    vector, items = model.criterion(raw, labels())
     names = list(items)
-    two = vector[names.index("obj_loss")] + vector[names.index("res_loss")]
-    grads = torch.autograd.grad(two, leaves)
+    grads = torch.autograd.grad(vector[names.index("obj_loss")] + vector[names.index("res_loss")], leaves)
     if name == "yolov8n.yaml":
-        matched = model.criterion._matched
-        assert grads[0].squeeze(1)[~matched].eq(0).all()
-        assert grads[0].squeeze(1)[matched].ne(0).any()
-        assert grads[1].transpose(0, 1)[:, ~matched].eq(0).all()
-        assert grads[1].ne(0).any()
+        first, second = grads[0].squeeze(1), grads[1].transpose(0, 1)
     else:
         first = torch.cat([g[:, :, 4].flatten(1) for g in grads[:3]], 1)
-        second = torch.cat([g[:, 0].flatten(1) for g in grads[3:]], 1)
-        left = first.ne(0)
-        assert 0 < int(left.sum()) < left.numel() / 2
-        assert second[~left].eq(0).all()
-        assert second.ne(0).any()
+        second = torch.cat([g.flatten(2) for g in grads[3:]], 2).transpose(0, 1)
+    positive = given.state == POSITIVE
+    assert torch.equal(first.ne(0), positive)
+    assert second[:, ~positive].eq(0).all()
+    assert second.ne(0).any()
 
 
 @pytest.mark.parametrize("name", ["yolov5n.yaml", "yolov8n.yaml"])
 def test_brl_is_the_element_of_both_losses(name: str) -> None:
     model = build(name, loss="resobj+brl")
-    criterion = model.criterion
-    assert criterion.divisor == "batch"
-    seen: list[Any] = []
-    composed = criterion.composition.__class__.__call__
-
-    class Spy(criterion.composition.__class__):  # type: ignore[misc,name-defined]
-        def __call__(self, candidates: Any) -> Any:
-            seen.append(candidates)
-            return composed(self, candidates)
-
-    criterion.composition = Spy(criterion.flags)
-    _, items = losses(model, labels())
-    assert len(seen) == 3  # o_0, o_1 and o_2
-    first = seen[0]
-    confused = (first.state == 0) & (first.overlap < 0.1)
+    raw, given, residuals, _ = objectnesses(model)
+    _, items = model.criterion(raw, labels())
+    logits, targets, state, overlap, _ = given
+    confused = confusion(state, overlap, 0.1)
     assert confused.any()
-    expected = brl(first.logits, first.targets, confused.unsqueeze(-1)).sum() / (first.state == 1).sum()
-    gain = 0.5 if name == "yolov8n.yaml" else criterion.gains[1]
-    torch.testing.assert_close(items["obj_loss"], gain * expected.detach())
+    count = (state == POSITIVE).sum()  # its own divisor
+    gain = 0.5 if name == "yolov8n.yaml" else 0.01
+    torch.testing.assert_close(items["obj_loss"], gain * brl(logits, targets, confused).sum() / count)
+    res = residual_objectness(logits, residuals, targets, state, element=lambda x, y: brl(x, y, confused)).losses
+    torch.testing.assert_close(items["res_loss"], gain * res.sum() / count)
 
 
-@pytest.mark.parametrize("loss", ["obj+focal", "obj+ghm", "obj+ohem", "resobj+soft"])
-@pytest.mark.parametrize("name", ["yolov3-tiny.yaml", "yolo26n.yaml"])
+@pytest.mark.parametrize(
+    ("name", "loss"),
+    [
+        ("yolov3-tiny.yaml", "obj+focal"), ("yolov3-tiny.yaml", "obj+ohem"), ("yolov3-tiny.yaml", "resobj+soft"),
+        ("yolo26n.yaml", "obj+ghm"), ("yolo26n.yaml", "resobj+varifocal"),
+    ],
+)  # fmt: skip
 def test_the_other_methods_run(name: str, loss: str) -> None:
     vector, items = losses(build(name, loss=loss), labels())
     assert vector.isfinite().all()
@@ -412,7 +441,8 @@ def test_bfloat16(name: str) -> None:
 
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "anchor": ("yolov5n.yaml", {"loss": "resobj+drop", "obj_drop": 0.5, "resobj_steps": 1}),
-    "free": ("yolov8n.yaml", {"head": "resobj", "resobj_steps": 3, "resobj_on": "cls"}),
+    # beside the class scores of a model whose family had anchors
+    "free": ("yolov5n.yaml", {"head": "resobj", "obj_base": "stock", "resobj_steps": 3, "resobj_on": "cls"}),
 }
 
 
@@ -456,19 +486,21 @@ def test_a_checkpoint_keeps_head_steps_and_weights(run: Run, data: Path, tmp_pat
     model.add_callback("on_train_start", lambda t: started.update(deepcopy(t.model.state_dict())))
     train(model, data, tmp_path, epochs=1)
     assert all(torch.equal(before[k], started[k]) for k in before)
-    flags = model.trainer.flags
-    assert (flags.head, flags.resobj_steps) == ("resobj", run.flags["resobj_steps"])
-    assert flags.resobj_on == run.flags.get("resobj_on", "obj")
-    assert flags.obj_drop == 0
+    flags = model.trainer.recipe
+    assert (flags["head"], flags["resobj_steps"]) == ("resobj", run.flags["resobj_steps"])
+    assert flags["resobj_on"] == run.flags.get("resobj_on", "obj")
+    assert flags["obj_base"] == run.flags.get("obj_base", "anchor")
+    assert type(model.trainer.model.model[-1]) is type(run.trainer.model.model[-1])
+    assert flags["obj_drop"] == 0
 
 
 def test_a_checkpoint_with_other_steps(run: Run, data: Path, tmp_path: Path) -> None:
     model = train(run.last, data, tmp_path, epochs=1, resobj_steps=2)
-    assert model.trainer.flags.resobj_steps == 2
+    assert model.trainer.recipe["resobj_steps"] == 2
     assert model.trainer.model.model[-1].steps == 2
     other = train(run.last, data, tmp_path / "obj", epochs=1, head="obj")
     assert "train/res_loss" not in results(tmp_path / "obj")[0]
-    assert isinstance(other.trainer.model.model[-1], AnchorDetect if run.flags["resobj_steps"] == 1 else Detect)
+    assert type(other.trainer.model.model[-1]) is (AnchorDetect if run.flags["resobj_steps"] == 1 else ObjectnessDetect)
 
 
 class StopError(Exception):
@@ -489,7 +521,7 @@ def test_an_interrupted_run_resumes_with_its_head(run: Run, data: Path, tmp_path
     assert len(results(tmp_path)) == 1
     resumed = YOLO(tmp_path / "run" / "weights" / "last.pt")
     resumed.train(resume=True, workers=0)
-    assert resumed.trainer.flags == run.trainer.flags
+    assert resumed.trainer.recipe == run.trainer.recipe
     assert type(resumed.trainer.model.criterion) is type(run.trainer.model.criterion)
     assert [row["epoch"] for row in results(tmp_path)] == [1, 2]
     assert results(tmp_path)[1]["resobj/pos_0"] > 0

@@ -1,0 +1,206 @@
+"""`rebalance bench`: what our losses and heads cost beside the hosts' own.
+
+One process, one model, one batch. Ratios are taken within a round, then the median over rounds.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rebalance.bench import clock
+from rebalance.bench.contests import Contest, Load, Side, chosen
+from rebalance.errors import ConfigError
+from rebalance.experiments.machine import git, machine, versions
+from rebalance.experiments.record import write_json
+from rebalance.settings import BenchFlags, as_dict
+
+MEASURES = {
+    "criterion": "loss, forward and backward, from the head's output",
+    "step": "training step: model, loss, backward, optimiser",
+    "memory": "peak of a training step beyond parameters and images",
+    "criterion memory": "peak of the loss, forward and backward, beyond the head's output",
+    "element": "element loss, forward and backward, on one tensor of logits",
+    "inference": "fused model as predict runs it, images to boxes and scores",
+}
+# Largest ratio of ours to the host's that we aim for, by measure, host and what of ours it is for. YOLOv5's loss drops
+# nothing, so the aim for the criterion is for ours without dropping; the other losses do more than the host's.
+SAME, DROP = "ours, loss=bce", "ours, loss=drop obj_drop=0.75"
+AIMS = {
+    ("criterion", "YOLOv5", SAME): 0.8,
+    ("step", "torchvision RetinaNet", "ours, loss=focal"): 0.95,
+    **{("step", "Ultralytics", ours): 1.03 for ours in (SAME, DROP)},
+    **{("memory", host, ours): 1.05 for host in ("YOLOv5", "Ultralytics") for ours in (SAME, DROP)},
+    ("element", "torchvision focal", "ours, brl"): 1.2,
+    **{("inference", head, "head=resobj resobj_steps=2"): 1.03 for head in ("head=anchor", "head=stock")},
+}
+
+
+def bench(flags: BenchFlags) -> dict[str, Any]:
+    """Time our losses and heads against the hosts' own, and write the figures where `out` is given.
+
+    Args:
+        flags: contests, size of the batch, repetitions, device and output file.
+
+    Returns:
+        `rows`, one a measure and loss of ours: `model`, `host`, `ours`, `measure`, `unit` (ms or MiB), `hosts` and
+        `own` (median and the quartiles `low` and `high`), `ratio` (likewise), `aim` and `met` (None where there is no
+        aim), with inference `added_parameters`; `skipped`, lines on what could not be compared; `syncs`, on CUDA, which
+        losses wait for the device; `clock` (cpu or wall), `device`, `precision`, `machine`, `versions`, `git` and
+        `flags`.
+
+    Raises:
+        ConfigError: an unknown contest, a device that is not there, or an image size that the model does not take.
+    """
+    device = _device(flags.device)
+    if flags.imgsz % 32:
+        raise ConfigError(f"imgsz={flags.imgsz} is not a multiple of 32, the coarsest stride of the models")
+    rows: list[dict[str, Any]] = []
+    skipped: list[str] = []
+    syncs: list[str] = []
+    for name, build in chosen(flags):
+        try:
+            found, waits = _compare(build(Load(flags.batch, flags.imgsz, device)), flags.repeats)
+            rows, syncs = rows + found, syncs + waits
+        except ImportError as e:
+            skipped.append(f"{name}: {e}; pip install --no-deps -r requirements-upstream.txt")
+        except torch.cuda.OutOfMemoryError:
+            skipped.append(f"{name}: the GPU's memory is too small for batch={flags.batch} imgsz={flags.imgsz}")
+        gc.collect()
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    result = {
+        "rows": rows, "skipped": skipped, "syncs": syncs, "clock": clock.kind(device), "device": str(device),
+        "precision": "float32", "flags": as_dict(flags), "machine": machine(torch.get_num_threads(), gpu),
+        "versions": versions(), "git": git(),
+    }  # fmt: skip
+    if flags.out:
+        write_json(Path(flags.out), result)
+    return result
+
+
+def table(result: dict[str, Any]) -> str:
+    """What `bench` found, for a terminal."""
+    facts, flags = result["machine"], result["flags"]
+    lines = [
+        f"{facts['gpu'] or facts['cpu']}, {facts['threads']} threads, torch {result['versions']['torch']}, "
+        f"{result['precision']}, batch {flags['batch']}, {flags['imgsz']} px, "
+        f"{result.get('clock', 'wall')} time, median of {flags['repeats']} (quartiles of the ratio in brackets)"
+    ]
+    measure = None
+    for row in sorted(result["rows"], key=lambda r: list(MEASURES).index(r["measure"])):
+        if row["measure"] != measure:
+            measure = row["measure"]
+            lines += ["", f"{measure}: {MEASURES[measure]}, {row['unit']}"]
+        aim = "" if row["aim"] is None else f"  aim ≤ {row['aim']:g}: {'met' if row['met'] else 'missed'}"
+        spread = "" if row["unit"] == "MiB" else f" [{row['ratio']['low']:.3f}, {row['ratio']['high']:.3f}]"
+        added = f"  {row['added_parameters']:+,} parameters" if "added_parameters" in row else ""
+        lines.append(
+            f"  {row['model']:24}{row['host']:>24} {row['hosts']['median']:8.2f}  {row['ours']:29}"
+            f"{row['own']['median']:8.2f}  ratio {row['ratio']['median']:.3f}{spread}{aim}{added}"
+        )
+    for kind in ("syncs", "skipped"):
+        lines += ["", f"{kind}:", *(f"  {line}" for line in result[kind])] if result[kind] else []
+    return "\n".join(lines)
+
+
+def _compare(contest: Contest, repeats: int) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows, and for each loss on CUDA whether it makes the host wait for the device."""
+    waits = []
+    if contest.images.device.type == "cuda" and contest.kind in ("loss", "element"):
+        for side in contest.sides:
+            run = _criteria(contest._replace(sides=[side]))[side.name]
+            waits.append(f"{contest.name}, {side.name}: {clock.waits(run)}")
+    return _rows(contest, repeats), waits
+
+
+def _rows(contest: Contest, repeats: int) -> list[dict[str, Any]]:
+    host, *ours = contest.sides
+    rows = []
+    for measure, taken in _figures(contest, repeats).items():
+        for side in ours:
+            own, hosts = taken[side.name], taken[host.name]
+            if not own:
+                continue  # this torch does not say
+            ratio = _quartiles([x / y for x, y in zip(own, hosts, strict=True)])
+            aim = AIMS.get((measure, host.name, side.name))
+            row: dict[str, Any] = {
+                "model": contest.name, "host": host.name, "ours": side.name, "measure": measure,
+                "unit": "MiB" if "memory" in measure else "ms",
+                "hosts": _quartiles(hosts), "own": _quartiles(own), "ratio": ratio,
+                "aim": aim, "met": None if aim is None else ratio["median"] <= aim,
+            }  # fmt: skip
+            if side.parameters is not None and host.parameters is not None:
+                row["added_parameters"] = side.parameters - host.parameters
+            rows.append(row)
+    return rows
+
+
+def _figures(contest: Contest, repeats: int) -> dict[str, dict[str, list[float]]]:
+    """By measure and side."""
+    device = contest.images.device
+    if contest.kind != "loss":
+        runs = {"element": _criteria, "inference": _inference, "step": _steps}[contest.kind](contest)
+        return {contest.kind: clock.take_turns(runs, device, repeats)}
+    criterion = clock.take_turns(_criteria(contest), device, repeats)
+    # other leaves, without gradients; before the steps, which throw away those of layers that a loss runs
+    memory = {name: clock.memory(run, device) for name, run in _criteria(contest).items()}
+    steps = _steps(contest)
+    return {
+        "criterion": criterion, "step": clock.take_turns(steps, device, repeats),
+        "memory": {name: clock.memory(run, device) for name, run in steps.items()}, "criterion memory": memory,
+    }  # fmt: skip
+
+
+def _quartiles(values: list[float]) -> dict[str, float]:
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+    return {"median": median, "low": low, "high": high}
+
+
+def _criteria(contest: Contest) -> dict[str, Callable[[], None]]:
+    output = _leaves(contest.model(contest.images))
+
+    def run(side: Side, preds: Any) -> None:
+        side.loss(preds).backward()
+
+    return {side.name: partial(run, side, _leaves(side.adapt(output))) for side in contest.sides}
+
+
+def _steps(contest: Contest) -> dict[str, Callable[[], None]]:
+    # A learning rate that is as good as none: the same work each time
+    optimizer = torch.optim.SGD(contest.model.parameters(), lr=1e-9, momentum=0.9)
+
+    def run(side: Side) -> None:
+        side.loss(side.adapt((side.model or contest.model)(contest.images))).backward()
+        optimizer.step()
+        optimizer.zero_grad()  # last: a step begins and ends without gradients, so its memory can be counted
+
+    return {side.name: partial(run, side) for side in contest.sides}
+
+
+def _inference(contest: Contest) -> dict[str, Callable[[], None]]:
+    return {side.name: torch.inference_mode()(partial(side.loss, contest.images)) for side in contest.sides}
+
+
+def _leaves(output: Any) -> Any:
+    """A copy of what a head put out, from which gradients are asked where it has any."""
+    if isinstance(output, dict):
+        return {k: _leaves(v) for k, v in output.items()}
+    if isinstance(output, (list, tuple)):
+        return [_leaves(v) for v in output]
+    return output.detach().clone().requires_grad_(output.requires_grad) if isinstance(output, torch.Tensor) else output
+
+
+def _device(name: str) -> torch.device:
+    if name in ("", "cpu"):
+        return torch.device("cuda", 0) if not name and torch.cuda.is_available() else torch.device("cpu")
+    index = name.removeprefix("cuda:")
+    if not index.isdigit() or int(index) >= torch.cuda.device_count():
+        found = ", ".join(map(str, range(torch.cuda.device_count()))) or "no CUDA device here"
+        raise ConfigError(f"device={name} is not one of cpu, {found}")
+    return torch.device("cuda", int(index))

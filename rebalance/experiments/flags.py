@@ -1,0 +1,17 @@
+"""Our training flags, as far as experiments ask about them: nowhere else do they look at the table of flags."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rebalance.recipe import TRAIN
+from rebalance.settings import checked
+
+DEFAULTS: Mapping[str, Any] = {name: item.default for name, (_, item) in TRAIN.items()}
+METHOD: Mapping[str, str] = {name: getattr(owner, "name", "") for name, (owner, _) in TRAIN.items()}  # "": of none
+
+
+def typed(name: str, text: str) -> Any:
+    """Return the value of a flag that was typed; ConfigError where it is not one."""
+    return checked(name, TRAIN[name][1], text)

@@ -1,0 +1,87 @@
+"""The code and the machine that a result was made with, as they stand in a record."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+PACKAGES = ("rebalance", "torch", "ultralytics", "torchvision", "numpy")
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of Python and of the packages that a result depends on."""
+
+    def version(name: str) -> str | None:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            return _own_version() if name == "rebalance" else None
+
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+def git() -> dict[str, Any] | None:
+    """Commit of the checkout that this package runs from, None where it is not a checkout of it."""
+    here = Path(__file__).resolve()
+
+    def ask(*command: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(here.parent), *command], capture_output=True, text=True, timeout=30, check=True
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    # An environment inside somebody else's checkout is not that checkout: the file must be one that git tracks.
+    commit = ask("ls-files", "--error-unmatch", here.name) and ask("rev-parse", "HEAD")
+    changed = ask("status", "--porcelain", "--untracked-files=no", "--", str(here.parents[1]))
+    return {"commit": commit, "dirty": bool(changed)} if commit else None
+
+
+def machine(threads: int, gpu: str | None) -> dict[str, Any]:
+    """The machine in the words a reader of a table needs.
+
+    Args:
+        threads: CPU threads that the run computes with.
+        gpu: name of the GPU it ran on, None for the CPU.
+    """
+    return {
+        "cpu": _cpu(),
+        "cores": cores(),
+        "threads": threads,
+        "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpu": gpu,
+        "platform": platform.platform(),
+    }
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _own_version() -> str | None:
+    """Version from pyproject.toml, where the package runs from a checkout that is not installed."""
+    try:
+        text = (Path(__file__).resolve().parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    found = re.search(r'^version = "(.+)"$', text, re.MULTILINE)
+    return found[1] if found else None
+
+
+def _cpu() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        text = ""
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1].strip() if found else platform.processor() or platform.machine()

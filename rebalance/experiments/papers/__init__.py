@@ -1,0 +1,244 @@
+"""The papers: their tables and figures as grids to run, and the numbers that they report. One YAML a paper.
+
+`rebalance paper brl.table4 data=my.yaml preset=cpu` runs one. A study is a list of *cells*: grids that are run into one
+folder with one report. A cell names its detector; which one that is, and the budget, is the size's, in budgets.yaml,
+which also has the built-in benchmark. A further paper is a further file.
+
+A block of `numbers` is a table of a paper: what all rows share, the names of `columns`, and `rows`. A column such as
+`test mAP50` holds values, fractions in [0, 1] (`FPS`: frames a second); others and keys are fields of `Number`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import yaml
+
+from rebalance.data.protocols import uses_rate
+from rebalance.errors import ConfigError, nearest
+from rebalance.experiments.record import shown
+from rebalance.settings import value_text
+
+PAPERS = ("brl", "label-noise", "rebalancing", "residual")
+SIZES = ("cpu", "gpu")
+
+_LARGE = "seafloor-640.yaml"  # the built-in set in the size of the benchmark's preset=full, beside the small one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """One table or figure of a paper.
+
+    Attributes:
+        key: as typed.
+        paper: one of PAPERS.
+        title: the paper's name for it.
+        compared: what is compared.
+        cells: grids, each with `detector` (of budgets.yaml) and what it varies; () for a plot of a function.
+        tables: the paper's tables whose numbers stand beside ours.
+        baseline: the loss that the others are compared with.
+        figures: plots of the report that are the point of it: rates, gamma, iou; or of a function: brl, focal.
+        note: what differs from the paper in size `gpu`.
+        runs_of: another study whose runs these are.
+    """
+
+    key: str
+    paper: str
+    title: str
+    compared: str
+    cells: tuple[Mapping[str, str], ...] = ()
+    tables: tuple[str, ...] = ()
+    baseline: str = ""
+    figures: tuple[str, ...] = ()
+    note: str = ""
+    runs_of: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Number:
+    """One reported number.
+
+    Attributes:
+        model: the paper's detector, named after its family.
+        flags: in our own names; those of the row.
+        settings: what the loss has where the row says nothing else.
+        protocol, rate: the training labels in our words; empty: partial by nature.
+    """
+
+    paper: str
+    table: str
+    model: str
+    loss: str
+    flags: tuple[tuple[str, str], ...] = ()
+    settings: Mapping[str, Any]
+    data: str
+    protocol: str = ""
+    rate: float | None = None
+    split: str
+    metric: str
+    value: float
+
+    @property
+    def title(self) -> str:
+        """Title of the paper."""
+        return titles()[self.paper]
+
+    @property
+    def source(self) -> str:
+        """Where the number stands, e.g. 'brl, Table 4' or 'label-noise, Figure 5b'."""
+        if self.table.startswith("fig"):
+            return f"{self.paper}, Figure {self.table.removeprefix('fig')}"
+        return f"{self.paper}, {'text' if self.table == 'text' else f'Table {self.table}'}"
+
+
+@cache
+def _read(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((files(__name__) / f"{name}.yaml").read_text(encoding="utf-8"))
+    return content
+
+
+@cache
+def titles() -> dict[str, str]:
+    """Paper -> its title."""
+    return {paper: _read(paper)["title"] for paper in PAPERS}
+
+
+@cache
+def studies() -> dict[str, Study]:
+    """Key -> study."""
+    made = {}
+    for paper in PAPERS:
+        for key, told in _read(paper)["studies"].items():
+            several = {name: tuple(told.get(name, ())) for name in ("tables", "figures")}
+            cells, note = tuple(map(_texts, told.get("cells", ()))), told.get("note", "")
+            note = " ".join(note) if isinstance(note, list) else note
+            made[key] = Study(**{**told, **several, "key": key, "paper": paper, "cells": cells, "note": note})
+    return made
+
+
+@cache
+def numbers() -> tuple[Number, ...]:
+    """Every reported number that the package carries."""
+    made = []
+    for paper in PAPERS:
+        for block in _read(paper)["numbers"]:
+            shared = {key: value for key, value in block.items() if key not in ("columns", "rows")}
+            for row in block["rows"]:
+                told = {**shared, **dict(zip(block["columns"], row, strict=True)), "paper": paper}
+                scores = {key: float(told.pop(key)) for key in list(told) if " " in key}
+                told |= {"rate": float(told["rate"])} if "rate" in told else {}
+                told["flags"] = tuple(tuple(flag.split("=")) for flag in told.get("flags", "").split())
+                told["settings"] = _read(paper)["settings"][told["loss"]]
+                for column, value in scores.items():
+                    split, metric = column.split()
+                    made.append(Number(**told, split=split, metric=metric, value=value))
+    return tuple(made)
+
+
+@cache
+def detectors(size: str) -> dict[str, dict[str, str]]:
+    """Detector of a cell -> its `model` and schedule in a size."""
+    return {name: _texts(told) for name, told in _read("budgets")["detectors"][size].items()}
+
+
+def _texts(values: Mapping[str, Any]) -> dict[str, str]:
+    """Values as typed: 0,0.5 for a list."""
+    return {
+        key: ",".join(map(value_text, value)) if isinstance(value, list) else value_text(value)
+        for key, value in values.items()
+    }
+
+
+def family(model: str) -> str:
+    """Return the family of a detector: 'retinanet' of retinanet_tiny and retinanet-r101, 'yolov5' of yolov5n.yaml."""
+    name = re.split(r"[\\/]", model)[-1].lower()
+    found = re.match(r"yolo(?:v?\d+)|retinanet|fasterrcnn|ssd", name)
+    return found[0] if found else name
+
+
+def find(key: str) -> Study:
+    """Return the study of a key; of one that shows runs of another, the other.
+
+    Raises:
+        ConfigError: there is no such study; the nearest is named.
+    """
+    known = studies()
+    if key not in known:
+        raise ConfigError(f"there is no '{key}'{nearest(key, known)}; tables and figures: {', '.join(known)}")
+    return known[known[key].runs_of or key]
+
+
+def arguments(study: Study, given: Mapping[str, str]) -> list[dict[str, str]]:
+    """Return what to give to `sweep`, cell by cell.
+
+    Args:
+        study: one with cells.
+        given: `data`, `preset` (cpu or gpu; default cpu), and any key of a sweep, which then replaces the study's in
+            every cell. A `model` replaces those of its own family where there are some, else all.
+
+    Raises:
+        ConfigError: no data, or no such preset.
+    """
+    size = _preset(given, SIZES)
+    if not given.get("data"):
+        raise ConfigError(f"data= is missing: rebalance paper {study.key} data=my.yaml")
+    over = {key: text for key, text in given.items() if key not in ("preset", "model")}
+    known = detectors(size)
+    families = {family(known[cell["detector"]]["model"]) for cell in study.cells}
+    asked = [name for name in given.get("model", "").split(",") if name]
+    cells = []
+    for cell in study.cells:
+        budget = known[cell["detector"]]
+        fitting = [name for name in asked if family(name) == family(budget["model"])]
+        others = [name for name in asked if family(name) not in families]
+        rated = any(uses_rate(name) for name in over.get("protocol", cell.get("protocol", "")).split(","))
+        own = {key: text for key, text in cell.items() if key != "detector" and (key != "rate" or rated)}
+        name = {"name": f"{study.key}-{size}", "model": ",".join(fitting or others) or budget["model"]}
+        cells.append({**name, **{key: text for key, text in budget.items() if key != "model"}, **own, **over})
+    return cells
+
+
+def about(study: Study, given: Mapping[str, str]) -> dict[str, Any]:
+    """Return what a report says about a study, for sweep.json; `given` as in `arguments`."""
+    return {
+        "key": study.key,
+        "title": f"{study.paper}, {study.title}",
+        "compared": study.compared,
+        "note": study.note if given.get("preset") == "gpu" else "",
+        "tables": [[study.paper, table] for table in study.tables],
+        "baseline": study.baseline,
+        "figures": list(study.figures),
+        "given": {key: text for key, text in given.items() if key != "name"},
+    }
+
+
+def benchmark(given: Mapping[str, str]) -> dict[str, str]:
+    """Return what to give to `sweep` for the built-in benchmark.
+
+    Args:
+        given: `preset` (cpu or full; default cpu), and any key of a sweep, which then replaces the preset's.
+
+    Raises:
+        ConfigError: there is no such preset.
+    """
+    presets = _read("budgets")["benchmark"]
+    name = _preset(given, presets)
+    preset = _texts(presets[name])
+    if name == "full":
+        from rebalance.data.demo.seafloor import data_folder
+
+        large = data_folder() / _LARGE
+        preset["data"] = shown(large) if large.is_file() else preset["data"]
+    return {**preset, **{key: text for key, text in given.items() if key != "preset"}}
+
+
+def _preset(given: Mapping[str, str], choices: Mapping[str, Any] | tuple[str, ...]) -> str:
+    name = given.get("preset", "cpu")
+    if name not in choices:
+        raise ConfigError(f"preset={name} is not one of {', '.join(choices)}{nearest(name, choices)}")
+    return name

@@ -1,0 +1,170 @@
+"""What a host is to the rest of the house, and what a model remembers of its training.
+
+A host is the family of models that one kind of detection head belongs to: Ultralytics' YOLO models, or one of
+torchvision's detectors. The trainer, the admission and the benchmark know hosts by this class alone.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from ultralytics.utils import DEFAULT_CFG_DICT
+from ultralytics.utils.loss import E2ELoss
+
+from rebalance.errors import ConfigError
+from rebalance.methods.method import Sites
+from rebalance.methods.resobj import means
+from rebalance.objective import Objective
+from rebalance.recipe import Recipe
+
+KEY = "rebalance"  # of model.yaml: what a checkpoint remembers of our flags
+COCO = "coco"  # value of `pretrained` that is no file: the whole detector as published, trained on COCO
+
+HOST_WEIGHTS = ("box", "cls", "dfl", "cls_pw")  # of Ultralytics' own losses, which other heads do not use
+
+
+class Host(ABC):
+    """A family of models.
+
+    Attributes:
+        sites: where the loss acts.
+    """
+
+    sites: Sites
+
+    @abstractmethod
+    def refuse(self, model: Any, recipe: Recipe, arguments: Mapping[str, Any], channels: int) -> None:
+        """Raise for a training that could not start, or for arguments that would have no effect. Makes nothing.
+
+        Args:
+            model: that is to be trained, or that a training goes on with.
+            recipe: of the training.
+            arguments: Ultralytics' own.
+            channels: of the data set's images.
+        """
+
+    @property
+    def own(self) -> bool:
+        """Whether Ultralytics trains such a model by itself."""
+        return False
+
+    @abstractmethod
+    def build(self, cfg: Any, recipe: Recipe, *, nc: int, ch: int, verbose: bool) -> Any:
+        """A model with random weights and the head of the recipe."""
+
+    @abstractmethod
+    def start(self, model: Any, pretrained: Any, state: dict[str, Tensor] | None) -> tuple[int, int] | None:
+        """Fill a model that was just built.
+
+        Args:
+            model: is changed.
+            pretrained: the argument of that name.
+            state: what the file that it names holds, where that is a plain state dict.
+
+        Returns:
+            Number of tensors copied, and number in the file; None where there is nothing to copy.
+        """
+
+    def prepare(self, model: Any, recipe: Recipe, trainer: Any) -> str:
+        """Set what needs the data, before the EMA copies the model; returns what is to be said about it, or ''."""
+        return ""
+
+    @abstractmethod
+    def criterion(self, model: Any, recipe: Recipe, seed: int) -> Any:
+        """The loss, called as Ultralytics calls a criterion. Its `objectives` are those of all its stages."""
+
+
+def refuse_weights(arguments: Mapping[str, Any], what: str) -> None:
+    """Raise where weights of the host's own losses are given for another loss."""
+    for name in HOST_WEIGHTS:
+        if arguments.get(name, DEFAULT_CFG_DICT[name]) != DEFAULT_CFG_DICT[name]:
+            raise ConfigError(f"{name}={arguments[name]} has no effect with {what}")
+
+
+def remember(model: Any, recipe: Recipe) -> None:
+    """Write the flags into the model, as plain values that a checkpoint keeps and any installation can read."""
+    model.yaml[KEY] = {"flags": dict(recipe.values)}
+
+
+def remembered(model: Any) -> dict[str, Any]:
+    """What `remember` wrote, and beside it what a loss has kept; or an empty dict."""
+    yaml = getattr(model, "yaml", None)
+    return yaml.get(KEY, {}) if isinstance(yaml, dict) else {}
+
+
+# What a criterion keeps from step to step -----------------------------------------------------------------------------
+
+
+def branches(criterion: Any) -> list[Any]:
+    """The criteria that a criterion is made of: two for YOLO26, else itself."""
+    return [criterion.one2many, criterion.one2one] if isinstance(criterion, E2ELoss) else [criterion]
+
+
+def objectives(criterion: Any) -> list[Objective]:
+    """Of every branch and stage."""
+    return [objective for branch in branches(criterion) for objective in branch.objectives]
+
+
+def begin_epoch(criterion: Any, epoch: int) -> None:
+    """Tell every branch of a criterion where the run stands (from 0)."""
+    for objective in objectives(criterion):
+        objective.begin_epoch(epoch)
+
+
+def counts(criterion: Any) -> dict[str, int]:
+    """What was chosen in this epoch, summed over branches and processes; reads from the device once."""
+    found = [o for o in objectives(criterion) if o.counts is not None and o.weighting is not None]
+    if not found:
+        return {}
+    names = found[0].weighting.counted  # type: ignore[union-attr]
+    return dict(zip(names, _summed([o.counts for o in found]).tolist(), strict=True))
+
+
+def step_means(criterion: Any) -> dict[str, float]:
+    """Mean objectness of this epoch's positives and negatives after each step; empty without an objectness of ours."""
+    found = [o.steps.sums for o in objectives(criterion) if o.steps.sums is not None]
+    return means(_summed(found)) if found else {}
+
+
+def keep(criterion: Any) -> list[dict[str, list[float]]]:
+    """What the methods of each branch keep, as plain numbers for a checkpoint."""
+    return [{name: x.tolist() for name, x in branch.objectives[0].run.kept.items()} for branch in branches(criterion)]
+
+
+def restore(criterion: Any, kept: Iterable[Mapping[str, list[float]] | list[float] | None]) -> None:
+    """Put back what `keep` gave; earlier versions kept GHM's average alone, as a list."""
+    for branch, found in zip(branches(criterion), kept, strict=False):
+        named = {"average": found} if isinstance(found, list) else found or {}
+        branch.objectives[0].run.kept = {name: torch.tensor(values) for name, values in named.items()}
+
+
+def describe(model: Any) -> dict[str, Any]:
+    """What runs, in words and as data, read from the model's criterion rather than from the flags alone."""
+    criterion = model.criterion
+    branch = branches(criterion)[0]
+    ran = branch.objectives[0].recipe
+    name = type(criterion).__name__
+    if isinstance(criterion, E2ELoss):
+        name = f"{name} of two {type(branch).__name__}"
+    element, weighting = ran.methods[0].name, "".join(method.name for method in ran.methods[1:])
+    divisor = ran.site.divisors[ran.divisor]
+    if weighting == "drop":
+        divisor += ", what is left" if ran["drop_divisor"] == "kept" else ", as in the host"
+    settings = " ".join(f"{k}={v}" for k, v in ran.used.items())
+    return {
+        "loss": ran["loss"], "head": ran["head"], "element": element, "weighting": weighting, "criterion": name,
+        "settings": ran.used, "divisor": divisor,
+        "text": f"{ran.text}: {name}, {settings}{', ' if settings else ''}divisor: {divisor}",
+    }  # fmt: skip
+
+
+def _summed(parts: list[Any]) -> Tensor:
+    """Over branches and processes."""
+    total = torch.stack(parts).sum(0)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(total)
+    return total

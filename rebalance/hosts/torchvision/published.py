@@ -1,0 +1,136 @@
+"""Weights to start from: torchvision's own where this machine has them or the internet, else none."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import WeightsEnum
+from ultralytics.utils import LOGGER, ONLINE
+from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
+
+from rebalance.errors import ModelError
+from rebalance.hosts.host import COCO
+from rebalance.hosts.state_dict import load_by_name, read_state_dict
+from rebalance.hosts.torchvision.model import KEY, TorchvisionModel
+from rebalance.hosts.torchvision.zoo import ZOO
+
+OTHERWISE = "pretrained=<file> takes a state dict"
+# Of torchvision's 91 categories, those that no data set has
+N_A = ("__background__", "N/A")
+
+
+def check(name: str, pretrained: Any) -> None:
+    """Raise where weights asked for by name cannot be had; nothing is fetched or read.
+
+    Args:
+        name: of the detector.
+        pretrained: as in `start`, or the name of a checkpoint that Ultralytics publishes.
+
+    Raises:
+        ModelError: they are not there.
+    """
+    if pretrained == COCO:
+        if reason := missing_coco(name):
+            raise ModelError(f"pretrained=coco: {reason}; {OTHERWISE}")
+    elif isinstance(pretrained, (str, Path)):
+        file = Path(pretrained)
+        if not file.is_file() and file.name not in GITHUB_ASSETS_NAMES:
+            raise ModelError(f"pretrained={pretrained}: no such file, and not {COCO}")
+
+
+def missing_coco(name: str) -> str:
+    """Why a detector trained on COCO cannot be had; empty where it can, as far as is known without fetching it."""
+    weights = ZOO[name].coco
+    if weights is None:
+        return f"there are no weights of {name} trained on COCO"
+    return "" if _kept(weights).is_file() or ONLINE else f"{weights.url} cannot be fetched without internet"
+
+
+def start(model: TorchvisionModel, pretrained: bool | str) -> tuple[int, int] | None:
+    """Fill a new model and tell what it starts from.
+
+    Args:
+        model: with random weights.
+        pretrained: True: torchvision's backbone, trained on ImageNet, where it can be had; `coco`: the whole detector;
+            a file: a state dict of torchvision's detector or backbone, for the small models of YOLOv5n; False: nothing.
+
+    Returns:
+        Number of tensors copied, and number in the file; None where the model starts from scratch.
+
+    Raises:
+        ModelError: weights that were asked for by name and are not there.
+    """
+    name = model.yaml[KEY]
+    detector = ZOO[name]
+    if pretrained is False:
+        LOGGER.info(f"rebalance: {name} starts from scratch (pretrained=False)")
+        return None
+    if pretrained is True:
+        if detector.backbone and (found := fetch(detector.backbone)):
+            return load_by_name(model, model.translate(found), detector.backbone.url)
+        reason = f"{detector.backbone.url} could not be fetched" if detector.backbone else "it has no weights online"
+        LOGGER.warning(f"rebalance: {name} starts from scratch: {reason}; {OTHERWISE}")
+        return None
+    check(name, pretrained)
+    if pretrained == COCO:
+        if detector.coco is None or (state := fetch(detector.coco)) is None:
+            raise ModelError(f"pretrained=coco: the weights could not be fetched; {OTHERWISE}")
+        return load_coco(model, state, detector.coco)
+    state = read_state_dict(pretrained)
+    if state is None:
+        raise ModelError(f"pretrained={pretrained} is not a state dict of tensors")
+    return load_by_name(model, model.translate(state), str(pretrained))
+
+
+def _kept(weights: WeightsEnum) -> Path:
+    """Where torch's hub (TORCH_HOME) has a file once it is fetched."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+
+
+def fetch(weights: WeightsEnum) -> dict[str, Tensor] | None:
+    """A state dict from torch's hub folder, else from the internet; None where neither has it whole."""
+    if not _kept(weights).is_file() and not ONLINE:
+        return None
+    try:
+        state: dict[str, Tensor] = weights.get_state_dict(progress=True, check_hash=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:  # no answer, a wrong hash, a torn file
+        LOGGER.warning(f"rebalance: {weights.url}: {' '.join(str(error).split())}")
+        return None
+    return state
+
+
+def load_coco(model: TorchvisionModel, state: dict[str, Tensor], weights: WeightsEnum) -> tuple[int, int]:
+    """Fill a whole detector; of the class layers the 80 categories that data sets have, where the model has 80.
+
+    Their order is that of YOLO's coco.yaml.
+    """
+    categories = weights.meta["categories"]
+    kept = [i for i, name in enumerate(categories) if name not in N_A]
+    state = _thawed(model, model.translate(state))
+    head: Any = model.model[-1]
+    if model.nc == len(kept):
+        index = torch.tensor([*range(head.background), *kept])
+        for name, rows in head.class_rows().items():
+            state[f"model.2.{name}"] = rows(state[f"model.2.{name}"], index)
+        model.names = {i: categories[k] for i, k in enumerate(kept)}
+    return load_by_name(model, state, weights.url)
+
+
+def _thawed(model: TorchvisionModel, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Frozen batch normalisation, which torchvision's files divide by √variance, for layers that add ε to the variance.
+
+    (torchvision sets ε to 0 for these files, whose layers have no count of batches.)
+    """
+    state = dict(state)
+    for name, layer in model.named_modules():
+        variance = state.get(f"{name}.running_var")
+        if isinstance(layer, nn.BatchNorm2d) and variance is not None and f"{name}.num_batches_tracked" not in state:
+            kept = (variance - layer.eps).clamp(min=0)
+            state[f"{name}.running_var"] = kept
+            # where the variance is below ε, the weight makes up for the rest
+            state[f"{name}.weight"] = state[f"{name}.weight"] * ((kept + layer.eps) / variance).sqrt()
+    return state

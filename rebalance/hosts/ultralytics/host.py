@@ -1,0 +1,90 @@
+"""Ultralytics' YOLO detection models as a host."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from ultralytics.data.utils import exif_size
+from ultralytics.nn.modules.head import Detect
+
+from rebalance.errors import ModelError
+from rebalance.heads.anchor import AnchorSettings
+from rebalance.hosts.host import Host, refuse_weights, remembered
+from rebalance.hosts.state_dict import load_by_name
+from rebalance.hosts.ultralytics.model import AnchorDetect, build, criterion_of, replaceable_head, sites_of
+from rebalance.match.autoanchor import best_possible_recall, fit_anchors
+from rebalance.recipe import Recipe
+
+
+class Ultralytics(Host):
+    """A model of Ultralytics."""
+
+    def __init__(self, model: Any) -> None:
+        """Look at a model, or at its `yaml`."""
+        self.sites = sites_of(model)
+
+    def refuse(self, model: Any, recipe: Recipe, arguments: Mapping[str, Any], channels: int) -> None:
+        """As there: gains of the host's loss, heads that cannot be replaced."""
+        head, anchors = recipe["head"], "anchors" in recipe.site.gives
+        if anchors:
+            refuse_weights(arguments, f"head={head}; its gains are box_gain, obj_gain, cls_gain")
+        if head != "stock" and remembered(model).get("flags", {}).get("head", "stock") == "stock":
+            replaceable_head(model, "anchor" if anchors else head)
+
+    @property
+    def own(self) -> bool:
+        """As there."""
+        return True
+
+    def build(self, cfg: Any, recipe: Recipe, *, nc: int, ch: int, verbose: bool) -> Any:
+        """As there."""
+        model = build(cfg, recipe, nc=nc, ch=ch, verbose=verbose)
+        if not isinstance(model.model[-1], Detect):
+            raise ModelError(
+                f"loss={recipe['loss']} needs a YOLO detection model, not {type(model.model[-1]).__name__}"
+            )
+        return model
+
+    def start(self, model: Any, pretrained: Any, state: dict[str, Tensor] | None) -> tuple[int, int] | None:
+        """Load a plain state dict; all else the host has loaded."""
+        return None if state is None else load_by_name(model, state, str(pretrained))
+
+    def prepare(self, model: Any, recipe: Recipe, trainer: Any) -> str:
+        """Anchors of a new anchor head: how many labels they reach, fitted to the labels where that is under 98 %."""
+        head = model.model[-1]
+        if not isinstance(head, AnchorDetect) or trainer.resume:
+            return ""
+        settings = recipe.of(AnchorSettings)
+        data = trainer.train_loader.dataset
+        sizes = np.array([_image_size(lb) for lb in data.labels], dtype=float).reshape(-1, 2)
+        sizes *= trainer.args.imgsz / sizes.max(1, keepdims=True)
+        labels = np.concatenate([lb["bboxes"][:, 2:] * s for lb, s in zip(data.labels, sizes, strict=True)])
+        pixels = (head.anchors * head.stride.to(head.anchors).view(-1, 1, 1)).view(-1, 2).cpu().double().numpy()
+        recall = best_possible_recall(labels, pixels, settings.anchor_t)
+        text = f"anchors reach {recall:.1%} of the labels (best possible recall)"
+        if recall < 0.98 and settings.autoanchor and len(np.unique(labels, axis=0)) >= len(pixels):
+            fitted = fit_anchors(labels, len(pixels), settings.anchor_t, seed=trainer.args.seed)
+            better = best_possible_recall(labels, fitted, settings.anchor_t)
+            if better > recall:
+                new = torch.from_numpy(fitted).to(head.anchors).view_as(head.anchors)
+                head.anchors.copy_(new / head.stride.to(new).view(-1, 1, 1))
+                text += f"; fitted to the labels they reach {better:.1%}: {fitted.round().astype(int).tolist()}"
+        return text
+
+    def criterion(self, model: Any, recipe: Recipe, seed: int) -> Any:
+        """As there."""
+        return criterion_of(model, recipe, seed)
+
+
+def _image_size(label: dict[str, Any]) -> tuple[int, int]:
+    """Width, height of the image of one of the host's label entries."""
+    if "shape" in label:
+        return label["shape"][1], label["shape"][0]
+    with Image.open(label["im_file"]) as image:  # for rectangular training the host takes the shapes out of its entries
+        width, height = exif_size(image)
+    return width, height

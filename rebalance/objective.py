@@ -1,0 +1,171 @@
+"""What a criterion asks the methods, in order: relabel, choose, cost, weigh, divide. Nothing else calls their verbs.
+
+A host's criterion turns predictions and labels into candidates and adds its box loss; what the classification (or
+objectness) loss of these candidates is, is decided here.
+
+Shapes: B images, N candidates an image, C channels (the classes, or 1 for an objectness), T steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rebalance.match.candidates import IGNORE, Candidates
+from rebalance.methods.bce import bce
+from rebalance.methods.method import DENSE, NOTHING, Choice, Method, Predictions, Run
+from rebalance.methods.resobj import StepMeans, refine, residual_objectness
+from rebalance.recipe import Recipe
+
+
+class Objective:
+    """The methods of one stage of a criterion's loss, and what they keep from step to step.
+
+    Attributes:
+        run: where the run stands; stages of one criterion share it.
+        plain: whether every candidate has the host's own loss, with the same weight.
+        by_overlap: whether the loss depends on how far a candidate is from the labels.
+        by_image: whether the loss of an image is the same without the other images.
+        counts: what was chosen in this epoch, summed up on the device; None before anything was.
+        steps: mean objectness after each refinement, of this epoch.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        run: Run,
+        *,
+        stage: str = DENSE,
+        own: Callable[[Tensor, Tensor], Tensor] | None = None,
+        ignores: bool = False,
+    ) -> None:
+        """Start at epoch 0.
+
+        Args:
+            recipe: of the training.
+            run: of the criterion.
+            stage: whose methods these are.
+            own: the host's cross-entropy, kept to the bit where no method changes it; None: ours.
+            ignores: whether candidates may be IGNORE.
+        """
+        self.recipe, self.run, self.own, self.ignores = recipe, run, own, ignores
+        self.methods = [method for method in recipe.methods if method.acts(stage)]
+        self.element = next(method for method in recipe.methods if method.kind == "element")
+        self.weighting = next((method for method in self.methods if method.kind == "weighting"), None)
+        weighs = self.weighting is not None and type(self.weighting).weigh is not Method.weigh
+        self.plain = self.element.name == "bce" and not weighs
+        self.by_overlap = any("overlap" in method.needs for method in self.methods)
+        self.by_image = all(method.by_image for method in self.methods)
+        self.begin_epoch(0)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Take note of the epoch (from 0), and forget what was counted."""
+        self.run.epoch, self.run.step = epoch, 0
+        self.counts: Tensor | None = None
+        self.steps = StepMeans()
+
+    # The verbs --------------------------------------------------------------------------------------------------------
+
+    def relabel(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Begin a step with the host's batch, as the methods change it."""
+        self.run.step += self.run.training
+        for method in self.recipe.methods:
+            batch = method.relabel(batch, self.run)
+        return batch
+
+    def choose(self, predictions: Predictions) -> Choice:
+        """What leaves the losses of this step."""
+        found = self.weighting.choose(predictions, self.run) if self.weighting else None
+        if found is None:
+            return NOTHING
+        if found.counts is not None:
+            self.counts = found.counts if self.counts is None else self.counts + found.counts
+        return found
+
+    @property
+    def mined(self) -> int:
+        """Proposals of an image that are chosen by their loss; 0: the host samples at random."""
+        return self.weighting.mines() if self.weighting else 0
+
+    def loss(self, candidates: Candidates) -> Tensor:
+        """Loss of every element, weighted and not reduced.
+
+        Returns:
+            (B, N, C), on a softmax (B, N, 1), at least float32; 0 without gradient at IGNORE.
+        """
+        if self.plain and self.own:
+            loss = self.own(candidates.logits, candidates.targets)
+        else:
+            loss = self.element.cost(candidates, self.run)
+        weights = self.weighting.weigh(candidates, loss, self.run) if self.weighting else None
+        if weights is not None:
+            return loss * weights
+        return loss.masked_fill((candidates.state == IGNORE).unsqueeze(-1), 0) if self.ignores else loss
+
+    def objectness(self, candidates: Candidates, residuals: Tensor, choice: Choice) -> dict[str, Tensor]:
+        """Losses of an objectness and its refinements, without what was chosen; (B, N) each, not divided.
+
+        Args:
+            candidates: with (B, N) logits and targets.
+            residuals: (T, B, N).
+            choice: leaves both losses; what becomes background, in both.
+
+        Returns:
+            `obj_loss` and, where there are steps, `res_loss`, the sum over the steps.
+        """
+        logits, targets, state, overlap, _ = candidates
+        if choice.background is not None:
+            targets = targets.masked_fill(choice.background, 0)
+        state = choice.seen(state)
+        if self.run.training and "objectness" in self.run.site.gives:
+            self.steps.add(refine(logits.detach(), residuals.detach()), state)
+
+        def element(logits: Tensor, targets: Tensor) -> Tensor:
+            if self.plain:
+                return bce(logits, targets)
+            one = Candidates(logits.unsqueeze(-1), targets.unsqueeze(-1), state, overlap)
+            return self.loss(one).squeeze(-1)
+
+        counted = None if not self.ignores else state != IGNORE
+        if choice.left is not None:
+            counted = ~choice.left if counted is None else counted & ~choice.left
+        loss = element(logits, targets)
+        losses = {"obj_loss": loss if counted is None else torch.where(counted, loss, 0)}
+        if len(residuals):
+            losses["res_loss"] = residual_objectness(
+                logits, residuals, targets, state,
+                weights=None if counted is None else counted.to(logits.dtype),
+                grad=self.recipe.resobj.resobj_grad, element=element,
+            ).losses.sum(0)  # fmt: skip
+        return losses
+
+    def divide(
+        self, positive: Tensor, choice: Choice, *, by: str = "", channels: int = 1, ignored: Any = None
+    ) -> Tensor:
+        """What a summed loss is divided by, where that is not the host's own affair; at least 1.
+
+        Args:
+            positive: (B, N) bool.
+            choice: what left the loss or became background.
+            by: batch (matched candidates), candidates (all, times channels; what became background is one still), or
+                image (matched candidates of each image by itself, then the mean over images); empty: the recipe's.
+            channels: C.
+            ignored: (B, N) bool, what is no candidate; None: nothing.
+
+        Returns:
+            A scalar; by image (B,), the divisor of each image's sum.
+        """
+        by = by or self.recipe.divisor
+        if by == "candidates":
+            counted = torch.ones_like(positive) if ignored is None else ~ignored
+            gone = choice.left
+        else:
+            counted, gone = positive, choice.gone
+        if gone is not None and choice.kept:
+            counted = counted & ~gone
+        if by == "image":
+            return counted.sum(1).clamp(min=1) * len(counted)
+        return (counted.sum() * (channels if by == "candidates" else 1)).clamp(min=1)

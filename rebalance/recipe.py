@@ -1,0 +1,274 @@
+"""What a training trains with: the user's flags, read once against what a model gives."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+from rebalance.errors import ConfigError, nearest
+from rebalance.heads.anchor import AnchorSettings
+from rebalance.methods import ALIASES, JOINS, METHODS, ROWS
+from rebalance.methods.method import Method, Site, Sites
+from rebalance.methods.resobj import ResObj
+from rebalance.settings import checked, setting, settings_of, value_text
+
+S = TypeVar("S")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """Flags of a training that belong to no method."""
+
+    loss: str = setting("", "method, or element loss and weighting joined by +; empty: what the other flags imply")
+    head: str = setting(
+        "stock", "detection head; obj, resobj: on anchors for YOLOv3 and YOLOv5, else beside the class scores",
+        choices=("stock", "anchor", "obj", "resobj"),
+    )  # fmt: skip
+    obj_base: str = setting(
+        "auto", "head=obj, resobj on YOLO: refine the anchor head's objectness, or one beside the stock head's classes",
+        choices=("auto", "anchor", "stock"),
+    )  # fmt: skip
+    divisor: str = setting(
+        "auto",
+        "what the classification (objectness) loss is divided by; auto: what suits the method, else as the host",
+        choices=("auto", "host", "image", "batch", "candidates"),
+    )
+
+
+# Every flag of a training: the class that it belongs to, and its field
+OWNERS: tuple[type[Any], ...] = (Common, *ROWS, AnchorSettings)
+TRAIN: dict[str, tuple[type[Any], dataclasses.Field[Any]]] = {
+    name: (owner, item) for owner in OWNERS for name, item in settings_of(owner).items()
+}
+HEADS = {row.name for row in ROWS if row.kind == "head"}  # chosen by `loss=` too
+
+
+class Selection(NamedTuple):
+    """The methods of one `loss`."""
+
+    element: str
+    weighting: str  # "" where every candidate counts the same
+
+    def text(self, site: Site) -> str:
+        """As the user would write it: cross-entropy goes without saying where that is the host's own loss."""
+        if not self.weighting:
+            return self.element
+        own = own_loss(site)
+        said = self != own and (self.element != "bce" or own != Selection("bce", ""))
+        return f"{self.element}+{self.weighting}" if said else self.weighting
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Checked and complete.
+
+    Attributes:
+        values: every flag of a training; what a checkpoint and a record keep.
+        site: where the loss acts.
+        methods: the element loss, and the weighting where there is one, with their settings.
+        divisor: what the loss is divided by: a key of the site's `divisors`.
+    """
+
+    values: Mapping[str, Any]
+    site: Site
+    methods: tuple[Method, ...]
+    divisor: str
+
+    def __getitem__(self, name: str) -> Any:
+        """The value of a flag."""
+        return self.values[name]
+
+    def of(self, owner: type[S]) -> S:
+        """The settings of a method or head."""
+        return owner(**{name: self.values[name] for name in settings_of(owner)})
+
+    @property
+    def resobj(self) -> ResObj:
+        """The settings of a head that refines its objectness; no steps where it is not head=resobj."""
+        settings = self.of(ResObj)
+        return settings if self["head"] == "resobj" else dataclasses.replace(settings, resobj_steps=0)
+
+    @property
+    def used(self) -> dict[str, Any]:
+        """The settings that have a say in the loss."""
+        owners = {
+            *map(type, self.methods),
+            METHODS.get(self["head"]),
+            AnchorSettings if "anchors" in self.site.gives else 0,
+        }
+        return {
+            name: self.values[name]
+            for name, (owner, item) in TRAIN.items()
+            if owner in owners and self.site.has(needed(item)) and name != "autoanchor"
+        }
+
+    @property
+    def text(self) -> str:
+        """`loss=`, `head=` and what they are called."""
+        named = [*self["loss"].split("+"), *([self["head"]] if self["head"] in METHODS else [])]
+        return f"loss={self['loss']} head={self['head']} ({' with '.join(METHODS[name].title for name in named)})"
+
+
+def needed(item: dataclasses.Field[Any]) -> frozenset[str]:
+    """What a site must give for a flag to count."""
+    return frozenset({item.metadata["needs"]} - {""})
+
+
+def read(given: Mapping[str, Any], sites: Sites, *, head: str = "stock") -> Recipe:
+    """Check the flags that a user gave and complete them.
+
+    Args:
+        given: flag name to value.
+        sites: of the model.
+        head: the head where none is given, e.g. that of the checkpoint.
+
+    Returns:
+        The recipe, with `loss` and `head` filled in: a method's flag without `loss` selects the method.
+
+    Raises:
+        ConfigError: an unknown flag, a bad value, or a flag that would have no effect.
+    """
+    values = {**{name: item.default for name, (_, item) in TRAIN.items()}, "head": head, **_converted(given)}
+    values["head"], loss = _head_and_loss(values, given)
+    if values["head"] not in sites.by_head:
+        raise ConfigError(f"head={values['head']} is not defined for {sites.name}; heads: {', '.join(sites.by_head)}")
+    site = sites.site(values["head"], values["obj_base"])
+    owners = {name: TRAIN[name][0] for name in given}
+    implied = sorted({owner.name for owner in owners.values() if _weighs(owner)})
+    loss = loss or "+".join(implied) or site.own
+    selected = select(loss, site)
+    for name, owner in owners.items():
+        if (problem := _idle(name, owner, values["head"], loss, selected, site)) is not None:
+            raise ConfigError(f"{name}={value_text(given[name])} has no effect with {problem}")
+    for name in filter(None, selected):
+        if not METHODS[name].defined(site):
+            there = ", ".join(name for name, row in METHODS.items() if row.defined(site))
+            raise ConfigError(f"loss={name} is not defined for {site.where}; losses there: {there}")
+    if values["divisor"] not in ("auto", "host", *site.divisors):
+        raise ConfigError(
+            f"divisor={values['divisor']} is not defined for {site.name}, which divides by what it sampled"
+        )
+    return _made({**values, "loss": selected.text(site)}, site)
+
+
+def kept(values: Mapping[str, Any], sites: Sites, *, head: str = "stock") -> Recipe:
+    """The recipe that a checkpoint keeps, checked when its run began; the host's own loss where it keeps none.
+
+    Args:
+        values: flag name to value; flags of a later version have their defaults.
+        sites: of the model.
+        head: the head where none is kept.
+    """
+    found = {**{name: item.default for name, (_, item) in TRAIN.items()}, "head": head, **_converted(values)}
+    site = sites.site(found["head"], found["obj_base"])
+    return _made({**found, "loss": found["loss"] or site.own}, site)
+
+
+def select(loss: str, site: Site) -> Selection:
+    """Read a loss name: an element loss, a weighting, or one of each joined by +.
+
+    Args:
+        loss: the name without a head; a weighting by itself weighs the element loss that is the host's own, where it
+            has a meaning for it, else the first that it has a meaning for.
+        site: where the loss acts.
+
+    Raises:
+        ConfigError: an unknown name, two methods of one kind, or a pair without a meaning.
+    """
+    found = {"element": "", "weighting": ""}
+    for given in loss.split("+"):
+        name = ALIASES.get(given, given)
+        if name not in METHODS:
+            raise ConfigError(
+                f"loss={loss}: {name or 'nothing'} is not one of {', '.join(METHODS)}{nearest(name, METHODS)}"
+            )
+        kind = METHODS[name].kind
+        if found[kind]:
+            raise ConfigError(f"loss={loss} joins two methods of one kind ({kind}); valid pairs: {_pairs()}")
+        found[kind] = name
+    joins = JOINS.get(found["weighting"], [])
+    if not found["element"]:
+        own = own_loss(site).element
+        found["element"] = own if own in joins else joins[0]
+    if joins and found["element"] not in joins:
+        raise ConfigError(
+            f"loss={loss}: {found['weighting']} has no meaning with {found['element']}; valid pairs: {_pairs()}"
+        )
+    return Selection(**found)
+
+
+def own_loss(site: Site) -> Selection:
+    """The host's own loss."""
+    row = METHODS[site.own]
+    return Selection(row.name, "") if row.kind == "element" else Selection(JOINS[row.name][0], row.name)
+
+
+def _made(values: Mapping[str, Any], site: Site) -> Recipe:
+    selected = select(values["loss"], site)
+    if "cells" in site.gives and values["head"] in HEADS:  # what a checkpoint keeps is not asked again
+        values = {**values, "obj_base": "anchor" if "anchors" in site.gives else "stock"}
+    recipe = Recipe(values, site, (), "")
+    methods = tuple(recipe.of(METHODS[name]) for name in selected if name)
+    divisor = values["divisor"]
+    if divisor == "auto":
+        own = (method.divide(site) for method in reversed(methods))  # the weighting has the first word
+        divisor = next((by for by in own if by != "host"), "host")
+    return dataclasses.replace(recipe, methods=methods, divisor=site.host if divisor == "host" else divisor)
+
+
+def _converted(given: Mapping[str, Any]) -> dict[str, Any]:
+    for name, value in given.items():
+        if name not in TRAIN:
+            raise ConfigError(f"unknown flag {name}={value}{nearest(name, TRAIN)}; flags: {', '.join(TRAIN)}")
+    return {name: checked(name, TRAIN[name][1], value) for name, value in given.items()}
+
+
+def _head_and_loss(values: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[str, str]:
+    """The head, which a loss may choose, and the loss without it.
+
+    Raises:
+        ConfigError: the head given is another.
+    """
+    parts = values["loss"].split("+")
+    heads = [name for name in parts if name in HEADS]
+    for name in heads:
+        if "head" in given and given["head"] != name:
+            raise ConfigError(f"loss={values['loss']} is for head={name}, but head={given['head']} was given")
+    if len(heads) > 1:
+        raise ConfigError(f"loss={values['loss']} chooses more than one head")
+    return (heads or [values["head"]])[0], "+".join(name for name in parts if name not in heads)
+
+
+def _weighs(owner: type[Any]) -> bool:
+    return issubclass(owner, Method) and owner.kind != "head"
+
+
+def _idle(name: str, owner: type[Any], head: str, loss: str, selected: Selection, site: Site) -> str | None:
+    """With what a flag that was given would have no effect, and what to do; None: it has one."""
+    if owner is AnchorSettings and "anchors" not in site.gives:
+        return f"head={head}; add head=anchor"
+    if owner is ResObj and head != "resobj":
+        return f"head={head}; add head=resobj"
+    if name == "obj_base" and not (head in HEADS and "cells" in site.gives):
+        return f"{site.where}; it is for head=obj and head=resobj on YOLO"
+    item = TRAIN[name][1]
+    if not site.has(needed(item)):
+        return f"{site.where}; it is for {GIVEN[item.metadata['needs']]}"
+    if _weighs(owner) and owner.name not in selected:
+        joined = f"{loss}+{owner.name}"
+        try:
+            select(joined, site)
+        except ConfigError:
+            return f"loss={loss}; use loss={owner.name}"
+        return f"loss={loss}; add it: loss={joined}"
+    return None
+
+
+# What a flag may need, in words
+GIVEN = {"cells": "YOLO heads", "dense": "detectors that score every candidate", "proposals": "fasterrcnn"}
+
+
+def _pairs() -> str:
+    return ", ".join(f"{element}+{name}" for name, elements in JOINS.items() for element in elements)

@@ -1,0 +1,100 @@
+"""Sample detections of a run, and those after each step of a head that has steps."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from objectives import recipe_of
+from ultralytics.cfg import get_cfg
+
+from rebalance.data.dataset import load
+from rebalance.experiments import inspect as module
+from rebalance.experiments.record import Config, Detection, Sample
+from rebalance.hosts.host import remember
+from rebalance.hosts.ultralytics.model import build
+
+
+def checkpoint(folder: Path, **given: Any) -> Path:
+    """A model that nobody has trained; logits: objectness -1.5, each step +1, the two classes 6 and -6."""
+    recipe = recipe_of({"head": "resobj", **given}, anchored=True)
+    model: Any = build("yolov5n.yaml", recipe, nc=2, verbose=False)
+    head = model.model[-1]
+    with torch.no_grad():
+        for conv in head.m:
+            conv.weight.fill_(0)
+            conv.bias.view(head.na, head.no)[:] = torch.tensor([0.0, 0, 0, 0, -1.5, 6, -6])
+        for name, parameter in head.named_parameters():
+            if name.startswith("residual") and ".logits." in name:
+                parameter.fill_(1.0 if name.endswith("bias") else 0.0)
+    model.args = vars(get_cfg(overrides={"imgsz": 64}))
+    model.names = {0: "kind0", 1: "kind1"}
+    remember(model, recipe)
+    file = folder / "train" / "weights" / "best.pt"
+    file.parent.mkdir(parents=True)
+    torch.save({"model": model, "train_args": {"imgsz": 64, "task": "detect"}, "epoch": -1}, file)
+    return file
+
+
+@pytest.fixture
+def config(tiny_dataset: Path) -> Config:
+    """Of a data set with one training image that has a withheld box."""
+    withheld = tiny_dataset.parent / "withheld" / "train" / "00.txt"
+    withheld.parent.mkdir(parents=True)
+    withheld.write_text("0 0.5 0.5 0.2 0.2\n", "utf-8")
+    host = {"imgsz": 64, "device": "cpu", "workers": 0, "batch": 4, "conf": 0.9}  # conf is of what is evaluated
+    return Config(train={}, host=host, labels={"data": str(tiny_dataset)}, seed=0)
+
+
+def samples(weights: Path, config: Config) -> tuple[Sample, ...]:
+    return module.sample(weights, load(config.data), config)
+
+
+def score(logit: float) -> float:
+    return 1 / (1 + math.exp(-logit)) / (1 + math.exp(-6))
+
+
+def test_detections_after_each_step_of_one_image(tmp_path: Path, config: Config) -> None:
+    found = samples(checkpoint(tmp_path, resobj_steps=2), config)
+    assert [sample.split for sample in found] == ["test"] * 4 + ["train"]
+    (one,) = [sample for sample in found if sample.steps]
+    assert one is found[0]  # all have as many, and the training image comes last
+    after = [*one.steps, one.detections]
+    assert after[0] == ()  # 0.18 is not shown
+    for step in (1, 2):
+        assert len(after[step]) > 5
+        assert [row.score for row in after[step]] == pytest.approx([score(step - 1.5)] * len(after[step]), abs=1e-3)
+    assert {row.cls for row in after[2]} == {0}
+    assert all(0 <= side <= 64 for row in after[2] for side in row.box)
+
+
+def test_it_is_the_image_of_test_on_which_most_is_found(
+    tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found(result: Any) -> tuple[Detection, ...]:
+        file = Path(result.path)
+        many = 9 if file.parent.name == "train" else {"00": 1, "01": 3, "02": 3, "03": 2}[file.stem]
+        return (Detection(0, 0.5, (0, 0, 1, 1)),) * many
+
+    monkeypatch.setattr(module, "_detections", found)
+    shown = samples(checkpoint(tmp_path, resobj_steps=1), config)
+    assert [len(sample.detections) for sample in shown] == [1, 3, 3, 2, 9]
+    assert [len(sample.steps) for sample in shown] == [0, 1, 0, 0, 0]
+    assert len(shown[1].steps[0]) == 3  # of the same image
+
+
+def test_a_head_without_steps(tmp_path: Path, config: Config) -> None:
+    found = samples(checkpoint(tmp_path, head="obj"), config)
+    assert len(found) == 5
+    assert not any(sample.steps for sample in found)
+
+
+def test_samples_are_spread_evenly() -> None:
+    items = [str(i) for i in range(10)]
+    assert module.spread(items, 4) == ["0", "3", "6", "9"]
+    assert module.spread(items[:4], 4) == items[:4]
+    assert module.spread(items[:2], 4) == items[:2]
+    assert module.spread([], 4) == []

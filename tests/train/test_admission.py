@@ -1,0 +1,300 @@
+"""Would this training start? The same line by every route, and nothing is made where it would not."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import ultralytics
+from small_data import make_dataset
+from small_training import train
+
+from rebalance import YOLO
+from rebalance.cli import host_command
+from rebalance.cli.main import guarded, main
+from rebalance.errors import ConfigError, ModelError, RebalanceError
+from rebalance.hosts.torchvision.model import TorchvisionModel
+from rebalance.hosts.ultralytics.model import AnchorDetectionModel
+from rebalance.train.admission import admit, data_yaml, separate
+from rebalance.train.api import load
+from rebalance.train.trainer import RebalanceTrainer
+
+ROUTES = ("python", "rebalance", "yolo", "grid")
+OWN = type("Own", (), {})  # a trainer of the user's
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder to run in, without a network, and the process's arguments as they were afterwards."""
+    folder, before = tmp_path / "work", sys.argv[:]
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr("rebalance.hosts.torchvision.published.ONLINE", False)
+    yield folder
+    sys.argv[:] = before
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_dataset(tmp_path_factory.mktemp("data") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def tensors(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plain state dict."""
+    file = tmp_path_factory.mktemp("tensors") / "classic.pt"
+    torch.save(AnchorDetectionModel("yolov5n.yaml", nc=2, verbose=False).state_dict(), file)
+    return file
+
+
+def checkpoint(folder: Path, **more: Any) -> Path:
+    """What a finished training leaves."""
+    file = folder / "retinanet_tiny.pt"
+    model = TorchvisionModel("retinanet_tiny", nc=2, verbose=False)
+    torch.save({"model": model, "train_args": {"task": "detect", "imgsz": 64}, "epoch": -1, **more}, file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoint(tmp_path_factory.mktemp("finished"))
+
+
+def refused(capfd: pytest.CaptureFixture[str], route: str, model: Any, **given: Any) -> str:
+    """The one line of a training that does not start; a bare word has the value None."""
+    words = [name if value is None else f"{name}={value}" for name, value in given.items()]
+    capfd.readouterr()
+    if route in ("rebalance", "yolo"):
+        sys.argv[:] = ["yolo", "train", f"model={model}", *words]
+        code = main(["train", f"model={model}", *words]) if route == "rebalance" else guarded(host_command.entrypoint)
+        out, line = capfd.readouterr()
+        assert (code, out) == (2, "")
+        assert line.startswith("rebalance: error: ")
+        line = line.removeprefix("rebalance: error: ").removesuffix("\n")
+    else:
+        typed = {name: True if value is None else value for name, value in given.items()}
+        with pytest.raises(RebalanceError) as caught:  # noqa: PT012 - which of the two is what is asked
+            if route == "python":
+                YOLO(model).train(**typed)
+            else:
+                admit(load(str(model)), *separate(typed), strict=True, data=False)
+        line = str(caught.value)
+    assert "\n" not in line
+    assert not list(Path.cwd().iterdir())
+    return line
+
+
+# By every route -------------------------------------------------------------------------------------------------------
+
+MODULES = "has three modules, 0 its body, 1 its neck and 2 its head; freeze takes 1 (the body)"
+
+
+SLIPS: list[tuple[str, dict[str, Any], str]] = [
+    # names and values
+    ("yolov8n.yaml", {"loss": "drop", "obj_dorp": 0.5}, "unknown flag obj_dorp=0.5 (did you mean obj_drop?)"),
+    ("yolov8n.yaml", {"obj_drop": 0.5, "epoch": 3}, "unknown flag epoch=3 (did you mean epochs?)"),
+    ("yolov8n.yaml", {"obj_drop": 0.5, "epochs": "two"}, "epochs=two"),
+    ("yolov8n.yaml", {"obj_drop": 0.5, "lr0": 2.0}, "lr0=2.0"),
+    ("yolov8n.yaml", {"obj_drop": 1.5}, "obj_drop=1.5 is out of range: 0 to 1"),
+    ("yolov8n.yaml", {"obj_drop": "half"}, "obj_drop=half is not a number"),
+    ("yolov8n.yaml", {"drop_scope": "match"}, "drop_scope=match is not one of background, matched, literal (did "),
+    ("yolov8n.yaml", {"head": "ancor"}, "head=ancor is not one of stock, anchor, obj, resobj (did you mean anchor"),
+    # losses and heads
+    ("yolov8n.yaml", {"loss": "dorp"}, "loss=dorp: dorp is not one of bce, focal, "),
+    ("yolov8n.yaml", {"loss": "bce", "box_drop": 0.5}, "box_drop=0.5 has no effect with loss=bce; add "),
+    ("yolov8n.yaml", {"anchor_t": 3.0}, "anchor_t=3 has no effect with head=stock; add head=anchor"),
+    ("yolov8n.yaml", {"head": "anchor", "box": 3.0}, "box=3.0 has no effect with head=anchor; its gains are box_gain"),
+    ("yolov8n.yaml", {"head": "anchor", "cls_pw": 0.5}, "cls_pw=0.5 has no effect with head=anchor"),
+    ("yolov10n.yaml", {"head": "anchor"}, "; this one ends in v10Detect with 3 levels"),
+    ("yolov8n-seg.yaml", {"obj_drop": 0.5}, "obj_drop: only for detection models, and yolov8n-seg.yaml is a segme"),
+    ("yolov8n-cls.yaml", {"loss": "focal"}, "loss: only for detection models, and yolov8n-cls.yaml is a classify "),
+    ("retinanet_tiny", {"head": "anchor"}, "head=anchor is not defined for retinanet; heads: stock, obj, resobj"),
+    ("retinanet_tiny", {"loss": "nrd"}, "loss=nrd is not defined for retinanet; losses there: bce, focal, "),
+    ("retinanet_tiny", {"loss": "brl", "brl_overlap": "centre"}, "brl_overlap=centre has no effect with retinanet"),
+    ("retinanet_tiny", {"box": 7}, "box=7 has no effect with retinanet"),
+    ("fasterrcnn_tiny", {"ohem_ratio": 2.5}, "ohem_ratio=2.5 has no effect with fasterrcnn; it is for "),
+    # weights, and what else has to be there
+    ("yolov8n.yaml", {"loss": "drop", "pretrained": "a/none.pt"}, "pretrained=a/none.pt: no such file, and not "),
+    ("retinanet_tiny", {"pretrained": "none.pth"}, "pretrained=none.pth: no such file, and not coco"),
+    ("retinanet_tiny", {"pretrained": "coco"}, "pretrained=coco: there are no weights of retinanet_tiny "),
+    ("retinanet_resnet50_fpn", {"pretrained": "coco"}, "pretrained=coco: https://"),
+    ("retinanet_tiny", {"distill_model": "yolov8n.pt"}, "distill_model=yolov8n.pt cannot be joined with model="),
+    # what would freeze everything or nothing
+    ("retinanet_tiny", {"freeze": 3}, f"freeze=3: retinanet_tiny {MODULES}"),
+    ("retinanet_tiny", {"freeze": -1}, f"freeze=-1: retinanet_tiny {MODULES}"),
+    ("ssd_tiny", {"freeze": [0, 1, 2]}, f"freeze=[0, 1, 2]: ssd_tiny {MODULES}"),
+    ("retinanet_tiny", {"freeze": [0, 7]}, f"freeze=[0, 7]: retinanet_tiny {MODULES}"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("model", "given", "message"), SLIPS, ids=lambda x: str(x) if isinstance(x, dict) else "")
+def test_a_slip_gets_the_same_line_by_every_route(
+    capfd: pytest.CaptureFixture[str], data: Path, model: str, given: dict[str, Any], message: str
+) -> None:
+    lines = {route: refused(capfd, route, model, data=data, project="runs", **given) for route in ROUTES}
+    assert len(set(lines.values())) == 1, lines
+    assert message in lines["python"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"epoch": 3}, "unknown flag epoch=3 (did you mean epochs?)"),
+        ({"obj_drp": 0.5}, "unknown flag obj_drp=0.5 (did you mean obj_drop?)"),
+        ({"epochs": "many"}, "epochs=many"),
+        ({"lr0": 3.0}, "lr0=3.0"),
+        ({"pretrained": "here/none.pt"}, "pretrained=here/none.pt: no such file, and not a published model"),
+    ],
+)
+def test_our_own_commands_look_at_a_stock_training_too(
+    capfd: pytest.CaptureFixture[str], data: Path, given: dict[str, Any], message: str
+) -> None:
+    lines = {refused(capfd, route, "yolov5n.yaml", data=data, **given) for route in ("rebalance", "grid")}
+    assert len(lines) == 1
+    assert message in lines.pop()
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("none.yaml", "model=none.yaml: no such file"),
+        ("here/none.pt", "model=here/none.pt: no such file, and not a published model"),
+        ("yolov8m-n.pt", "model=yolov8m-n.pt: no such file, and not a published model (did you mean yolov8"),
+        ("retinanet_tinny", "model=retinanet_tinny is not one of retinanet_resnet50_fpn, "),
+    ],
+)
+def test_a_model_that_is_not_there(capfd: pytest.CaptureFixture[str], data: Path, model: str, message: str) -> None:
+    lines = {refused(capfd, route, model, data=data, loss="focal") for route in ROUTES if route != "python"}
+    assert len(lines) == 1
+    assert lines.pop().startswith(message)
+
+
+def test_a_misspelt_detector_names_the_nearest() -> None:
+    with pytest.raises(ModelError, match=r"model=retinanet_tinny is not one of .*mean retinanet_tiny\?"):
+        YOLO("retinanet_tinny")
+
+
+# Trainings that start -------------------------------------------------------------------------------------------------
+
+
+def test_what_starts_is_admitted_with_what_it_comes_to(data: Path) -> None:
+    host = {"data": str(data), "epochs": 3, "device": "0,1", "classes": [0, 1], "amp": "bf16"}
+    for given in ({}, {"obj_drop": 0.5}, {"head": "anchor"}):
+        found = admit(load("yolov8n.yaml"), given, host, strict=True, data=False)
+        assert (found.recipe is None) == (given == {})
+        assert found.arguments == host
+    assert found.recipe is not None
+    assert (found.recipe["head"], found.recipe["loss"], found.given) == ("anchor", "bce", {"head": "anchor"})
+    assert admit(load("yolov8n.yaml"), {}, host, OWN).trainer is OWN
+
+
+@pytest.mark.parametrize("freeze", [None, 0, 1, 2, [], [0], [1], [0, 1]])
+def test_what_can_be_frozen(freeze: Any) -> None:
+    assert admit(YOLO("retinanet_tiny"), {}, {"freeze": freeze}).recipe is not None
+
+
+def test_the_host_s_own_weights_leave_the_host_alone(tmp_path: Path) -> None:
+    ultralytics.YOLO("yolov5n.yaml").save(tmp_path / "own.pt")
+    for pretrained in (True, False, str(tmp_path / "own.pt"), "yolov5nu.pt"):
+        assert admit(YOLO("yolov5n.yaml"), {}, {"pretrained": pretrained}).recipe is None
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "with_what"),
+    [
+        ("yolov8n.yaml", {"obj_drop": 0.5, "box_drop": 0.5}, "obj_drop, box_drop"),
+        ("retinanet_tiny", {}, "model=retinanet_tiny"),
+    ],
+)
+def test_a_trainer_of_one_s_own(model: str, given: dict[str, Any], with_what: str, data: Path) -> None:
+    with pytest.raises(ConfigError, match=f"^trainer=Own cannot be joined with {with_what}$"):
+        YOLO(model).train(data=str(data), trainer=OWN, **given)
+    assert not list(Path.cwd().iterdir())
+
+
+# State dicts ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_state_dict_needs_no_flag_of_ours(tensors: Path, data: Path, tmp_path: Path) -> None:
+    model = train("yolov5n.yaml", data, tmp_path, epochs=1, val=False, pretrained=str(tensors))
+    assert isinstance(model.trainer, RebalanceTrainer)
+    assert model.trainer.recipe["loss"] == "bce"
+    matched, count = model.trainer.weights_matched
+    assert 300 < matched < count  # the head is another
+    found = admit(YOLO("yolov5n.yaml"), {}, {"pretrained": str(tensors)}, OWN)  # which reads it itself
+    assert (found.recipe, found.trainer) == (None, OWN)
+
+
+def test_a_state_dict_in_the_wrong_place(capfd: pytest.CaptureFixture[str], tensors: Path, finished: Path) -> None:
+    for route in ROUTES:
+        line = refused(capfd, route, finished, pretrained=tensors)
+        assert line == f"pretrained={tensors} cannot be joined with model={finished}, which has weights"
+        line = refused(capfd, route, tensors, loss="focal")
+        assert line.startswith(f"model={tensors} is a plain state dict; name the model that it fills, e.g. ")
+
+
+# Resuming -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_training_is_not_resumed(
+    capfd: pytest.CaptureFixture[str], finished: Path, data: Path, tmp_path: Path
+) -> None:
+    half = checkpoint(tmp_path, epoch=3)  # of which the optimizer was taken out
+    for route in ROUTES:
+        for file in (finished, half):
+            told = f"resume: the training of {file} is finished; nothing to resume"
+            assert refused(capfd, route, file, resume=None, data=data) == told
+            assert refused(capfd, route, "retinanet_tiny", resume=file) == told
+
+
+def test_what_was_never_trained_is_not_resumed(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for route in ROUTES:
+        line = refused(capfd, route, "yolov8n.yaml", resume=None)
+        assert line == "resume: model=yolov8n.yaml is not a checkpoint; give the last.pt of the interrupted training"
+        line = refused(capfd, route, "yolov8n.yaml", resume=tmp_path / "none.pt")
+        assert line == f"resume={tmp_path / 'none.pt'}: no such file"
+
+
+# Data sets ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_yaml_of_a_data_set(data: Path, tmp_path: Path) -> None:
+    assert data_yaml(str(data)) == str(data)
+    assert data_yaml(str(data.parent)) == str(data)
+    assert data_yaml("coco8") == data_yaml("coco8.yaml") != ""
+    assert data_yaml("https://example.org/set.zip") == ""
+    (tmp_path / "set.zip").write_bytes(b"PK")
+    assert data_yaml(str(tmp_path / "set.zip")) == ""
+    for name in ("nothing", "nothing.yaml", "nothing.zip", str(tmp_path / "nothing")):
+        with pytest.raises(ConfigError, match=f"^data={name}: no such file$"):
+            data_yaml(name)
+    with pytest.raises(ConfigError, match="is a folder without a YAML"):
+        data_yaml(str(Path.cwd()))
+
+
+@pytest.mark.parametrize(("model", "given"), [("retinanet_tiny", {}), ("yolov8n.yaml", {"loss": "focal"})])
+def test_a_data_set_that_is_not_there(capfd: pytest.CaptureFixture[str], model: str, given: dict[str, str]) -> None:
+    for name in ("none.yaml", "nothing", "/nowhere/nothing"):
+        lines = {refused(capfd, route, model, data=name, **given) for route in ROUTES if route != "grid"}
+        assert lines == {f"data={name}: no such file"}
+    assert refused(capfd, "rebalance", "yolov8n.yaml", data="nothing") == "data=nothing: no such file"
+
+
+def test_flags_are_looked_at_before_the_built_in_data_set_is_made(elsewhere: Path) -> None:
+    (elsewhere / "mine.yaml").write_text("seafloor: {train: 1, val: 1, test: 1, size: 64}\n", "utf-8")
+    for model, given in (("yolov8n.yaml", {"obj_drop": 2}), ("retinanet_tiny", {"loss": "nrd"})):
+        with pytest.raises(ConfigError):
+            YOLO(model).train(data="mine.yaml", **given)
+    assert [file.name for file in elsewhere.iterdir()] == ["mine.yaml"]
+
+
+def test_images_of_one_channel_are_refused(capfd: pytest.CaptureFixture[str], tiny_dataset: Path) -> None:
+    tiny_dataset.write_text(tiny_dataset.read_text("utf-8") + "channels: 1\n", "utf-8")
+    for route in ROUTES:
+        line = refused(capfd, route, "retinanet_tiny", data=tiny_dataset)
+        assert line == f"model=retinanet_tiny takes images of 3 channels; {tiny_dataset} has 1"
