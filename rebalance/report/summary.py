@@ -15,6 +15,7 @@ import math
 import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 from rebalance.errors import ConfigError, nearest
@@ -413,6 +414,14 @@ def value_of(setting: Setting, name: str) -> str:
     return value_text(loss_of(setting.values) if name == "loss" else setting.get(name))
 
 
+def cell_text(setting: Setting, name: str) -> str:
+    """A flag's value in a table: as `value_of`, but a data set is named by its folder, and an idle flag is empty."""
+    if name == "data":
+        path = PurePath(str(setting.get("data")))  # of data/aquarium/data.yaml, aquarium; else the file's name
+        return path.parent.name if path.stem in ("data", "dataset") and path.parent.name else path.name
+    return (value_of(setting, name) or "the host's" * (name == "loss")) if setting.owns(name) else ""
+
+
 def describe(setting: Setting, names: Sequence[str]) -> str:
     """Return those of the named flags that do anything here, as the user types them: 'obj_drop=0.75 box_drop=0'.
 
@@ -422,9 +431,13 @@ def describe(setting: Setting, names: Sequence[str]) -> str:
 
 
 def loss_text(setting: Setting, names: Sequence[str]) -> str:
-    """Return a setting's loss and those of the named flags that do anything here: 'brl brl_t=0.3'."""
-    own = [f"{name}={value_of(setting, name)}" for name in names if setting.owns(name)]
-    return " ".join([loss_of(setting.values) or "the host's loss", *own])
+    """Return what a setting is called among others that differ in `names`: 'brl brl_t=0.3 model=yolov8n.yaml'.
+
+    Its loss first, then those of the flags that do anything here, the loss's own before others; not the labels.
+    """
+    rest = [name for name in names if name not in ("loss", "head", *LABELS) and setting.owns(name)]
+    rest.sort(key=lambda name: name not in setting.loss_flags)
+    return " ".join([loss_of(setting.values) or "the host's loss", *(f"{n}={cell_text(setting, n)}" for n in rest)])
 
 
 def loss_texts(settings: Sequence[Setting], among: Sequence[Setting] = ()) -> list[str]:

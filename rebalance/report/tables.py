@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import Any, ClassVar
 
 from rebalance.experiments.record import METRICS, SPLITS, Record, Sweep
@@ -24,9 +23,9 @@ from rebalance.report.summary import (
     Stat,
     apart,
     as_list,
+    cell_text,
     loss_text,
     loss_texts,
-    value_of,
     varying,
 )
 from rebalance.settings import value_text
@@ -118,7 +117,7 @@ def _differences(rows: Sequence[Row | None], base: str) -> list[Column]:
 
 
 def _flags(names: Sequence[str], settings: Sequence[Setting]) -> list[Column]:
-    return [_column(name, (_flag_text(setting, name) for setting in settings), left=True) for name in names]
+    return [_column(name, (cell_text(setting, name) for setting in settings), left=True) for name in names]
 
 
 class _Beside:
@@ -271,7 +270,7 @@ def rate_table(rows: Sequence[Row], title: str, tables: Tables) -> Table | None:
     rates = sorted({rate for line in lines.values() for rate in line})
     names, body, found = varying(lines), [], list[papers.Number]()
     for key, line in lines.items():
-        loss = describe_loss(key, names)
+        loss = loss_text(key, names)
         body.append([loss, "ours", *(points(line[rate].stats["mAP50"]) if rate in line else "" for rate in rates)])
         if numbers := beside_line(line, tables):
             texts = (points_of(numbers[rate].value) if rate in numbers else "-" for rate in rates)
@@ -402,13 +401,6 @@ def loss_names(comparison: Comparison) -> dict[Setting, str]:
     return dict(zip(settings, loss_texts(settings), strict=True))
 
 
-def describe_loss(setting: Setting, names: Sequence[str]) -> str:
-    """Return what a setting is called among others that differ in `names`: its loss first."""
-    rest = [n for n in names if n not in ("loss", "head", *LABELS)]
-    where = [f"{n}={_flag_text(setting, n)}" for n in rest if n not in setting.loss_flags]
-    return " ".join([loss_text(setting, [n for n in rest if n in setting.loss_flags]), *where])
-
-
 def group_names(all_series: Sequence[Series]) -> list[str]:
     """The flags, other than the removals, that set series apart; the protocol is always told."""
     return apart((s.setting for s in all_series), (*AXES, *LABELS))
@@ -416,7 +408,7 @@ def group_names(all_series: Sequence[Series]) -> list[str]:
 
 def group_text(setting: Setting, names: Sequence[str]) -> str:
     """Return what sets a series apart, in words: 'protocol percent 0.5, head=anchor'."""
-    return ", ".join([f"protocol {labels_text(setting)}", *(f"{name}={_flag_text(setting, name)}" for name in names)])
+    return ", ".join([f"protocol {labels_text(setting)}", *(f"{name}={cell_text(setting, name)}" for name in names)])
 
 
 def labels_text(setting: Setting) -> str:
@@ -467,16 +459,6 @@ def _baselines(rows: Sequence[Row]) -> str:
     """The settings that losses are compared with, by name; '' where only removals are compared, with their 0 % run."""
     bases = [row.base for row in rows if row.base and not row.setting.removes]
     return ", ".join(dict.fromkeys(loss_texts(bases, among=[row.setting for row in rows])))
-
-
-def _flag_text(setting: Setting, name: str) -> str:
-    """A value in a table: the loss without what goes without saying, a data set by its folder, an idle flag empty."""
-    if name == "data":
-        path = PurePath(str(setting.get("data")))  # of data/aquarium/data.yaml, aquarium; else the file's name
-        return path.parent.name if path.stem in ("data", "dataset") and path.parent.name else path.name
-    if name == "loss":
-        return value_of(setting, name) or "the host's"
-    return value_of(setting, name) if setting.owns(name) else ""
 
 
 # Numbers

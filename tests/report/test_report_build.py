@@ -234,3 +234,33 @@ def test_imports_no_torch_and_no_host() -> None:
             assert not {n.split(".")[0] for n in names} & {"torch", "ultralytics", "torchvision"}, file
     code = "import sys, rebalance.report.build; assert 'torch' not in sys.modules and 'ultralytics' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        (("config", "labels", "manifest"), 5),
+        (("config", "labels", "protocol"), {"a": 1}),
+        (("config", "host", "lr0"), {"a": [1]}),
+        (("config", "train", "neg_iou"), [0.3, {"a": 1}]),
+        (("loss_ran", "settings"), 5),
+        (("loss_ran", "text"), {"a": 1}),
+        (("versions", "torch"), ["a"]),
+    ],
+)
+def test_a_report_is_made_whatever_stands_where_a_mapping_or_a_name_belongs(
+    make_sweep: Any, make_record: Any, part: tuple[str, ...], value: Any
+) -> None:
+    odd = make_record("odd", 0, test=0.4)
+    inner = odd
+    for name in part[:-1]:
+        inner = inner[name]
+    inner[part[-1]] = value
+    folder = make_sweep(odd, make_record("sound", 0, test=0.5, obj_drop=0.5))
+    assert "sound" in check(report(folder))
+    assert "50.0" in terminal_table(folder)
+
+
+def test_a_report_is_made_whatever_a_sweep_was_asked_for(make_sweep: Any, make_record: Any) -> None:
+    for i, asked in enumerate(({"loss": 5, "data": "d.yaml"}, {"protocol": [{"a": 1}], "seeds": None}, {"loss": []})):
+        check(report(make_sweep(make_record("a", 0), name=str(i), asked=asked)))

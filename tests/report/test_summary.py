@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from rebalance.errors import ConfigError
 from rebalance.experiments.record import METRICS, load
 from rebalance.report.build import report
-from rebalance.report.summary import Row, describe, results, settings_of, stat, to_csv
+from rebalance.report.summary import Row, describe, results, settings_of, stat, to_csv, varying
 from rebalance.report.tables import settings_table
 
 
@@ -238,3 +239,39 @@ def test_a_flag_is_told_of_the_settings_that_have_its_method(make_sweep: Any, ma
     ]
     rows = list(csv.DictReader(to_csv(rows_of(folder)).splitlines()))
     assert [r["resobj_steps"] for r in rows] == ["", "", "1", ""]
+
+
+def test_what_a_run_lists_has_a_say_and_what_others_list_has_none(make_sweep: Any, make_record: Any) -> None:
+    """Whatever the flags are: the records alone tell which belong to a loss."""
+    runs = [make_record("a", 0, loss="focal"), make_record("b", 0, loss="new", new_t=1, divisor="image")]
+    runs[0]["config"]["train"] |= {"new_t": 2, "divisor": "host"}
+    runs[1]["loss_ran"]["settings"] = {"new_t": 1}
+    focal, new = settings_of(load(make_sweep(*runs)).records)
+    assert (focal.owns("new_t"), new.owns("new_t")) == (False, True)
+    assert (focal.owns("focal_gamma"), new.owns("focal_gamma")) == (True, False)
+    assert focal.owns("divisor")  # nobody lists it, so it may have a say
+    assert describe(focal, varying([focal, new])) == "loss=focal divisor=host"
+    assert describe(new, varying([focal, new])) == "loss=new new_t=1 divisor=image"
+
+
+def test_idle_flags_make_no_other_setting(make_sweep: Any, make_record: Any) -> None:
+    folder = make_sweep(
+        make_record("a", 0, test=0.4, loss="focal"),
+        make_record("b", 1, test=0.5, loss="focal", brl_t=0.3),  # of a loss that it has not
+        make_record("c", 0, test=0.6, loss="brl", brl_t=0.3),
+    )
+    focal, brl = rows_of(folder)
+    assert [r.seed for r in focal.records] == [0, 1]
+    assert brl.change["mAP50"].mean == pytest.approx(0.2)
+
+
+def test_a_flag_that_a_record_is_older_than_has_the_value_that_the_others_agree_on() -> None:
+    trained = [{"loss": "drop"}, {"loss": "drop", "neg_iou": 0.4, "divisor": "auto"}, {"loss": "bce", "neg_iou": 0.4}]
+    ran: list[Any] = [{"settings": {}}, {"settings": {"neg_iou": 0.4}}, {"settings": {}}]
+    older, drop, bce = settings_of(
+        [SimpleNamespace(train=t, host={}, labels={}, loss_ran=r) for t, r in zip(trained, ran, strict=True)]  # type: ignore[misc]
+    )
+    assert older == drop != bce
+    assert (older.get("neg_iou"), older.get("divisor")) == (0.4, "auto")
+    assert older.owns("neg_iou")  # as a run of the same loss names it
+    assert not bce.owns("neg_iou")

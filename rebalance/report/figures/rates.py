@@ -5,8 +5,8 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 
 from rebalance.report.figures import style
-from rebalance.report.summary import Results, Row, Stat, stat, varying
-from rebalance.report.tables import describe_loss, judged_rows, rate_lines, study_numbers
+from rebalance.report.summary import Results, Row, Stat, loss_text, stat, varying
+from rebalance.report.tables import judged_rows, rate_lines, study_numbers
 
 
 def draw(found: Results) -> style.Drawn | None:
@@ -15,7 +15,7 @@ def draw(found: Results) -> style.Drawn | None:
     if not lines:
         return None
     names = varying(lines)
-    texts = [describe_loss(key, names) for key in lines]
+    texts = [loss_text(key, names) for key in lines]
     published = [style.published_points(line, study_numbers(found.sweep)) for line in lines.values()]
     with_all = any(0.0 in line for line in lines.values())
     titles = ["mAP50", *["drop"] * with_all, *["paper"] * any(published)]

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from rebalance.experiments.record import Record
 from rebalance.report.figures import boxes
 from rebalance.report.figures.style import Drawn, key
-from rebalance.report.summary import Results, Row, describe, settings_of, varying
-from rebalance.report.tables import describe_loss, labels_text
+from rebalance.report.summary import Results, Row, describe, loss_text, settings_of, varying
+from rebalance.report.tables import labels_text
 
 _MOST_IMAGES = 3
 
@@ -80,7 +80,7 @@ def shown_runs(found: Results) -> Mapping[str, Record]:
         own = [by_split[losses.splits[0]] for by_split in losses.rows.values() if losses.splits[0] in by_split]
         own.sort(key=lambda row: (row.setting != losses.base, -_map50(row)))
         names = varying(row.setting for row in own)
-        texts = (f"{describe_loss(row.setting, names)}, {labels_text(row.setting)}" for row in own)
+        texts = (f"{loss_text(row.setting, names)}, {labels_text(row.setting)}" for row in own)
         shown = [(text, row.records[0]) for text, row in zip(texts, own[:2], strict=False)]
     else:
         names = varying(setting for setting, _ in with_samples)
