@@ -198,3 +198,11 @@ def test_precision_and_inputs_are_left_alone(dtype: torch.dtype) -> None:
     found = match_by_iou(candidates, labels, high=0.5, low=0.4, rescue="first")
     assert found.overlap.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert all(torch.equal(a, b) for a, b in zip(before, (*labels, candidates), strict=True))
+
+
+def test_a_threshold_belongs_to_what_lies_above_it() -> None:
+    label = pad([torch.tensor([[0.0, 0, 8, 8]])])
+    candidates = torch.tensor([[0.0, 0, 8, 4], [0, 0, 8, 3], [0, 0, 4, 4], [0, 0, 4, 3]])  # IoU 1/2, 3/8, 1/4, 3/16
+    found = match_by_iou(candidates, label, high=0.5, low=0.25)
+    assert found.overlap.tolist() == [[0.5, 0.375, 0.25, 0.1875]]
+    assert found.state.tolist() == [[POSITIVE, IGNORE, IGNORE, NEGATIVE]]

@@ -413,6 +413,26 @@ def test_the_drop_divisors() -> None:
     torch.testing.assert_close(kept / host, (positive.sum() / left.sum()).double())
 
 
+def test_the_drop_divisors_of_the_box_loss() -> None:
+    raw, batch = predictions(3), labels(5, 4, 9)
+    positive = matched(raw, batch)[0].state == POSITIVE
+    left = positive & ~low(raw, batch)
+    assert 0 < left.sum() < positive.sum()
+    host, kept = (run(raw, batch, box_drop=1, drop_divisor=x, divisor="batch")[0][1] for x in ("host", "kept"))
+    torch.testing.assert_close(kept / host, (positive.sum() / left.sum()).double())
+
+
+def test_what_becomes_background_is_a_negative_to_the_other_loss() -> None:
+    """Of negatives that all are confused, and weigh nothing, nothing is left."""
+    raw, batch = predictions(3), labels(5, 4, 9)
+    positive = matched(raw, batch)[0].state == POSITIVE
+    gone = positive & low(raw, batch)
+    assert gone.any()
+    grad = run(raw, batch, loss="brl+drop", obj_drop=1, drop_scope="literal", brl_iou=1, brl_weight=0)[1]
+    assert grad[gone].eq(0).all()
+    assert grad[positive & ~gone].ne(0).any(-1).all()
+
+
 def test_a_pair_drops_from_the_other_loss() -> None:
     raw, batch = predictions(2), labels(5, 9)
     loss = criterion(loss="brl+drop", obj_drop=0.5)
