@@ -21,7 +21,7 @@ from ultralytics.cfg import get_cfg
 from ultralytics.engine.results import Results
 from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 from ultralytics.utils import YAML
-from yolo_heads import anchor_head, assigned, batch, hosts, on_anchors, overlaps, parts
+from yolo_heads import anchor_head, assigned, batch, decoded, hosts, on_anchors, overlaps, parts
 
 from rebalance import YOLO
 from rebalance.errors import ConfigError, DataError, ModelError
@@ -39,7 +39,7 @@ from rebalance.hosts.ultralytics.model import (
     criterion_of,
     sites_of,
 )
-from rebalance.match.candidates import POSITIVE, Candidates, candidate_state
+from rebalance.match.candidates import NEGATIVE, POSITIVE, Candidates, candidate_state
 from rebalance.methods.bce import bce
 from rebalance.methods.brl import brl, confusion
 from rebalance.methods.resobj import refine, residual_objectness
@@ -397,6 +397,37 @@ def test_dropped_negatives_leave_both_losses(name: str) -> None:
     assert torch.equal(first.ne(0), positive)
     assert second[:, ~positive].eq(0).all()
     assert second.ne(0).any()
+
+
+@pytest.mark.parametrize(
+    ("name", "scope", "by"),
+    [
+        ("yolov5n.yaml", "matched", "kept"), ("yolov5n.yaml", "literal", "host"), ("yolov8n.yaml", "matched", "kept"),
+        ("yolov8n.yaml", "matched", "host"), ("yolov8n.yaml", "literal", "kept"),
+    ],
+)  # fmt: skip
+def test_dropped_matches_leave_both_losses_or_become_background(name: str, scope: str, by: str) -> None:
+    free = name == "yolov8n.yaml"
+    low = 0.07 if free else 0.2  # its boxes reach far while it is untrained
+    more = {"divisor": "host" if free else "batch", "drop_scope": scope, "drop_divisor": by}
+    model = build(name, loss="resobj+drop", obj_drop=1.0, neg_iou=low, **more)
+    raw, given, residuals, _ = objectnesses(model)
+    _, items = model.criterion(raw, labels())
+    logits, targets, state, overlap, _ = given
+    overlap = overlap if free else overlaps(decoded(model.model[-1], raw["maps"]), labels())
+    gone = (state == POSITIVE) & (overlap < low)
+    assert 0 < int(gone.sum()) < int((state == POSITIVE).sum())
+    whole = targets if free else (state == POSITIVE).float()  # what the loss is divided by the sum of
+    total = whole[~gone].sum() if by == "kept" else whole.sum()
+    weights = torch.ones_like(logits)
+    if scope == "literal":
+        targets, state = targets.masked_fill(gone, 0), state.masked_fill(gone, NEGATIVE)
+    else:
+        weights = (~gone).float()
+    gain = (0.5 if free else 0.01) / total.clamp(min=1)
+    torch.testing.assert_close(items["obj_loss"], gain * (bce(logits, targets) * weights).sum())
+    found = residual_objectness(logits, residuals, targets, state, weights=weights).losses.sum()
+    torch.testing.assert_close(items["res_loss"], gain * found)
 
 
 @pytest.mark.parametrize("name", ["yolov5n.yaml", "yolov8n.yaml"])
