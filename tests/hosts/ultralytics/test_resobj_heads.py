@@ -21,7 +21,7 @@ from ultralytics.cfg import get_cfg
 from ultralytics.engine.results import Results
 from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 from ultralytics.utils import YAML
-from yolo_heads import anchor_head, assigned, batch, hosts, on_anchors, overlaps, parts
+from yolo_heads import anchor_head, assigned, batch, decoded, hosts, on_anchors, overlaps, parts, predictions
 
 from rebalance import YOLO
 from rebalance.errors import ConfigError, DataError, ModelError
@@ -39,7 +39,7 @@ from rebalance.hosts.ultralytics.model import (
     criterion_of,
     sites_of,
 )
-from rebalance.match.candidates import POSITIVE, Candidates, candidate_state
+from rebalance.match.candidates import NEGATIVE, POSITIVE, Candidates, candidate_state
 from rebalance.methods.bce import bce
 from rebalance.methods.brl import brl, confusion
 from rebalance.methods.resobj import refine, residual_objectness
@@ -337,8 +337,11 @@ class Refined(NamedTuple):
 
 
 def refined(model: Any) -> Refined:
-    """On an anchor-free head; the assigner sees the score of inference."""
-    part = parts(model(IMAGES))[-1]
+    """On an anchor-free head, from boxes that are near the labels; the assigner sees the score of inference."""
+    part, g = parts(predictions(model))[-1], torch.Generator().manual_seed(2)
+    cells = part["scores"].shape[-1]
+    part["objectness"] = torch.randn(2, 1, cells, generator=g).requires_grad_()
+    part["residuals"] = torch.randn(2, model.model[-1].steps, cells, generator=g).requires_grad_()
     logits, residuals = part["objectness"].squeeze(1), part["residuals"].transpose(0, 1)
     found = assigned(hosts(model)[-1], part, labels(), refine(logits, residuals)[-1])
     state, overlap = candidate_state(found.positive), overlaps(found.boxes, labels())
@@ -354,7 +357,8 @@ def test_the_losses_of_the_anchor_free_head_by_their_formulas(name: str) -> None
     torch.testing.assert_close(torch.stack(list(items.values())) * 2, vector.detach())
     logits, quality, state, _, _ = given.objectness
     assert 0 < int((state == POSITIVE).sum()) < state.numel() / 2
-    total = quality.sum().clamp(min=1)
+    total = quality.sum()
+    assert total > 1
     torch.testing.assert_close(items["obj_loss"], 0.5 * bce(logits, quality).sum() / total)
     res = residual_objectness(logits, given.residuals, quality, state).losses.sum() / total
     torch.testing.assert_close(items["res_loss"], 0.5 * res)
@@ -397,6 +401,37 @@ def test_dropped_negatives_leave_both_losses(name: str) -> None:
     assert torch.equal(first.ne(0), positive)
     assert second[:, ~positive].eq(0).all()
     assert second.ne(0).any()
+
+
+@pytest.mark.parametrize(
+    ("name", "scope", "by"),
+    [
+        ("yolov5n.yaml", "matched", "kept"), ("yolov5n.yaml", "literal", "host"), ("yolov8n.yaml", "matched", "kept"),
+        ("yolov8n.yaml", "matched", "host"), ("yolov8n.yaml", "literal", "kept"),
+    ],
+)  # fmt: skip
+def test_dropped_matches_leave_both_losses_or_become_background(name: str, scope: str, by: str) -> None:
+    free = name == "yolov8n.yaml"
+    more = {"divisor": "host" if free else "batch", "drop_scope": scope, "drop_divisor": by}
+    model = build(name, loss="resobj+drop", obj_drop=1.0, neg_iou=0.2, **more)
+    raw, given, residuals, _ = objectnesses(model)
+    _, items = model.criterion(raw, labels())
+    logits, targets, state, overlap, _ = given
+    overlap = overlap if free else overlaps(decoded(model.model[-1], raw["maps"]), labels())
+    gone = (state == POSITIVE) & (overlap < 0.2)
+    assert 0 < int(gone.sum()) < int((state == POSITIVE).sum())
+    whole = targets if free else (state == POSITIVE).float()  # what the loss is divided by the sum of
+    total = whole[~gone].sum() if by == "kept" else whole.sum()
+    assert total > 1
+    weights = torch.ones_like(logits)
+    if scope == "literal":
+        targets, state = targets.masked_fill(gone, 0), state.masked_fill(gone, NEGATIVE)
+    else:
+        weights = (~gone).float()
+    gain = (0.5 if free else 0.01) / total
+    torch.testing.assert_close(items["obj_loss"], gain * (bce(logits, targets) * weights).sum())
+    found = residual_objectness(logits, residuals, targets, state, weights=weights).losses.sum()
+    torch.testing.assert_close(items["res_loss"], gain * found)
 
 
 @pytest.mark.parametrize("name", ["yolov5n.yaml", "yolov8n.yaml"])
