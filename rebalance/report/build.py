@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rebalance.experiments.record import load
 from rebalance.report import figures
-from rebalance.report.page import compose, render, state
+from rebalance.report.page import pages, state
 from rebalance.report.summary import results, to_csv
 from rebalance.report.tables import as_text, judged_rows, result_tables, settings_table, study_tables
 
@@ -35,9 +35,8 @@ def report(folder: str | Path, baseline: str = "") -> Path:
     try:
         (made / "plots").mkdir()
         pictures, notes = figures.draw(found, made / "plots")
-        page = compose(found, pictures, notes)
-        files = {name: render(page, name, made / "plots") for name in ("report.md", "report.html")}
-        for name, text in {"summary.csv": to_csv(found.rows), **files}.items():
+        files = {"summary.csv": to_csv(found.rows), **pages(found, pictures, notes, made / "plots")}
+        for name, text in files.items():
             (made / name).write_text(text, encoding="utf-8", newline="")
         (folder / "plots").mkdir(exist_ok=True)
         for file in (one.file for one in figures.FIGURES):
@@ -45,7 +44,7 @@ def report(folder: str | Path, baseline: str = "") -> Path:
                 os.replace(made / "plots" / file, folder / "plots" / file)
             else:
                 (folder / "plots" / file).unlink(missing_ok=True)
-        for name in ("summary.csv", "report.md", "report.html"):
+        for name in files:
             os.replace(made / name, folder / name)
     finally:
         shutil.rmtree(made, ignore_errors=True)

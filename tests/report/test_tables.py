@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rebalance.experiments.record import load
-from rebalance.report.page import Page, Section, render
+from rebalance.report.page import layouts
 from rebalance.report.summary import Series, results
 from rebalance.report.tables import (
     Table,
@@ -38,9 +38,10 @@ def series_of(folder: Path) -> list[Series]:
     return list(results(load(folder)).series)
 
 
-def laid_out(table: Table, template: str) -> str:
-    """A page that holds the table."""
-    return render(Page("a title", "a lead", [], [Section("Results", [table])]), template, Path())
+def laid_out(table: Table, page: str) -> str:
+    """The table as it stands in a page."""
+    blocks: Any = layouts(page, Path()).get_template(page.replace("report", "blocks")).module
+    return str(blocks.table(table))
 
 
 def test_text(series_sweep: Path) -> None:
