@@ -60,10 +60,10 @@ def terminal_table(folder: str | Path, baseline: str = "") -> str:
         RunError: the folder is not a sweep's.
     """
     found = results(load(folder, baseline))
-    tables, sentences = result_tables(found)
-    parts = [f"{as_text(table)}\nVerdict: {text}" for table, text in zip(tables, sentences, strict=True)]
+    judged = result_tables(found)
+    parts = [f"{as_text(table)}\nVerdict: {text}" for table, text in judged]
     if made := study_tables(found):
-        parts = [*map(as_text, made), *(f"{t.title}: {text}" for t, text in zip(tables, sentences, strict=True))]
+        parts = [*map(as_text, made), *(f"{table.title}: {text}" for table, text in judged)]
     if not parts and found.rows:
         parts = [as_text(settings_table(found.rows, judged_rows(found.rows)[0].split))]
     failed = [f"failed: {r.run}: {r.error or 'no message'}" for r in found.sweep.failed]

@@ -35,18 +35,18 @@ PAGES = ("report.md", "report.html")
 
 def pages(found: Results, pictures: Sequence[Picture], notes: Sequence[str], plots: Path) -> dict[str, str]:
     """Return report.md and report.html, with the pictures in `plots`; `notes` tell why others were not made."""
-    sweep, (tables, sentences) = found.sweep, result_tables(found)
+    sweep, judged = found.sweep, result_tables(found)
     models = _distinct(r.host.get("model") for r in sweep.records)
     facts, losses = _what_ran(found)
     content = {
         "title": ": ".join(filter(None, [sweep.folder.resolve().name, models])),
         "lead": _lead(sweep),
-        "verdicts": [(table.title, text) for table, text in zip(tables, sentences, strict=True)],
+        "verdicts": [(table.title, text) for table, text in judged],
         "sweep": sweep,
         "paper": TITLES.get(str(sweep.study.get("title") or "").partition(",")[0], ""),
         "pictures": pictures,
         "notes": notes,
-        "tables": study_tables(found) or tables,
+        "tables": study_tables(found) or [table for table, _ in judged],
         "several": any(change.half is not None for row in found.rows for change in row.change.values()),
         "every": [settings_table(found.rows, s) for s in reversed(SPLITS) if any(row.split == s for row in found.rows)],
         "classes": [table for one in found.series if (table := class_table(one))],

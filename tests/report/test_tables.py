@@ -9,7 +9,7 @@ import pytest
 
 from rebalance.experiments.record import load
 from rebalance.report.page import layouts
-from rebalance.report.summary import Series, results
+from rebalance.report.summary import Group, results
 from rebalance.report.tables import (
     Table,
     as_text,
@@ -34,7 +34,7 @@ mAP50 in points (0 to 100), mean ± 95 % interval over n seeds (Student t); vs 0
 paper: YOLOv5 on DUSIA, Table 3: another data set, number of runs not stated."""
 
 
-def series_of(folder: Path) -> list[Series]:
+def series_of(folder: Path) -> list[Group]:
     return list(results(load(folder)).series)
 
 

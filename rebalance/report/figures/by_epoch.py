@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -12,17 +11,16 @@ from matplotlib.figure import Figure
 
 from rebalance.experiments.record import Record, by_epoch
 from rebalance.report.figures.style import INK, MORE_COLOURS, counts_text, epoch_axis, key
-from rebalance.report.summary import Results, apart, describe, varying
-from rebalance.report.tables import AXIS_TITLES, group_names, group_text, loss_names, percent
+from rebalance.report.summary import Results, describe, varying
+from rebalance.report.tables import AXIS_TITLES, group_texts, names_of
 
 
-@dataclass(frozen=True)
-class Curve:
+class Curve(NamedTuple):
     """One setting's line."""
 
     label: str
-    colour: Any
     records: Sequence[Record]
+    colour: Any
 
 
 Families = Sequence[tuple[str, Sequence[Curve]]]  # title and lines of each row of panels
@@ -30,28 +28,24 @@ Families = Sequence[tuple[str, Sequence[Curve]]]  # title and lines of each row 
 
 def families(found: Results) -> Families:
     """The settings in the groups that share a row of panels: a series each, or all settings where there is none."""
-    if found.series:
-        names = group_names(found.series)
-        told = [f",\n{group_text(one.setting, names)}" if len(found.series) > 2 else "" for one in found.series]
-        return [
-            (
-                AXIS_TITLES[one.axis] + text,
-                [Curve(percent(p.removal), _shade(p.removal), next(iter(p.rows.values())).records) for p in one.points],
-            )
-            for one, text in zip(found.series, told, strict=True)
-        ]
-    if found.compared:
-        names = apart(one.key for one in found.compared)
-        told = [group_text(one.key, names).replace(", ", ",\n") for one in found.compared]
-        groups = [[(name, found.runs[setting]) for setting, name in loss_names(one).items()] for one in found.compared]
-        return [(text if len(told) > 1 else "", _coloured(group)) for text, group in zip(told, groups, strict=True)]
-    flags = varying(found.runs)
-    return [("", _coloured([(describe(setting, flags), records) for setting, records in found.runs.items()]))]
+    groups = found.series or found.compared
+    if not groups:
+        flags = varying(found.runs)
+        return [("", _coloured([(describe(setting, flags), records) for setting, records in found.runs.items()]))]
+    rows = []
+    for one, text in zip(groups, group_texts(groups), strict=True):
+        lines = [(name, found.runs[setting]) for setting, name in names_of(one).items()]
+        curves, title = _coloured(lines), text.replace(", ", ",\n") if len(groups) > 1 else ""
+        if one.axis:
+            curves = [Curve(*line, _shade(s.removal(one.axis))) for s, line in zip(one.rows, lines, strict=True)]
+            title = AXIS_TITLES[one.axis] + (f",\n{text}" if len(groups) > 2 else "")
+        rows.append((title, curves))
+    return rows
 
 
 def _coloured(lines: Sequence[tuple[str, Sequence[Record]]]) -> list[Curve]:
     """More lines than colours would not be told apart."""
-    return [Curve(label, colour, own) for (label, own), colour in zip(lines, MORE_COLOURS, strict=False)]
+    return [Curve(*line, colour) for line, colour in zip(lines, MORE_COLOURS, strict=False)]
 
 
 def _shade(removal: float) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from rebalance.report.figures.style import COLOURS, MORE_COLOURS, Drawn, band, intervals_text, legend_below
+from rebalance.report.figures.style import COLOURS, MORE_COLOURS, Drawn, intervals_text, legend_below, means
 from rebalance.report.summary import Results, as_list, loss_text, stat, varying
 from rebalance.report.tables import judged_rows, labels_text
 
@@ -26,7 +26,7 @@ def draw(found: Results) -> Drawn | str | None:
         thresholds = [t for t in curves[0] if all(t in curve for curve in curves)]
         stats = [stat([curve[t] for curve in curves]) for t in thresholds]
         label = loss_text(row.setting, names) + (f", {labels_text(row.setting)}" if several else "")
-        band(panel, [float(t) for t in thresholds], stats, colour, label)
+        means(panel, [float(t) for t in thresholds], stats, colour, label)
     panel.set_xlabel("IoU threshold of a match")
     panel.set_ylabel(f"mAP on {rows[0].split}, points")
     legend_below(figure)

@@ -5,7 +5,7 @@ Chen et al., "Residual Objectness for Imbalance Reduction", Figure 2 (the object
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from rebalance.experiments.record import Record, by_epoch
 from rebalance.report.figures.style import COLOURS, INK, Drawn, epoch_axis, key, legend_below
-from rebalance.report.summary import LABELS, Results, Setting, apart, loss_key
+from rebalance.report.summary import LABELS, Results, Setting, apart, grouped, loss_key
 from rebalance.report.tables import group_text
 
 KINDS = {"pos": "Positives", "neg": "Negatives"}
@@ -66,23 +66,18 @@ def chosen(runs: Runs) -> list[Setting]:
     Where that leaves more than fit, one for each detector and set of labels; and of those the first.
     """
 
-    def most(groups: Mapping[Any, list[Setting]]) -> list[Setting]:
-        return [max(group, key=lambda s: _steps(runs[s])) for group in groups.values()]
+    steps = {setting: _steps(records) for setting, records in runs.items()}
 
-    refined = {_without_steps(s) for s, records in runs.items() if _steps(records)}
-    families: dict[Any, list[Setting]] = {}
-    for setting, records in runs.items():
-        bare = _without_steps(setting)
-        if _steps(records) or bare not in refined:
-            others = [value for name, value in setting.values.items() if _of_steps(name) and name != _STEPS]
-            families.setdefault((bare, *others), []).append(setting)
-    found = most(families)
-    if len(found) > _MOST_ROWS:
-        detectors: dict[Any, list[Setting]] = {}
-        for setting in found:
-            detectors.setdefault(loss_key(setting), []).append(setting)
-        found = most(detectors)
-    return found[:_MOST_ROWS]
+    def most(settings: Iterable[Setting], shared: Callable[[Setting], Any]) -> list[Setting]:
+        return [max(own, key=lambda one: steps[one]) for own in grouped(settings, shared).values()]
+
+    def refinement(setting: Setting) -> tuple[Any, ...]:
+        others = [value for name, value in setting.values.items() if _of_steps(name) and name != _STEPS]
+        return (_without_steps(setting), *others)
+
+    refined = {_without_steps(setting) for setting in runs if steps[setting]}
+    found = most((s for s in runs if steps[s] or _without_steps(s) not in refined), refinement)
+    return (found if len(found) <= _MOST_ROWS else most(found, loss_key))[:_MOST_ROWS]
 
 
 def draw(found: Results) -> Drawn | None:
@@ -167,4 +162,4 @@ def _of_steps(name: str) -> bool:
 def _without_steps(setting: Setting) -> Setting:
     """What two settings share that differ in the steps of the head alone, head=obj being one without."""
     parts = [part for part in str(setting.get("loss") or "").split("+") if part not in ("", "bce", setting.get("head"))]
-    return setting.without(filter(_of_steps, setting.values), head=None, loss="+".join(parts))
+    return setting.change(filter(_of_steps, setting.values), head=None, loss="+".join(parts))

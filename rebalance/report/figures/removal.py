@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from rebalance.experiments.record import SPLITS
 from rebalance.report import papers
 from rebalance.report.figures import style
-from rebalance.report.summary import AXES, Results, Series
-from rebalance.report.tables import AXIS_TITLES, group_names, group_text
+from rebalance.report.summary import Group, Results
+from rebalance.report.tables import AXIS_TITLES, group_texts
 
 _STROKES: dict[str, dict[str, Any]] = {
     "test": {"linestyle": "-", "marker": "o"},
@@ -21,14 +20,13 @@ _STROKES: dict[str, dict[str, Any]] = {
 
 def draw(found: Results) -> style.Drawn | None:
     """A row for each axis with a panel for each metric and one for the paper; None without removals."""
-    axes = [axis for axis in AXES if any(s.axis == axis for s in found.series)]
+    axes = style.by_axis(found.series)
     if not axes:
         return None
     figure = Figure(figsize=(12.5, 0.7 + 3.4 * len(axes)))
     grid = figure.subplots(len(axes), 3, sharey="col", squeeze=False)
-    several = max(sum(s.axis == axis for s in found.series) for axis in axes) > 1
-    for panels, axis in zip(grid, axes, strict=True):
-        own = [s for s in found.series if s.axis == axis]
+    several = max(map(len, axes.values())) > 1
+    for panels, (axis, own) in zip(grid, axes.items(), strict=True):
         for panel, metric in zip(panels, ("mAP50", "mAP50-95"), strict=False):
             for i, one in enumerate(own):
                 for split in one.splits:
@@ -48,9 +46,8 @@ def draw(found: Results) -> style.Drawn | None:
         panels[0].set_ylabel("points (0 to 100)")
     splits = [s for s in SPLITS if any(s in one.splits for one in found.series)]
     if several:
-        names = group_names(found.series)
-        groups = dict.fromkeys(group_text(s.setting, names) for s in found.series)
-        handles = [style.key(style.colour_of(i), group) for i, group in enumerate(groups)]
+        groups = dict.fromkeys(group_texts(found.series))
+        handles = [style.key(style.colour_of(i), text) for i, text in enumerate(groups)]
         handles += [style.key("#374151", split, **_STROKES[split]) for split in splits]
     else:
         handles = [style.key(style.SPLIT_COLOURS[split], split, marker="o") for split in splits]
@@ -63,14 +60,11 @@ def draw(found: Results) -> style.Drawn | None:
     return style.Drawn(figure, caption)
 
 
-def _line(panel: Any, one: Series, split: str, metric: str, colour: str, *, band: bool) -> None:
-    points = [p for p in one.points if split in p.rows]
-    stats = [p.rows[split].stats[metric] for p in points]
-    x, y = [100 * p.removal for p in points], [100 * s.mean for s in stats]
-    if band and any(s.half for s in stats):
-        half = [100 * (s.half or 0.0) for s in stats]
-        panel.fill_between(x, np.subtract(y, half), np.add(y, half), color=colour, alpha=0.16, linewidth=0)
-    if band and any(s.n > 1 for s in stats):
-        runs = [(100 * p.removal, 100 * r.metrics[split][metric]) for p in points for r in p.rows[split].records]
-        panel.plot(*zip(*runs, strict=True), ".", color=colour, alpha=0.45, markersize=5, markeredgewidth=0)
-    panel.plot(x, y, **_STROKES[split], color=colour)
+def _line(panel: Any, one: Group, split: str, metric: str, colour: str, *, band: bool) -> None:
+    rows = {100 * s.removal(one.axis): own[split] for s, own in one.rows.items() if split in own}
+    if band:
+        style.band(panel, list(rows), [row.stats[metric] for row in rows.values()], colour, alpha=0.16)
+        if any(len(row.records) > 1 for row in rows.values()):
+            runs = [(x, 100 * r.metrics[split][metric]) for x, row in rows.items() for r in row.records]
+            panel.plot(*zip(*runs, strict=True), ".", color=colour, alpha=0.45, markersize=5, markeredgewidth=0)
+    panel.plot(list(rows), [100 * row.stats[metric].mean for row in rows.values()], **_STROKES[split], color=colour)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from rebalance.experiments.record import Record
 from rebalance.report.figures import boxes
 from rebalance.report.figures.style import Drawn, key
-from rebalance.report.summary import Results, Row, describe, loss_text, settings_of, varying
+from rebalance.report.summary import Results, describe, loss_text, settings_of, varying
 from rebalance.report.tables import labels_text
 
 _MOST_IMAGES = 3
@@ -66,29 +66,23 @@ def shown_runs(found: Results) -> Mapping[str, Record]:
     if not with_samples:
         return {}
     shown: list[tuple[str, Record]] = []
-    if found.series:
-        base = next((s.setting for s in found.series if s.setting.get("protocol") != "normal"), found.series[0].setting)
-        for one in (s for s in found.series if s.setting == base):
+    if groups := found.series or found.compared:
+        key = next((one.key for one in groups if one.key.get("protocol") != "normal"), groups[0].key)
+        for one in (group for group in groups if group.key == key):
             # val where there is one: choosing by test would be choosing by the answer
-            points = [(p.removal, p.rows[one.splits[0]]) for p in one.points if one.splits[0] in p.rows]
-            rest = sorted((p for p in points if p[0] > 0), key=lambda p: -_map50(p[1]))
-            told = [("0 %", row) for removal, row in points if removal == 0]
-            told += [(f"{one.axis}={removal:g}", row) for removal, row in rest[:1]]
-            shown += [(name, row.records[0]) for name, row in told]
-    elif found.compared:
-        losses = next((c for c in found.compared if c.key.get("protocol") != "normal"), found.compared[0])
-        own = [by_split[losses.splits[0]] for by_split in losses.rows.values() if losses.splits[0] in by_split]
-        own.sort(key=lambda row: (row.setting != losses.base, -_map50(row)))
-        names = varying(row.setting for row in own)
-        texts = (f"{loss_text(row.setting, names)}, {labels_text(row.setting)}" for row in own)
-        shown = [(text, row.records[0]) for text, row in zip(texts, own[:2], strict=False)]
+            own = [by_split[one.splits[0]] for by_split in one.rows.values() if one.splits[0] in by_split]
+            own.sort(key=lambda row: (row.setting != one.base, -row.stats["mAP50"].mean))
+            names = varying(row.setting for row in own)
+            if one.axis:
+                own = own[: 1 + (not own[0].setting.removes)]  # the 0 % run may be missing
+                removals = [row.setting.removal(one.axis) for row in own]
+                texts = [f"{one.axis}={removal:g}" if removal else "0 %" for removal in removals]
+            else:
+                texts = [f"{loss_text(row.setting, names)}, {labels_text(row.setting)}" for row in own]
+            shown += [(text, row.records[0]) for text, row in zip(texts, own[:2], strict=False)]
     else:
         names = varying(setting for setting, _ in with_samples)
         shown = [(describe(setting, names), record) for setting, record in with_samples[:2]]
         if not names:
             return {record.run: record for _, record in shown}
     return {f"{name}, seed {record.seed}": record for name, record in shown if record.samples}
-
-
-def _map50(row: Row) -> float:
-    return row.stats["mAP50"].mean
