@@ -141,7 +141,7 @@ def _what_ran(found: Results) -> tuple[dict[str, str], dict[str, str]]:
     losses = {name: " / ".join(told) for name, told in texts.items()}
     hidden = {"model", "data", *flags}
     common = records[0].host.items() if records else ()
-    n = span(len(row.records) for row in found.rows) if found.rows else ""
+    n = span(len(row.records) for row in found.rows)
     facts = {
         "Model": _distinct(r.host.get("model") for r in records),
         "Head": _distinct(r.loss_ran.get("head") or r.train.get("head") for r in records),

@@ -26,13 +26,10 @@ from rebalance.report.summary import (
     loss_texts,
     varying,
 )
+from rebalance.report.words import say
 from rebalance.settings import value_text
 
 AXIS_TITLES = {"obj_drop": "Objectness removal", "box_drop": "Box removal"}
-GAP_NOTE = (
-    "Gap closed: (setting - baseline) / (baseline on all labels - baseline), mAP50; 1 is as good as all labels. "
-    f"–: that gap is below {100 * LEAST_GAP:g} points or, over several seeds, within its 95 % interval."
-)
 Tables = Sequence[tuple[str, str]]  # (paper, table) whose numbers may stand beside ours; empty: all that there are
 
 
@@ -136,8 +133,7 @@ class _Beside:
 def _source_note(numbers: Iterable[papers.Number]) -> list[str]:
     """Where numbers beside ours come from, and that they are not on the same data; none for no numbers."""
     found = dict.fromkeys(f"{n.source}: {n.model} on {n.data}" for n in numbers)
-    ending = ". Other data, another detector and schedule; number of runs not stated."
-    return [f"paper: {'; '.join(found)}{ending}"] if found else []
+    return [say("paper", sources=found)] if found else []
 
 
 # Tables
@@ -159,14 +155,9 @@ def drop_table(series: Group, title: str = "") -> Table:
         *(_marked(f"paper {s}", v, ("-" if x is None else points_of(x) for x in v)) for s, v in reported.items()),
     ]
     several = any(len(row.records) > 1 for own in shown for row in own.values())
-    ours = "mAP50 in points (0 to 100), mean ± 95 % interval over n seeds (Student t); vs 0 %: paired by seed."
-    single = "mAP50 in points (0 to 100); single runs (n = 1), so no interval."
-    paper = (
-        f"paper: {published.model.replace('yolo', 'YOLO')} on {published.data.upper()}, Table {published.table}: "
-        "another data set, number of runs not stated."
-    )
+    paper = say("removal_of_paper", model=published.model, data=published.data, table=published.table)
     title = AXIS_TITLES[series.axis] + (f", {title}" if title else "")
-    return Table(title, tuple(columns), (ours if several else single, paper))
+    return Table(title, tuple(columns), (say("removal", several=several), paper))
 
 
 def settings_table(rows: Sequence[Row], split: str) -> Table:
@@ -182,15 +173,10 @@ def settings_table(rows: Sequence[Row], split: str) -> Table:
         *(_metric(metric, rows, metric) for metric in METRICS),
         *_differences(rows, base if changes else ""),
     ]
-    several = any(len(row.records) > 1 for row in rows)
-    notes = [
-        "Points (0 to 100)" + (", mean ± 95 % interval over n seeds." if several else "; single runs, no interval.")
-    ]
+    notes = [say("settings", several=any(len(row.records) > 1 for row in rows))]
     if changes:
         removals = any(row.base and row.setting.removes for row in rows)
-        what = [f"{baselines} with the same model, head and labels"] if baselines else []
-        what += ["of a removal, from its 0 % run" if what else "the 0 % run"] if removals else []
-        notes.append(f"vs {base}: difference from {'; '.join(what)}, paired by seed.")
+        notes.append(say("differences", base=base, baselines=baselines, removals=removals))
     return Table(f"All settings, {split}", tuple(columns), (*notes, *_gap_note(rows)))
 
 
@@ -321,24 +307,10 @@ def verdict(group: Group) -> str:
         names = {s: f"{axis}={value_text(s.removal(axis))}" if s.removes else "0 %" for s in names}
     own = [(names[s], by_split[split]) for s, by_split in group.rows.items() if s != base and split in by_split]
     changes = [(name, row.change["mAP50"]) for name, row in own if row.change and row.base == base]
-    if base is None or not changes:
-        what = "0 % run" if axis else "run of the baseline"
-        return f"There is no {what} with the same seed on {split} to compare with."
-
-    def told(change: Stat) -> str:
-        return f"{points(change, sign=True)} points on {split}, n = {change.n}"
-
-    if all(change.half is None for _, change in changes):
-        name, most = max(changes, key=lambda pair: abs(pair[1].mean))
-        return f"Single runs, no interval: differences are not evidence (the largest: {name}, {told(most)})."
-    clear = [f"{name}: {told(change)}" for name, change in changes if change.evidence]
-    if not clear:
-        pairs = span(change.n for _, change in changes)
-        return f"No setting differs from {names[base]} beyond its 95 % interval on {split} (n = {pairs})."
-    rest = len(changes) - len(clear)
-    others = {0: "", 1: f"; the other does not differ from {names[base]} beyond its interval"}
-    many = f"; the other {rest} do not differ from {names[base]} beyond their intervals"
-    return "; ".join(clear) + others.get(rest, many) + "."
+    most = max(changes, key=lambda pair: abs(pair[1].mean), default=None)
+    n, run = span(change.n for _, change in changes), "0 % run" if axis else "run of the baseline"
+    facts = {"changes": changes, "most": most, "base": names.get(base), "run": run, "split": split}
+    return say("verdict", **facts, points=points, span=n)
 
 
 # What rows are called, and which stand together
@@ -409,7 +381,7 @@ def _intervals(rows: Sequence[Row]) -> str:
 
 
 def _gap_note(rows: Sequence[Row]) -> list[str]:
-    return [GAP_NOTE] * any(row.gap for row in rows)
+    return [say("gap_closed", least=f"{100 * LEAST_GAP:g}")] * any(row.gap for row in rows)
 
 
 def _baselines(rows: Sequence[Row]) -> str:
@@ -441,9 +413,9 @@ def percent(removal: float) -> str:
 
 
 def span(counts: Iterable[int]) -> str:
-    """Return the range of at least one count: '3', '2 to 3'."""
-    ordered = sorted(counts)
-    return str(ordered[0]) if ordered[0] == ordered[-1] else f"{ordered[0]} to {ordered[-1]}"
+    """Return the range of counts: '3', '2 to 3', '' for none."""
+    ordered = sorted({*counts})
+    return " to ".join(map(str, [*ordered[:1], *ordered[1:][-1:]]))
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -8,6 +8,7 @@ from rebalance.report import papers
 from rebalance.report.figures import style
 from rebalance.report.summary import Results
 from rebalance.report.tables import AXIS_TITLES, group_texts
+from rebalance.report.words import say
 
 
 def draw(found: Results) -> style.Drawn | None:
@@ -42,8 +43,4 @@ def draw(found: Results) -> style.Drawn | None:
     handles = [style.key(style.colour_of(i), group, marker="o") for i, group in enumerate(groups)]
     handles.append(style.key(style.GREY, "paper: YOLOv5 on DUSIA, test", **style.PAPER))
     style.legend_below(figure, handles, columns=3)
-    caption = (
-        f"Difference in mAP50 from the 0 % run of the same seed{style.intervals_text(found.rows, 'bars')}. "
-        "Dashed: the paper's own differences, on another data set, number of runs not stated."
-    )
-    return style.Drawn(figure, caption)
+    return style.Drawn(figure, say("change", intervals=style.intervals_text(found.rows, "bars")))

@@ -15,6 +15,7 @@ from rebalance.experiments.record import Record, by_epoch
 from rebalance.report.figures.style import COLOURS, INK, Drawn, epoch_axis, key, legend_below
 from rebalance.report.summary import LABELS, Results, Setting, apart, grouped, loss_key
 from rebalance.report.tables import group_text
+from rebalance.report.words import say
 
 KINDS = {"pos": "Positives", "neg": "Negatives"}
 _STEPS = "resobj_steps"
@@ -48,13 +49,7 @@ def steps_of(record: Record) -> int | None:
 
 
 def curve(records: Sequence[Record], kind: str, step: int) -> Curve:
-    """Return the mean objectness by epoch, over the runs that have it.
-
-    Args:
-        records: the seeds of one setting.
-        kind: pos or neg.
-        step: 0 (the objectness alone) to T.
-    """
+    """Return the mean objectness by epoch, of the runs that have it; `kind`: pos or neg; step 0: the objectness alone."""
     values = by_epoch(records, f"resobj/{kind}_{step}")
     means = (sum(v) / len(v) for v in values.values())
     return Curve(tuple(values), tuple(means), tuple(map(min, values.values())), tuple(map(max, values.values())))
@@ -65,7 +60,6 @@ def chosen(runs: Runs) -> list[Setting]:
 
     Where that leaves more than fit, one for each detector and set of labels; and of those the first.
     """
-
     steps = {setting: _steps(records) for setting, records in runs.items()}
 
     def most(settings: Iterable[Setting], shared: Callable[[Setting], Any]) -> list[Setting]:
@@ -116,19 +110,8 @@ def draw(found: Results) -> Drawn | None:
     handles += [key(INK, "no steps (T = 0)", **_BESIDE, markersize=2 * dots)] * bool(beside)
     legend_below(figure, handles, columns=len(handles) if len(handles) < 6 else 4)
     hidden = len(runs) - len(shown) - len({_without_steps(s) for s in beside})
-    words = [
-        "Mean objectness of the candidates with a label and of those without, over the training images of each epoch: "
-        "t = 0 is the objectness itself, t = 1 to T what the steps make of it, without their gate as in inference. "
-        "After Figures 2 and 4 of Chen et al., which show images of val."
-    ]
-    if any(len(runs[s]) > 1 for s in shown):
-        words.append("Mean over seeds; bands from the lowest to the highest seed.")
-    if beside:
-        words.append("Dashed: the same training with no steps (T = 0), of the same seeds.")
-    words.append(f"Each panel has its own scale{', logarithmic where negatives fall far' if logarithmic else ''}.")
-    if hidden > 0:
-        words.append(f"Shown: {len(shown)} with the largest T; not shown: {hidden} more settings with an objectness.")
-    return Drawn(figure, " ".join(words))
+    facts = {"beside": beside, "logarithmic": logarithmic, "shown": len(shown), "hidden": hidden}
+    return Drawn(figure, say("objectness", seeds=any(len(runs[s]) > 1 for s in shown), **facts))
 
 
 def _draw(panel: Any, records: Sequence[Record], beside: Sequence[Record], kind: str, dots: float) -> bool:

@@ -11,6 +11,7 @@ from rebalance.report import papers
 from rebalance.report.figures import style
 from rebalance.report.summary import Group, Results
 from rebalance.report.tables import AXIS_TITLES, group_texts
+from rebalance.report.words import say
 
 _STROKES: dict[str, dict[str, Any]] = {
     "test": {"linestyle": "-", "marker": "o"},
@@ -53,11 +54,7 @@ def draw(found: Results) -> style.Drawn | None:
         handles = [style.key(style.SPLIT_COLOURS[split], split, marker="o") for split in splits]
         handles.append(style.key(style.GREY, "paper (same colours)", **style.PAPER))
     style.legend_below(figure, handles, columns=4)
-    caption = (
-        f"mAP against the fraction removed{style.intervals_text(found.rows, 'bands')}. "
-        "Right: the paper's own curve, YOLOv5 on DUSIA: another data set, so another scale."
-    )
-    return style.Drawn(figure, caption)
+    return style.Drawn(figure, say("removals", intervals=style.intervals_text(found.rows, "bands")))
 
 
 def _line(panel: Any, one: Group, split: str, metric: str, colour: str, *, band: bool) -> None:

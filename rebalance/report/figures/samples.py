@@ -12,6 +12,7 @@ from rebalance.report.figures import boxes
 from rebalance.report.figures.style import Drawn, key
 from rebalance.report.summary import Results, describe, loss_text, settings_of, varying
 from rebalance.report.tables import labels_text
+from rebalance.report.words import say
 
 _MOST_IMAGES = 3
 
@@ -46,17 +47,13 @@ def draw(found: Results) -> Drawn | str:
         for panel, heading, samples in zip(panels[1:], runs, by_image, strict=True):
             boxes.title(panel, heading * (r == 0), boxes.draw_detections(panel, samples[sample.image]))
     kinds: list[Any] = [boxes.frame(boxes.LABELLED, "labelled, or found where labelled")]
-    caption = (
-        f"Left: the boxes of the data set; then what each model finds, with its score (from {boxes.SHOWN_SCORE}). "
-        f"A detection has the colour of the box that it overlaps with an IoU of at least {boxes.SAME_OBJECT}."
-    )
-    if any(sample.withheld for sample, _ in there):
+    withheld = any(sample.withheld for sample, _ in there)
+    if withheld:
         kinds.append(key(boxes.WITHHELD, "withheld from training", linestyle="--", linewidth=2))
         kinds.append(boxes.frame(boxes.WITHHELD, "found although withheld"))
-        caption += " Dashed boxes were withheld from training."
     kinds.append(boxes.frame(boxes.NEITHER, "found where neither is"))
     figure.legend(handles=kinds, loc="outside lower center", ncols=len(kinds))
-    return Drawn(figure, caption)
+    return Drawn(figure, say("samples", score=boxes.SHOWN_SCORE, overlap=boxes.SAME_OBJECT, withheld=withheld))
 
 
 def shown_runs(found: Results) -> Mapping[str, Record]:

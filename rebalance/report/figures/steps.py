@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from rebalance.report.figures import boxes
 from rebalance.report.figures.style import Drawn, legend_below
 from rebalance.report.summary import Results, describe, settings_of, varying
+from rebalance.report.words import say
 
 STEPS_SCORE = 0.4  # the least score that is drawn where there is one, as in the paper and in `rebalance steps`
 
@@ -51,8 +52,4 @@ def draw(found: Results) -> Drawn | str | None:
     legend_below(figure, [boxes.frame(boxes.LABELLED, "labelled"), boxes.frame(boxes.NEITHER, "not labelled")])
     names = varying(settings)
     run = f"{describe(setting, names)}, seed {record.seed}" if names else record.run
-    caption = (
-        f"What {run} finds on the image {sample.image.name} with its objectness alone (t = 0) and after each step, "
-        f"with its score (from {least}; after Figure 5 of Chen et al., where it is above {STEPS_SCORE})."
-    )
-    return Drawn(figure, caption)
+    return Drawn(figure, say("steps", run=run, image=sample.image.name, least=least, usual=STEPS_SCORE))
