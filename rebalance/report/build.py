@@ -20,10 +20,8 @@ def report(folder: str | Path, baseline: str = "") -> Path:
     Everything is made beside its place and then moved, report.html last. Plots for which there are no data any more
     are removed.
 
-    Args:
-        folder: of the sweep, with runs/<run>/record.json.
-        baseline: the loss that the others are compared with, with the flags that tell it from another setting of the
-            same loss: 'brl brl_t=0.5'; empty: the study's, else the first that was asked for.
+    `baseline` is the loss that the others are compared with, with flags where several settings have it ('brl
+    brl_t=0.5'); empty: the study's, else the first that was asked for.
 
     Raises:
         RunError: the folder is not a sweep's.

@@ -14,18 +14,10 @@ from typing import Any
 import jinja2
 
 from rebalance.experiments.record import SPLITS, Record, Sweep
+from rebalance.report import tables
 from rebalance.report.figures import Picture
 from rebalance.report.papers import RATED, TITLES
 from rebalance.report.summary import Results, as_list, describe, settings_of, varying
-from rebalance.report.tables import (
-    class_table,
-    cost_table,
-    result_tables,
-    runs_table,
-    settings_table,
-    span,
-    study_tables,
-)
 from rebalance.settings import value_text
 
 # report.md is GitHub's Markdown with relative links to plots/; report.html has the pictures inside, no script and no
@@ -35,7 +27,7 @@ PAGES = ("report.md", "report.html")
 
 def pages(found: Results, pictures: Sequence[Picture], notes: Sequence[str], plots: Path) -> dict[str, str]:
     """Return report.md and report.html, with the pictures in `plots`; `notes` tell why others were not made."""
-    sweep, judged = found.sweep, result_tables(found)
+    sweep, judged = found.sweep, tables.result_tables(found)
     models = _distinct(r.host.get("model") for r in sweep.records)
     facts, losses = _what_ran(found)
     content = {
@@ -46,15 +38,15 @@ def pages(found: Results, pictures: Sequence[Picture], notes: Sequence[str], plo
         "paper": TITLES.get(str(sweep.study.get("title") or "").partition(",")[0], ""),
         "pictures": pictures,
         "notes": notes,
-        "tables": study_tables(found) or [table for table, _ in judged],
+        "tables": tables.study_tables(found) or [table for table, _ in judged],
         "several": any(change.half is not None for row in found.rows for change in row.change.values()),
-        "every": [settings_table(found.rows, s) for s in reversed(SPLITS) if any(row.split == s for row in found.rows)],
-        "classes": [table for one in found.series if (table := class_table(one))],
+        "every": [tables.settings_table(found.rows, s) for s in SPLITS[::-1] if any(s == r.split for r in found.rows)],
+        "classes": [table for one in found.series if (table := tables.class_table(one))],
         "facts": facts,
         "losses": losses,
         "failures": [(r.run, f"failed: {r.error or 'no message'}") for r in sweep.failed],
-        "costs": [cost_table(found.runs)] if sweep.finished else [],
-        "runs": [runs_table(sweep.finished)] if sweep.finished else [],
+        "costs": [tables.cost_table(found.runs)] if sweep.finished else [],
+        "runs": [tables.runs_table(sweep.finished)] if sweep.finished else [],
         "again": command(sweep),
         "report": shlex.join(
             ["rebalance", "report", shown_folder(sweep.folder), *[f"baseline={sweep.baseline}"] * bool(sweep.baseline)]
@@ -98,7 +90,7 @@ def command(sweep: Sweep) -> str:
     """Return the command that makes the sweep again, '' where it left no sweep.json."""
     name, asked = f"name={sweep.folder.resolve().name}", sweep.asked
     if sweep.study:
-        given = _mapping(sweep.study.get("given"))
+        given = sweep.study.get("given") or {}
         words = ["rebalance", "paper", str(sweep.study.get("key", "")), name, *(f"{k}={v}" for k, v in given.items())]
         return shlex.join(words)
     if not asked:
@@ -141,7 +133,7 @@ def _what_ran(found: Results) -> tuple[dict[str, str], dict[str, str]]:
     losses = {name: " / ".join(told) for name, told in texts.items()}
     hidden = {"model", "data", *flags}
     common = records[0].host.items() if records else ()
-    n = span(len(row.records) for row in found.rows)
+    n = tables.span(len(row.records) for row in found.rows)
     facts = {
         "Model": _distinct(r.host.get("model") for r in records),
         "Head": _distinct(r.loss_ran.get("head") or r.train.get("head") for r in records),
@@ -163,7 +155,7 @@ def _what_ran(found: Results) -> tuple[dict[str, str], dict[str, str]]:
 
 def _labels(labels: Mapping[str, Any]) -> str:
     protocol = str(labels.get("protocol", "normal"))
-    reached = _mapping(labels.get("manifest")).get("reached")
+    reached = (labels.get("manifest") or {}).get("reached")
     told = f", {100 * reached:.1f}% of the boxes withheld" if isinstance(reached, (int, float)) else ""
     if protocol == "normal":
         return f"normal: as the data set has them{told}"
@@ -181,10 +173,6 @@ def _machine(machine: Mapping[str, Any]) -> str:
 def _commit(git: Mapping[str, Any]) -> str:
     commit = str(git.get("commit") or "")[:12]
     return f"{commit} with local changes" if commit and git.get("dirty") else commit
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
 
 
 def _distinct(values: Iterable[Any]) -> str:

@@ -287,18 +287,14 @@ def _chosen(setting: Setting, baseline: str) -> bool:
 
 def _check_baseline(baseline: str, settings: Sequence[Setting]) -> None:
     names = dict(zip(settings, loss_texts(settings), strict=True))
-    groups: dict[Setting, dict[Setting, str]] = {}
-    for setting in settings:
-        if _chosen(setting, baseline):
-            groups.setdefault(loss_key(setting), {}).setdefault(_reference_key(setting), names[setting])
-    if not groups:
+    chosen = [setting for setting in settings if _chosen(setting, baseline)]
+    if not chosen:
         choices = dict.fromkeys(names.values())
         raise ConfigError(f"baseline={baseline} is not one of {', '.join(choices)}{nearest(baseline, choices)}")
-    most = max(groups.values(), key=len)
+    most = max((grouped(own, _reference_key) for own in grouped(chosen, loss_key).values()), key=len)
     if len(most) > 1:
-        raise ConfigError(
-            f"baseline={baseline} is several settings; give one of " + ", ".join(map(repr, most.values()))
-        )
+        told = ", ".join(repr(names[own[0]]) for own in most.values())
+        raise ConfigError(f"baseline={baseline} is several settings; give one of {told}")
 
 
 def _groups(rows: Sequence[Row]) -> tuple[tuple[Group, ...], tuple[Group, ...]]:

@@ -8,18 +8,7 @@ from typing import NamedTuple
 
 import matplotlib.style
 
-from rebalance.report.figures import (
-    against,
-    change,
-    drops,
-    iou,
-    objectness,
-    removal,
-    samples,
-    settings,
-    steps,
-    training,
-)
+from rebalance.report.figures import against, by_epoch, objectness, removal, samples, settings
 from rebalance.report.figures.style import DPI, PHOTO_DPI, STYLE, Drawn
 from rebalance.report.summary import Results
 
@@ -37,15 +26,15 @@ class Plot(NamedTuple):
 FIGURES = (
     Plot("rates.png", "mAP50 against missing labels", "above", against.rates),
     Plot("gamma.png", "mAP50 against gamma", "above", against.gamma),
-    Plot("iou.png", "mAP over IoU thresholds", "above", iou.draw),
-    Plot("change.png", "Change from the 0 % run", "above", change.draw),
-    Plot("removal.png", "mAP against removal percentage", "below", removal.draw),
+    Plot("iou.png", "mAP over IoU thresholds", "above", against.iou),
+    Plot("change.png", "Change from the 0 % run", "above", removal.change),
+    Plot("removal.png", "mAP against removal percentage", "below", removal.curves),
     Plot("settings.png", "mAP50 by setting", "below", settings.draw),
     Plot("samples.png", "Sample detections", "samples", samples.draw, PHOTO_DPI),
-    Plot("steps.png", "Detections after each step", "samples", steps.draw, PHOTO_DPI),
-    Plot("training.png", "Training curves", "training", training.draw),
+    Plot("steps.png", "Detections after each step", "samples", samples.steps, PHOTO_DPI),
+    Plot("training.png", "Training curves", "training", by_epoch.training),
     Plot("objectness.png", "Objectness after each step", "training", objectness.draw),
-    Plot("drops.png", "What the loss counted", "training", drops.draw),
+    Plot("drops.png", "What the loss counted", "training", by_epoch.drops),
 )
 
 
@@ -59,11 +48,7 @@ class Picture(NamedTuple):
 
 
 def draw(found: Results, folder: Path) -> tuple[list[Picture], list[str]]:
-    """Write every plot that the records have data for to a folder.
-
-    Returns:
-        the pictures in the order of the report, and a line for each that could not be made.
-    """
+    """Write the plots that the records have data for to a folder; return them, and a line for each that is missing."""
     pictures, notes = [], []
     with matplotlib.style.context(["default", STYLE]):  # whatever the user's own style is
         for plot in FIGURES:

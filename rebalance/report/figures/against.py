@@ -10,8 +10,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from rebalance.report.figures import style
-from rebalance.report.summary import Results, Row, Setting, Stat, apart, loss_text, stat, varying
-from rebalance.report.tables import beside_line, group_text, judged_rows, rate_lines, study_numbers
+from rebalance.report.summary import Results, Row, Setting, Stat, apart, as_list, loss_text, stat, varying
+from rebalance.report.tables import beside_line, group_text, judged_rows, labels_text, rate_lines, study_numbers
 
 GAMMA = "focal_gamma"
 
@@ -45,22 +45,41 @@ def gamma(found: Results) -> style.Drawn | None:
     return style.Drawn(figure, f"mAP50 against the exponent of focal loss{told}")
 
 
+def iou(found: Results) -> style.Drawn | str | None:
+    """The IoU threshold of a match, a line for each setting.
+
+    None where a study does not ask for it and the lines are too many to tell apart.
+    """
+    wanted = "iou" in as_list(found.sweep.study.get("figures"))
+    rows = [row for row in judged_rows(found.rows) if all(r.by_iou.get(row.split) for r in row.records)]
+    if not rows:
+        return "No mAP over IoU thresholds: the records hold none." if wanted else None
+    if not wanted and (found.series or len(rows) > len(style.COLOURS)):
+        return None
+    names = varying(row.setting for row in rows)
+    several = len({labels_text(row.setting) for row in rows}) > 1
+    figure = Figure(figsize=(7.5, 4.8))
+    panel = figure.subplots()
+    for row, colour in zip(rows, style.MORE_COLOURS, strict=False):
+        curves = [r.by_iou[row.split] for r in row.records]
+        thresholds = [t for t in curves[0] if all(t in curve for curve in curves)]
+        stats = [stat([curve[t] for curve in curves]) for t in thresholds]
+        label = loss_text(row.setting, names) + (f", {labels_text(row.setting)}" if several else "")
+        style.means(panel, [float(t) for t in thresholds], stats, colour, label)
+    panel.set_xlabel("IoU threshold of a match")
+    panel.set_ylabel(f"mAP on {rows[0].split}, points")
+    style.legend_below(figure)
+    return style.Drawn(figure, f"mAP at each IoU threshold{style.intervals_text(rows, 'bands')}.")
+
+
 def _draw(
     found: Results,
     names: Sequence[str],
-    lines: Sequence[Mapping[float, Row]],
-    widths: tuple[float, float],
-    percent: bool = False,
+    lines: Sequence[Mapping[float, Row]],  # x -> row
+    widths: tuple[float, float],  # in inches, of the margins and of a panel
+    percent: bool = False,  # x is how many labels are missing; a panel shows how mAP50 falls from that on all labels
 ) -> tuple[Figure, str]:
-    """Draw lines of rows by x, and return the end of the caption.
-
-    Args:
-        found: what they are of.
-        names: of the lines.
-        lines: x -> row.
-        widths: in inches, of the margins and of a panel.
-        percent: x is how many labels are missing; a panel shows by how much mAP50 falls from that on all labels.
-    """
+    """Draw lines with names, and return the end of the caption."""
     lines = [dict(sorted(line.items())) for line in lines]
     published = []
     for line in lines:

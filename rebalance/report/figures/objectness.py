@@ -19,12 +19,8 @@ from rebalance.report.words import say
 
 KINDS = {"pos": "Positives", "neg": "Negatives"}
 _STEPS = "resobj_steps"
-_BESIDE: Mapping[str, Any] = {  # often on t = 0, so its marks are around those
-    "linestyle": (0, (3, 4)),
-    "linewidth": 1.4,
-    "marker": "D",
-    "fillstyle": "none",
-}
+# often on t = 0, so its marks are around those
+_BESIDE: Mapping[str, Any] = {"linestyle": (0, (3, 4)), "linewidth": 1.4, "marker": "D", "fillstyle": "none"}
 _MOST_ROWS = 4
 _MOST_DOTS = 25  # of a line; where one is longer, epochs have none
 _LOGARITHMIC = 20  # ratio of the highest to the lowest mean from which the axis of negatives is logarithmic
@@ -49,7 +45,7 @@ def steps_of(record: Record) -> int | None:
 
 
 def curve(records: Sequence[Record], kind: str, step: int) -> Curve:
-    """Return the mean objectness by epoch, of the runs that have it; `kind`: pos or neg; step 0: the objectness alone."""
+    """Return the mean objectness by epoch, of the runs that have it; `kind` is pos or neg, step 0 before all steps."""
     values = by_epoch(records, f"resobj/{kind}_{step}")
     means = (sum(v) / len(v) for v in values.values())
     return Curve(tuple(values), tuple(means), tuple(map(min, values.values())), tuple(map(max, values.values())))

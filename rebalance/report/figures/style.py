@@ -6,9 +6,11 @@ Colours are Okabe and Ito's, which people with any colour vision tell apart.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import yaml
 from matplotlib.lines import Line2D
 
 from rebalance.report.summary import AXES, Group, Row, Stat
@@ -22,26 +24,7 @@ MORE_COLOURS = (*COLOURS, "#111827", "#999933", "#882255", "#44aa99", "#6b7280",
 SPLIT_COLOURS = {"test": BLUE, "val": ORANGE}
 INK, GREY, PALE = "#111827", "#6b7280", "#f9fafb"
 PAPER: Mapping[str, Any] = {"linestyle": "--", "marker": "D", "markersize": 5}  # of what a paper reports
-STYLE = {
-    "font.size": 11,
-    "axes.titlesize": 12,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.labelcolor": "#374151",
-    "axes.edgecolor": "#9ca3af",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e5e7eb",
-    "grid.linewidth": 0.8,
-    "lines.linewidth": 2.0,
-    "lines.markersize": 6,
-    "legend.frameon": False,
-    "xtick.color": "#374151",
-    "ytick.color": "#374151",
-    "figure.constrained_layout.use": True,
-}
+STYLE: Mapping[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text("utf-8"))
 
 
 class Drawn(NamedTuple):
