@@ -18,6 +18,7 @@ from rebalance.report import tables
 from rebalance.report.figures import Picture
 from rebalance.report.papers import RATED, TITLES
 from rebalance.report.summary import Results, as_list, describe, settings_of, varying
+from rebalance.report.words import template
 from rebalance.settings import value_text
 
 # report.md is GitHub's Markdown with relative links to plots/; report.html has the pictures inside, no script and no
@@ -52,23 +53,17 @@ def pages(found: Results, pictures: Sequence[Picture], notes: Sequence[str], plo
             ["rebalance", "report", shown_folder(sweep.folder), *[f"baseline={sweep.baseline}"] * bool(sweep.baseline)]
         ),
     }
-    return {name: layouts(name, plots).get_template(name).render(content).rstrip() + "\n" for name in PAGES}
+    return {name: layout(name, plots).render(content).rstrip() + "\n" for name in PAGES}
 
 
-def layouts(name: str, plots: Path) -> jinja2.Environment:
-    """Return the templates of one of PAGES, whose pictures are in `plots`."""
-    made = jinja2.Environment(
-        loader=jinja2.PackageLoader("rebalance.report"),
-        autoescape=name.endswith(".html"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
+def layout(name: str, plots: Path) -> jinja2.Template:
+    """Return one of PAGES, or the blocks of one, whose pictures are in `plots`."""
+    return template(
+        name,
+        base64=lambda picture: b64encode((plots / picture.file).read_bytes()).decode("ascii"),
+        md=lambda text: re.sub(r"([_*|])", r"\\\1", escape(text, quote=False)),
+        minus=lambda text: re.sub(r"^-(?=\d)", "\u2212", text),  # a true minus is as wide as the plus
     )
-    made.filters |= {
-        "base64": lambda picture: b64encode((plots / picture.file).read_bytes()).decode("ascii"),
-        "md": lambda text: re.sub(r"([_*|])", r"\\\1", escape(text, quote=False)),
-        "minus": lambda text: re.sub(r"^-(?=\d)", "\u2212", text),  # a true minus is as wide as the plus
-    }
-    return made
 
 
 def state(sweep: Sweep) -> str:
@@ -109,8 +104,8 @@ def command(sweep: Sweep) -> str:
 def _lead(sweep: Sweep) -> str:
     data = _distinct(_data_name(sweep, r) for r in sweep.records)
     seeds = sorted({r.seed for r in sweep.records})
-    told = [state(sweep), f"data {data}" if data else ""]
-    told.append(f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}" if seeds else "")
+    told = [state(sweep), data and f"data {data}"]
+    told += [f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"] if seeds else []
     return "; ".join(filter(None, told))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rebalance.experiments.record import Detection, Label, Sample
-from rebalance.report.figures.boxes import iou, match
+from rebalance.report.figures.samples import iou, match
 
 
 def test_iou_by_hand() -> None:

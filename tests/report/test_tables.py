@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rebalance.experiments.record import load
-from rebalance.report.page import layouts
+from rebalance.report.page import layout
 from rebalance.report.summary import Group, results
 from rebalance.report.tables import (
     Table,
@@ -40,7 +40,7 @@ def series_of(folder: Path) -> list[Group]:
 
 def laid_out(table: Table, page: str) -> str:
     """The table as it stands in a page."""
-    blocks: Any = layouts(page, Path()).get_template(page.replace("report", "blocks")).module
+    blocks: Any = layout(page.replace("report", "blocks"), Path()).module
     return str(blocks.table(table))
 
 

@@ -62,7 +62,7 @@ def chosen(runs: Runs) -> list[Setting]:
         return [max(own, key=lambda one: steps[one]) for own in grouped(settings, shared).values()]
 
     def refinement(setting: Setting) -> tuple[Any, ...]:
-        others = [value for name, value in setting.values.items() if _of_steps(name) and name != _STEPS]
+        others = [value for name, value in setting.values.items() if name.startswith("resobj_") and name != _STEPS]
         return (_without_steps(setting), *others)
 
     refined = {_without_steps(setting) for setting in runs if steps[setting]}
@@ -78,11 +78,10 @@ def draw(found: Results) -> Drawn | None:
         return None
     shown = chosen(runs)
     bare = {_without_steps(s): records for s, records in runs.items() if not _steps(records)}
-    beside = {}
-    for setting in shown:
+    beside: dict[Setting, Sequence[Record]] = {}
+    for setting in (s for s in shown if _steps(runs[s])):
         seeds = {r.seed for r in runs[setting]}
-        paired = [r for r in bare.get(_without_steps(setting), []) if r.seed in seeds]  # an unfinished sweep has others
-        if _steps(runs[setting]) and paired:
+        if paired := [r for r in bare.get(_without_steps(setting), []) if r.seed in seeds]:  # others: unfinished
             beside[setting] = paired
     names = apart(shown, (*LABELS, _STEPS))
     figure = Figure(figsize=(9.2, 1.0 + 2.5 * len(shown)))
@@ -133,12 +132,8 @@ def _steps(records: Sequence[Record]) -> int:
     return steps_of(records[0]) or 0
 
 
-def _of_steps(name: str) -> bool:
-    """Whether a flag is one that a head without steps has no use for."""
-    return name.startswith("resobj_")
-
-
 def _without_steps(setting: Setting) -> Setting:
     """What two settings share that differ in the steps of the head alone, head=obj being one without."""
     parts = [part for part in str(setting.get("loss") or "").split("+") if part not in ("", "bce", setting.get("head"))]
-    return setting.change(filter(_of_steps, setting.values), head=None, loss="+".join(parts))
+    of_steps = (name for name in setting.values if name.startswith("resobj_"))
+    return setting.change(of_steps, head=None, loss="+".join(parts))
