@@ -73,18 +73,16 @@ def losses(load: BenchFlags, *, model: str, head: str = "stock", whole: bool = F
     host = host_of(built)
     site = host.sites.site(head)
     title, theirs, adapt = hosts_own.LOSSES[site.name if name in ZOO else name]
+    sides = [Side(title, theirs(built, labels), adapt)]
     if whole:
         sides = [Side(title, hosts_own.as_is, model=hosts_own.whole_retinanet(name, built, labels))]
-    else:
-        sides = [Side(title, theirs(built, labels), adapt)]
     defined = [row.name for row in METHODS.values() if row.kind != "head" and row.defined(site)]
     for loss in ["focal", "brl"] if whole else dict.fromkeys((site.own, *defined)):
-        given = {"loss": loss, **GIVEN.get(loss, {})}
+        given: dict[str, Any] = {"loss": loss, **GIVEN.get(loss, {})}
         criterion = host.criterion(built, read(given, host.sites, head=head), seed=0)
         sides.append(Side(f"ours, {_written(given)}", hosts_own.summed(criterion, labels)))
-    if whole:
-        return Contest(f"{name}, whole", built, images, sides, "step")
-    return Contest(name if name in ZOO else f"{name.removesuffix('.yaml')}, {head} head", built, images, sides)
+    told = f"{name}{', whole' * whole}" if name in ZOO else f"{name.removesuffix('.yaml')}, {head} head"
+    return Contest(told, built, images, sides, "step" if whole else "loss")
 
 
 def element(load: BenchFlags) -> Contest:
@@ -116,8 +114,8 @@ def inference(load: BenchFlags, *, model: str) -> Contest:
     """
     name, images, sides = _detector(model, load), torch.empty(0), []
     own = "anchor" if "anchors" in host_of(name).sites.site("obj").gives else "stock"
-    refined = [{"head": "resobj", "resobj_steps": t + 1} for t in range(STEPS)]
-    for given in [{"head": own}, {"head": "obj"}, *refined]:
+    heads: list[dict[str, Any]] = [{"head": own}, {"head": "obj"}]
+    for given in [*heads, *({"head": "resobj", "resobj_steps": t + 1} for t in range(STEPS))]:
         built, images, _ = _set_up(load, name, **given)
         parameters = sum(p.numel() for p in built.parameters())
         backend = AutoBackend(built.eval(), device=images.device, verbose=False)
@@ -132,7 +130,7 @@ PRESETS = {
     "fasterrcnn": ("fasterrcnn_tiny", "fasterrcnn_resnet50_fpn"),
 }
 # What the flag `only` chooses from, by name, beside the detectors of ZOO
-CONTESTS: dict[str, tuple[Callable[[BenchFlags], Contest], ...]] = {
+CONTESTS: dict[str, tuple[Callable[..., Contest], ...]] = {
     "ultralytics": (partial(losses, model="yolov8n.yaml"),),
     "yolov5": (partial(losses, model="yolov5n.yaml", head="anchor"),),
     "retinanet": (partial(losses, model="retinanet"), partial(losses, model="retinanet", whole=True)),
@@ -145,7 +143,7 @@ CONTESTS: dict[str, tuple[Callable[[BenchFlags], Contest], ...]] = {
 }
 
 
-def chosen(only: str) -> list[tuple[str, Callable[[BenchFlags], Contest]]]:
+def chosen(only: str) -> list[tuple[str, Callable[..., Contest]]]:
     """The contests that a list names, in its order, or all; ConfigError for a name of neither contest nor detector."""
     known = dict(CONTESTS)
     for name, row in ZOO.items():

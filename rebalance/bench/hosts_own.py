@@ -26,7 +26,7 @@ from rebalance.match.boxes import xywh_to_xyxy
 Batch = dict[str, Any]  # Ultralytics' labels of a batch, with as many in each image
 Targets = list[dict[str, Tensor]]  # torchvision's, by image
 Loss = Callable[[Any], Tensor]
-Losses = Callable[[Targets, list[Tensor], Batch], Any]  # torchvision's: targets, anchors by image, output -> by name
+Losses = Callable[[Targets, Batch, list[Tensor]], Any]  # torchvision's: targets, output, anchors by image -> by name
 
 # Settings of YOLOv5's hyp.scratch-low.yaml that its loss reads; its trainer scales the three gains
 HYP = {"box": 0.05, "obj": 1.0, "cls": 0.5, "cls_pw": 1.0, "obj_pw": 1.0, "fl_gamma": 0.0, "anchor_t": 4.0}
@@ -42,12 +42,9 @@ def _yolov5(model: Any, labels: Batch) -> Loss:
         warnings.simplefilter("ignore")  # its packaging is of another time
         from yolov5.utils.loss import ComputeLoss
     head = model.model[-1]
-    gains = {
-        "box": HYP["box"] * 3 / head.nl,
-        "obj": HYP["obj"] * (model.args.imgsz / 640) ** 2 * 3 / head.nl,
-        "cls": HYP["cls"] * head.nc / 80 * 3 / head.nl,
-    }
-    host = ComputeLoss(SimpleNamespace(parameters=model.parameters, hyp={**HYP, **gains}, model=model.model))
+    scales = {"box": 1.0, "obj": (model.args.imgsz / 640) ** 2, "cls": head.nc / 80}
+    hyp = {**HYP, **{name: HYP[name] * scale * 3 / head.nl for name, scale in scales.items()}}
+    host = ComputeLoss(SimpleNamespace(parameters=model.parameters, hyp=hyp, model=model.model))
     targets = torch.cat((labels["batch_idx"].view(-1, 1), labels["cls"], labels["bboxes"]), 1)
     return summed(host, targets)
 
@@ -59,28 +56,29 @@ def _maps_of_yolov5(output: Batch) -> list[Tensor]:
 
 def _torchvision(make: Callable[[Any], Losses], model: Any, labels: Batch) -> Loss:
     losses, targets = make(model.model[-1]), _targets(model, labels)
-    return lambda raw: _total(losses(targets, [raw["anchors"]] * len(targets), raw), targets)
+
+    def loss(raw: Batch) -> Tensor:
+        outputs = {**raw, "cls_logits": raw["logits"], "bbox_regression": raw["deltas"]}
+        return _total(losses(targets, outputs, [raw["anchors"]] * len(targets)), targets)
+
+    return loss
 
 
 def _retinanet(head: Any) -> Losses:
     matcher = Matcher(retinanet.POSITIVE_IOU, retinanet.NEGATIVE_IOU, True)
     self: Any = SimpleNamespace(proposal_matcher=matcher, head=head.layers)
-    return lambda targets, anchors, raw: RetinaNet.compute_loss(self, targets, _outputs(raw), anchors)
+    return partial(RetinaNet.compute_loss, self)
 
 
 def _ssd(head: Any) -> Losses:
     matcher, (xy, wh) = SSDMatcher(ssd.MATCH_IOU), ssd.SCALE
     self: Any = SimpleNamespace(box_coder=BoxCoder((xy, xy, wh, wh)), neg_to_pos_ratio=3)
 
-    def losses(targets: Targets, anchors: list[Tensor], raw: Batch) -> Any:
+    def losses(targets: Targets, raw: Batch, anchors: list[Tensor]) -> Any:
         matched = [matcher(box_iou(target["boxes"], raw["anchors"])) for target in targets]  # as SSD.forward
-        return SSD.compute_loss(self, targets, _outputs(raw), anchors, matched)
+        return SSD.compute_loss(self, targets, raw, anchors, matched)
 
     return losses
-
-
-def _outputs(raw: Batch) -> dict[str, Tensor]:
-    return {"cls_logits": raw["logits"], "bbox_regression": raw["deltas"]}
 
 
 def _faster_rcnn(head: Any) -> Losses:
@@ -93,7 +91,7 @@ def _faster_rcnn(head: Any) -> Losses:
         head.pool, head.mlp, head.predictor, own.ROI_IOU, own.ROI_IOU, numbers.rois, own.ROI_SHARE, None, 0.05, 0.5, 100
     )
 
-    def losses(targets: Targets, anchors: list[Tensor], raw: Batch) -> Any:
+    def losses(targets: Targets, raw: Batch, anchors: list[Tensor]) -> Any:
         states, boxes = rpn.assign_targets_to_anchors(anchors, targets)  # from here on as RegionProposalNetwork.forward
         offsets = rpn.box_coder.encode(boxes, anchors)
         first = rpn.compute_loss(raw["logits"].view(-1, 1), raw["deltas"].view(-1, 4), states, offsets)

@@ -67,10 +67,8 @@ def bench(flags: BenchFlags) -> dict[str, Any]:
     syncs: list[str] = []
     for name, build in chosen(flags.only):
         try:
-            contest = build(load)
-            timed = _criteria(contest) if device.type == "cuda" and contest.kind in ("loss", "element") else {}
-            waits = [f"{contest.name}, {side}: {clock.waits(run)}" for side, run in timed.items()]
-            rows, syncs = rows + _rows(contest, flags.repeats), syncs + waits
+            found, waits = _compare(build(load), flags.repeats)
+            rows, syncs = rows + found, syncs + waits
         except ImportError as e:
             skipped.append(f"{name}: {e}; pip install --no-deps -r requirements-upstream.txt")
         except torch.cuda.OutOfMemoryError:
@@ -112,6 +110,14 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _compare(contest: Contest, repeats: int) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows, and for each loss on CUDA whether it makes the host wait for the device."""
+    waits = []
+    if contest.images.device.type == "cuda" and contest.kind in ("loss", "element"):
+        waits = [f"{contest.name}, {side}: {clock.waits(run)}" for side, run in _criteria(contest).items()]
+    return _rows(contest, repeats), waits
+
+
 def _rows(contest: Contest, repeats: int) -> list[dict[str, Any]]:
     host, *ours = contest.sides
     rows: list[dict[str, Any]] = []
@@ -135,6 +141,7 @@ def _rows(contest: Contest, repeats: int) -> list[dict[str, Any]]:
                     "aim": aim, "met": None if aim is None else ratio["median"] <= aim,
                     **({"added_parameters": side.parameters - host.parameters} if side.parameters else {}),
                 })  # fmt: skip
+        del runs  # what they hold goes before the next ones are made
     return sorted(rows, key=_order)
 
 
@@ -147,7 +154,7 @@ def _quartiles(values: list[float]) -> dict[str, float]:
     return {"median": median, "low": low, "high": high}
 
 
-def _criteria(contest: Contest) -> dict[str, Callable[[], None]]:
+def _criteria(contest: Contest) -> dict[str, clock.Run]:
     output = _leaves(contest.model(contest.images))
 
     def run(side: Side, preds: Any) -> None:
@@ -156,7 +163,7 @@ def _criteria(contest: Contest) -> dict[str, Callable[[], None]]:
     return {side.name: partial(run, side, _leaves(side.adapt(output))) for side in contest.sides}
 
 
-def _steps(contest: Contest) -> dict[str, Callable[[], None]]:
+def _steps(contest: Contest) -> dict[str, clock.Run]:
     # A learning rate that is as good as none: the same work each time
     optimizer = torch.optim.SGD(contest.model.parameters(), lr=1e-9, momentum=0.9)
 
@@ -168,13 +175,13 @@ def _steps(contest: Contest) -> dict[str, Callable[[], None]]:
     return {side.name: partial(run, side) for side in contest.sides}
 
 
-def _inference(contest: Contest) -> dict[str, Callable[[], None]]:
+def _inference(contest: Contest) -> dict[str, clock.Run]:
     return {side.name: torch.inference_mode()(partial(side.loss, contest.images)) for side in contest.sides}
 
 
 # By kind of contest, in this order: runs, and what is measured of them. The memory of a loss is that of other leaves,
 # without gradients, and comes before the steps, which throw away the gradients of layers that a loss runs.
-PLANS: dict[str, list[tuple[Callable[[Contest], dict[str, Callable[[], None]]], tuple[str, ...]]]] = {
+PLANS: dict[str, list[tuple[Callable[[Contest], dict[str, clock.Run]], tuple[str, ...]]]] = {
     "loss": [(_criteria, ("criterion",)), (_criteria, ("criterion memory",)), (_steps, ("step", "memory"))],
     "step": [(_steps, ("step",))],
     "element": [(_criteria, ("element",))],
