@@ -20,7 +20,7 @@ from ultralytics.utils.checks import check_imgsz
 from rebalance.data.dataset import DataSet, withheld_path
 from rebalance.errors import DataError, ModelError
 from rebalance.experiments.evaluate import eval_flags
-from rebalance.experiments.record import Box, Config, Detection, Label, Sample, shown
+from rebalance.experiments.record import Box, Config, Detection, Label, Sample, shown, write_whole
 from rebalance.settings import StepsFlags
 from rebalance.train.api import YOLO
 
@@ -134,7 +134,8 @@ def panels(flags: StepsFlags) -> list[Path]:
             scores = found.boxes.conf
             mean = f", mean score {scores.mean():.2f}" if len(scores) else ""
             pictures.append(_titled(_drawn(found), f"t = {step}: {len(scores)} found{mean}"))
-        written.append(_write(folder / f"{file.stem}.png", np.hstack(pictures)))
+        picture = cv2.imencode(".png", np.hstack(pictures))[1].tobytes()
+        written.append(write_whole(folder / f"{file.stem}.png", picture))
     return written
 
 
@@ -191,9 +192,3 @@ def _titled(image: Any, text: str) -> Any:
     framed = np.vstack((line, image))
     framed[:, -2:] = 255  # keeps neighbours apart
     return framed
-
-
-def _write(file: Path, image: Any) -> Path:
-    part = file.with_name(f".{file.name}.{os.getpid()}")
-    part.write_bytes(cv2.imencode(".png", image)[1].tobytes())
-    return part.replace(file)

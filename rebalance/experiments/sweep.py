@@ -55,7 +55,7 @@ from rebalance.experiments.record import (
     shown,
     tail,
     write,
-    write_text,
+    write_whole,
 )
 from rebalance.settings import SparsifyFlags, parse, value_text
 
@@ -258,7 +258,7 @@ def write_results(folder: Path, runs: Iterable[str]) -> None:
     writer = csv.DictWriter(text, rows[0] if rows else (), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_text(folder / RESULTS, text.getvalue())
+    write_whole(folder / RESULTS, text.getvalue().encode())
 
 
 def _check(runner: Sequence[str], runs: Sequence[Run]) -> None:
