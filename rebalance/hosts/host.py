@@ -75,7 +75,12 @@ class Host(ABC):
 
     @abstractmethod
     def criterion(self, model: Any, recipe: Recipe, seed: int) -> Any:
-        """The loss, called as Ultralytics calls a criterion. Its `objectives` are those of all its stages."""
+        """The loss, called as Ultralytics calls a criterion. Its `objectives` are those of all its stages.
+
+        It takes the head's raw predictions, in validation a pair (decoded, raw), and a batch: `batch_idx` (T,) sorted,
+        `cls` (T, 1), `bboxes` (T, 4) centre, width, height as fractions; optionally `most_labels`, the number of labels
+        of the fullest image. It returns the losses times B, and the same without B, detached, by name.
+        """
 
 
 def refuse_weights(arguments: Mapping[str, Any], what: str) -> None:
