@@ -250,7 +250,8 @@ def fasterrcnn_tiny(nc: int) -> Parts:
     neck = fpn.FeaturePyramidNetwork([64, 128, 256], 64, extra_blocks=fpn.LastLevelMaxPool())
     numbers = Numbers(before=(300, 300), after=(200, 200), anchors=128, rois=64, most=300)
     sides = (24.0, 48.0, 96.0, 192.0)  # for images of 256 px
-    return yolov5n_levels(), neck, faster_rcnn_head(64, sides, ["4", "6", "9"], 5, 128, nc, numbers)
+    head = faster_rcnn_head(64, sides, ["4", "6", "9"], 5, 128, nc, numbers)
+    return yolov5n_levels(), neck, head
 
 
 WHOLE = {"backbone.body.": "model.0.", "backbone.fpn.": "model.1.", "head.": "model.2.layers."}
