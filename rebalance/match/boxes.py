@@ -42,19 +42,21 @@ def max_iou(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
             return boxes.new_zeros(b, a)
         # a number of shapes alone: no value is read back from the device
         step = max(1, PAIRS.get(boxes.device.type, PAIRS_ELSEWHERE) // (b * g))
-        return torch.cat([_max_iou(part, gt_boxes) for part in torch.split(boxes, step, 1)], 1)
+        parts = [part.transpose(1, 2).contiguous() for part in torch.split(boxes, step, 1)]
+        return torch.cat([pair_iou(part, gt_boxes).amax(1) for part in parts], 1)
 
 
-def _max_iou(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
-    # (B, 1, A) against (B, G, 1): the long dimension is innermost, which is three times faster than (B, A, G)
-    x1, y1, x2, y2 = boxes.transpose(1, 2).contiguous().unsqueeze(2).unbind(1)
-    gx1, gy1, gx2, gy2 = gt_boxes.unsqueeze(2).unbind(3)
+def pair_iou(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
+    """(B, G, A) IoU of every label (B, G, 4) with every candidate (B, 4, A); not differentiable."""
+    # the long dimension is innermost, which is three times faster than (B, A, G)
+    x1, y1, x2, y2 = boxes.unsqueeze(2).unbind(1)  # (B, 1, A)
+    gx1, gy1, gx2, gy2 = gt_boxes.unsqueeze(2).unbind(3)  # (B, G, 1)
     inter = torch.minimum(x2, gx2).sub_(torch.maximum(x1, gx1)).clamp_(min=0)
     height = torch.minimum(y2, gy2).sub_(torch.maximum(y1, gy1)).clamp_(min=0)
     inter.mul_(height)
     area, gt_area = (x2 - x1) * (y2 - y1), (gx2 - gx1) * (gy2 - gy1)
     union = torch.add(area, gt_area, out=height).sub_(inter).clamp_(min=EPS)
-    return inter.div_(union).amax(1)
+    return inter.div_(union)
 
 
 def inside(points: Tensor, gt_boxes: Tensor) -> Tensor:

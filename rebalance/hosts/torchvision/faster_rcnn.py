@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -354,14 +355,11 @@ class FasterRCNNDetect(TorchvisionHead):
     def class_rows(self) -> Mapping[str, Callable[[Tensor, Tensor], Tensor]]:
         """The predictor's two layers: (1 + C, …) and ((1 + C) · 4, …)."""
 
-        def rows(x: Tensor, kept: Tensor) -> Tensor:
-            return x[kept]
+        def rows(x: Tensor, kept: Tensor, each: int) -> Tensor:
+            return x.view(-1, each, *x.shape[1:])[kept].flatten(0, 1)
 
-        def fours(x: Tensor, kept: Tensor) -> Tensor:
-            return x.view(-1, 4, *x.shape[1:])[kept].flatten(0, 1)
-
-        layers = (("cls_score", rows), ("bbox_pred", fours))
-        return {f"predictor.{layer}.{k}": choose for layer, choose in layers for k in ("weight", "bias")}
+        layers = (("cls_score", 1), ("bbox_pred", 4))
+        return {f"predictor.{layer}.{k}": partial(rows, each=n) for layer, n in layers for k in ("weight", "bias")}
 
 
 class RefinedFasterRCNNDetect(Refined, FasterRCNNDetect):
