@@ -156,10 +156,9 @@ class RebalancedModel(DetectionModel):  # type: ignore[misc]
         settings: ResObj | None = None,
     ) -> None:  # fmt: skip
         super().__init__(cfg, ch=ch, nc=nc, verbose=False)
-        old = self.model[-1]
-        i, f = old.i, old.f
-        head: Any = self.replaced(settings or ResObj(resobj_steps=0))
-        head.i, head.f, head.type = i, f, f"{type(head).__module__}.{type(head).__name__}"
+        old, head = self.model[-1], self.replaced(settings or ResObj(resobj_steps=0))
+        # what the host's parser would have given it
+        head.i, head.f, head.type = old.i, old.f, f"{type(head).__module__}.{type(head).__name__}"
         head.np = sum(p.numel() for p in head.parameters())
         self.model[-1] = head
         if verbose:
