@@ -169,8 +169,8 @@ def test_csv_of_single_runs_has_no_interval(make_sweep: Any, make_record: Any) -
 
 def test_series(series_sweep: Path) -> None:
     objectness, box = results(load(series_sweep)).series
-    assert (objectness.axis, [p.removal for p in objectness.points]) == ("obj_drop", [0.0, 0.25, 0.75])
-    assert (box.axis, [p.removal for p in box.points]) == ("box_drop", [0.0, 0.75])  # the 0 % run is in both
+    assert (objectness.axis, [s.removal("obj_drop") for s in objectness.rows]) == ("obj_drop", [0.0, 0.25, 0.75])
+    assert (box.axis, [s.removal("box_drop") for s in box.rows]) == ("box_drop", [0.0, 0.75])  # the 0 % run is in both
     assert objectness.splits == ("val", "test")
 
 
