@@ -28,19 +28,12 @@ _SLACK = 0.01  # Ultralytics' tolerance around [0, 1]
 
 @dataclass(frozen=True)
 class Labels:
-    """The boxes of one label file in the order of their first lines.
+    """The boxes of one label file in the order of their first lines."""
 
-    Attributes:
-        classes: (n,) class of every box.
-        boxes_xywh_norm: (n, 4) float32 centre x, centre y, width, height as fractions of the image.
-        lines: every line that is not blank, with its line ending.
-        box_of: (len(lines),) the box that a line describes; equal lines describe one box.
-    """
-
-    classes: NDArray[np.int64]
-    boxes_xywh_norm: NDArray[np.float32]
-    lines: tuple[bytes, ...]
-    box_of: NDArray[np.int64]
+    classes: NDArray[np.int64]  # (n,)
+    boxes_xywh_norm: NDArray[np.float32]  # (n, 4) centre x, centre y, width, height as fractions of the image
+    lines: tuple[bytes, ...]  # every line that is not blank, with its line ending
+    box_of: NDArray[np.int64]  # (len(lines),) the box that a line describes; equal lines describe one box
 
     def __len__(self) -> int:
         """Number of boxes."""

@@ -230,16 +230,11 @@ def outline(sprite: Sprite, size: int) -> Box:
 
 
 def render(rng: Rng, size: int) -> tuple[Bytes, list[Box]]:
-    """Draw one frame of the seafloor.
+    """Draw one frame of the seafloor; the same state of the generator gives the same frame.
 
-    Args:
-        rng: source of everything in the picture; the same state gives the same frame.
-        size: height and width, pixels.
-
-    Returns:
-        The image (size, size, 3), BGR, and one (class, x1, y1, x2, y2) per animal in pixels, far ones first. The class
-        is an index into `NAMES`. A box holds the animal's whole extent inside the frame, parts hidden behind others
-        included; at least 30 % of every animal is to be seen.
+    Returns the image (size, size, 3), BGR, and one (class, x1, y1, x2, y2) per animal in pixels, far ones first. The
+    class is an index into `NAMES`. A box holds the animal's whole extent inside the frame, parts hidden behind others
+    included; at least 30 % of every animal is to be seen.
     """
     horizon = rng.uniform(0.6, 1.3)
     sprites = arrange(rng, size, horizon)

@@ -47,9 +47,7 @@ PROJECT = Path(__file__).resolve().parents[3]
 def ensure(flags: SeafloorFlags, root: Path | None = None) -> Path:
     """Return the data set's data.yaml; make the data set first where it is not there yet.
 
-    Args:
-        flags: what to make; with `out` that folder is made, otherwise `folder_name(flags)` in `root`.
-        root: folder of the data sets; default: `data` of this project, or of the current folder.
+    With `flags.out` that new folder is made, otherwise `folder_name(flags)` in `root`, by default `data_folder()`.
 
     Raises:
         DataError: `out` exists already, or the folder cannot be written.
@@ -68,14 +66,9 @@ def ensure(flags: SeafloorFlags, root: Path | None = None) -> Path:
 
 
 def generate(flags: SeafloorFlags, out: str | Path) -> Path:
-    """Make the data set in a new folder; nothing has the final name before all of it is there.
+    """Make the data set in the new folder `out`, not in `flags.out`, and return the path of its data.yaml.
 
-    Args:
-        flags: what to make; `flags.out` is not looked at.
-        out: the folder; must not exist.
-
-    Returns:
-        The path of its data.yaml.
+    Nothing has the final name before all of it is there.
 
     Raises:
         DataError: the folder exists or cannot be written.
