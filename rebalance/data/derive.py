@@ -279,8 +279,10 @@ def _write(folder: Path, source: DataSet, items: Sequence[_Item], rule: Withhold
     others = {s: e[0] if len(e) == 1 else list(e) for s, e in source.splits.items() if s != _SPLIT}
     content = {key: value for key, value in source.raw.items() if key not in _NOT_COPIED}
 
-    boxes = _per_class(source, [item.labels for item in items])
-    withheld = _per_class(source, [gone for _, gone in pairs])
+    boxes, withheld = (
+        np.bincount(np.concatenate([of_file.classes for of_file in found]), minlength=len(source.names)).tolist()
+        for found in ([item.labels for item in items], [gone for _, gone in pairs])
+    )
     total = _counts(sum(boxes), sum(withheld))
     manifest = {
         "schema": 1,
@@ -328,11 +330,6 @@ def _write_labels(folder: Path, item: _Item, stay: Labels, gone: Labels) -> dict
             "withheld": put(folder / "withheld" / item.label, lost) if lost else None,
         },
     }
-
-
-def _per_class(source: DataSet, files: Sequence[Labels]) -> list[int]:
-    found = np.concatenate([of_file.classes for of_file in files])
-    return [int(n) for n in np.bincount(found, minlength=len(source.names))]
 
 
 def _counts(boxes: int, withheld: int) -> dict[str, Any]:
