@@ -23,7 +23,7 @@ from typing import Any
 
 from rebalance.data.protocols import uses_rate
 from rebalance.errors import ConfigError
-from rebalance.experiments.flags import DEFAULTS, METHOD, typed
+from rebalance.experiments.flags import DEFAULTS, OWNERS, typed
 from rebalance.settings import SparsifyFlags, SweepFlags, convert, flags, parse, value_text
 
 LABELS = ("protocol", "rate")
@@ -266,11 +266,11 @@ def _series(dimensions: Mapping[str, list[Any]], base: Mapping[str, Any]) -> lis
 
 def _is_idle(key: str, values: Mapping[str, Any]) -> bool:
     """Whether a flag is of a method that the run's `loss` (or `head`) leaves out; without these a flag chooses it."""
-    method = METHOD.get(key, "")
+    owners = OWNERS.get(key, ())
     loss, head = str(values.get("loss") or ""), values.get("head")
-    if not method or not (loss or (head and method == "resobj")):
+    if not owners or not (loss or (head and "resobj" in owners)):
         return False
-    return method not in (head, *loss.split("+"))
+    return not {head, *loss.split("+")} & {*owners}
 
 
 def _run(values: Mapping[str, Any], varied: Mapping[str, Any], label_seed: int, seed: int) -> Run:

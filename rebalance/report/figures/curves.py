@@ -14,7 +14,7 @@ import pandas
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-from rebalance.experiments.record import write_text
+from rebalance.experiments.record import write_whole
 from rebalance.report.figures.style import DPI, GREY, MORE_COLOURS, STYLE
 
 Values = NDArray[np.float64]
@@ -53,7 +53,7 @@ def write(name: str, folder: Path) -> Path:
         figure.savefig(temporary, dpi=DPI, metadata={"Software": None})
     os.replace(temporary, folder / f"{name}.png")
     numbers = pandas.DataFrame(columns).to_csv(index=False, float_format="%.6g", lineterminator="\n")
-    write_text(folder / f"{name}.csv", numbers)
+    write_whole(folder / f"{name}.csv", numbers.encode())
     return folder / f"{name}.png"
 
 
