@@ -24,10 +24,10 @@ from typing import Any
 from rebalance.data.protocols import uses_rate
 from rebalance.errors import ConfigError
 from rebalance.experiments.flags import DEFAULTS, OWNERS, typed
-from rebalance.settings import SparsifyFlags, SweepFlags, convert, flags, parse, value_text
+from rebalance.settings import SparsifyFlags, SweepFlags, convert, parse, settings_of, value_text
 
 LABELS = ("protocol", "rate")
-RATED = tuple(p for p in flags(SparsifyFlags)["protocol"].metadata["choices"] if uses_rate(p))
+RATED = tuple(p for p in settings_of(SparsifyFlags)["protocol"].metadata["choices"] if uses_rate(p))
 ONE_VALUE = ("device",)  # keys whose commas belong to the value
 SET_BY_SWEEP = {  # host keys that a sweep decides, and what to give instead
     "seed": "give seeds=",
@@ -96,7 +96,7 @@ def read_grid(given: Mapping[str, str]) -> Grid:
     Raises:
         ConfigError: a bad, empty or repeated value, a key that the sweep sets itself, or no model or data.
     """
-    own = flags(SweepFlags)
+    own = settings_of(SweepFlags)
     sweep = parse(SweepFlags, {key: text for key, text in given.items() if key in own})
     if sweep.name and (sweep.name.startswith(".") or re.search(r'[/\\:*?"<>|\x00-\x1f]', sweep.name)):
         raise ConfigError(f'name={sweep.name} is not a folder name: no slash, no leading dot, none of : * ? " < > |')

@@ -92,9 +92,6 @@ class StepMeans:
     def __init__(self) -> None:
         self.sums: Tensor | None = None
 
-    def begin_epoch(self) -> None:
-        self.sums = None
-
     def add(self, logits: Tensor, state: Tensor) -> None:
         """Take in one batch: (T + 1, B, N) logits, see `refine`, and (B, N) states."""
         scores = upcast(logits.detach()).sigmoid()

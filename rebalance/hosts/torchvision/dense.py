@@ -106,7 +106,7 @@ class DenseCriterion(ABC):
             loss = loss.masked_fill(choice.left, 0)
         channels = 1 if self.link == SOFTMAX else logits.shape[-1]
         positive, ignored = matched.state == POSITIVE, matched.state == IGNORE
-        count = self.objective.divide(positive, choice, channels=channels, ignored=ignored)
+        count = self.objective.count(positive, choice, channels=channels, ignored=ignored)
         return (loss.sum(1) / count).sum()
 
     def _of_images(self, logits: Tensor, classes: Tensor, positive: Tensor, state: Tensor, overlap: Tensor) -> Tensor:
@@ -127,7 +127,7 @@ class DenseCriterion(ABC):
         target = encode_deltas(torch.where(chosen.unsqueeze(-1), gt_boxes, anchors), anchors, self.scale)
         loss = torch.where(chosen, self.box_loss(deltas, target), 0)
         counted = chosen if choice.kept else positive
-        return (loss.sum(1) / self.objective.divide(counted, NOTHING, by=plainly(self.recipe))).sum()
+        return (loss.sum(1) / self.objective.count(counted, NOTHING, by=plainly(self.recipe))).sum()
 
 
 def plainly(recipe: Recipe) -> str:

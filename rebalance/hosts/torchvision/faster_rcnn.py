@@ -232,8 +232,8 @@ class RefinedFasterRCNNCriterion(FasterRCNNCriterion):
     def _divided(self, losses: dict[str, Tensor], state: Tensor, choice: Choice) -> dict[str, Tensor]:
         positive = state == POSITIVE
         in_box = positive if choice.box is None or not choice.kept else positive & ~choice.box
-        count = self.rpn.divide(positive, choice, ignored=state == IGNORE)
-        counts = {"prop_loss": self.rpn.divide(in_box, NOTHING, by=plainly(self.recipe))}
+        count = self.rpn.count(positive, choice, ignored=state == IGNORE)
+        counts = {"prop_loss": self.rpn.count(in_box, NOTHING, by=plainly(self.recipe))}
         order = [name for name in ("obj_loss", "prop_loss", "res_loss") if name in losses]
         return {name: (losses[name].sum(1) / counts.get(name, count)).sum() for name in order}
 

@@ -113,10 +113,10 @@ class RefinedRetinaNetCriterion(RetinaNetCriterion):
         objects, residuals = self._raw
         candidates = Candidates(objects, positive.to(logits.dtype), state, matched.overlap)
         losses = self.objective.objectness(candidates, residuals, choice)
-        count = self.objective.divide(positive, choice, ignored=state == IGNORE)
+        count = self.objective.count(positive, choice, ignored=state == IGNORE)
         self._more = {name: (loss.sum(1) / count).sum() for name, loss in losses.items()}
         loss = bce(logits, self.class_targets(logits, classes, positive)).sum(-1).where(positive, 0)
-        return (loss.sum(1) / self.objective.divide(positive, NOTHING, by=plainly(self.recipe))).sum()
+        return (loss.sum(1) / self.objective.count(positive, NOTHING, by=plainly(self.recipe))).sum()
 
 
 class RetinaNetDetect(TorchvisionHead):

@@ -95,7 +95,7 @@ class DetectionCriterion(v8DetectionLoss):  # type: ignore[misc]
         """Make up for the host's division by the sum of target scores, where another divisor is wanted."""
         choice = self._choice
         if self.recipe.divisor != "host":
-            count = self.objective.divide(self._state == POSITIVE, choice, channels=loss.shape[-1])
+            count = self.objective.count(self._state == POSITIVE, choice, channels=loss.shape[-1])
             return loss * (self._host_divisor / count.view(-1, 1, 1))
         if choice.gone is None or not (choice.kept and choice.matched):
             return loss
@@ -153,7 +153,7 @@ class ObjectnessCriterion(DetectionCriterion):
         candidates = Candidates(logits, targets, self._state, self._overlap)
         losses = self.objective.objectness(candidates, residuals, choice)
         if self.recipe.divisor != "host":
-            count = self.objective.divide(self._state == POSITIVE, choice)
+            count = self.objective.count(self._state == POSITIVE, choice)
         else:
             if choice.gone is not None and choice.kept and choice.matched:
                 targets = targets.masked_fill(choice.gone, 0)
@@ -240,7 +240,7 @@ class AnchorCriterion:
     def _reduce(self, loss: Tensor, positive: Tensor, choice: Choice, shapes: list[tuple[int, int]]) -> Tensor:
         """Sum of the (B, N) losses, 0 for what left, divided."""
         if self.recipe.divisor != "host":
-            return (loss.sum(1) / self.objective.divide(positive, choice)).sum()
+            return (loss.sum(1) / self.objective.count(positive, choice)).sum()
         sizes = [self.head.na * h * w for h, w in shapes]
         levels = torch.split(loss, sizes, 1)
         if choice.left is None:
