@@ -15,14 +15,7 @@ ALSO_HERE = ("imgsz", "device", "workers", "classes", "single_cls", "conf", "iou
 
 
 def evaluate(weights: Path, split: str, config: Config, threads: int) -> dict[str, Any] | None:
-    """Return Ultralytics' metrics on a split as fractions; None where the split has no labels.
-
-    Args:
-        weights: the checkpoint.
-        split: val or test; its labels are complete.
-        config: of the run.
-        threads: CPU threads to compute with.
-    """
+    """Return Ultralytics' metrics on val or test, whose labels are complete, as fractions; None without labels."""
     model = YOLO(str(weights))
     model.add_callback("on_val_start", lambda _: torch.set_num_threads(threads))
     found = model.val(data=str(config.data), split=split, plots=False, verbose=False, **eval_flags(config, weights))

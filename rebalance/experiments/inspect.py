@@ -97,13 +97,7 @@ def spread(items: Sequence[str], count: int) -> list[str]:
 
 
 def panels(flags: StepsFlags) -> list[Path]:
-    """Draw the detections of step 0 (the objectness alone) to T beside each other, one PNG an image.
-
-    Args:
-        flags: model, source, conf, imgsz, device, out.
-
-    Returns:
-        The files written.
+    """Draw the detections of step 0 (the objectness alone) to T beside each other, one PNG an image; return the files.
 
     Raises:
         ModelError: there is no such file, or its head has no steps.
@@ -145,12 +139,7 @@ def steps_of(model: YOLO) -> int:
 
 
 def at_step(file: str | Path, step: int) -> YOLO:
-    """A model that predicts with the first `step` refinements alone.
-
-    Args:
-        file: checkpoint whose head has steps.
-        step: 0 (the objectness alone) to T.
-    """
+    """A model that predicts with the first `step` refinements alone, 0 (the objectness alone) to T."""
     model: YOLO = YOLO(file)
     head: Any = model.model.model[-1]
     head.shown = step  # before it first predicts: the host predicts with a copy

@@ -48,12 +48,7 @@ def git() -> dict[str, Any] | None:
 
 
 def machine(threads: int, gpu: str | None) -> dict[str, Any]:
-    """The machine in the words a reader of a table needs.
-
-    Args:
-        threads: CPU threads that the run computes with.
-        gpu: name of the GPU it ran on, None for the CPU.
-    """
+    """The machine in the words a reader of a table needs; `gpu` is None where the run was on the CPU."""
     return {
         "cpu": _line(Path("/proc/cpuinfo"), r"model name\s*:\s*(.+)") or platform.processor() or platform.machine(),
         "cores": cores(),

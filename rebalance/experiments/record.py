@@ -315,12 +315,7 @@ def build(kind: Any, value: Any, name: str = "") -> Any:
 
 
 def decode(kind: type[T], text: str, what: str) -> T:
-    """Return the object in a JSON text as `kind`.
-
-    Args:
-        kind: Record, Task or Plan.
-        text: of the file or line.
-        what: the file or line, for errors.
+    """Return the object in a JSON text as `kind`: Record, Task or Plan; `what` is the file or line, for errors.
 
     Raises:
         RunError: not JSON, of another schema, or a part is missing or of the wrong kind; it is named.
@@ -438,14 +433,7 @@ def write(path: Path, made: Record | Task | Plan) -> None:
 
 
 def failed(task: Task, error: str, log: Path, **known: Any) -> Record:
-    """Return the record of a run that ended without a result.
-
-    Args:
-        task: of the run.
-        error: one line for the user.
-        log: the run's log; its last lines go into the record.
-        known: fields of the record that are known all the same, e.g. `machine`, `versions`.
-    """
+    """The record of a run that ended without a result: `error` is one line, `known` are fields known all the same."""
     told = {"run": task.run, "config": task.config, "varied": task.varied, "log_tail": tuple(tail(log)), **known}
     return Record(status="failed", error=error, **told)
 
