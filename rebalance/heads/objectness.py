@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from rebalance.errors import ModelError
-from rebalance.match.boxes import upcast
 
 CLASS_PRIOR = 0.01  # P(class | object) at the start, section 3.1
 STD = 0.01  # of the weights of a last layer, as in RetinaNet
@@ -241,18 +240,6 @@ def unfused(head: Any) -> bool:
 def flatten_steps(levels: Sequence[Tensor]) -> Tensor:
     """Residual logits of all levels, (B, T, A, H, W) each -> (B, T, N), candidates in the order of A, H, W."""
     return torch.cat([x.flatten(2) for x in levels], 2)
-
-
-def refined(logits: Tensor, residuals: Tensor | None, shown: int | None) -> Tensor:
-    """Objectness logits (B, …) as in inference: of the residuals (B, T, …) the first `shown` added, without a gate."""
-    return logits if residuals is None else logits + residuals[:, :shown].sum(1)
-
-
-def unrefined(logits: Tensor, residuals: Tensor | None) -> tuple[Tensor, Tensor]:
-    """What the loss takes, at least float32: objectness (B, N), and residuals (B, T, N) as (T, B, N)."""
-    logits = upcast(logits)
-    none = logits.new_zeros(0, *logits.shape)
-    return logits, none if residuals is None else upcast(residuals).transpose(0, 1)
 
 
 def _conv(weight: Tensor, bias: Tensor) -> nn.Conv2d:

@@ -79,6 +79,18 @@ def refine(objectness: Tensor, residuals: Tensor) -> Tensor:
     return torch.cat((objectness.unsqueeze(0), residuals)).cumsum(0)
 
 
+def refined(logits: Tensor, residuals: Tensor | None, shown: int | None) -> Tensor:
+    """Objectness logits (B, …) as in inference: of the residuals (B, T, …) the first `shown` added, without a gate."""
+    return logits if residuals is None else logits + residuals[:, :shown].sum(1)
+
+
+def unrefined(logits: Tensor, residuals: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What the loss takes, at least float32: objectness (B, N), and residuals (B, T, N) as (T, B, N)."""
+    logits = upcast(logits)
+    none = logits.new_zeros(0, *logits.shape)
+    return logits, none if residuals is None else upcast(residuals).transpose(0, 1)
+
+
 class StepMeans:
     """Mean objectness of positives and of negatives after each step, over an epoch (the paper's Figures 2 and 4).
 

@@ -22,15 +22,7 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import MultiScaleRoIAlign, batched_nms, clip_boxes_to_image, nms, remove_small_boxes
 from ultralytics.utils import RANK
 
-from rebalance.heads.objectness import (
-    Refined,
-    SharedResiduals,
-    flatten_steps,
-    logit,
-    objectness_prior,
-    refined,
-    unrefined,
-)
+from rebalance.heads.objectness import Refined, SharedResiduals, flatten_steps, logit, objectness_prior
 from rebalance.hosts.torchvision.dense import Batch, Result, labels_of, of_label, plainly, predictions
 from rebalance.hosts.torchvision.head import Anchors, Raw, TorchvisionHead, best_pairs, by_cell, take
 from rebalance.match.boxes import decode_deltas, encode_deltas, upcast
@@ -39,7 +31,7 @@ from rebalance.match.iou import Matched, match_by_iou
 from rebalance.match.padded import Padded
 from rebalance.match.sample import Sampled, sample
 from rebalance.methods.method import NOTHING, ROI, RPN, Choice, Predictions, Run, Site, Sites
-from rebalance.methods.resobj import ResObj, refine
+from rebalance.methods.resobj import ResObj, refine, refined, unrefined
 from rebalance.objective import Objective
 from rebalance.recipe import Recipe
 

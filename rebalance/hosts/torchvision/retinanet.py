@@ -17,16 +17,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.retinanet import RetinaNetHead
 
-from rebalance.heads.objectness import (
-    CLASS_PRIOR,
-    Refined,
-    ResidualObjectness,
-    flatten_steps,
-    logit,
-    objectness_prior,
-    refined,
-    unrefined,
-)
+from rebalance.heads.objectness import CLASS_PRIOR, Refined, ResidualObjectness, flatten_steps, logit, objectness_prior
 from rebalance.hosts.torchvision.dense import Batch, DenseCriterion, Result, plainly
 from rebalance.hosts.torchvision.head import Anchors, Raw, TorchvisionHead, best_pairs, boxes_at, by_cell, class_rows
 from rebalance.match.boxes import upcast
@@ -35,7 +26,7 @@ from rebalance.match.iou import Matched, match_by_iou
 from rebalance.match.padded import Padded
 from rebalance.methods.bce import bce
 from rebalance.methods.method import NOTHING, Choice, Site, Sites
-from rebalance.methods.resobj import ResObj, refine
+from rebalance.methods.resobj import ResObj, refine, refined, unrefined
 
 POSITIVE_IOU, NEGATIVE_IOU = 0.5, 0.4  # from 0.5 on positive, below 0.4 negative, ignored in between
 

@@ -16,14 +16,14 @@ from ultralytics.utils import RANK
 from ultralytics.utils.loss import v8DetectionLoss
 
 from rebalance.heads.anchor import AnchorSettings, objectness
-from rebalance.heads.objectness import flatten_steps, unrefined
+from rebalance.heads.objectness import flatten_steps
 from rebalance.match.anchor import Matches, match
 from rebalance.match.boxes import ciou, inside, max_iou, upcast, xywh_to_xyxy
 from rebalance.match.candidates import POSITIVE, Candidates, candidate_state
 from rebalance.match.padded import padded_labels
 from rebalance.methods.bce import bce
 from rebalance.methods.method import NOTHING, Choice, Predictions, Run
-from rebalance.methods.resobj import refine
+from rebalance.methods.resobj import refine, unrefined
 from rebalance.objective import Objective
 from rebalance.recipe import Recipe
 

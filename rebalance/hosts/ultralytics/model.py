@@ -20,14 +20,13 @@ from rebalance.heads.objectness import (
     flatten_steps,
     logit,
     objectness_prior,
-    refined,
     unfused,
 )
 from rebalance.hosts.host import remembered
 from rebalance.hosts.ultralytics.criterion import AnchorCriterion, DetectionCriterion, ObjectnessCriterion
 from rebalance.hosts.ultralytics.sites import YoloSites
 from rebalance.match.boxes import xywh_to_xyxy
-from rebalance.methods.resobj import ResObj
+from rebalance.methods.resobj import ResObj, refined
 from rebalance.recipe import Recipe, kept
 
 
