@@ -25,7 +25,7 @@ import runpy
 import sys
 import tempfile
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from itertools import product
 from pathlib import Path
@@ -503,39 +503,51 @@ def differences(a: Any, b: Any, path: str = "") -> Iterator[tuple[str, str]]:
                 yield f"{path} {key}".strip(), "only in the first" if key in a else "only in the second"
             else:
                 yield from differences(a[key], b[key], f"{path} {key}".strip())
+    elif isinstance(a, str) and isinstance(b, str) and a != b:
+        yield path, wording(a, b)
     elif a != b and not (a != a and b != b):
         yield path, f"{a!r}, {b!r}"
+
+
+def wording(a: str, b: str) -> str:
+    """The words that only one of two texts has."""
+    one, other = Counter(a.split()), Counter(b.split())
+    found = [f"{sign} {' '.join(words)}" for sign, words in (("-", one - other), ("+", other - one)) if words]
+    return " ".join(found) or "the same words in another order"
 
 
 def compare(first: Path, second: Path, shown: int) -> int:
     """Print how two dumps differ; the exit code."""
     a, b = (torch.load(file, weights_only=False) for file in (first, second))
     numbers: dict[str, list[tuple[str, str]]] = {}
-    texts: dict[str, list[tuple[str, str]]] = {}
+    texts: dict[tuple[str, str], list[str]] = {}  # of one difference in words, where it stands
     for part in ("models", "cases"):
         for name in [*a[part], *(k for k in b[part] if k not in a[part])]:
             if name not in a[part] or name not in b[part]:
                 numbers[name] = [("", "only in the first" if name in a[part] else "only in the second")]
                 continue
             for path, how in differences(a[part][name], b[part][name]):
-                (texts if path.startswith("text") else numbers).setdefault(name, []).append((path, how))
-    for line in [*a["refusals"], *(k for k in b["refusals"] if k not in a["refusals"])]:
-        one, other = a["refusals"].get(line), b["refusals"].get(line)
-        if one != other:
-            texts[f"rebalance {line}"] = [("", f"\n    {one}\n    {other}")]
-    for what, found in (("texts", texts), ("numbers", numbers)):
-        for name, listed in list(found.items())[:shown]:
-            print(f"{what} differ: {name}")
-            for path, how in listed[:6]:
-                print(f"  {path}: {how}" if path else f"  {how}")
-            if len(listed) > 6:
-                print(f"  and {len(listed) - 6} more")
+                if path.startswith("text"):
+                    texts.setdefault((path, how), []).append(name)
+                else:
+                    numbers.setdefault(name, []).append((path, how))
+    for line, how in differences(a["refusals"], b["refusals"]):
+        texts.setdefault(("refusal", how), []).append(f"rebalance {line}")
+    for (path, how), names in list(texts.items())[:shown]:
+        print(f"{len(names)} texts differ ({path}): {how}\n  e.g. {names[0]}")
+    for name, listed in list(numbers.items())[:shown]:
+        print(f"numbers differ: {name}")
+        for path, how in listed[:6]:
+            print(f"  {path}: {how}" if path else f"  {how}")
+        if len(listed) > 6:
+            print(f"  and {len(listed) - 6} more")
+    for what, found in (("texts differ in", texts), ("numbers differ in", numbers)):
         if len(found) > shown:
-            print(f"{what} differ in {len(found) - shown} more")
+            print(f"{what} {len(found) - shown} more {'ways' if found is texts else 'cases'}")
     cases_, models = len({*a["cases"], *b["cases"]}), len({*a["models"], *b["models"]})
     print(
         f"{cases_} cases, {models} models, {len(a['refusals'])} bad inputs: "
-        f"numbers differ in {len(numbers)}, texts in {len(texts)}"
+        f"numbers differ in {len(numbers)}, texts in {sum(map(len, texts.values()))}"
     )
     return 1 if numbers else 0
 
@@ -551,7 +563,7 @@ def main() -> int:
     two = commands.add_parser("compare", help="compare two dumps")
     two.add_argument("first", type=Path)
     two.add_argument("second", type=Path)
-    two.add_argument("--shown", type=int, default=20, help="differing cases that are listed")
+    two.add_argument("--shown", type=int, default=20, help="differences that are listed")
     given = parser.parse_args()
     if given.command == "compare":
         return compare(given.first, given.second, given.shown)

@@ -63,8 +63,11 @@ def test_texts_that_differ_are_listed_and_no_failure(
     other["cases"]["a"]["text"]["loss"], other["refusals"]["x"] = "focal", "never"
     assert compared(script, tmp_path, dumped(script), other) == 0
     told = capsys.readouterr().out
-    assert "texts differ: a\n  text loss: 'brl', 'focal'\n" in told
-    assert "texts differ: rebalance x\n  \n    no\n    never\n" in told
+    assert "1 texts differ (text loss): - brl + focal\n  e.g. a\n" in told
+    assert "1 texts differ (refusal): - no + never\n  e.g. rebalance x\n" in told
+    assert told.endswith("numbers differ in 0, texts in 2\n")
+    assert script.wording("a b b", "b a b") == "the same words in another order"
+    assert script.wording("a b b", "b c") == "- a b + c"
 
 
 def test_a_case_that_one_side_lacks_is_a_difference(

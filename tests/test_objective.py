@@ -158,8 +158,18 @@ def test_a_moving_average_that_is_put_back_goes_on() -> None:
 # Choose, divide -------------------------------------------------------------------------------------------------------
 
 
-def test_nothing_is_chosen_in_validation() -> None:
-    objective = compose("drop", obj_drop=1.0, box_drop=1.0)
+@pytest.mark.parametrize(
+    ("site", "stage", "given"),
+    [
+        ("stock", "dense", {"loss": "drop", "obj_drop": 1.0, "box_drop": 1.0}),
+        ("fasterrcnn", "rpn", {"loss": "drop", "obj_drop": 1.0}),
+        ("fasterrcnn", "rpn", {"loss": "nrd", "nrd_stage": "rpn"}),
+        ("fasterrcnn", "roi", {"loss": "nrd"}),
+    ],
+)
+def test_nothing_is_chosen_in_validation(site: str, stage: str, given: dict[str, Any]) -> None:
+    assert step(compose(site=site, stage=stage, **given), candidates()).choice is not NOTHING
+    objective = compose(site=site, stage=stage, **given)
     with torch.no_grad():
         found = step(objective, candidates())
     assert found.choice is NOTHING
@@ -198,14 +208,14 @@ def mask(*values: int) -> Tensor:
 )
 def test_what_the_loss_is_divided_by(by: str, choice: Choice, expected: int) -> None:
     positive = mask(1, 1, 1, 0, 0)
-    assert int(compose("drop").divide(positive, choice, by=by, channels=4)) == expected
+    assert int(compose("drop").count(positive, choice, by=by, channels=4)) == expected
 
 
 def test_by_image_each_image_has_the_mean_of_its_own() -> None:
     positive = torch.tensor([[True, True, False], [False, False, False]])
-    assert compose("bce").divide(positive, NOTHING, by="image").tolist() == [4, 2]  # two images; at least one positive
+    assert compose("bce").count(positive, NOTHING, by="image").tolist() == [4, 2]  # two images; at least one positive
     ignored = torch.tensor([[False, False, True], [True, True, False]])
-    assert int(compose("bce").divide(positive, NOTHING, by="candidates", ignored=ignored)) == 3
+    assert int(compose("bce").count(positive, NOTHING, by="candidates", ignored=ignored)) == 3
 
 
 # Objectness -----------------------------------------------------------------------------------------------------------
@@ -249,12 +259,26 @@ def test_what_is_chosen_leaves_the_objectness_and_its_refinements(background: bo
     if background:
         expected = bce(given.logits, given.targets.masked_fill(gone, 0)).masked_fill(given.state == IGNORE, 0)
         torch.testing.assert_close(found["obj_loss"], expected)
-        assert torch.equal(choice.seen(given.state) == POSITIVE, (given.state == POSITIVE) & ~gone)
+        state = choice.seen(given.state)
+        assert torch.equal(state == POSITIVE, (given.state == POSITIVE) & ~gone)
+        targets = given.targets.masked_fill(gone, 0)
+        before, after = (residual_objectness(given.logits, residuals, targets, x) for x in (given.state, state))
+        torch.testing.assert_close(found["res_loss"], after.losses.sum(0))
+        assert after.entered.sum() < before.entered.sum()  # the gates are those of the positives that are left
     else:
         assert found["obj_loss"][gone].eq(0).all()
         assert found["res_loss"][gone].eq(0).all()
         slopes = torch.autograd.grad(found["obj_loss"].sum() + found["res_loss"].sum(), residuals)[0]
         assert slopes[:, gone].eq(0).all()
+
+
+def test_what_becomes_background_is_a_negative_to_the_element_loss() -> None:
+    given, residuals = objects()
+    gone = given.state == POSITIVE
+    # of negatives that all are confused, and weigh nothing, nothing is left
+    found = compose("brl", "resobj", brl_iou=1, brl_weight=0).objectness(given, residuals, Choice(background=gone))
+    assert found["obj_loss"].eq(0).all()
+    assert compose("brl", "resobj", brl_iou=1, brl_weight=0).objectness(given, residuals, NOTHING)["obj_loss"].any()
 
 
 # Relabel; a method that somebody adds ---------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import gc
 import os
 import time
 from collections.abc import Callable, Mapping
+from itertools import accumulate
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -27,20 +28,18 @@ def kind(device: torch.device) -> str:
 
 def take_turns(runs: Mapping[str, Run], device: torch.device, repeats: int) -> dict[str, list[float]]:
     """Milliseconds of each run, by name."""
-    names, taken = list(runs), {name: [] for name in runs}  # type: tuple[list[str], dict[str, list[float]]]
+    taken: dict[str, list[float]] = {name: [] for name in runs}
     collects = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
-        for turn in range(-WARM_UP, repeats):
-            for name in names if turn % 2 else reversed(names):
-                milliseconds = _time(runs[name], device)
-                if turn >= 0:
-                    taken[name].append(milliseconds)
+        for turn in range(WARM_UP + repeats):
+            for name in reversed(list(runs)) if turn % 2 else runs:
+                taken[name].append(_time(runs[name], device))
     finally:
         if collects:
             gc.enable()
-    return taken
+    return {name: times[WARM_UP:] for name, times in taken.items()}
 
 
 def _time(run: Run, device: torch.device) -> float:
@@ -77,11 +76,8 @@ def memory(run: Run, device: torch.device) -> list[float]:
     results = getattr(getattr(profiler, "profiler", None), "kineto_results", None)
     if results is None:
         return []
-    held = peak = 0
-    for _, size in sorted((e.start_ns(), e.nbytes()) for e in results.events() if e.name() == "[memory]"):
-        held += size
-        peak = max(peak, held)
-    return [peak / 2**20]
+    sizes = sorted((e.start_ns(), e.nbytes()) for e in results.events() if e.name() == "[memory]")
+    return [max(accumulate((size for _, size in sizes), initial=0)) / 2**20]
 
 
 def waits(run: Run) -> str:

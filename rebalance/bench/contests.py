@@ -11,25 +11,27 @@ from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 from ultralytics.cfg import get_cfg
 from ultralytics.nn.autobackend import AutoBackend
+from ultralytics.nn.tasks import yaml_model_load
 
-from rebalance.bench import hosts_own, ours
-from rebalance.bench.ours import CLASSES
+from rebalance.bench import hosts_own
 from rebalance.errors import ConfigError, nearest
+from rebalance.hosts import host_of
 from rebalance.hosts.torchvision.zoo import ZOO
 from rebalance.match.candidates import candidate_state
+from rebalance.methods import METHODS
+from rebalance.methods.bce import bce
+from rebalance.methods.brl import brl, confusion
+from rebalance.methods.focal import focal
+from rebalance.methods.ghm import ghm_weights
+from rebalance.recipe import read
 from rebalance.settings import BenchFlags
 
+CLASSES = 10
 LABELS = 8  # an image, about as many as the built-in data has
+STEPS = 3  # most refinements that are timed
+GIVEN = {"drop": {"obj_drop": 0.75}}  # flags of the methods that do nothing by default
 CANDIDATES = 100_000  # an image of 640 pixels, of the tensor that element losses are timed on
 MATCHED, FAR = 0.001, 0.9  # shares of those candidates: matched, and nowhere near a label
-
-
-class Load(NamedTuple):
-    """How much work, and where it is done."""
-
-    batch: int  # images
-    imgsz: int  # height and width in pixels
-    device: torch.device
 
 
 class Side(NamedTuple):
@@ -38,7 +40,7 @@ class Side(NamedTuple):
     name: str
     loss: Callable[[Any], Any]  # what `adapt` gives -> scalar; where inference is timed, images -> predictions
     adapt: Callable[[Any], Any] = hosts_own.as_is  # the model's output -> what the loss takes; a head's work
-    parameters: int | None = None  # of the model, where it is a side's own
+    parameters: int = 0  # of the model, where it is a side's own
     model: Callable[[Tensor], Any] | None = None  # in the place of the contest's, of which it has the parameters
 
 
@@ -52,41 +54,38 @@ class Contest(NamedTuple):
     kind: str = "loss"  # "loss", "step", "element" or "inference"
 
 
-def losses(load: Load, *, model: str, head: str = "stock") -> Contest:
+# The builders take the command's flags, with a device that is named: batch, imgsz and device are how much work, and
+# where it is done. A model is a YOLO's file, a detector of ZOO, or a key of PRESETS.
+
+
+def losses(load: BenchFlags, *, model: str, head: str = "stock", whole: bool = False) -> Contest:
     """The loss of a model's host and ours, on the same predictions, anchors and proposals.
 
     torchvision's losses match image by image, as its own models do; the labels are in its layout beforehand, which is
-    time that only ours takes. Its random samples are as many as ours, but others.
-
-    Args:
-        load: how much work.
-        model: a YOLO's file, a detector of ZOO, or a key of PRESETS, which choose a detector for the device.
-        head: of the model.
+    time that only ours takes. Its random samples are as many as ours, but others. `whole`: torchvision's RetinaNet from
+    images to losses, with our model's layers; it resizes and normalises the images and makes the anchors in every step.
 
     Raises:
         ImportError: YOLOv5's loss, and the package `yolov5` or something that it imports is not installed.
     """
-    name = _detector(model, load.device)
+    name = _detector(model, load)
     built, images, labels = _set_up(load, name, head=head)
-    title, theirs, adapt = hosts_own.LOSSES[ZOO[name].head.sites.name if name in ZOO else name]
-    sides = [Side(title, theirs(built, labels), adapt), *_ours(built, labels, head)]
-    return Contest(name if name in ZOO else f"{name.removesuffix('.yaml')}, {head} head", built, images, sides)
+    host = host_of(built)
+    site = host.sites.site(head)
+    title, theirs, adapt = hosts_own.LOSSES[site.name if name in ZOO else name]
+    sides = [Side(title, theirs(built, labels), adapt)]
+    if whole:
+        sides = [Side(title, hosts_own.as_is, model=hosts_own.whole_retinanet(name, built, labels))]
+    defined = [row.name for row in METHODS.values() if row.kind != "head" and row.defined(site)]
+    for loss in ["focal", "brl"] if whole else dict.fromkeys((site.own, *defined)):
+        given: dict[str, Any] = {"loss": loss, **GIVEN.get(loss, {})}
+        criterion = host.criterion(built, read(given, host.sites, head=head), seed=0)
+        sides.append(Side(f"ours, {_written(given)}", hosts_own.summed(criterion, labels)))
+    told = f"{name}{', whole' * whole}" if name in ZOO else f"{name.removesuffix('.yaml')}, {head} head"
+    return Contest(told, built, images, sides, "step" if whole else "loss")
 
 
-def whole_retinanet(load: Load, *, model: str) -> Contest:
-    """torchvision's RetinaNet from images to losses, with our model's layers, beside our model with its loss.
-
-    torchvision resizes and normalises the images and makes the anchors in every step. Arguments as for `losses`.
-    """
-    name = _detector(model, load.device)
-    built, images, labels = _set_up(load, name)
-    theirs = hosts_own.whole_retinanet(name, built, labels)
-    host = Side("torchvision RetinaNet", lambda found: hosts_own.total(found, images), model=theirs)
-    own = [side for side in _ours(built, labels, "stock") if side.name in ("ours, loss=focal", "ours, loss=brl")]
-    return Contest(f"{name}, whole", built, images, [host, *own], "step")
-
-
-def element(load: Load) -> Contest:
+def element(load: BenchFlags) -> Contest:
     """Element losses on one tensor of logits, in proportion to the image's area."""
     generator = torch.Generator().manual_seed(0)
     shape = (load.batch, round(CANDIDATES * (load.imgsz / 640) ** 2))
@@ -96,39 +95,45 @@ def element(load: Load) -> Contest:
     classes = torch.randint(CLASSES, shape, generator=generator)
     targets = torch.zeros_like(logits).scatter_(2, classes.unsqueeze(-1), positive.unsqueeze(-1).float())
     logits, targets, overlap, positive = (x.to(load.device) for x in (logits, targets, overlap, positive))
-    own = ours.elements(targets, candidate_state(positive), overlap)
-    losses = {
-        "torchvision focal": lambda x: sigmoid_focal_loss(x, targets),
-        **{f"ours, {k}": v for k, v in own.items()},
-    }
-    sides = [Side(name, lambda x, loss=loss: loss(x).sum()) for name, loss in losses.items()]  # type: ignore[misc]
+    state, everything = candidate_state(positive), torch.ones((), dtype=torch.bool, device=logits.device)
+    sides = [
+        Side("torchvision focal", lambda x: sigmoid_focal_loss(x, targets).sum()),
+        Side("ours, brl", lambda x: brl(x, targets, confusion(state, overlap, 0.1).unsqueeze(-1)).sum()),
+        Side("ours, focal", lambda x: focal(x, targets).sum()),
+        Side("ours, bce", lambda x: bce(x, targets).sum()),
+        Side("ours, ghm", lambda x: (bce(x, targets) * ghm_weights(x, targets, everything)[0]).sum()),
+    ]
     name = "logits " + "×".join(map(str, logits.shape))
-    return Contest(name, lambda x: x, logits.requires_grad_(), sides, "element")
+    return Contest(name, hosts_own.as_is, logits.requires_grad_(), sides, "element")
 
 
-def inference(load: Load, *, model: str) -> Contest:
-    """Predictions of a head, and of the one with residual objectness in its place, as `predict` runs them.
+def inference(load: BenchFlags, *, model: str) -> Contest:
+    """Predictions of a model's own head, of one with objectness in its place, and of those that refine it.
 
-    That is fused and, on CPUs that Ultralytics does it for, with channels last.
-
-    Args:
-        load: how much work.
-        model: as for `losses`.
+    As `predict` runs them: fused and, on CPUs that Ultralytics does it for, with channels last.
     """
-    name, images, sides = _detector(model, load.device), torch.empty(0), []
-    for given in ours.heads(name):
+    name, images, sides = _detector(model, load), torch.empty(0), []
+    own = "anchor" if "anchors" in host_of(name).sites.site("obj").gives else "stock"
+    heads: list[dict[str, Any]] = [{"head": own}, {"head": "obj"}]
+    for given in [*heads, *({"head": "resobj", "resobj_steps": t + 1} for t in range(STEPS))]:
         built, images, _ = _set_up(load, name, **given)
         parameters = sum(p.numel() for p in built.parameters())
-        backend = AutoBackend(built.eval(), device=load.device, verbose=False)
-        sides.append(Side(ours.written(given), backend, parameters=parameters))
+        backend = AutoBackend(built.eval(), device=images.device, verbose=False)
+        sides.append(Side(_written(given), backend, parameters=parameters))
     return Contest(name.removesuffix(".yaml"), None, images, sides, "inference")
 
 
-# What the flag `only` chooses from, by name
-CONTESTS: dict[str, tuple[Callable[[Load], Contest], ...]] = {
+# A host of torchvision's -> the detectors that stand for it, on a CPU and on CUDA
+PRESETS = {
+    "retinanet": ("retinanet_tiny", "retinanet_resnet50_fpn"),
+    "ssd": ("ssd_tiny", "ssd300_vgg16"),
+    "fasterrcnn": ("fasterrcnn_tiny", "fasterrcnn_resnet50_fpn"),
+}
+# What the flag `only` chooses from, by name, beside the detectors of ZOO
+CONTESTS: dict[str, tuple[Callable[..., Contest], ...]] = {
     "ultralytics": (partial(losses, model="yolov8n.yaml"),),
     "yolov5": (partial(losses, model="yolov5n.yaml", head="anchor"),),
-    "retinanet": (partial(losses, model="retinanet"), partial(whole_retinanet, model="retinanet")),
+    "retinanet": (partial(losses, model="retinanet"), partial(losses, model="retinanet", whole=True)),
     "ssd": (partial(losses, model="ssd"),),
     "fasterrcnn": (partial(losses, model="fasterrcnn"),),
     "element": (element,),
@@ -136,60 +141,46 @@ CONTESTS: dict[str, tuple[Callable[[Load], Contest], ...]] = {
         partial(inference, model=name) for name in ("yolov5n.yaml", "yolov8n.yaml", "retinanet", "fasterrcnn")
     ),
 }
-# A host of torchvision's -> the detectors that stand for it, on a CPU and on CUDA
-PRESETS = {
-    "retinanet": ("retinanet_tiny", "retinanet_resnet50_fpn"),
-    "ssd": ("ssd_tiny", "ssd300_vgg16"),
-    "fasterrcnn": ("fasterrcnn_tiny", "fasterrcnn_resnet50_fpn"),
-}
 
 
-def chosen(flags: BenchFlags) -> list[tuple[str, Callable[[Load], Contest]]]:
-    """The contests that `only` names, in its order, or all.
-
-    Raises:
-        ConfigError: a name that is neither a contest's nor a detector's.
-    """
+def chosen(only: str) -> list[tuple[str, Callable[..., Contest]]]:
+    """The contests that a list names, in its order, or all; ConfigError for a name of neither contest nor detector."""
     known = dict(CONTESTS)
     for name, row in ZOO.items():
-        builds = (losses, whole_retinanet) if row.head.sites.name == "retinanet" else (losses,)
-        known[name] = tuple(partial(build, model=name) for build in builds)
-    names = [name.strip() for name in flags.only.split(",")] if flags.only else list(CONTESTS)
+        known[name] = tuple(partial(build, model=name) for build in known[row.head.sites.name])
+    names = [name.strip() for name in only.split(",")] if only else list(CONTESTS)
     for name in names:
         if name not in known:
-            raise ConfigError(
-                f"only={flags.only}: {name or 'nothing'} is not one of {', '.join(known)}{nearest(name, known)}"
-            )
+            told = f"{name or 'nothing'} is not one of {', '.join(known)}{nearest(name, known)}"
+            raise ConfigError(f"only={only}: {told}")
     return [(name, build) for name in dict.fromkeys(names) for build in known[name]]
 
 
-# What the contests share ----------------------------------------------------------------------------------------------
+def _written(given: dict[str, Any]) -> str:
+    return " ".join(f"{k}={v}" for k, v in given.items())
 
 
-def _ours(model: Any, labels: dict[str, Any], head: str) -> list[Side]:
-    return [Side(f"ours, {name}", loss) for name, loss in ours.losses(model, labels, head).items()]
+def _detector(name: str, load: BenchFlags) -> str:
+    return PRESETS[name][load.device != "cpu"] if name in PRESETS else name
 
 
-def _detector(name: str, device: torch.device) -> str:
-    return PRESETS[name][device.type != "cpu"] if name in PRESETS else name
-
-
-def _set_up(load: Load, name: str, **given: Any) -> tuple[Any, Tensor, dict[str, Any]]:
-    batch, imgsz, device = load
-    generator = torch.Generator().manual_seed(0)
+def _set_up(load: BenchFlags, name: str, **given: Any) -> tuple[Any, Tensor, dict[str, Any]]:
+    """A model of random weights, built as `train` builds it, images and labels."""
+    generator, host = torch.Generator().manual_seed(0), host_of(name)
+    cfg = name if name in ZOO else {**yaml_model_load(name), "nc": CLASSES}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = ours.model(name, **given).to(device).train()
-    model.args = get_cfg(overrides={"imgsz": imgsz})
+        model = host.build(cfg, read(given, host.sites), nc=CLASSES, ch=3, verbose=False).to(load.device).train()
+    model.args = get_cfg(overrides={"imgsz": load.imgsz})
     if name in ZOO:
-        model.model[-1].trained_at(imgsz)
-    count = batch * LABELS
+        model.model[-1].trained_at(load.imgsz)
+    count = load.batch * LABELS
     size = torch.rand(count, 2, generator=generator) * 0.25 + 0.05
     centre = size / 2 + torch.rand(count, 2, generator=generator) * (1 - size)
     labels = {
-        "batch_idx": torch.arange(batch).repeat_interleave(LABELS).float(),
+        "batch_idx": torch.arange(load.batch).repeat_interleave(LABELS).float(),
         "cls": torch.randint(CLASSES, (count, 1), generator=generator).float(),
         "bboxes": torch.cat((centre, size), 1),
     }
-    images = torch.rand(batch, 3, imgsz, imgsz, generator=generator).to(device)
-    return model, images, {**{k: v.to(device) for k, v in labels.items()}, "most_labels": LABELS}
+    images = torch.rand(load.batch, 3, load.imgsz, load.imgsz, generator=generator).to(load.device)
+    return model, images, {**{k: v.to(load.device) for k, v in labels.items()}, "most_labels": LABELS}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 
 from rebalance.bench import clock
-from rebalance.bench.contests import Contest, Load, Side, chosen
+from rebalance.bench.contests import Contest, Side, chosen
 from rebalance.errors import ConfigError
 from rebalance.experiments.machine import git, machine, versions
 from rebalance.experiments.record import write_json
@@ -61,12 +62,12 @@ def bench(flags: BenchFlags) -> dict[str, Any]:
     device = _device(flags.device)
     if flags.imgsz % 32:
         raise ConfigError(f"imgsz={flags.imgsz} is not a multiple of 32, the coarsest stride of the models")
+    load, skipped = replace(flags, device=str(device)), list[str]()
     rows: list[dict[str, Any]] = []
-    skipped: list[str] = []
     syncs: list[str] = []
-    for name, build in chosen(flags):
+    for name, build in chosen(flags.only):
         try:
-            found, waits = _compare(build(Load(flags.batch, flags.imgsz, device)), flags.repeats)
+            found, waits = _compare(build(load), flags.repeats)
             rows, syncs = rows + found, syncs + waits
         except ImportError as e:
             skipped.append(f"{name}: {e}; pip install --no-deps -r requirements-upstream.txt")
@@ -93,7 +94,7 @@ def table(result: dict[str, Any]) -> str:
         f"{result.get('clock', 'wall')} time, median of {flags['repeats']} (quartiles of the ratio in brackets)"
     ]
     measure = None
-    for row in sorted(result["rows"], key=lambda r: list(MEASURES).index(r["measure"])):
+    for row in sorted(result["rows"], key=_order):
         if row["measure"] != measure:
             measure = row["measure"]
             lines += ["", f"{measure}: {MEASURES[measure]}, {row['unit']}"]
@@ -113,48 +114,39 @@ def _compare(contest: Contest, repeats: int) -> tuple[list[dict[str, Any]], list
     """Rows, and for each loss on CUDA whether it makes the host wait for the device."""
     waits = []
     if contest.images.device.type == "cuda" and contest.kind in ("loss", "element"):
-        for side in contest.sides:
-            run = _criteria(contest._replace(sides=[side]))[side.name]
-            waits.append(f"{contest.name}, {side.name}: {clock.waits(run)}")
+        waits = [f"{contest.name}, {side}: {clock.waits(run)}" for side, run in _criteria(contest).items()]
     return _rows(contest, repeats), waits
 
 
 def _rows(contest: Contest, repeats: int) -> list[dict[str, Any]]:
     host, *ours = contest.sides
-    rows = []
-    for measure, taken in _figures(contest, repeats).items():
-        for side in ours:
-            own, hosts = taken[side.name], taken[host.name]
-            if not own:
-                continue  # this torch does not say
-            ratio = _quartiles([x / y for x, y in zip(own, hosts, strict=True)])
-            aim = AIMS.get((measure, host.name, side.name))
-            row: dict[str, Any] = {
-                "model": contest.name, "host": host.name, "ours": side.name, "measure": measure,
-                "unit": "MiB" if "memory" in measure else "ms",
-                "hosts": _quartiles(hosts), "own": _quartiles(own), "ratio": ratio,
-                "aim": aim, "met": None if aim is None else ratio["median"] <= aim,
-            }  # fmt: skip
-            if side.parameters is not None and host.parameters is not None:
-                row["added_parameters"] = side.parameters - host.parameters
-            rows.append(row)
-    return rows
+    rows: list[dict[str, Any]] = []
+    for make, measures in PLANS[contest.kind]:
+        runs, device = make(contest), contest.images.device
+        for measure in measures:
+            if "memory" in measure:
+                taken = {name: clock.memory(run, device) for name, run in runs.items()}
+            else:
+                taken = clock.take_turns(runs, device, repeats)
+            for side in ours:
+                own, hosts = taken[side.name], taken[host.name]
+                if not own:
+                    continue  # this torch does not say
+                ratio = _quartiles([x / y for x, y in zip(own, hosts, strict=True)])
+                aim = AIMS.get((measure, host.name, side.name))
+                rows.append({
+                    "model": contest.name, "host": host.name, "ours": side.name, "measure": measure,
+                    "unit": "MiB" if "memory" in measure else "ms",
+                    "hosts": _quartiles(hosts), "own": _quartiles(own), "ratio": ratio,
+                    "aim": aim, "met": None if aim is None else ratio["median"] <= aim,
+                    **({"added_parameters": side.parameters - host.parameters} if side.parameters else {}),
+                })  # fmt: skip
+        del runs  # what they hold goes before the next ones are made
+    return sorted(rows, key=_order)
 
 
-def _figures(contest: Contest, repeats: int) -> dict[str, dict[str, list[float]]]:
-    """By measure and side."""
-    device = contest.images.device
-    if contest.kind != "loss":
-        runs = {"element": _criteria, "inference": _inference, "step": _steps}[contest.kind](contest)
-        return {contest.kind: clock.take_turns(runs, device, repeats)}
-    criterion = clock.take_turns(_criteria(contest), device, repeats)
-    # other leaves, without gradients; before the steps, which throw away those of layers that a loss runs
-    memory = {name: clock.memory(run, device) for name, run in _criteria(contest).items()}
-    steps = _steps(contest)
-    return {
-        "criterion": criterion, "step": clock.take_turns(steps, device, repeats),
-        "memory": {name: clock.memory(run, device) for name, run in steps.items()}, "criterion memory": memory,
-    }  # fmt: skip
+def _order(row: dict[str, Any]) -> int:
+    return list(MEASURES).index(row["measure"])
 
 
 def _quartiles(values: list[float]) -> dict[str, float]:
@@ -162,7 +154,7 @@ def _quartiles(values: list[float]) -> dict[str, float]:
     return {"median": median, "low": low, "high": high}
 
 
-def _criteria(contest: Contest) -> dict[str, Callable[[], None]]:
+def _criteria(contest: Contest) -> dict[str, clock.Run]:
     output = _leaves(contest.model(contest.images))
 
     def run(side: Side, preds: Any) -> None:
@@ -171,7 +163,7 @@ def _criteria(contest: Contest) -> dict[str, Callable[[], None]]:
     return {side.name: partial(run, side, _leaves(side.adapt(output))) for side in contest.sides}
 
 
-def _steps(contest: Contest) -> dict[str, Callable[[], None]]:
+def _steps(contest: Contest) -> dict[str, clock.Run]:
     # A learning rate that is as good as none: the same work each time
     optimizer = torch.optim.SGD(contest.model.parameters(), lr=1e-9, momentum=0.9)
 
@@ -183,8 +175,18 @@ def _steps(contest: Contest) -> dict[str, Callable[[], None]]:
     return {side.name: partial(run, side) for side in contest.sides}
 
 
-def _inference(contest: Contest) -> dict[str, Callable[[], None]]:
+def _inference(contest: Contest) -> dict[str, clock.Run]:
     return {side.name: torch.inference_mode()(partial(side.loss, contest.images)) for side in contest.sides}
+
+
+# By kind of contest, in this order: runs, and what is measured of them. The memory of a loss is that of other leaves,
+# without gradients, and comes before the steps, which throw away the gradients of layers that a loss runs.
+PLANS: dict[str, list[tuple[Callable[[Contest], dict[str, clock.Run]], tuple[str, ...]]]] = {
+    "loss": [(_criteria, ("criterion",)), (_criteria, ("criterion memory",)), (_steps, ("step", "memory"))],
+    "step": [(_steps, ("step",))],
+    "element": [(_criteria, ("element",))],
+    "inference": [(_inference, ("inference",))],
+}
 
 
 def _leaves(output: Any) -> Any:

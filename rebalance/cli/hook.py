@@ -39,34 +39,24 @@ def place() -> Path:
 
 def installed() -> bool:
     """Whether this environment has the hook, as this version writes it."""
-    file = place()
-    return file.is_file() and file.read_text("utf-8") == LINE
+    return place().is_file() and place().read_text("utf-8") == LINE
 
 
 def install() -> Path:
-    """Write the hook; return its file.
-
-    Raises:
-        ConfigError: the environment cannot be written.
-    """
+    """Write the hook; return its file. ConfigError where the environment cannot be written."""
     file = place()
     part = file.with_name(f"{NAME}.{os.getpid()}")  # not *.pth: a start-up in between must not read half a line
     try:
         part.write_text(LINE, "utf-8")
         part.replace(file)
     except OSError as error:
-        raise ConfigError(
-            f"the hook cannot be written to {file}: {error.strerror}; use a virtual environment"
-        ) from None
+        told = f"{file}: {error.strerror}; use a virtual environment"
+        raise ConfigError(f"the hook cannot be written to {told}") from None
     return file
 
 
 def remove() -> bool:
-    """Delete the hook; return whether there was one.
-
-    Raises:
-        ConfigError: the environment cannot be written.
-    """
+    """Delete the hook; return whether there was one. ConfigError where the environment cannot be written."""
     file = place()
     try:
         file.unlink()
@@ -95,15 +85,14 @@ class _Finder(importlib.abc.MetaPathFinder):
             return None
         sys.meta_path.remove(self)
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
-        if spec is None or spec.loader is None:
-            return spec
-        run = spec.loader.exec_module
+        if spec and spec.loader:
+            run = spec.loader.exec_module
 
-        def exec_module(module: ModuleType) -> None:
-            run(module)
-            _replace_entrypoint(module)
+            def exec_module(module: ModuleType) -> None:
+                run(module)
+                _replace_entrypoint(module)
 
-        setattr(spec.loader, "exec_module", exec_module)  # noqa: B010, mypy forbids assigning to a method
+            setattr(spec.loader, "exec_module", exec_module)  # noqa: B010, mypy forbids assigning to a method
         return spec
 
 

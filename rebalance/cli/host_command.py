@@ -34,15 +34,7 @@ def entrypoint() -> None:
 
 
 def run(mode: str, args: list[str]) -> None:
-    """Run one mode of Ultralytics.
-
-    Args:
-        mode: train, val, predict or export.
-        args: key=value arguments.
-
-    Raises:
-        ConfigError, ModelError: an unknown flag, a bad value, or a missing file; before anything is created.
-    """
+    """Run a mode of Ultralytics; an unknown flag, a bad value or a missing file is an error before anything is made."""
     sys.argv[0] = "yolo"  # the host saves what it predicts only where its own program asks
     _call([mode, *args], strict=True)
 
@@ -62,10 +54,13 @@ def _call(args: list[str], *, strict: bool) -> None:
         name, value = next(iter(ours.items()))
         raise ConfigError(f"{name}={value_text(value)} is a training flag; {mode or 'this command'} does not take it")
     if strict or ours:
-        _check_words(words)
-        _check(theirs, trained=mode == "train")
-    elif mode:
-        _check_misspelt(theirs)
+        _check(words, theirs, trained=mode == "train")
+    elif mode:  # left to the host, but for a name that it does not know and that comes closest to one of our flags
+        known = {*DEFAULT_CFG_DICT, *EXTRA}
+        for name, value in theirs.items():
+            hint = nearest(name, [*known, *TRAIN])
+            if name not in known and any(f"mean {flag}?" in hint for flag in TRAIN):
+                raise ConfigError(f"unknown flag {name}={value}{hint}")
     if theirs.get("data") and mode != "train":
         theirs["data"] = built_in(theirs["data"])
     with _bound(ours, strict):
@@ -73,24 +68,12 @@ def _call(args: list[str], *, strict: bool) -> None:
         host.entrypoint()
 
 
-def _check_misspelt(theirs: dict[str, str]) -> None:
-    """Refuse a name that the host does not know and that comes closest to one of our flags."""
-    known = set(DEFAULT_CFG_DICT) | EXTRA
-    for name, value in theirs.items():
-        hint = nearest(name, [*known, *TRAIN])
-        if name not in known and any(f"mean {flag}?" in hint for flag in TRAIN):
-            raise ConfigError(f"unknown flag {name}={value}{hint}")
-
-
-def _check_words(words: list[str]) -> None:
+def _check(words: list[str], theirs: dict[str, str], *, trained: bool) -> None:
+    """Refuse what the host would refuse, in one line; of a training, what it refuses before it asks for the model."""
     known = {*host.TASKS, *host.MODES, *DEFAULT_CFG_DICT, *EXTRA}
     for word in words:
         if word.removeprefix("--") not in known:
             raise ConfigError(f"'{word}' is not key=value{nearest(word, known)}")
-
-
-def _check(theirs: dict[str, str], *, trained: bool) -> None:
-    """Refuse what the host would refuse, in one line; of a training, what it refuses before it asks for the model."""
     check_names(theirs, EXTRA)
     given = {name: host.smart_value(str(value)) for name, value in theirs.items() if name not in EXTRA}
     if (cfg := theirs.get("cfg")) not in (None, "", "None"):
@@ -125,12 +108,12 @@ def _bound(ours: dict[str, Any], strict: bool) -> Iterator[None]:
             refuse(model)
         return made
 
+    held, stock = vars(ultralytics), dict(vars(ultralytics))
     ours_first = {"YOLO": bound, **(dict.fromkeys(("RTDETR", "SAM", "FastSAM", "NAS"), refuse) if ours else {})}
-    stock = {name: vars(ultralytics)[name] for name in ours_first if name in vars(ultralytics)}
-    vars(ultralytics).update(ours_first)
+    held.update(ours_first)
     try:
         yield
     finally:
         for name in ours_first:
-            del vars(ultralytics)[name]  # the host loads its classes when they are first asked for
-        vars(ultralytics).update(stock)
+            del held[name]  # the host loads its classes when they are first asked for
+        held.update({name: stock[name] for name in ours_first if name in stock})

@@ -9,34 +9,53 @@ import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass
 from functools import partial
+from importlib import import_module
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from rebalance import settings
 from rebalance.errors import ConfigError, RebalanceError, nearest
-from rebalance.settings import (
-    BenchFlags,
-    SeafloorFlags,
-    SparsifyFlags,
-    StepsFlags,
-    SweepFlags,
-    described,
-    parse,
-    require,
-    settings_of,
-)
-
-PASSED_ON = "Every other key=value goes to Ultralytics untouched."
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Command:
-    """One command: what runs it, how it is typed, what it is for, and the flags that `help` lists."""
+    """One command.
 
-    run: Callable[[list[str]], None]
+    Attributes:
+        usage: how it is typed.
+        help: what it is for.
+        run: a function of the arguments; or "module:function,…" of this package, where the first function gets the
+            flags, each other one what the one before it returned, and what the last one returns is printed.
+        flags: what `help` lists: a class of settings, or a function that returns them by name.
+        needed: flags without a default.
+        more: what else `help` says.
+    """
+
     usage: str
     help: str
-    items: Callable[[], Mapping[str, Field[Any]]] = dict
+    run: Callable[[list[str]], None] | str
+    flags: Any = dict
+    needed: tuple[str, ...] = ()
     more: str = ""
+
+    def items(self) -> Mapping[str, Field[Any]]:
+        """The flags, by name."""
+        own = isinstance(self.flags, type) and self.flags is not dict
+        found: Mapping[str, Field[Any]] = settings.settings_of(self.flags) if own else self.flags()
+        return found
+
+    def __call__(self, args: list[str]) -> None:
+        """Run it."""
+        if callable(self.run):
+            self.run(args)
+            return
+        value = settings.parse(self.flags, pairs(args, self.flags))
+        settings.require(value, *self.needed)
+        module, _, names = self.run.partition(":")
+        for name in names.split(","):
+            value = getattr(import_module(f"rebalance.{module}"), name)(value)
+        print(*(value if isinstance(value, list) else [value]), sep="\n")
 
 
 def merge(args: Iterable[str]) -> list[str]:
@@ -62,32 +81,26 @@ def pairs(args: Iterable[str], cls: type[Any]) -> dict[str, str]:
     Raises:
         ConfigError: an argument that is neither.
     """
-    given: dict[str, str] = {}
+    known, given = settings.settings_of(cls), dict[str, str]()
     for arg in merge(args):
-        name, equals, value = arg.removeprefix("--").removesuffix(",").partition("=")
-        name, value = name.strip(), value.strip()
-        if not equals and name in settings_of(cls) and settings_of(cls)[name].default is False:
+        name, equals, value = map(str.strip, arg.removeprefix("--").removesuffix(",").partition("="))
+        if not equals and name in known and known[name].default is False:
             value = "True"
         if not name or not value:
-            hint = nearest(name, settings_of(cls)) if name not in settings_of(cls) else ""
-            raise ConfigError(f"'{arg}' is not key=value{hint}")
+            raise ConfigError(f"'{arg}' is not key=value{'' if name in known else nearest(name, known)}")
         given[name] = value
     return given
 
 
 def one_of(args: Sequence[str], choices: Sequence[str], what: str) -> str:
-    """Return the one argument of a command that takes a word.
-
-    Raises:
-        ConfigError: none, more than one, or an unknown one.
-    """
+    """Return the one argument of a command that takes a word; ConfigError where it is another, or not one."""
     if len(args) != 1 or args[0] not in choices:
         given = " ".join(args)
         raise ConfigError(f"{what} is one of {', '.join(choices)}; got '{given}'{nearest(given, choices)}")
     return args[0]
 
 
-def host(mode: str) -> Callable[[list[str]], None]:
+def host(mode: str, example: str, help: str, flags: Any = dict) -> Command:
     """The command that runs a mode of Ultralytics with our flags."""
 
     def run(args: list[str]) -> None:
@@ -95,7 +108,8 @@ def host(mode: str) -> Callable[[list[str]], None]:
 
         command.run(mode, args)
 
-    return run
+    more = "Every other key=value goes to Ultralytics untouched."
+    return Command(f"rebalance {mode} {example}", help, run, flags, more=more)
 
 
 def training() -> Mapping[str, Field[Any]]:
@@ -105,34 +119,12 @@ def training() -> Mapping[str, Field[Any]]:
     return {name: item for name, (_, item) in TRAIN.items()}
 
 
-def sparsify(args: list[str]) -> None:
-    """Withhold training labels of a data set."""
-    given = parse(SparsifyFlags, pairs(args, SparsifyFlags))
-    from rebalance.data import derive as module
-
-    print(module.summary(module.sparsify(given)))
-
-
-def seafloor(args: list[str]) -> None:
-    """Make the built-in data set."""
-    given = parse(SeafloorFlags, pairs(args, SeafloorFlags))
-    from rebalance.data.demo import seafloor as module
-
-    print(module.ensure(given))
-
-
-def sweep(args: list[str]) -> None:
-    """Train a grid."""
-    from rebalance.experiments import sweep as module
-
-    show_report(module.sweep(pairs(args, SweepFlags)))
-
-
-def benchmark(args: list[str]) -> None:
-    """Train the removal-percentage sweep."""
+def sweep(args: list[str], *, preset: bool = False) -> None:
+    """Train a grid: the one that the arguments say, or with `preset` that of the built-in benchmark."""
     from rebalance.experiments import papers, sweep
 
-    show_report(sweep.sweep(papers.benchmark(pairs(args, SweepFlags))))
+    given = pairs(args, settings.SweepFlags)
+    show_report(sweep.sweep(papers.benchmark(given) if preset else given))
 
 
 def paper(args: list[str]) -> None:
@@ -144,7 +136,7 @@ def paper(args: list[str]) -> None:
         print(table([("Key", "In the paper", "What is compared"), *rows]))
         print("\nrebalance paper KEY data=my.yaml preset=cpu|gpu; any key of `rebalance sweep` overrides the preset.")
         return
-    study, given = papers.find(args[0]), pairs(args[1:], SweepFlags)
+    study, given = papers.find(args[0]), pairs(args[1:], settings.SweepFlags)
     if study.cells:
         from rebalance.experiments import sweep
 
@@ -174,24 +166,6 @@ def show_report(folder: Path, baseline: str = "") -> None:
 
     page = build.report(folder, baseline)
     print(f"{build.terminal_table(folder, baseline)}\n\n{page}")
-
-
-def bench(args: list[str]) -> None:
-    """Time the losses."""
-    given = parse(BenchFlags, pairs(args, BenchFlags))
-    from rebalance.bench import run as module
-
-    print(module.table(module.bench(given)))
-
-
-def steps(args: list[str]) -> None:
-    """Draw the detections after each step."""
-    given = parse(StepsFlags, pairs(args, StepsFlags))
-    require(given, "model", "source")
-    from rebalance.experiments import inspect as module
-
-    for file in module.panels(given):
-        print(file)
 
 
 def hook(args: list[str]) -> None:
@@ -241,124 +215,98 @@ def show_help(args: list[str]) -> None:
     command = COMMANDS[one_of(args, tuple(COMMANDS), "the command")]
     print(f"{command.help}\n\n  {command.usage}")
     if items := command.items():
-        print("\n" + table([("Flag", "Default", "Values", "Meaning"), *described(items)]))
+        print("\n" + table([("Flag", "Default", "Values", "Meaning"), *settings.described(items)]))
     if command.more:
         print("\n" + command.more)
 
 
 COMMANDS: dict[str, Command] = {
-    "train": Command(
-        run=host("train"),
-        usage="rebalance train model=yolov5n.yaml head=anchor data=seafloor.yaml loss=drop obj_drop=0.75",
-        help="train, as `yolo train` with these flags",
-        items=training,
-        more=PASSED_ON,
+    "train": host(
+        "train",
+        "model=yolov5n.yaml head=anchor data=seafloor.yaml loss=drop obj_drop=0.75",
+        "train, as `yolo train` with these flags",
+        training,
     ),
-    "val": Command(
-        run=host("val"),
-        usage="rebalance val model=best.pt data=seafloor.yaml split=test",
-        help="evaluate what was trained",
-        more=PASSED_ON,
-    ),
-    "predict": Command(
-        run=host("predict"),
-        usage="rebalance predict model=best.pt source=images/",
-        help="detect with what was trained",
-        more=PASSED_ON,
-    ),
-    "export": Command(
-        run=host("export"),
-        usage="rebalance export model=best.pt format=onnx",
-        help="export what was trained",
-        more=PASSED_ON,
-    ),
+    "val": host("val", "model=best.pt data=seafloor.yaml split=test", "evaluate what was trained"),
+    "predict": host("predict", "model=best.pt source=images/", "detect with what was trained"),
+    "export": host("export", "model=best.pt format=onnx", "export what was trained"),
     "sparsify": Command(
-        run=sparsify,
-        usage="rebalance sparsify data=my.yaml protocol=extreme seed=0 out=data/my-extreme",
-        help="withhold labels of the training split of a data set, into a new folder",
-        items=partial(settings_of, SparsifyFlags),
+        "rebalance sparsify data=my.yaml protocol=extreme seed=0 out=data/my-extreme",
+        "withhold labels of the training split of a data set, into a new folder",
+        "data.derive:sparsify,summary",
+        settings.SparsifyFlags,
     ),
     "seafloor": Command(
-        run=seafloor,
-        usage="rebalance seafloor seed=0",
-        help="make the built-in data set (seafloor.yaml does it on first use)",
-        items=partial(settings_of, SeafloorFlags),
+        "rebalance seafloor seed=0",
+        "make the built-in data set (seafloor.yaml does it on first use)",
+        "data.demo.seafloor:ensure",
+        settings.SeafloorFlags,
     ),
     "sweep": Command(
-        run=sweep,
-        usage="rebalance sweep obj_drop=0,0.25,0.75 seeds=0,1,2 model=yolov5n.yaml head=anchor data=seafloor.yaml",
-        help="train a grid of settings, evaluate each run, write tables and a report",
-        items=partial(settings_of, SweepFlags),
+        "rebalance sweep obj_drop=0,0.25,0.75 seeds=0,1,2 model=yolov5n.yaml head=anchor data=seafloor.yaml",
+        "train a grid of settings, evaluate each run, write tables and a report",
+        sweep,
+        settings.SweepFlags,
         more="Flags of `rebalance train` and of Ultralytics are taken too; a comma list makes a dimension of the grid.",
     ),
     "benchmark": Command(
-        run=benchmark,
-        usage="rebalance benchmark preset=full",
-        help="the removal-percentage sweep: obj_drop and box_drop 0, 10, 25, 75, 90 %",
-        items=partial(settings_of, SweepFlags),
+        "rebalance benchmark preset=full",
+        "the removal-percentage sweep: obj_drop and box_drop 0, 10, 25, 75, 90 %",
+        partial(sweep, preset=True),
+        settings.SweepFlags,
         more="preset=cpu (default) or preset=full (640 pixels, 3 seeds). Any key of `rebalance sweep` overrides it.",
     ),
     "paper": Command(
-        run=paper,
-        usage="rebalance paper brl.table4 data=my.yaml preset=cpu",
-        help="run a table or figure of a paper, its numbers beside; without a key: list them",
-        items=partial(settings_of, SweepFlags),
+        "rebalance paper brl.table4 data=my.yaml preset=cpu",
+        "run a table or figure of a paper, its numbers beside; without a key: list them",
+        paper,
+        settings.SweepFlags,
         more="preset=cpu (default) or preset=gpu (the paper's detector and schedule). Any key of `rebalance sweep` "
         "overrides the preset; the same command continues what was stopped.",
     ),
     "report": Command(
-        run=report,
-        usage="rebalance report runs/benchmark/mine",
-        help="build tables, plots and the report of a run folder again",
+        "rebalance report runs/benchmark/mine",
+        "build tables, plots and the report of a run folder again",
+        report,
         more="baseline=focal compares the losses with that one, instead of the first that the sweep was asked for.",
     ),
     "bench": Command(
-        run=bench,
-        usage="rebalance bench batch=16 imgsz=320",
-        help="time the losses against the host's",
-        items=partial(settings_of, BenchFlags),
+        "rebalance bench batch=16 imgsz=320",
+        "time the losses against the host's",
+        "bench.run:bench,table",
+        settings.BenchFlags,
     ),
     "steps": Command(
-        run=steps,
-        usage="rebalance steps model=best.pt source=images/",
-        help="draw what a model with head=resobj detects after each step, one picture an image",
-        items=partial(settings_of, StepsFlags),
+        "rebalance steps model=best.pt source=images/",
+        "draw what a model with head=resobj detects after each step, one picture an image",
+        "experiments.inspect:panels",
+        settings.StepsFlags,
+        needed=("model", "source"),
     ),
     "hook": Command(
-        run=hook,
-        usage="rebalance hook install|remove|status",
-        help="let the plain `yolo` of this environment take these flags, or undo that",
+        "rebalance hook install|remove|status",
+        "let the plain `yolo` of this environment take these flags, or undo that",
+        hook,
     ),
-    "methods": Command(run=methods, usage="rebalance methods", help="list the losses"),
-    "help": Command(run=show_help, usage="rebalance help [COMMAND]", help="show this list, or the flags of a command"),
-    "version": Command(run=version, usage="rebalance version", help="show versions"),
+    "methods": Command("rebalance methods", "list the losses", methods),
+    "help": Command("rebalance help [COMMAND]", "show this list, or the flags of a command", show_help),
+    "version": Command("rebalance version", "show versions", version),
 }
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Lay rows out in columns; the last one is wrapped to the width of the terminal."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
-    widths = [min(width, 34) for width in widths]
-    indent = sum(widths) + 2 * len(widths)
-    room = max(shutil.get_terminal_size((120, 24)).columns - indent, 30)
+    widths = [min(max(map(len, column)), 34) for column in list(zip(*rows, strict=True))[:-1]]
+    widths.append(max(shutil.get_terminal_size((120, 24)).columns - sum(widths) - 2 * len(widths), 30))
     lines = []
-    for *cells, last in rows:
-        columns = [textwrap.wrap(cell, width) or [""] for cell, width in zip(cells, widths, strict=True)]
-        columns.append(textwrap.wrap(last, room) or [""])
-        for i in range(max(map(len, columns))):
-            parts = [column[i] if i < len(column) else "" for column in columns]
-            lines.append(
-                "  ".join(f"{part:<{width}}" for part, width in zip(parts, [*widths, 0], strict=True)).rstrip()
-            )
+    for row in rows:
+        wrapped = map(textwrap.wrap, row, widths)
+        lines += ["  ".join(map(str.ljust, parts, widths)).rstrip() for parts in zip_longest(*wrapped, fillvalue="")]
     return "\n".join(lines)
 
 
 def dispatch(args: Sequence[str]) -> None:
-    """Run the command that the arguments name.
-
-    Raises:
-        ConfigError: there is no such command.
-    """
+    """Run the command that the arguments name; ConfigError where there is none."""
     name, *rest = args or ["help"]
     name = {"-h": "help", "--help": "help", "--version": "version"}.get(name, name)
     if name not in COMMANDS:
@@ -366,7 +314,7 @@ def dispatch(args: Sequence[str]) -> None:
     if {"-h", "--help"} & set(rest):
         show_help([name])
     else:
-        COMMANDS[name].run(rest)
+        COMMANDS[name](rest)
 
 
 def guarded(call: Callable[[], None], *, debug: bool = False) -> int:
@@ -381,25 +329,17 @@ def guarded(call: Callable[[], None], *, debug: bool = False) -> int:
         sys.stdout.flush()
     except BrokenPipeError:  # whoever reads has enough, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the interpreter, which flushes at its end
-    except RebalanceError as error:
+    except (RebalanceError, KeyboardInterrupt) as error:
         if debug:
             raise
-        print(f"rebalance: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        if debug:
-            raise
-        print("rebalance: interrupted", file=sys.stderr)
-        return 130
+        slip = isinstance(error, RebalanceError)
+        print(f"rebalance: error: {error}" if slip else "rebalance: interrupted", file=sys.stderr)
+        return 2 if slip else 130
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line; return the exit code.
-
-    Args:
-        argv: the arguments after the program's name; default: the process's own.
-    """
+    """Run one command line, by default the process's own; return the exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
     rest = [arg for arg in args if arg != "--debug"]
     return guarded(lambda: dispatch(rest), debug=len(rest) < len(args))

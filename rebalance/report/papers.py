@@ -56,9 +56,10 @@ def loss_of(values: Mapping[str, Any]) -> str:
 
 def base_head(values: Mapping[str, Any]) -> str:
     """Return the head that a setting's head is built on: of obj and resobj, the one that they are compared with."""
-    head = str(values.get("head") or "")
-    anchors = family(str(values.get("model", ""))) in ("yolov3", "yolov5")
-    return ("anchor" if anchors else "stock") if head in ON_HEADS else head
+    head, base = str(values.get("head") or ""), str(values.get("obj_base"))
+    if base not in ("anchor", "stock"):  # an older record, when the name of the model's file said
+        base = "anchor" if family(str(values.get("model", ""))) in ("yolov3", "yolov5") else "stock"
+    return base if head in ON_HEADS else head
 
 
 def labels_key(protocol: Any, rate: Any) -> tuple[str, float]:

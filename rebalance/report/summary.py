@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from rebalance.errors import ConfigError, nearest
 from rebalance.experiments.record import METRICS, SPLITS, Record, Sweep
-from rebalance.report.papers import base_head, labels_key, loss_name, loss_of, same_value
+from rebalance.report.papers import ON_HEADS, base_head, labels_key, loss_name, loss_of, same_value
 from rebalance.report.student import quantile
 from rebalance.settings import value_text
 
@@ -217,7 +217,7 @@ def _reference_key(setting: Setting) -> Setting:
 
 def loss_key(setting: Setting) -> Setting:
     """What two settings share whose losses are compared: all but the loss and its settings."""
-    return setting.change({"loss", *setting.loss_flags}, head=base_head(setting.values))
+    return setting.change({"loss", "obj_base", *setting.loss_flags}, head=base_head(setting.values))
 
 
 def _rows(runs: Mapping[Setting, Sequence[Record]], first: str) -> list[Row]:
@@ -316,12 +316,16 @@ def _groups(rows: Sequence[Row]) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
 
 
 def varying(settings: Iterable[Setting]) -> list[str]:
-    """Return the flags that differ between settings, the losses' in the order of a record; with none, an empty list."""
+    """Return the flags that differ between settings, the losses' in the order of a record; with none, an empty list.
+
+    What an objectness stands on differs only among those that have one.
+    """
     settings = list(dict.fromkeys(settings))
     names = dict.fromkeys(name for setting in settings for name in setting.values)
+    of = {"obj_base": [setting for setting in settings if setting.get("head") in ON_HEADS]}
     first = (*AXES, "protocol", "rate", "model", "data", "head", "loss")
     ordered = [*first, *(n for n in names if any(n in s.loss_flags for s in settings)), *sorted(names)]
-    return [name for name in dict.fromkeys(ordered) if len({setting.get(name) for setting in settings}) > 1]
+    return [name for name in dict.fromkeys(ordered) if len({s.get(name) for s in of.get(name, settings)}) > 1]
 
 
 def apart(settings: Iterable[Setting], besides: Collection[str] = LABELS) -> list[str]:

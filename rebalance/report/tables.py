@@ -309,7 +309,7 @@ def verdict(group: Group) -> str:
     changes = [(name, row.change["mAP50"]) for name, row in own if row.change and row.base == base]
     most = max(changes, key=lambda pair: abs(pair[1].mean), default=None)
     n, run = span(change.n for _, change in changes), "0 % run" if axis else "run of the baseline"
-    facts = {"changes": changes, "most": most, "base": names[base] if base else "", "run": run, "split": split}
+    facts = {"changes": changes, "most": most, "base": names[base] if base else None, "run": run, "split": split}
     return say("verdict", **facts, points=points, span=n)
 
 

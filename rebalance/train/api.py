@@ -11,7 +11,7 @@ from ultralytics.utils import DEFAULT_CFG_DICT
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, GITHUB_ASSETS_STEMS
 
 from rebalance.errors import ConfigError, ModelError, RebalanceError, nearest
-from rebalance.hosts.host import COCO, remembered
+from rebalance.hosts.host import COCO, KEY, remembered
 from rebalance.hosts.state_dict import read_state_dict
 from rebalance.hosts.torchvision.model import TorchvisionModel
 from rebalance.hosts.torchvision.published import check, missing_coco, start
@@ -112,7 +112,8 @@ class YOLO(ultralytics.YOLO):  # type: ignore[misc]
         ours, arguments = separate(kwargs)
         admitted = admit(self, ours, arguments, trainer, strict=self.strict)
         if admitted.recipe is None:
-            remembered(self.model).clear()  # the host's loss from here on: resuming must not bring an earlier one back
+            if remembered(self.model):  # the host's loss from here on: resuming must not bring an earlier one back
+                del self.model.yaml[KEY]
             return super().train(trainer=trainer, **admitted.arguments)
         return super().train(trainer=with_flags(admitted.given, admitted.recipe), **admitted.arguments)
 

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from rebalance.bench import clock, contests, hosts_own, ours, run
-from rebalance.bench.contests import Load
+from rebalance.bench import clock, contests, hosts_own, run
 from rebalance.errors import ConfigError
 from rebalance.hosts import SITES
 from rebalance.hosts.torchvision import faster_rcnn, zoo
@@ -79,6 +78,10 @@ def test_what_the_gpu_has_no_room_for_is_skipped(monkeypatch: pytest.MonkeyPatch
     assert found["skipped"] == ["element: the GPU's memory is too small for batch=1 imgsz=32"]
 
 
+def load(batch: int, imgsz: int) -> BenchFlags:
+    return BenchFlags(batch=batch, imgsz=imgsz, device="cpu")
+
+
 def losses(contest: contests.Contest) -> dict[str, float]:
     found = {}
     for side in contest.sides:
@@ -90,7 +93,7 @@ def losses(contest: contests.Contest) -> dict[str, float]:
 @pytest.mark.parametrize("name", ["ultralytics", "retinanet", "ssd", "fasterrcnn"])
 def test_both_sides_compute_the_same_loss_and_every_loss_is_there(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zoo, "Numbers", lambda **n: faster_rcnn.Numbers(**{**n, "anchors": ALL, "rois": ALL}))
-    contest = contests.CONTESTS[name][0](Load(2, 64, CPU))
+    contest = contests.CONTESTS[name][0](load(2, 64))
     found = losses(contest)
     host, *ours = found
     site = SITES[{"ultralytics": "stock"}.get(name, name)]
@@ -103,7 +106,7 @@ def test_both_sides_compute_the_same_loss_and_every_loss_is_there(name: str, mon
 
 @pytest.mark.parametrize("name", ["retinanet", "ssd", "fasterrcnn"])
 def test_only_what_had_a_gradient_gets_one(name: str) -> None:
-    output = contests.CONTESTS[name][0](Load(1, 64, CPU)).model(torch.rand(1, 3, 64, 64))
+    output = contests.CONTESTS[name][0](load(1, 64)).model(torch.rand(1, 3, 64, 64))
     found = run._leaves(output)
     assert found["logits"].requires_grad
     assert found["logits"].is_leaf
@@ -113,7 +116,7 @@ def test_only_what_had_a_gradient_gets_one(name: str) -> None:
 
 
 def test_torchvision_s_whole_retinanet_has_our_layers_and_our_loss() -> None:
-    contest = contests.whole_retinanet(Load(2, 64, CPU), model="retinanet")
+    contest = contests.CONTESTS["retinanet"][1](load(2, 64))
     found = losses(contest)
     assert found["ours, loss=focal"] == pytest.approx(found["torchvision RetinaNet"], rel=1e-4)
     rows = run._rows(contest, 3)
@@ -123,8 +126,8 @@ def test_torchvision_s_whole_retinanet_has_our_layers_and_our_loss() -> None:
 
 
 def test_element_losses_on_one_tensor() -> None:
-    contest = contests.element(Load(2, 64, CPU))
-    assert contest.images.shape == (2, 1000, ours.CLASSES)
+    contest = contests.element(load(2, 64))
+    assert contest.images.shape == (2, 1000, contests.CLASSES)
     found = losses(contest)
     assert found["ours, focal"] == pytest.approx(found["torchvision focal"], rel=1e-5)
     assert found["ours, brl"] < found["ours, focal"] < found["ours, bce"]  # most candidates are confused
@@ -136,7 +139,7 @@ def test_element_losses_on_one_tensor() -> None:
 
 
 def test_inference_rows_tell_what_each_step_adds() -> None:
-    races = [build(Load(1, 32, CPU)) for build in contests.CONTESTS["inference"]]
+    races = [build(load(1, 32)) for build in contests.CONTESTS["inference"]]
     rows = {contest.name: run._rows(contest, 3) for contest in races}
     assert list(rows) == ["yolov5n", "yolov8n", "retinanet_tiny", "fasterrcnn_tiny"]
     steps = [f"head=resobj resobj_steps={t}" for t in (1, 2, 3)]
@@ -157,15 +160,15 @@ def test_inference_rows_tell_what_each_step_adds() -> None:
 
 def test_only_chooses_contests_in_its_order() -> None:
     def names(only: str) -> list[str]:
-        return [name for name, _ in contests.chosen(BenchFlags(only=only))]
+        return [name for name, _ in contests.chosen(only)]
 
     assert list(dict.fromkeys(names(""))) == list(contests.CONTESTS)
     assert names("ssd, retinanet,ssd") == ["ssd", "retinanet", "retinanet"]
     assert names("inference") == ["inference"] * 4
     help = flags(BenchFlags)["only"].metadata["help"]
     assert all(name in help for name in contests.CONTESTS)
-    ((_, build),) = contests.chosen(BenchFlags(only="ssdlite320_mobilenet_v3_large"))
-    assert build(Load(2, 32, CPU)).name == "ssdlite320_mobilenet_v3_large"
+    ((_, build),) = contests.chosen("ssdlite320_mobilenet_v3_large")
+    assert build(load(2, 32)).name == "ssdlite320_mobilenet_v3_large"
     assert set(hosts_own.LOSSES) == {*contests.PRESETS, "yolov8n.yaml", "yolov5n.yaml"}
     assert all(zoo.ZOO[name].head.sites.name == host for host, names in contests.PRESETS.items() for name in names)
 
@@ -178,9 +181,9 @@ def test_figures_kept_from_before_can_still_be_read() -> None:
 @pytest.mark.upstream
 def test_both_sides_compute_the_same_yolov5_loss() -> None:
     code = """
-import torch
 from rebalance.bench import contests
-contest = contests.CONTESTS["yolov5"][0](contests.Load(2, 64, torch.device("cpu")))
+from rebalance.settings import BenchFlags
+contest = contests.CONTESTS["yolov5"][0](BenchFlags(batch=2, imgsz=64, device="cpu"))
 output = contest.model(contest.images)
 sides = [side for side in contest.sides if side.name in ("YOLOv5", "ours, loss=bce", "ours, loss=drop obj_drop=0.75")]
 print(*(float(side.loss(side.adapt(output)).detach()) for side in sides))

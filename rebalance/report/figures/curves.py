@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pandas
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-from rebalance.experiments.record import write_text
+from rebalance.experiments.record import write_whole
 from rebalance.report.figures.style import DPI, GREY, MORE_COLOURS, STYLE
 
 Values = NDArray[np.float64]
@@ -49,11 +49,11 @@ def write(name: str, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with matplotlib.style.context(["default", STYLE]):
         figure, columns = FIGURES[name](np.asarray(x))
-        temporary = folder / f".{name}.{os.getpid()}.png"
-        figure.savefig(temporary, dpi=DPI, metadata={"Software": None})
-    os.replace(temporary, folder / f"{name}.png")
+        picture = BytesIO()
+        figure.savefig(picture, dpi=DPI, metadata={"Software": None})
+    write_whole(folder / f"{name}.png", picture.getvalue())
     numbers = pandas.DataFrame(columns).to_csv(index=False, float_format="%.6g", lineterminator="\n")
-    write_text(folder / f"{name}.csv", numbers)
+    write_whole(folder / f"{name}.csv", numbers.encode())
     return folder / f"{name}.png"
 
 

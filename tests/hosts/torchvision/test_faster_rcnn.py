@@ -296,6 +296,17 @@ def test_samples_of_a_step(head: FasterRCNNDetect, raw: dict[str, Any], samples:
     assert ((own == IGNORE).sum(1) == torch.tensor([most - len(image) for image in LABELS])).all()
 
 
+def test_of_few_samples_half_of_the_anchors_and_a_quarter_of_the_proposals_are_positive(
+    head: FasterRCNNDetect, raw: dict[str, Any], samples: list[Recorded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head, "numbers", head.numbers._replace(anchors=4, rois=8))
+    criterion(head)(raw, BATCH)
+    for states, (_, state) in samples:
+        there = (states == POSITIVE).sum(1)
+        assert there.max() > 2
+        assert torch.equal((state == POSITIVE).sum(1), there.clamp(max=2))
+
+
 def test_draws_depend_on_seed_epoch_and_step_alone(
     head: FasterRCNNDetect, raw: dict[str, Any], samples: list[Recorded]
 ) -> None:
