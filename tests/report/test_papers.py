@@ -13,7 +13,7 @@ from objectives import recipe_of
 from rebalance.experiments.flags import DEFAULTS, OWNERS
 from rebalance.methods import METHODS
 from rebalance.report import papers
-from rebalance.settings import SparsifyFlags, flags
+from rebalance.settings import SparsifyFlags, settings_of
 
 # Haque and McEver, Tables 2 and 3: removal -> (val mAP, test mAP) in points
 TABLE_2 = {0: (59.0, 48.3), 0.1: (57.1, 48.2), 0.25: (58.1, 49.0), 0.75: (57.5, 47.5), 0.9: (58.1, 47.8)}
@@ -49,7 +49,7 @@ def test_every_number_is_a_fraction_with_a_source() -> None:
 
 
 LOSSES = {*METHODS, "obj", "resobj"}
-PROTOCOLS = flags(SparsifyFlags)["protocol"].metadata["choices"]
+PROTOCOLS = settings_of(SparsifyFlags)["protocol"].metadata["choices"]
 
 
 def test_every_number_is_in_words_of_our_own() -> None:
