@@ -390,12 +390,6 @@ def load(folder: str | Path, baseline: str = "") -> Sweep:
         missing = [run for run in plan.runs if run not in {record.run for record in records}]
     else:
         missing = [run for run, path in paths.items() if not path.exists()]
-    names = {name for record in records for name in record.train}
-    if any(names - record.train.keys() for record in records):
-        from rebalance.experiments.flags import DEFAULTS  # loads torch, and few sweeps go on with a later version
-
-        later = {name: DEFAULTS.get(name) for name in names}
-        records = [replace(r, config=replace(r.config, train={**later, **r.train})) for r in records]
     if not (records or missing or warnings):
         raise RunError(f"{folder} is not the folder of a sweep: it has no {RUNS}/<run>/{RECORD}")
     return Sweep(folder, plan.asked, plan.study, tuple(records), tuple(missing), tuple(warnings), baseline)

@@ -151,11 +151,9 @@ class FasterRCNNCriterion:
 
     def _divided(self, losses: dict[str, Tensor], state: Tensor, choice: Choice) -> dict[str, Tensor]:
         """The RPN's summed losses, of (B, S) each."""
-        sampled = state != IGNORE
-        left, out = (choice.left, choice.box) if choice.kept else (None, None)
         return {
-            "obj_loss": _mean(losses["obj_loss"], sampled if left is None else sampled & ~left),
-            "prop_loss": _mean(losses["prop_loss"], sampled if out is None else sampled & ~out),
+            "obj_loss": _mean(losses["obj_loss"], state != IGNORE, choice.left, choice),
+            "prop_loss": _mean(losses["prop_loss"], state != IGNORE, choice.box, choice),
         }
 
     # Second stage -----------------------------------------------------------------------------------------------------
@@ -171,30 +169,38 @@ class FasterRCNNCriterion:
             generator = self.run.generator(boxes.device, "proposals")
             place, state = sample(matched.state, self.head.numbers.rois, ROI_SHARE, generator=generator)
         chosen = Matched(state, matched.label.gather(1, place), matched.overlap.gather(1, place))
-        cls, box = self._roi_losses(raw, labels, take(boxes, place), chosen)
-
-        sampled = in_cls = state != IGNORE
-        # of the random proposals alone, whatever they overlap
-        choice = self.roi.choose(Predictions(state, lambda: chosen.overlap, lambda: chosen.overlap))
-        if choice.left is not None:
-            in_cls = sampled & ~choice.left
-        return _mean(torch.where(in_cls, cls, 0), in_cls), _mean(box, sampled)
-
-    def _roi_losses(self, raw: Raw, labels: Padded, rois: Tensor, matched: Matched) -> tuple[Tensor, Tensor]:
-        """(B, S) classification and box loss of each RoI; of padding the former is any number."""
+        rois = take(boxes, place)
         logits, deltas = self.head.roi(raw["features"], rois, raw["size"])
-        positive = matched.state == POSITIVE
+
+        def confidence() -> Tensor:
+            scores = upcast(logits.detach())
+            return scores[..., BACKGROUND + 1 :].logsumexp(-1) - scores[..., BACKGROUND]
+
+        # a proposal is judged by what it overlaps, not by the box that the head makes of it
+        choice = self.roi.choose(Predictions(state, lambda: chosen.overlap, confidence))
+        cls, box = self._roi_losses(logits, deltas, labels, rois, chosen, choice)
+        sampled = state != IGNORE
+        return _mean(cls, sampled, choice.left, choice), _mean(box, sampled, choice.box, choice)
+
+    def _roi_losses(
+        self, logits: Tensor, deltas: Tensor, labels: Padded, rois: Tensor, matched: Matched, choice: Choice = NOTHING
+    ) -> tuple[Tensor, Tensor]:
+        """(B, S) classification and box loss of each RoI; of padding the former is any number."""
+        state, positive = choice.seen(matched.state), matched.state == POSITIVE
         gt_boxes, classes = of_label(labels, matched.label)
-        target = torch.where(positive, classes + 1, BACKGROUND)
-        own = deltas.gather(2, target[..., None, None].expand(-1, -1, -1, 4)).squeeze(2)
-        box = _smooth_l1(upcast(own), encode_deltas(gt_boxes, rois, SCALE), positive)
-        cls = self.roi.loss(Candidates(logits, target, matched.state, matched.overlap, SOFTMAX)).squeeze(-1)
+        own = torch.where(positive, classes + 1, BACKGROUND)
+        of_class = deltas.gather(2, own[..., None, None].expand(-1, -1, -1, 4)).squeeze(2)
+        in_box = positive if choice.box is None else positive & ~choice.box
+        box = _smooth_l1(upcast(of_class), encode_deltas(gt_boxes, rois, SCALE), in_box)
+        target = own.where(state == POSITIVE, BACKGROUND)
+        cls = self.roi.loss(Candidates(logits, target, state, matched.overlap, SOFTMAX)).squeeze(-1)
         return cls, box
 
     def _hardest(self, raw: Raw, labels: Padded, boxes: Tensor, matched: Matched) -> Sampled:
         """Hard example mining: the candidates of highest loss, of those that overlap by more than 0.7 only one."""
         with torch.no_grad():
-            cls, box_loss = self._roi_losses(raw, labels, boxes, matched)
+            predicted = self.head.roi(raw["features"], boxes, raw["size"])
+            cls, box_loss = self._roi_losses(*predicted, labels, boxes, matched)
             loss = cls + box_loss
             places, states, count = [], [], min(self.roi.mined, boxes.shape[1])
             for box, cost, state in zip(boxes, loss, matched.state, strict=True):
@@ -236,8 +242,10 @@ def _smooth_l1(deltas: Tensor, targets: Tensor, chosen: Tensor) -> Tensor:
     return torch.where(chosen, smooth_l1_loss(deltas, safe, reduction="none", beta=BETA).sum(-1), 0)
 
 
-def _mean(loss: Tensor, counted: Tensor) -> Tensor:
-    return loss.sum() / counted.sum().clamp(min=1)
+def _mean(loss: Tensor, counted: Tensor, gone: Tensor | None, choice: Choice) -> Tensor:
+    """Of what is counted and not gone; divided by all that is counted where the choice says so."""
+    left = counted if gone is None else counted & ~gone
+    return torch.where(left, loss, 0).sum() / (left if choice.kept else counted).sum().clamp(min=1)
 
 
 class FasterRCNNDetect(TorchvisionHead):

@@ -36,6 +36,7 @@ from rebalance.match.iou import Matched
 from rebalance.match.padded import Padded
 from rebalance.match.sample import Sampled
 from rebalance.methods import METHODS
+from rebalance.methods.method import NOTHING, Choice
 from rebalance.methods.soft import soft_weights
 
 SIZE = 160
@@ -204,8 +205,11 @@ def test_the_loss_s_parts_by_hand() -> None:
     torch.testing.assert_close(ours, torch.tensor([[0.5 - 1 / 18, 0]]))
     torch.testing.assert_close((cls, box), (torch.tensor(3.0).log(), (0.5 - torch.tensor(1 / 18)) / 2))
     counted = torch.tensor([[True, True]])
-    torch.testing.assert_close(faster_rcnn._mean(ours, counted), box)
-    assert faster_rcnn._mean(ours * 0, ~counted) == 0
+    torch.testing.assert_close(faster_rcnn._mean(ours, counted, None, NOTHING), box)
+    assert faster_rcnn._mean(ours * 0, ~counted, None, NOTHING) == 0
+    gone = torch.tensor([[False, True]])
+    torch.testing.assert_close(faster_rcnn._mean(ours, counted, gone, NOTHING), box * 2)
+    torch.testing.assert_close(faster_rcnn._mean(ours, counted, gone, Choice(kept=False)), box)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -445,8 +449,9 @@ def test_ohem_keeps_the_hardest_of_those_that_overlap(head: FasterRCNNDetect, mo
     for count, places in ((1, [1]), (2, [1, 4]), (3, [1, 4, 2]), (6, [1, 4, 2])):
         # the fourth overlaps the second by 80/120 = 0.67, and comes after the third
         loss = criterion(head, "ohem", ohem_rois=count)
+        monkeypatch.setattr(head, "roi", lambda *_: (None, None))
         monkeypatch.setattr(loss, "_roi_losses", lambda *_: (cls, box))
-        place, chosen = loss._hardest({}, Padded(*[torch.zeros(0)] * 3), boxes, matched)
+        place, chosen = loss._hardest({"features": None, "size": None}, Padded(*[torch.zeros(0)] * 3), boxes, matched)
         expected = [*places, 3][:count]
         assert place.shape == chosen.shape == (1, count)
         assert place[0][chosen[0] != IGNORE].tolist() == expected
