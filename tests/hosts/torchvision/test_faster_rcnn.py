@@ -36,7 +36,7 @@ from rebalance.match.iou import Matched
 from rebalance.match.padded import Padded
 from rebalance.match.sample import Sampled
 from rebalance.methods import METHODS
-from rebalance.methods.method import NOTHING, Choice
+from rebalance.methods.method import Choice
 from rebalance.methods.soft import soft_weights
 
 SIZE = 160
@@ -205,10 +205,10 @@ def test_the_loss_s_parts_by_hand() -> None:
     torch.testing.assert_close(ours, torch.tensor([[0.5 - 1 / 18, 0]]))
     torch.testing.assert_close((cls, box), (torch.tensor(3.0).log(), (0.5 - torch.tensor(1 / 18)) / 2))
     counted = torch.tensor([[True, True]])
-    torch.testing.assert_close(faster_rcnn._mean(ours, counted, None, NOTHING), box)
-    assert faster_rcnn._mean(ours * 0, ~counted, None, NOTHING) == 0
+    torch.testing.assert_close(faster_rcnn._mean(ours, counted, None, Choice()), box)
+    assert faster_rcnn._mean(ours * 0, ~counted, None, Choice()) == 0
     gone = torch.tensor([[False, True]])
-    torch.testing.assert_close(faster_rcnn._mean(ours, counted, gone, NOTHING), box * 2)
+    torch.testing.assert_close(faster_rcnn._mean(ours, counted, gone, Choice()), box * 2)
     torch.testing.assert_close(faster_rcnn._mean(ours, counted, gone, Choice(kept=False)), box)
 
 
