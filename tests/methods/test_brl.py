@@ -1,4 +1,4 @@
-"""Golden numbers are in test_registry.py, general properties in test_battery.py."""
+"""Golden numbers stand with the method; general properties are in test_battery.py."""
 
 from __future__ import annotations
 
