@@ -18,7 +18,7 @@ from rebalance.errors import ConfigError
 from rebalance.hosts import SITES
 from rebalance.hosts.torchvision import faster_rcnn, zoo
 from rebalance.methods import METHODS
-from rebalance.settings import BenchFlags, as_dict, flags
+from rebalance.settings import BenchFlags, as_dict, settings_of
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -165,7 +165,7 @@ def test_only_chooses_contests_in_its_order() -> None:
     assert list(dict.fromkeys(names(""))) == list(contests.CONTESTS)
     assert names("ssd, retinanet,ssd") == ["ssd", "retinanet", "retinanet"]
     assert names("inference") == ["inference"] * 4
-    help = flags(BenchFlags)["only"].metadata["help"]
+    help = settings_of(BenchFlags)["only"].metadata["help"]
     assert all(name in help for name in contests.CONTESTS)
     ((_, build),) = contests.chosen("ssdlite320_mobilenet_v3_large")
     assert build(load(2, 32)).name == "ssdlite320_mobilenet_v3_large"
