@@ -40,7 +40,7 @@ from torch import Tensor
 Flags = dict[str, Any]
 SIZE, IMAGES, EPOCHS = 64, 3, 5  # pixels, images a batch, epochs of the run that is played
 KINDS = ("ordinary", "one image without labels", "no labels")  # the first for every case, of the others one in turn
-LATER = 3  # the later epoch, past every warm-up here
+LATER = 2  # the later epoch, the first after every warm-up here
 SAMPLE = 128  # elements kept of a tensor
 
 
@@ -298,6 +298,7 @@ def predictions(raw: Any, key: tuple[Any, ...], found: dict[str, Tensor], path: 
         value = noise * 0.5
     else:
         value = noise * 2 - (0 if "residuals" in path else 1)
+        value.view(-1)[::41], value.view(-1)[20::41] = 40, -40  # so sure that a score is 1, and nearly 0
     found[path] = value.requires_grad_()
     return value
 
