@@ -21,7 +21,7 @@ from rebalance.hosts import SITES
 from rebalance.methods import JOINS, METHODS
 from rebalance.recipe import TRAIN
 from rebalance.report.summary import Row, loss_text, results, varying
-from rebalance.report.tables import data_text, labels_text, points
+from rebalance.report.tables import labels_text, points
 from rebalance.settings import settings_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -134,7 +134,7 @@ def _described(row: Row, names: Sequence[str]) -> tuple[str, str, str, str, str]
     base = "" if row.base is None else f" ({'0 %' if row.setting.removes else loss_text(row.base, names)})"
     head = "" if row.setting.get("head") == "stock" else f", `head={row.setting.get('head')}`"
     return (
-        data_text(Path(str(row.setting.get("model"))).stem) + head,
+        Path(str(row.setting.get("model"))).stem + head,
         labels_text(row.setting),
         loss_text(row.setting, names),
         points(row.stats["mAP50"]),

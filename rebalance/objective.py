@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rebalance.match.candidates import IGNORE, Candidates
-from rebalance.methods.bce import bce
+from rebalance.methods.bce import Bce, bce
 from rebalance.methods.method import DENSE, NOTHING, Choice, Method, Predictions, Run
 from rebalance.methods.resobj import StepMeans, refine, residual_objectness
 from rebalance.recipe import Recipe
@@ -53,7 +53,7 @@ class Objective:
         """
         self.recipe, self.run, self.own, self.ignores = recipe, run, own, ignores
         self.methods = [method for method in recipe.methods if method.acts(stage)]
-        self.element = next(method for method in recipe.methods if method.kind == "element")
+        self.element = next((method for method in self.methods if method.kind == "element"), Bce())
         self.weighting = next((method for method in self.methods if method.kind == "weighting"), None)
         weighs = self.weighting is not None and type(self.weighting).weigh is not Method.weigh
         self.plain = self.element.name == "bce" and not weighs
@@ -142,7 +142,7 @@ class Objective:
             ).losses.sum(0)  # fmt: skip
         return losses
 
-    def divide(
+    def count(
         self, positive: Tensor, choice: Choice, *, by: str = "", channels: int = 1, ignored: Any = None
     ) -> Tensor:
         """What a summed loss is divided by, where that is not the host's own affair; at least 1.

@@ -144,7 +144,7 @@ def read(given: Mapping[str, Any], sites: Sites, *, head: str = "stock") -> Reci
             raise ConfigError(f"{name}={value_text(given[name])} has no effect with {problem}")
     for name in filter(None, selected):
         if not METHODS[name].defined(site):
-            there = ", ".join(name for name, row in METHODS.items() if row.defined(site))
+            there = ", ".join(name for name, row in METHODS.items() if row.defined(site) and row.kind != "head")
             raise ConfigError(f"loss={name} is not defined for {site.where}; losses there: {there}")
     if values["divisor"] not in ("auto", "host", *site.divisors):
         raise ConfigError(
@@ -248,7 +248,7 @@ def _weighs(owner: type[Any]) -> bool:
 def _idle(name: str, owner: type[Any], head: str, loss: str, selected: Selection, site: Site) -> str | None:
     """With what a flag that was given would have no effect, and what to do; None: it has one."""
     if owner is AnchorSettings and "anchors" not in site.gives:
-        return f"head={head}; add head=anchor"
+        return f"head={head}; add {'obj_base' if head in HEADS and 'cells' in site.gives else 'head'}=anchor"
     if owner is ResObj and head != "resobj":
         return f"head={head}; add head=resobj"
     if name == "obj_base" and not (head in HEADS and "cells" in site.gives):
@@ -266,8 +266,13 @@ def _idle(name: str, owner: type[Any], head: str, loss: str, selected: Selection
     return None
 
 
-# What a flag may need, in words
-GIVEN = {"cells": "YOLO heads", "dense": "detectors that score every candidate", "proposals": "fasterrcnn"}
+# What a flag may need, see `Site`, in words
+GIVEN = {
+    "overlap": "losses that know how far a candidate is from a label", "one": "heads that do not refine their logits",
+    "objectness": "head=obj and head=resobj", "cells": "YOLO heads", "anchors": "head=anchor", "samples": "fasterrcnn",
+    "proposals": "fasterrcnn", "sigmoid": "losses of a sigmoid", "softmax": "ssd",
+    "dense": "detectors that score every candidate", "rpn": "fasterrcnn", "roi": "fasterrcnn",
+}  # fmt: skip
 
 
 def _pairs() -> str:

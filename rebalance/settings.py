@@ -117,9 +117,6 @@ def settings_of(cls: type[Any]) -> dict[str, dataclasses.Field[Any]]:
     return {f.name: f for f in dataclasses.fields(cls)}
 
 
-flags = settings_of
-
-
 def convert(cls: type[Any], name: str, value: Any) -> Any:
     """`value` as the type of flag `name` of one command, checked; see `checked`."""
     return checked(name, settings_of(cls)[name], value)

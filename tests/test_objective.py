@@ -208,14 +208,14 @@ def mask(*values: int) -> Tensor:
 )
 def test_what_the_loss_is_divided_by(by: str, choice: Choice, expected: int) -> None:
     positive = mask(1, 1, 1, 0, 0)
-    assert int(compose("drop").divide(positive, choice, by=by, channels=4)) == expected
+    assert int(compose("drop").count(positive, choice, by=by, channels=4)) == expected
 
 
 def test_by_image_each_image_has_the_mean_of_its_own() -> None:
     positive = torch.tensor([[True, True, False], [False, False, False]])
-    assert compose("bce").divide(positive, NOTHING, by="image").tolist() == [4, 2]  # two images; at least one positive
+    assert compose("bce").count(positive, NOTHING, by="image").tolist() == [4, 2]  # two images; at least one positive
     ignored = torch.tensor([[False, False, True], [True, True, False]])
-    assert int(compose("bce").divide(positive, NOTHING, by="candidates", ignored=ignored)) == 3
+    assert int(compose("bce").count(positive, NOTHING, by="candidates", ignored=ignored)) == 3
 
 
 # Objectness -----------------------------------------------------------------------------------------------------------

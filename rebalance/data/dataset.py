@@ -10,9 +10,11 @@ The label file of an image is found by its name: the last `/images/` becomes `/l
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import importlib.util
 import json
+import math
 import os
 import sys
 import tempfile
@@ -31,6 +33,7 @@ SPLITS = ("train", "val", "test")
 IMAGE_SUFFIXES = frozenset(
     ("avif", "bmp", "dng", "heic", "heif", "jp2", "jpeg", "jpg", "mpo", "png", "tif", "tiff", "webp")
 )
+_NEEDED = ("train", "val")  # no training without
 _TYPES: dict[str, tuple[type, ...]] = {
     "path": (str,), "train": (str, list), "val": (str, list), "test": (str, list), "names": (list, dict),
     "kpt_shape": (list,),
@@ -39,21 +42,13 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set YAML with everything resolved.
+    """A data set YAML with everything resolved."""
 
-    Attributes:
-        file: the YAML.
-        names: class names by number, complete from 0.
-        splits: split to its absolute folders and list files, for the splits that the YAML names.
-        keypoints: `kpt_shape` of a pose data set, (0, 0) without.
-        raw: the YAML as written.
-    """
-
-    file: Path
-    names: Mapping[int, str]
-    splits: Mapping[str, tuple[str, ...]]
-    keypoints: tuple[int, int]
-    raw: Mapping[str, Any]
+    file: Path  # the YAML
+    names: Mapping[int, str]  # class names by number, complete from 0
+    splits: Mapping[str, tuple[str, ...]]  # absolute folders and list files of the splits that the YAML names
+    keypoints: tuple[int, int]  # `kpt_shape` of a pose data set, (0, 0) without
+    raw: Mapping[str, Any]  # the YAML as written
 
     def images(self, split: str) -> list[str]:
         """Image paths of a split, sorted; an image that is listed twice is there twice, as in training.
@@ -84,10 +79,7 @@ class DataSet:
 
 
 def load(data: str | Path) -> DataSet:
-    """Read a data set YAML.
-
-    Args:
-        data: the YAML, a folder that holds one, or the name of a YAML that comes with Ultralytics (`coco8.yaml`).
+    """Read a data set YAML: a file, one in a folder, or by its name one that comes with Ultralytics (`coco8.yaml`).
 
     Raises:
         DataError: there is no such YAML, it is not a valid data set, or its training or validation images are missing.
@@ -100,7 +92,7 @@ def load(data: str | Path) -> DataSet:
             raise DataError(f"{file}: '{key}' is of type {type(raw[key]).__name__}, not {kinds}")
     if "val" not in raw and "validation" in raw:
         raw["val"] = raw.pop("validation")
-    for split in ("train", "val"):
+    for split in _NEEDED:
         if not raw.get(split):
             raise DataError(f"{file} has no '{split}:'{nearest(split, map(str, raw))}")
 
@@ -108,10 +100,12 @@ def load(data: str | Path) -> DataSet:
     if not root.exists() and not root.is_absolute():
         root = (datasets_dir() / root).resolve()
     splits = {split: _entries(file, root, split, raw[split]) for split in SPLITS if raw.get(split)}
-    for split in ("train", "val"):
-        for entry in splits[split]:
-            if not os.path.exists(entry):
-                raise DataError(f"{file}: {split} images not found: {entry} ({_hint(raw, root)})")
+    missing = [f"{split} images not found: {x}" for split in _NEEDED for x in splits[split] if not os.path.exists(x)]
+    if missing:
+        why = "looked up from the YAML's own folder, because it has no 'path:'"
+        if raw.get("path"):
+            why = f"path: {raw['path']} was found to mean {root.absolute()}; datasets_dir is {datasets_dir()}"
+        raise DataError(f"{file}: {missing[0]} ({why})")
     points = raw.get("kpt_shape") or (0, 0)
     if len(points) != 2 or not all(isinstance(n, int) for n in points):
         raise DataError(f"{file}: kpt_shape={points} is not a pair of whole numbers")
@@ -124,15 +118,17 @@ def find(data: str | Path) -> Path:
     if "://" in name or name.lower().endswith((".ndjson", ".zip", ".tar", ".gz")):
         raise DataError(f"data={name} is not a YAML on this machine; download and unpack it first")
     tried = [name] if Path(name).suffix in (".yaml", ".yml") else [name, f"{name}.yaml", f"{name}.yml"]
+    package = _ultralytics()
     for candidate in filter(None, tried):
-        if Path(candidate).is_dir():
+        if os.path.isdir(candidate):
             return _in_folder(Path(candidate))
-        if Path(candidate).exists():
-            return _checked(Path(candidate))
-        package = _ultralytics()
-        shipped = package and glob.glob(str(package / "**" / candidate), recursive=True)
-        if shipped and len(shipped) == 1:
-            return _checked(Path(shipped[0]))
+        shipped = glob.glob(str(package / "**" / candidate), recursive=True) if package else []
+        found = [candidate] if os.path.exists(candidate) else shipped
+        if len(found) == 1:
+            file = Path(found[0])
+            if file.suffix.lower() not in (".yaml", ".yml"):
+                raise DataError(f"data={file} is not a YAML (.yaml or .yml)")
+            return file
     around = [p.name for p in Path(name).parent.glob("*.y*ml")] if Path(name).parent.is_dir() else []
     raise DataError(f"data={name} does not exist{nearest(Path(name).name, around)}")
 
@@ -173,12 +169,8 @@ def withheld_path(image: str) -> str | None:
 
 def datasets_dir() -> Path:
     """Ultralytics' setting `datasets_dir`, read from its settings file, or its default without one."""
-    try:
-        value = json.loads((_config_dir() / "settings.json").read_text(encoding="utf-8"))["datasets_dir"]
-    except (OSError, ValueError, KeyError, TypeError):
-        value = None
-    if isinstance(value, str):
-        return Path(value)
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return Path(json.loads((_config_dir() / "settings.json").read_text(encoding="utf-8"))["datasets_dir"])
     package = _ultralytics()
     repo = next((d for d in package.resolve().parents if (d / ".git").exists()), None) if package else None
     if repo is None:
@@ -215,20 +207,13 @@ def _ultralytics() -> Path | None:
 
 def _in_folder(folder: Path) -> Path:
     """The one YAML in a folder; of several the one named like the folder."""
-    found: list[Path] = []
-    for pattern in ("*.yaml", "*.yml"):
-        found = found or list(folder.glob(pattern)) or list(folder.rglob(pattern))
+    looks = (list(look(pattern)) for pattern in ("*.yaml", "*.yml") for look in (folder.glob, folder.rglob))
+    found = next(filter(None, looks), [])
     if len(found) > 1:
         found = [p for p in found if p.stem == folder.stem]
     if len(found) != 1:
         raise DataError(f"data={folder} is a folder without exactly one YAML; name the YAML")
     return found[0]
-
-
-def _checked(file: Path) -> Path:
-    if file.suffix.lower() not in (".yaml", ".yml"):
-        raise DataError(f"data={file} is not a YAML (.yaml or .yml)")
-    return file
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
@@ -246,10 +231,9 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 def _entries(file: Path, root: Path, split: str, value: str | list[Any]) -> tuple[str, ...]:
     """Absolute folders and list files of one split."""
     if isinstance(value, str):
-        path = (root / value).resolve()
-        if not path.exists() and value.startswith("../"):  # as in YAMLs that Roboflow exports
-            path = (root / value[3:]).resolve()
-        return (str(path),)
+        if not (root / value).resolve().exists():
+            value = value.removeprefix("../")  # as in YAMLs that Roboflow exports
+        value = [value]
     if not all(isinstance(x, str) for x in value):
         raise DataError(f"{file}: '{split}' is a list with something else than texts in it")
     return tuple(str((root / x).resolve()) for x in value)
@@ -259,15 +243,16 @@ def _names(file: Path, raw: Mapping[str, Any]) -> dict[int, str]:
     names, count = raw.get("names"), raw.get("nc")
     if "nc" in raw:
         try:
-            if isinstance(count, bool) or float(count) != int(float(count)):  # type: ignore[arg-type]
-                raise ValueError
-            count = int(float(count))  # type: ignore[arg-type]
-        except (TypeError, ValueError, OverflowError):
-            raise DataError(f"{file}: nc={raw['nc']} is not a whole number") from None
-    if names is None and count is None:
-        raise DataError(f"{file} has neither 'names:' nor 'nc:'")
+            number = float(str(count))  # neither True nor a list
+        except ValueError:
+            number = math.nan
+        if not number.is_integer():
+            raise DataError(f"{file}: nc={count} is not a whole number")
+        count = int(number)
     if names is None:
-        names = [f"class_{i}" for i in range(count or 0)]
+        if count is None:
+            raise DataError(f"{file} has neither 'names:' nor 'nc:'")
+        names = [f"class_{i}" for i in range(count)]
     if count is not None and len(names) != count:
         raise DataError(f"{file}: {len(names)} names, but nc={count}")
     try:
@@ -277,9 +262,3 @@ def _names(file: Path, raw: Mapping[str, Any]) -> dict[int, str]:
     if not by_id or sorted(by_id) != list(range(len(by_id))):
         raise DataError(f"{file}: 'names' has the classes {sorted(by_id)}, not 0, 1, 2 ... without a gap")
     return {i: str(by_id[i]) for i in sorted(by_id)}
-
-
-def _hint(raw: Mapping[str, Any], root: Path) -> str:
-    if not raw.get("path"):
-        return "looked up from the YAML's own folder, because it has no 'path:'"
-    return f"path: {raw['path']} was found to mean {root.absolute()}; datasets_dir is {datasets_dir()}"

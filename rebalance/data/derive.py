@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -41,7 +42,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import yaml
@@ -61,44 +62,21 @@ _NOT_COPIED = frozenset((*dataset.SPLITS, "path", "minival", "validation", "down
 Manifest = dict[str, Any]
 
 
-class Rule(Protocol):
-    """What is done to the labels of a split."""
-
-    @property
-    def facts(self) -> Mapping[str, Any]:
-        """The rule's name and settings, for the manifest; the same on every machine."""
-
-    def __call__(self, files: Sequence[Labels], /) -> Sequence[tuple[Labels, Labels]]:
-        """For the labels of every file what the new file holds, and what is withheld from it.
-
-        A file whose labels come back themselves (the same object) is copied, with all that is not a label in it.
-        """
-
-
 @dataclass(frozen=True)
 class _Item:
     """A label file and its images."""
 
-    name: str  # new path below images/train, without suffix, with /
-    images: dict[str, int]  # source path, and how often the split names it
+    source: str  # the label file; need not exist
+    label: str  # its new path below labels/, with /
+    images: list[tuple[str, str, int]]  # source path, new path below images/, and how often the split names it
     data: bytes | None  # bytes of the label file, None without one
     labels: Labels
     carried: Labels  # withheld from the source before
     error: str | None  # why the label file cannot be used, with the line
 
-    def image_name(self, image: str) -> str:
-        """Path of an image below images/."""
-        return f"{_SPLIT}/{self.name}.{image.rpartition('.')[-1]}"
-
 
 def sparsify(given: SparsifyFlags) -> Manifest:
-    """Make a data set with some of the training labels withheld.
-
-    Args:
-        given: the flags; `data` and `out` are required.
-
-    Returns:
-        the manifest, as written to `out/manifest.json`.
+    """Make a data set with some of the training labels withheld; returns its manifest. `data` and `out` are required.
 
     Raises:
         ConfigError: a flag is missing, or has no meaning with the protocol.
@@ -113,11 +91,8 @@ def sparsify(given: SparsifyFlags) -> Manifest:
     return derive(dataset.load(built_in(given.data)), rule, out)
 
 
-def derive(source: DataSet, rule: Rule, out: Path) -> Manifest:
-    """Make a data set whose training labels are the source's after a rule.
-
-    Returns:
-        the manifest, as written to `out/manifest.json`.
+def derive(source: DataSet, rule: Withhold, out: Path) -> Manifest:
+    """Make a data set whose training labels are the source's after a rule; returns its manifest.
 
     Raises:
         DataError: the source cannot be used, `out` exists or lies in the source, or writing failed. Nothing is left.
@@ -126,9 +101,8 @@ def derive(source: DataSet, rule: Rule, out: Path) -> Manifest:
     for folder in sorted(_source_folders(source, items)):
         if folder in (out.resolve(), *out.resolve().parents):
             raise DataError(f"out={out} is inside the source data set ({folder}); choose a folder outside it")
-    pairs = rule([item.labels for item in items])
     with new_folder(out) as folder:
-        return _write(folder, source, items, pairs, rule)
+        return _write(folder, source, items, rule)
 
 
 def free(out: str | Path) -> Path:
@@ -212,25 +186,26 @@ def _read(source: DataSet) -> list[_Item]:
     missing = [image for times in grouped.values() for image in times if not os.path.exists(image)]
     if missing:
         raise DataError(f"{source.file}: {len(missing)} images of {_SPLIT} do not exist, the first is {missing[0]}")
-    order = sorted(grouped, key=names.__getitem__)
-    items = [_item(source, names[key], key, grouped[key]) for key in _progress(order, "reading labels")]
+    items = []
+    for key in _progress(sorted(grouped, key=names.__getitem__), "reading labels"):
+        data, error = labels.read_bytes(key), None
+        try:
+            found = source.parse(data or b"", key)
+        except DataError as bad:
+            found, error = source.parse(b""), str(bad).removeprefix(key).lstrip(",: ")
+        new = f"{_SPLIT}/{names[key]}"
+        images = [(image, f"{new}.{image.rpartition('.')[-1]}", times) for image, times in grouped[key].items()]
+        items.append(_Item(key, f"{new}.txt", images, data, found, source.withheld(images[0][0]), error))
     if all(item.data is None for item in items):
-        raise DataError(f"{source.file}: no image of {_SPLIT} has a label file; looked for {order[0]} and the like")
-    bad = [f"{key}, {item.error}" for key, item in zip(order, items, strict=True) if item.error]
-    if len(bad) == len(items):
-        raise DataError(f"{source.file}: no label file of {_SPLIT} can be used: {bad[0]}")
-    for error in bad:
-        print(f"warning: {error}; copied as it is, Ultralytics leaves this image out", file=sys.stderr)
+        raise DataError(
+            f"{source.file}: no image of {_SPLIT} has a label file; looked for {items[0].source} and the like"
+        )
+    refused = [f"{item.source}, {item.error}" for item in items if item.error]
+    if len(refused) == len(items):
+        raise DataError(f"{source.file}: no label file of {_SPLIT} can be used: {refused[0]}")
+    for reason in refused:
+        print(f"warning: {reason}; copied as it is, Ultralytics leaves this image out", file=sys.stderr)
     return items
-
-
-def _item(source: DataSet, name: str, label: str, images: dict[str, int]) -> _Item:
-    data, error = labels.read_bytes(label), None
-    try:
-        found = source.parse(data or b"", label)
-    except DataError as bad:
-        found, error = source.parse(b""), str(bad).removeprefix(label).lstrip(",: ")
-    return _Item(name, images, data, found, source.withheld(next(iter(images))), error)
 
 
 def _label_key(image: str) -> str:
@@ -267,17 +242,15 @@ def _new_names(source: DataSet) -> dict[str, str]:
 
 
 def _unique(name: str, taken: set[str]) -> str:
-    number, result = 1, name
-    while result in taken:
-        number += 1
-        result = f"{name}-{number}"
+    """The name, with the first number that makes it one of its own where it is taken; it is taken then."""
+    result = next(n for i in itertools.count(1) if (n := f"{name}-{i}" if i > 1 else name) not in taken)
     taken.add(result)
     return result
 
 
 def _source_folders(source: DataSet, items: Sequence[_Item]) -> set[Path]:
     """Folders that belong to the source: images, labels, and the folder that holds the two."""
-    images = {image for item in items for image in item.images}
+    images = {image for item in items for image, *_ in item.images}
     images |= {os.path.realpath(image) for image in images}  # where they are links, also what they point to
     images |= {os.path.join(e, "x.jpg") for entries in source.splits.values() for e in entries if os.path.isdir(e)}
     folders: set[Path] = set()
@@ -290,17 +263,15 @@ def _source_folders(source: DataSet, items: Sequence[_Item]) -> set[Path]:
     return {folder for folder in folders if folder.name}  # without the root of the file system
 
 
-def _write(
-    folder: Path, source: DataSet, items: Sequence[_Item], pairs: Sequence[tuple[Labels, Labels]], rule: Rule
-) -> Manifest:
+def _write(folder: Path, source: DataSet, items: Sequence[_Item], rule: Withhold) -> Manifest:
     """Write the whole data set below `folder`, the manifest last."""
+    pairs = rule([item.labels for item in items])
     files: list[dict[str, Any]] = []
     how: Counter[str] = Counter()
     for item, (stay, gone) in _progress(list(zip(items, pairs, strict=True)), "writing"):
-        for image in item.images:
-            how[_link(os.path.realpath(image), folder / "images" / item.image_name(image))] += 1
+        how.update(_link(os.path.realpath(image), folder / "images" / name) for image, name, _ in item.images)
         files.append(_write_labels(folder, item, stay, gone))
-    listed = [(item.image_name(image), times) for item in items for image, times in item.images.items()]
+    listed = [(name, times) for item in items for _, name, times in item.images]
     train = f"images/{_SPLIT}"
     if any(times > 1 for _, times in listed):
         train = f"{_SPLIT}.txt"
@@ -308,8 +279,10 @@ def _write(
     others = {s: e[0] if len(e) == 1 else list(e) for s, e in source.splits.items() if s != _SPLIT}
     content = {key: value for key, value in source.raw.items() if key not in _NOT_COPIED}
 
-    boxes = _per_class(source, [item.labels for item in items])
-    withheld = _per_class(source, [gone for _, gone in pairs])
+    boxes, withheld = (
+        np.bincount(np.concatenate([of_file.classes for of_file in found]), minlength=len(source.names)).tolist()
+        for found in ([item.labels for item in items], [gone for _, gone in pairs])
+    )
     total = _counts(sum(boxes), sum(withheld))
     manifest = {
         "schema": 1,
@@ -319,9 +292,9 @@ def _write(
         "classes": [{"id": i, "name": n, **_counts(boxes[i], withheld[i])} for i, n in source.names.items()],
         "images": {
             "total": len(listed),
-            "labelled_before": sum(len(item.images) for item in items if len(item.labels)),
-            "labelled": sum(len(item.images) for item, (stay, _) in zip(items, pairs, strict=True) if len(stay)),
-            "unreadable": sum(len(item.images) for item in items if item.error),
+            "labelled_before": sum(len(file["images"]) for file in files if file["boxes"]),
+            "labelled": sum(len(file["images"]) for file in files if file["boxes"] > file["withheld"]),
+            "unreadable": sum(len(file["images"]) for file in files if file["unreadable"]),
         },
         "files": files,
     }
@@ -338,15 +311,14 @@ def _write(
 
 def _write_labels(folder: Path, item: _Item, stay: Labels, gone: Labels) -> dict[str, Any]:
     """Write what stays and what goes of one label file; a file that loses nothing is copied as it is."""
-    label = f"{_SPLIT}/{item.name}.txt"
     kept = item.data if stay is item.labels else stay.data
     lost = gone.data
     if lost and item.carried and not lost.endswith((b"\n", b"\r")):
         lost += b"\n"
     lost += item.carried.data
     return {
-        "label": label,
-        "images": [item.image_name(image) for image in item.images],
+        "label": item.label,
+        "images": [name for _, name, _ in item.images],
         "boxes": len(item.labels),
         "withheld": len(gone),
         "carried": len(item.carried),
@@ -354,15 +326,10 @@ def _write_labels(folder: Path, item: _Item, stay: Labels, gone: Labels) -> dict
         "sha256": {
             "source": None if item.data is None else hashlib.sha256(item.data).hexdigest(),
             # no label file stays no label file; a file that lost everything is an empty one
-            "label": None if kept is None else put(folder / "labels" / label, kept),
-            "withheld": put(folder / "withheld" / label, lost) if lost else None,
+            "label": None if kept is None else put(folder / "labels" / item.label, kept),
+            "withheld": put(folder / "withheld" / item.label, lost) if lost else None,
         },
     }
-
-
-def _per_class(source: DataSet, files: Sequence[Labels]) -> list[int]:
-    found = np.concatenate([of_file.classes for of_file in files])
-    return [int(n) for n in np.bincount(found, minlength=len(source.names))]
 
 
 def _counts(boxes: int, withheld: int) -> dict[str, Any]:

@@ -28,19 +28,12 @@ _SLACK = 0.01  # Ultralytics' tolerance around [0, 1]
 
 @dataclass(frozen=True)
 class Labels:
-    """The boxes of one label file in the order of their first lines.
+    """The boxes of one label file in the order of their first lines."""
 
-    Attributes:
-        classes: (n,) class of every box.
-        boxes_xywh_norm: (n, 4) float32 centre x, centre y, width, height as fractions of the image.
-        lines: every line that is not blank, with its line ending.
-        box_of: (len(lines),) the box that a line describes; equal lines describe one box.
-    """
-
-    classes: NDArray[np.int64]
-    boxes_xywh_norm: NDArray[np.float32]
-    lines: tuple[bytes, ...]
-    box_of: NDArray[np.int64]
+    classes: NDArray[np.int64]  # (n,)
+    boxes_xywh_norm: NDArray[np.float32]  # (n, 4) centre x, centre y, width, height as fractions of the image
+    lines: tuple[bytes, ...]  # every line that is not blank, with its line ending
+    box_of: NDArray[np.int64]  # (len(lines),) the box that a line describes; equal lines describe one box
 
     def __len__(self) -> int:
         """Number of boxes."""
@@ -90,13 +83,13 @@ def parse(data: bytes, *, classes: int, keypoints: tuple[int, int] = (0, 0), nam
     if keypoints[0]:
         rows = [row[:_BOX] if len(row) == pose else row for row in rows]
     polygons = any(len(row) >= _POLYGON for row in rows)
-    values = [_numbers(row, polygons, at) for row, at in zip(rows, where, strict=True)]
-    table = np.stack([_box(v) for v in values]) if values else np.zeros((0, _BOX), np.float32)
+    read = [_row(row, polygons, at) for row, at in zip(rows, where, strict=True)]
+    table = np.stack([box for _, box in read]) if read else np.zeros((0, _BOX), np.float32)
     _check(table, classes, where)
 
     first: dict[bytes, int] = {}
     # + 0 makes -0 equal to 0; polygons that share a box but not their points are two boxes
-    box_of = [first.setdefault((v if polygons else v + np.float32(0)).tobytes(), len(first)) for v in values]
+    box_of = [first.setdefault((v if polygons else v + np.float32(0)).tobytes(), len(first)) for v, _ in read]
     start = np.unique(np.array(box_of, dtype=np.int64), return_index=True)[1]
     return Labels(
         classes=table[start, 0].astype(np.int64),
@@ -120,8 +113,11 @@ def read_bytes(path: str | Path) -> bytes | None:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def _numbers(row: Sequence[str], polygons: bool, where: str) -> NDArray[np.float32]:
-    """One row as float32, checked for its number of columns."""
+def _row(row: Sequence[str], polygons: bool, where: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The numbers of a row, and (5,) class, x, y, w, h of its box or the extent of its polygon.
+
+    All is float32, as Ultralytics computes it.
+    """
     if polygons and len(row) < _POLYGON:
         raise DataError(f"{where}: {len(row)} columns among polygons; a polygon has a class and at least 3 points")
     if polygons and len(row) % 2 == 0:
@@ -135,16 +131,11 @@ def _numbers(row: Sequence[str], polygons: bool, where: str) -> NDArray[np.float
         raise DataError(f"{where}: not a number in '{' '.join(row)[:80]}'") from None
     if not np.isfinite(values).all():
         raise DataError(f"{where}: a value is not finite in '{' '.join(row)[:80]}'")
-    return values
-
-
-def _box(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(5,) class, x, y, w, h of a box row or of the extent of a polygon row, in float32 as Ultralytics computes it."""
-    if len(values) == _BOX:
-        return values
+    if not polygons:
+        return values, values
     points = values[1:].reshape(-1, 2)
     low, high = points.min(0), points.max(0)
-    return np.concatenate((values[:1], (low + high) / 2, high - low))
+    return values, np.concatenate((values[:1], (low + high) / 2, high - low))
 
 
 def _check(table: NDArray[np.float32], classes: int, where: Sequence[str]) -> None:

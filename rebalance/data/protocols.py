@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rebalance.data.labels import Labels
-from rebalance.errors import ConfigError, nearest
+from rebalance.errors import ConfigError
+from rebalance.settings import SparsifyFlags, convert
 
 _Ids = NDArray[np.int64]
 _Mask = NDArray[np.bool_]
@@ -54,28 +55,18 @@ def uses_rate(protocol: str) -> bool:
 class Withhold:
     """The rule that withholds the boxes of a protocol; for `rebalance.data.derive`.
 
-    Attributes:
-        protocol: a name of `PROTOCOLS`.
-        rate: fraction withheld, 0 to 1; only `percent` and `per_class` look at it.
-        keep_one: `percent` only: the last box of an image stays, so less than asked may be reached.
-        seed: one number, or several, of the generator that gives every box its number.
-
     Raises:
         ConfigError: an unknown protocol, a rate out of range, or `keep_one` with another protocol than `percent`.
     """
 
-    protocol: str
-    rate: float = 0.5
-    keep_one: bool = False
-    seed: int | tuple[int, ...] = 0
+    protocol: str  # a name of `PROTOCOLS`
+    rate: float = 0.5  # fraction withheld, 0 to 1; only `percent` and `per_class` look at it
+    keep_one: bool = False  # `percent` only: the last box of an image stays, so less than asked may be reached
+    seed: int | tuple[int, ...] = 0  # one number, or several, of the generator that gives every box its number
 
     def __post_init__(self) -> None:
-        """Refuse what has no meaning."""
-        if self.protocol not in PROTOCOLS:
-            close = nearest(self.protocol, PROTOCOLS)
-            raise ConfigError(f"protocol={self.protocol} is not one of {', '.join(PROTOCOLS)}{close}")
-        if not 0 <= self.rate <= 1:
-            raise ConfigError(f"rate={self.rate} is out of range: 0 to 1")
+        for name in ("protocol", "rate"):
+            convert(SparsifyFlags, name, getattr(self, name))
         if self.keep_one and self.protocol != "percent":
             raise ConfigError(f"keep_one=True goes with protocol=percent, not with protocol={self.protocol}")
 

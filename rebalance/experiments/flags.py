@@ -9,7 +9,11 @@ from rebalance.recipe import TRAIN
 from rebalance.settings import checked
 
 DEFAULTS: Mapping[str, Any] = {name: item.default for name, (_, item) in TRAIN.items()}
-METHOD: Mapping[str, str] = {name: getattr(owner, "name", "") for name, (owner, _) in TRAIN.items()}  # "": of none
+# The methods that a flag is for; none: it is for all
+OWNERS: Mapping[str, tuple[str, ...]] = {
+    **{name: (owner.name,) if hasattr(owner, "name") else () for name, (owner, _) in TRAIN.items()},
+    "obj_base": ("obj", "resobj"),
+}
 
 
 def typed(name: str, text: str) -> Any:

@@ -16,17 +16,18 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import PurePath
 from typing import Any
 
 from rebalance.data.protocols import uses_rate
 from rebalance.errors import ConfigError
-from rebalance.experiments.flags import DEFAULTS, METHOD, typed
-from rebalance.settings import SparsifyFlags, SweepFlags, convert, flags, parse, value_text
+from rebalance.experiments.flags import DEFAULTS, OWNERS, typed
+from rebalance.settings import SparsifyFlags, SweepFlags, convert, parse, settings_of, value_text
 
-RATED = tuple(p for p in flags(SparsifyFlags)["protocol"].metadata["choices"] if uses_rate(p))
+LABELS = ("protocol", "rate")
+RATED = tuple(p for p in settings_of(SparsifyFlags)["protocol"].metadata["choices"] if uses_rate(p))
 ONE_VALUE = ("device",)  # keys whose commas belong to the value
 SET_BY_SWEEP = {  # host keys that a sweep decides, and what to give instead
     "seed": "give seeds=",
@@ -95,24 +96,26 @@ def read_grid(given: Mapping[str, str]) -> Grid:
     Raises:
         ConfigError: a bad, empty or repeated value, a key that the sweep sets itself, or no model or data.
     """
-    own = flags(SweepFlags)
+    own = settings_of(SweepFlags)
     sweep = parse(SweepFlags, {key: text for key, text in given.items() if key in own})
-    _check_name(sweep.name)
-    lists = {
-        key: _values(key, str(text)) for key, text in given.items() if key not in own or key in ("protocol", "rate")
-    }
-    for key in ("protocol", "rate"):
+    if sweep.name and (sweep.name.startswith(".") or re.search(r'[/\\:*?"<>|\x00-\x1f]', sweep.name)):
+        raise ConfigError(f'name={sweep.name} is not a folder name: no slash, no leading dot, none of : * ? " < > |')
+    lists = {key: _values(key, str(text)) for key, text in given.items() if key not in own or key in LABELS}
+    for key in LABELS:
         lists.setdefault(key, _values(key, getattr(sweep, key)))
     for key in ("model", "data"):
         if not lists.get(key) or lists[key][0] in ("", None):
             raise ConfigError(f"{key}= is missing: a sweep needs model= and data=")
-    seeds = [_seed(text) for text in split("seeds", sweep.seeds)]
-    _refuse_repeats("seeds", seeds)
+    texts = split("seeds", sweep.seeds)
+    for text in texts:
+        if not re.fullmatch(r"[0-9]+", text):
+            raise ConfigError(f"seeds={text} is not a list of whole numbers such as 0,1,2")
+    seeds = _unique("seeds", list(map(int, texts)))
     _check_labels(given, lists, sweep.series)
 
     dimensions = {key: values for key, values in lists.items() if len(values) > 1}
     base = {key: _base(values) if sweep.series else values[0] for key, values in lists.items()}
-    points = list(_series(dimensions, base) if sweep.series else _product(dimensions))
+    points = _series(dimensions, base) if sweep.series else _product(dimensions)
     idle = [{key for key in lists if _is_idle(key, {**base, **varied})} for varied in points]
     everywhere = set(lists).intersection(*idle)  # stays, so that the check of the runs refuses it
     runs = []
@@ -141,26 +144,22 @@ def read_grids(cells: Sequence[Mapping[str, str]]) -> Grid:
         return grids[0]
     runs = _distinct([run for grid in grids for run in grid.runs], _content)
     values = [_values_of(run) for run in runs]
-    keys = dict.fromkeys(key for own in values for key in own)
-    order = ("model", "data", "head", "loss", *DEFAULTS, *keys)  # detector, loss with its flags, labels
-    differing = [
-        key
-        for key in dict.fromkeys(order)
-        if len({json.dumps(own.get(key, _ABSENT), default=str) for own in values}) > 1
-    ]
+    keys = dict.fromkeys(("model", "data", "head", "loss", *DEFAULTS, *itertools.chain(*values)))  # labels come last
+    texts = {key: {json.dumps(own.get(key, _ABSENT), default=str) for own in values} for key in keys}
+    differing = [key for key in keys if len(texts[key]) > 1]
     named = []
     for run, own in zip(runs, values, strict=True):
         varied = {key: own[key] for key in differing if key in own}
         named.append(replace(run, id=_id(varied, run.seed), varied=varied))
     seeds = list(dict.fromkeys(run.seed for run in named))
+    named.sort(key=lambda run: seeds.index(run.seed))
     asked = [grid.asked for grid in grids]
     common = {key: value for key, value in asked[0].items() if all(other.get(key) == value for other in asked)}
-    texts = [
+    lines = [
         " ".join(f"{key}={asked_text(value)}" for key, value in own.items() if key not in common and value is not None)
         for own in asked
     ]
-    named.sort(key=lambda run: seeds.index(run.seed))
-    return Grid(grids[0].flags, tuple(_name(named)), {**common, "cells": texts})
+    return Grid(grids[0].flags, tuple(_name(named)), {**common, "cells": lines})
 
 
 def asked_text(value: Any) -> str:
@@ -174,12 +173,9 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     Example: 'epochs was 100, is 14; lr0 was not given, is 0.01'.
     """
 
-    def text(asked: Mapping[str, Any], key: str) -> str:
-        return asked_text(asked[key]) if key in asked else "not given"
-
-    keys = [*old, *(key for key in new if key not in old)]
-    changed = [key for key in keys if (old.get(key), key in old) != (new.get(key), key in new)]
-    return "; ".join(f"{key} was {text(old, key)}, is {text(new, key)}" for key in changed)
+    changed = [key for key in {**old, **new} if (old.get(key), key in old) != (new.get(key), key in new)]
+    texts = [[asked_text(asked[key]) if key in asked else "not given" for asked in (old, new)] for key in changed]
+    return "; ".join(f"{key} was {was}, is {now}" for key, (was, now) in zip(changed, texts, strict=True))
 
 
 def split(key: str, text: str) -> list[str]:
@@ -229,29 +225,16 @@ def _values(key: str, text: str) -> list[Any]:
     if key in ONE_VALUE:
         return [text.strip() if split(key, text)[1:] else literal(text.strip())]
     parts = split(key, text)
-    if key in ("protocol", "rate"):
-        values = [convert(SparsifyFlags, key, part) for part in parts]
-    else:
-        values = [typed(key, part) if key in DEFAULTS else literal(part) for part in parts]
-    _refuse_repeats(key, values)
-    return values
+    if key in LABELS:
+        return _unique(key, [convert(SparsifyFlags, key, part) for part in parts])
+    return _unique(key, [typed(key, part) if key in DEFAULTS else literal(part) for part in parts])
 
 
-def _refuse_repeats(key: str, values: list[Any]) -> None:
+def _unique(key: str, values: list[Any]) -> list[Any]:
     for index, value in enumerate(values):
         if value in values[:index]:
             raise ConfigError(f"{key}: {value_text(value)} is given twice")
-
-
-def _seed(text: str) -> int:
-    if not re.fullmatch(r"[0-9]+", text):
-        raise ConfigError(f"seeds={text} is not a list of whole numbers such as 0,1,2")
-    return int(text)
-
-
-def _check_name(name: str) -> None:
-    if name and (name.startswith(".") or re.search(r'[/\\:*?"<>|\x00-\x1f]', name)):
-        raise ConfigError(f'name={name} is not a folder name: no slash, no leading dot, none of : * ? " < > |')
+    return values
 
 
 def _check_labels(given: Mapping[str, str], lists: Mapping[str, list[Any]], series: bool) -> None:
@@ -272,44 +255,36 @@ def _base(values: list[Any]) -> Any:
     return (zeros or values)[0]
 
 
-def _product(dimensions: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
-    for values in itertools.product(*dimensions.values()):
-        yield dict(zip(dimensions, values, strict=True))
+def _product(dimensions: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
+    return [dict(zip(dimensions, values, strict=True)) for values in itertools.product(*dimensions.values())]
 
 
-def _series(dimensions: Mapping[str, list[Any]], base: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    yield {key: base[key] for key in dimensions}
-    for key, values in dimensions.items():
-        for value in values:
-            if value != base[key]:
-                yield {key: value}
+def _series(dimensions: Mapping[str, list[Any]], base: Mapping[str, Any]) -> list[dict[str, Any]]:
+    others = [{key: value} for key, values in dimensions.items() for value in values if value != base[key]]
+    return [{key: base[key] for key in dimensions}, *others]
 
 
 def _is_idle(key: str, values: Mapping[str, Any]) -> bool:
     """Whether a flag is of a method that the run's `loss` (or `head`) leaves out; without these a flag chooses it."""
-    method = METHOD.get(key, "")
+    owners = OWNERS.get(key, ())
     loss, head = str(values.get("loss") or ""), values.get("head")
-    if not method or not (loss or (head and method == "resobj")):
+    if not owners or not (loss or (head and "resobj" in owners)):
         return False
-    return method not in (head, *loss.split("+"))
+    return not {head, *loss.split("+")} & {*owners}
 
 
 def _run(values: Mapping[str, Any], varied: Mapping[str, Any], label_seed: int, seed: int) -> Run:
     """One run, its id still the plain one."""
     protocol = values["protocol"]
-    labels = Labels(
-        protocol=protocol,
-        rate=values["rate"] if uses_rate(protocol) else 0.0,
-        seed=label_seed if protocol != "normal" else 0,
-    )
+    rate, label_seed = values["rate"] if uses_rate(protocol) else 0.0, label_seed if protocol != "normal" else 0
     varied = {key: value for key, value in varied.items() if key != "rate" or uses_rate(protocol)}
     given = tuple(key for key in values if key in DEFAULTS)
     return Run(
         id=_id(varied, seed),
         train={**DEFAULTS, **{key: values[key] for key in given}},
         given=given,
-        host={key: value for key, value in values.items() if key not in given and key not in ("protocol", "rate")},
-        labels=labels,
+        host={key: value for key, value in values.items() if key not in (*given, *LABELS)},
+        labels=Labels(protocol=protocol, rate=rate, seed=label_seed),
         seed=seed,
         varied=varied,
     )
@@ -323,14 +298,13 @@ def _values_of(run: Run) -> dict[str, Any]:
 
 
 def _id(varied: Mapping[str, Any], seed: int) -> str:
-    return ",".join(f"{key}={_safe(value)}" for key, value in {**varied, "seed": seed}.items())
-
-
-def _safe(value: Any) -> str:
-    """A value in the letters that every file system takes; of a path, its last part."""
-    text = value_text(value)
-    text = PurePath(text).name if isinstance(value, str) and "/" in text else text
-    return re.sub(r"[^A-Za-z0-9._+-]+", "_", text).strip("_") or "none"
+    """Values in the letters that every file system takes; of a path, its last part."""
+    texts = {
+        key: PurePath(value).name if isinstance(value, str) and "/" in value else value_text(value)
+        for key, value in {**varied, "seed": seed}.items()
+    }
+    safe = {key: re.sub(r"[^A-Za-z0-9._+-]+", "_", text).strip("_") or "none" for key, text in texts.items()}
+    return ",".join(f"{key}={text}" for key, text in safe.items())
 
 
 def _key(run: Run) -> str:
@@ -354,11 +328,10 @@ def _distinct(runs: Iterable[Run], key: Callable[[Run], str]) -> list[Run]:
 def _name(runs: list[Run]) -> list[Run]:
     """Give a tail from the content to ids that are too long or shared (two paths with the same last part)."""
     count = Counter(run.id.lower() for run in runs)  # lower: some file systems take a for A
-
-    def name(run: Run) -> Run:
-        if count[run.id.lower()] == 1 and len(run.id) <= _LONGEST_ID:
-            return run
-        tail = hashlib.sha256(_key(run).encode()).hexdigest()[:8]
-        return replace(run, id=f"{run.id[:_LONGEST_ID]}~{tail}")
-
-    return [name(run) for run in runs]
+    tails = [hashlib.sha256(_key(run).encode()).hexdigest()[:8] for run in runs]
+    return [
+        run
+        if count[run.id.lower()] == 1 and len(run.id) <= _LONGEST_ID
+        else replace(run, id=f"{run.id[:_LONGEST_ID]}~{tail}")
+        for run, tail in zip(runs, tails, strict=True)
+    ]

@@ -20,7 +20,7 @@ from ultralytics.utils.checks import check_imgsz
 from rebalance.data.dataset import DataSet, withheld_path
 from rebalance.errors import DataError, ModelError
 from rebalance.experiments.evaluate import eval_flags
-from rebalance.experiments.record import Box, Config, Detection, Label, Sample, shown
+from rebalance.experiments.record import Box, Config, Detection, Label, Sample, shown, write_whole
 from rebalance.settings import StepsFlags
 from rebalance.train.api import YOLO
 
@@ -42,7 +42,8 @@ def sample(weights: Path, data: DataSet, config: Config) -> tuple[Sample, ...]:
     detections with the first 0 to T - 1 of them too, as `steps`.
     """
     split = "test" if "test" in data.splits else "val"
-    partial = [image for image in sorted(set(data.images("train"))) if _has_withheld(image)]
+    withheld = {image: withheld_path(image) for image in sorted(set(data.images("train")))}
+    partial = [image for image, file in withheld.items() if file and os.path.isfile(file) and os.path.getsize(file)]
     wanted = dict.fromkeys(spread(sorted(set(data.images(split))), SAMPLES), split)
     wanted |= dict.fromkeys(spread(partial, SAMPLES), "train")
     chosen = {image: split for image, split in wanted.items() if _readable(data, image)}
@@ -52,18 +53,17 @@ def sample(weights: Path, data: DataSet, config: Config) -> tuple[Sample, ...]:
     flags |= {"conf": SCORE, "save": False, "verbose": False}  # a conf that was given is of the metrics
     model = YOLO(str(weights))
     steps, results = steps_of(model), model.predict(list(chosen), **flags)
-    samples = [
-        _sample(data, image, split, result) for (image, split), result in zip(chosen.items(), results, strict=True)
-    ]
+    found = zip(chosen.items(), results, strict=True)
+    samples = [_sample(data, image, split, result) for (image, split), result in found]
     if steps:
         most = max(range(len(samples)), key=lambda i: (samples[i].split == split, len(samples[i].detections)))
-        found = [at_step(weights, step).predict(list(chosen)[most], **flags) for step in range(steps)]
-        samples[most] = replace(samples[most], steps=tuple(_detections(result) for (result,) in found))
+        after = [at_step(weights, step).predict(list(chosen)[most], **flags) for step in range(steps)]
+        samples[most] = replace(samples[most], steps=tuple(_detections(result) for (result,) in after))
     return tuple(samples)
 
 
 def _sample(data: DataSet, image: str, split: str, result: Any) -> Sample:
-    height, width = (int(side) for side in result.orig_shape)
+    height, width = map(int, result.orig_shape)
 
     def boxes(labels: Any) -> tuple[Label, ...]:
         xyxy = labels.boxes_xyxy(width, height).tolist()
@@ -92,19 +92,12 @@ def _rounded(box: Sequence[float]) -> Box:
 
 def spread(items: Sequence[str], count: int) -> list[str]:
     """`count` of the items at even distances, the first and the last among them; all where there are fewer."""
-    if len(items) <= count:
-        return list(items)
-    return [items[index * (len(items) - 1) // (count - 1)] for index in range(count)]
+    last = len(items) - 1
+    return list(items) if last < count else [items[index * last // (count - 1)] for index in range(count)]
 
 
 def panels(flags: StepsFlags) -> list[Path]:
-    """Draw the detections of step 0 (the objectness alone) to T beside each other, one PNG an image.
-
-    Args:
-        flags: model, source, conf, imgsz, device, out.
-
-    Returns:
-        The files written.
+    """Draw the detections of step 0 (the objectness alone) to T beside each other, one PNG an image; return the files.
 
     Raises:
         ModelError: there is no such file, or its head has no steps.
@@ -134,7 +127,8 @@ def panels(flags: StepsFlags) -> list[Path]:
             scores = found.boxes.conf
             mean = f", mean score {scores.mean():.2f}" if len(scores) else ""
             pictures.append(_titled(_drawn(found), f"t = {step}: {len(scores)} found{mean}"))
-        written.append(_write(folder / f"{file.stem}.png", np.hstack(pictures)))
+        picture = cv2.imencode(".png", np.hstack(pictures))[1].tobytes()
+        written.append(write_whole(folder / f"{file.stem}.png", picture))
     return written
 
 
@@ -145,21 +139,11 @@ def steps_of(model: YOLO) -> int:
 
 
 def at_step(file: str | Path, step: int) -> YOLO:
-    """A model that predicts with the first `step` refinements alone.
-
-    Args:
-        file: checkpoint whose head has steps.
-        step: 0 (the objectness alone) to T.
-    """
+    """A model that predicts with the first `step` refinements alone, 0 (the objectness alone) to T."""
     model: YOLO = YOLO(file)
     head: Any = model.model.model[-1]
     head.shown = step  # before it first predicts: the host predicts with a copy
     return model
-
-
-def _has_withheld(image: str) -> bool:
-    path = withheld_path(image)
-    return path is not None and os.path.isfile(path) and os.path.getsize(path) > 0
 
 
 def _readable(data: DataSet, image: str) -> bool:
@@ -191,9 +175,3 @@ def _titled(image: Any, text: str) -> Any:
     framed = np.vstack((line, image))
     framed[:, -2:] = 255  # keeps neighbours apart
     return framed
-
-
-def _write(file: Path, image: Any) -> Path:
-    part = file.with_name(f".{file.name}.{os.getpid()}")
-    part.write_bytes(cv2.imencode(".png", image)[1].tobytes())
-    return part.replace(file)

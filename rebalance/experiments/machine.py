@@ -21,8 +21,9 @@ def versions() -> dict[str, str | None]:
     def version(name: str) -> str | None:
         try:
             return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            return _own_version() if name == "rebalance" else None
+        except metadata.PackageNotFoundError:  # of ours: it runs from a checkout that is not installed
+            project = Path(__file__).resolve().parents[2] / "pyproject.toml"
+            return _line(project, r'version = "(.+)"') if name == "rebalance" else None
 
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
@@ -47,14 +48,9 @@ def git() -> dict[str, Any] | None:
 
 
 def machine(threads: int, gpu: str | None) -> dict[str, Any]:
-    """The machine in the words a reader of a table needs.
-
-    Args:
-        threads: CPU threads that the run computes with.
-        gpu: name of the GPU it ran on, None for the CPU.
-    """
+    """The machine in the words a reader of a table needs; `gpu` is None where the run was on the CPU."""
     return {
-        "cpu": _cpu(),
+        "cpu": _line(Path("/proc/cpuinfo"), r"model name\s*:\s*(.+)") or platform.processor() or platform.machine(),
         "cores": cores(),
         "threads": threads,
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
@@ -68,20 +64,10 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _own_version() -> str | None:
-    """Version from pyproject.toml, where the package runs from a checkout that is not installed."""
+def _line(path: Path, pattern: str) -> str | None:
+    """What a line of a file says, None where there is no such file or line."""
     try:
-        text = (Path(__file__).resolve().parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+        found = re.search(rf"^{pattern}$", path.read_text(encoding="utf-8"), re.MULTILINE)
     except OSError:
         return None
-    found = re.search(r'^version = "(.+)"$', text, re.MULTILINE)
-    return found[1] if found else None
-
-
-def _cpu() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        text = ""
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return found[1].strip() if found else platform.processor() or platform.machine()
+    return found[1].strip() if found else None

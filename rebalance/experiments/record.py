@@ -21,7 +21,7 @@ import sys
 from collections import abc
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
@@ -35,7 +35,6 @@ SPLITS = ("val", "test")
 METRICS = ("mAP50", "mAP75", "mAP50-95")
 
 Box = tuple[float, float, float, float]
-Check = Callable[[Any, str], Any]  # takes a value out of JSON and its name, returns it typed or raises RunError
 T = TypeVar("T")
 
 _TAIL = 25  # lines of log kept in the record of a failed run
@@ -57,24 +56,12 @@ class Detection(NamedTuple):
     box: Box
 
 
-def _rule(good: Callable[[Any], bool], what: str, make: Callable[[Any], Any] = lambda value: value) -> Check:
-    def check(value: Any, name: str) -> Any:
-        if not good(value):
-            told = type(value).__name__ if isinstance(value, (dict, list)) else repr(value)
-            raise RunError(f"{name} is {'missing' if value is None else f'{told}, not {what}'}")
-        return make(value)
+class Rule(NamedTuple):
+    """What a value out of JSON must be, in words that follow 'not', and how it is typed."""
 
-    return check
-
-
-def _row(size: int, make: Callable[..., Any]) -> Check:
-    def check(value: Any, name: str) -> Any:
-        row = [_number(item, name) for item in _list(value, name)]
-        if len(row) != size:
-            raise RunError(f"{name} has {len(row)} numbers, not {size}")
-        return make(*row)
-
-    return check
+    good: Callable[[Any], bool]
+    what: str
+    make: Callable[[Any], Any] = lambda value: value
 
 
 def _is_number(value: Any) -> bool:
@@ -85,62 +72,48 @@ def _is_one(value: Any) -> bool:
     return not isinstance(value, (dict, list))
 
 
-_number = _rule(_is_number, "a number", float)
-_fraction = _rule(lambda value: _is_number(value) and 0 <= value <= 1, "a fraction in [0, 1]", float)
-_text = _rule(lambda value: isinstance(value, str), "a text")
-_name = _rule(lambda value: isinstance(value, str) and value != "", "a text")
-_status = _rule(lambda value: value in ("finished", "failed"), "finished or failed")
-_scalar = _rule(_is_one, "one value")
-_setting = _rule(lambda value: all(map(_is_one, value if isinstance(value, list) else [value])), "a setting")
-_list = _rule(lambda value: isinstance(value, list), "a list")
-_object = _rule(lambda value: isinstance(value, dict), "an object")
-_size = _row(2, lambda width, height: (int(width), int(height)))
-_label = _row(5, lambda cls, *box: Label(int(cls), box))
-_detection = _row(6, lambda cls, score, *box: Detection(int(cls), score, box))
-_leaves: Mapping[Any, Check] = {
-    str: _text,
-    float: _number,
-    int: _rule(_is_number, "a number", int),
-    Path: _rule(lambda value: isinstance(value, str), "a path", Path),
-    Any: lambda value, name: value,
+_OBJECT = Rule(lambda value: isinstance(value, dict), "an object")
+_RULES: Mapping[Any, Rule] = {
+    str: Rule(lambda value: isinstance(value, str), "a text"),
+    int: Rule(_is_number, "a number", int),
+    float: Rule(_is_number, "a number", float),
+    list: Rule(lambda value: isinstance(value, list), "a list"),
+    dict: _OBJECT,
+    Path: Rule(lambda value: isinstance(value, str), "a path", Path),
+    Any: Rule(lambda value: True, ""),
+}
+_ROWS: Mapping[Any, tuple[int, Callable[..., Any]]] = {  # numbers in it, and what they make
+    tuple[int, int]: (2, lambda width, height: (int(width), int(height))),
+    Label: (5, lambda cls, *box: Label(int(cls), box)),
+    Detection: (6, lambda cls, score, *box: Detection(int(cls), score, box)),
 }
 
-
-def _flag(value: Any, name: str) -> Any:
-    return (_number if name.endswith(("obj_drop", "box_drop")) else _scalar)(value, name)  # the two are plotted over
-
-
-def _numbers(value: Any, name: str) -> dict[str, float]:
-    """What is a number: a loss that overflowed is written as null; a curve has a gap there, the record is readable."""
-    return {key: float(item) for key, item in _object(value, name).items() if _is_number(item)}
-
-
-def _splits(value: Any, name: str) -> dict[str, Any]:
-    found = {split: _object(value, name).get(split) for split in SPLITS}
-    return {split: _known(_METRICS, item, f"{name}.{split}") for split, item in found.items() if item}
-
-
-# `Annotated[what a reader sees, how it is checked]`: by a function, or by the kinds of its known keys; others are free.
-Settings = Mapping[str, Annotated[Any, _setting]]
-Scalars = Mapping[str, Annotated[Any, _scalar]]
-Numbers = Annotated[Mapping[str, float], _numbers]
-Fraction = Annotated[float, _fraction]
-Labels = tuple[Annotated[Label, _label], ...]
-Detections = tuple[Annotated[Detection, _detection], ...]
+# `Annotated[what a reader sees, what is checked first]`: a rule, or the kinds of the known keys; other keys are free.
+Name = Annotated[str, Rule(lambda value: isinstance(value, str) and value != "", "a text")]
+Status = Annotated[str, Rule(lambda value: value in ("finished", "failed"), "finished or failed")]
+Fraction = Annotated[float, Rule(lambda value: _is_number(value) and 0 <= value <= 1, "a fraction in [0, 1]")]
+Scalar = Annotated[Any, Rule(_is_one, "one value")]
+Setting = Annotated[Any, Rule(lambda value: all(map(_is_one, value if type(value) is list else [value])), "a setting")]
+Settings = Mapping[str, Setting]
+Flags = Annotated[Mapping[str, Scalar], {"obj_drop": float, "box_drop": float}]  # the two are plotted over
+# A loss that overflowed is written as null: a curve has a gap there, the record is readable.
+_finite = _OBJECT._replace(make=lambda value: {key: item for key, item in value.items() if _is_number(item)})
+Numbers = Annotated[Mapping[str, float], _finite]
 _METRICS = {
-    **dict.fromkeys(METRICS, Fraction),
-    "precision": float,
-    "recall": float,
-    "mAP_by_iou": Mapping[str, Fraction],  # IoU threshold, e.g. '0.55' -> mAP; none in older records
-    "per_class": Mapping[str, Numbers],
+    **dict.fromkeys(METRICS, Fraction),  # must be there
+    **dict.fromkeys(("precision", "recall"), float | None),
+    "mAP_by_iou": Mapping[str, Fraction] | None,  # IoU threshold, e.g. '0.55' -> mAP; none in older records
+    "per_class": Mapping[str, Numbers] | None,
 }
-_LOSS_RAN = {**dict.fromkeys(("loss", "head", "element", "weighting", "divisor", "text"), str), "settings": Settings}
-_LABELS = {"protocol": str, "rate": float, "seed": int, "data": str, "manifest": Mapping[str, Any]}
+_present = _OBJECT._replace(make=lambda value: {split: value[split] for split in SPLITS if value.get(split)})
+Metrics = Annotated[Mapping[str, Annotated[Mapping[str, Any], _METRICS]], _present]
+_LOSS_RAN = dict.fromkeys(("loss", "head", "element", "weighting", "divisor", "text"), str | None)
+_LABELS = {"protocol": str | None, "rate": float | None, "seed": int | None, "data": str | None}
 _STUDY = {
-    **dict.fromkeys(("key", "title", "compared", "note", "baseline"), str),
-    "tables": tuple[tuple[str, ...], ...],
-    "figures": tuple[str, ...],
-    "given": Settings,
+    **dict.fromkeys(("key", "title", "compared", "note", "baseline"), str | None),
+    "tables": tuple[tuple[str, ...], ...] | None,
+    "figures": tuple[str, ...] | None,
+    "given": Settings | None,
 }
 
 
@@ -158,11 +131,11 @@ class Sample:
     """
 
     image: Path
-    size: Annotated[tuple[int, int], _size]
-    labels: Labels = ()
-    withheld: Labels = ()
-    detections: Detections = ()
-    steps: tuple[Detections, ...] = ()
+    size: tuple[int, int]
+    labels: tuple[Label, ...] = ()
+    withheld: tuple[Label, ...] = ()
+    detections: tuple[Detection, ...] = ()
+    steps: tuple[tuple[Detection, ...], ...] = ()
     split: str = ""
 
 
@@ -170,9 +143,9 @@ class Sample:
 class Config:
     """What a run trains with: our flags, the host's that were given (`host_args`: all of them), labels and seed."""
 
-    train: Mapping[str, Annotated[Any, _flag]]
+    train: Flags
     host: Settings
-    labels: Annotated[Mapping[str, Any], _LABELS]
+    labels: Annotated[Mapping[str, Any], {**_LABELS, "manifest": Mapping[str, Any] | None}]
     seed: int
     host_args: Mapping[str, Any] = field(default_factory=dict)
 
@@ -186,7 +159,7 @@ class Config:
 class Task:
     """What a run folder asks for; `given` are the names of our flags that were given, the only ones passed on."""
 
-    run: Annotated[str, _name]
+    run: Name
     config: Config
     varied: Settings
     given: tuple[str, ...]
@@ -196,20 +169,20 @@ class Task:
 class Record:
     """One run that is over. `metrics` are empty if it failed; `log_tail` are then the last lines of its log."""
 
-    run: Annotated[str, _name]
-    status: Annotated[str, _status]
+    run: Name
+    status: Status
     error: str = ""
     config: Config
     varied: Settings = field(default_factory=dict)
     weights: str = ""
-    loss_ran: Annotated[Mapping[str, Any], _LOSS_RAN] = field(default_factory=dict)
-    versions: Scalars = field(default_factory=dict)
-    git: Scalars = field(default_factory=dict)
-    machine: Scalars = field(default_factory=dict)
-    timings: Annotated[Mapping[str, float], _numbers] = field(default_factory=dict)
+    loss_ran: Annotated[Mapping[str, Any], {**_LOSS_RAN, "settings": Settings | None}] = field(default_factory=dict)
+    versions: Mapping[str, Scalar] = field(default_factory=dict)
+    git: Mapping[str, Scalar] = field(default_factory=dict)
+    machine: Mapping[str, Scalar] = field(default_factory=dict)
+    timings: Numbers = field(default_factory=dict)
     peak_memory_mb: float | None = None
-    metrics: Annotated[Mapping[str, Mapping[str, Any]], _splits] = field(default_factory=dict)
-    epochs: tuple[Annotated[Mapping[str, float], _numbers], ...] = ()
+    metrics: Metrics = field(default_factory=dict)
+    epochs: tuple[Numbers, ...] = ()
     samples: tuple[Sample, ...] = ()
     log_tail: tuple[str, ...] = ()
     folder: Path = Path()
@@ -220,27 +193,22 @@ class Record:
 
     @property
     def finished(self) -> bool:
-        """Whether the run has metrics."""
         return self.status == "finished"
 
     @property
     def train(self) -> Mapping[str, Any]:
-        """Our flags."""
         return self.config.train
 
     @property
     def host(self) -> Mapping[str, Any]:
-        """Ultralytics' flags that were given."""
         return self.config.host
 
     @property
     def labels(self) -> Mapping[str, Any]:
-        """The training labels."""
         return self.config.labels
 
     @property
     def seed(self) -> int:
-        """Of the training."""
         return self.config.seed
 
     @property
@@ -295,12 +263,10 @@ class Sweep:
 
     @property
     def finished(self) -> tuple[Record, ...]:
-        """The records with metrics."""
         return tuple(r for r in self.records if r.finished)
 
     @property
     def failed(self) -> tuple[Record, ...]:
-        """The records of runs that ended in an error."""
         return tuple(r for r in self.records if not r.finished)
 
 
@@ -308,13 +274,7 @@ class Sweep:
 def _parts(kind: Any) -> dict[str, tuple[Any, bool]]:
     """Field of a dataclass -> its kind, and whether it must be there."""
     hints = get_type_hints(kind, include_extras=True)
-    return {f.name: (hints[f.name], f.default is MISSING and f.default_factory is MISSING) for f in fields(kind)}
-
-
-def _known(kinds: Mapping[str, Any], value: Any, name: str) -> dict[str, Any]:
-    given = _object(value, name)
-    wanted = [key for key in kinds if key in METRICS or given.get(key) is not None]
-    return {**given, **{key: build(kinds[key], given.get(key), f"{name}.{key}") for key in wanted}}
+    return {f.name: (hints[f.name], f.default is f.default_factory is MISSING) for f in fields(kind)}
 
 
 def build(kind: Any, value: Any, name: str = "") -> Any:
@@ -324,36 +284,45 @@ def build(kind: Any, value: Any, name: str = "") -> Any:
         RunError: a part is missing or of the wrong kind; it is named.
     """
     origin, args = get_origin(kind), get_args(kind)
-    if origin is Annotated:
-        return _known(args[1], value, name) if isinstance(args[1], dict) else args[1](value, name)
-    typed: bool = is_dataclass(kind)
-    if typed:
-        given, parts = _object(value, name or "the record"), _parts(kind)
-        wanted = {key: part for key, (part, needed) in parts.items() if needed or given.get(key) is not None}
-        return kind(**{key: build(part, given.get(key), f"{name}.{key}".lstrip(".")) for key, part in wanted.items()})
     if NoneType in args:
         return None if value is None else build(args[0], value, name)
-    if origin is tuple:
-        return tuple(build(args[0], item, f"{name}[{i}]") for i, item in enumerate(_list(value, name)))
+    if origin is Annotated:
+        return build(args[0], build(args[1], value, name), name)
+    if isinstance(kind, dict):
+        given = build(dict, value, name)
+        wanted = [key for key in kind if key in given or key in METRICS]
+        return {**given, **{key: build(kind[key], given.get(key), f"{name}.{key}") for key in wanted}}
+    typed: bool = is_dataclass(kind)  # said so, as the checker would take the kind for an instance
+    if typed:
+        given = build(dict, value, name or "the record")
+        parts = {key: part for key, (part, needed) in _parts(kind).items() if needed or given.get(key) is not None}
+        return kind(**{key: build(part, given.get(key), f"{name}.{key}".lstrip(".")) for key, part in parts.items()})
     if origin is abc.Mapping:
-        return {key: build(args[1], item, f"{name}.{key}") for key, item in _object(value, name).items()}
-    return _leaves[kind](value, name)
+        return {key: build(args[1], item, f"{name}.{key}") for key, item in build(dict, value, name).items()}
+    if kind in _ROWS:
+        size, make = _ROWS[kind]
+        row = [build(float, item, name) for item in build(list, value, name)]
+        if len(row) != size:
+            raise RunError(f"{name} has {len(row)} numbers, not {size}")
+        return make(*row)
+    if origin is tuple:
+        return tuple(build(args[0], item, f"{name}[{i}]") for i, item in enumerate(build(list, value, name)))
+    rule = kind if isinstance(kind, Rule) else _RULES[kind]
+    if not rule.good(value):
+        told = type(value).__name__ if isinstance(value, (dict, list)) else repr(value)
+        raise RunError(f"{name} is {'missing' if value is None else f'{told}, not {rule.what}'}")
+    return rule.make(value)
 
 
 def decode(kind: type[T], text: str, what: str) -> T:
-    """Return the object in a JSON text as `kind`.
-
-    Args:
-        kind: Record, Task or Plan.
-        text: of the file or line.
-        what: the file or line, for errors.
+    """Return the object in a JSON text as `kind`: Record, Task or Plan; `what` is the file or line, for errors.
 
     Raises:
         RunError: not JSON, of another schema, or a part is missing or of the wrong kind; it is named.
     """
     try:
         content = json.loads(text)
-        if _object(content, "the content").get("schema") != SCHEMA:
+        if build(dict, content, "the content").get("schema") != SCHEMA:
             raise RunError(f"schema is {content.get('schema')!r}, this version reads {SCHEMA}")
         made: T = build(kind, content)
     except ValueError as error:
@@ -401,39 +370,32 @@ def load(folder: str | Path, baseline: str = "") -> Sweep:
     """
     folder = Path(folder)
     packed = folder / PACKED
-    records, missing, warnings = list[Record](), list[str](), list[str]()
-
-    def take(reader: Callable[..., Record], *args: Any) -> None:
-        try:
-            records.append(reader(*args))
-        except RunError as error:
-            warnings.append(f"skipped: {error}")
-
     if packed.is_file():
         first, *lines = packed.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
         plan = decode(Plan, first, f"{packed}, line 1")
-        for number, line in enumerate(lines, 2):
-            take(decode, Record, line, f"{packed}, line {number}")
-        records = [replace(record, folder=folder / RUNS / record.run) for record in records]
-        missing = [run for run in plan.runs if run not in {record.run for record in records}]
+        found = [partial(decode, Record, line, f"{packed}, line {number}") for number, line in enumerate(lines, 2)]
     else:
         plan = read_if_whole(Plan, folder / SWEEP) or Plan()
         begun = sorted(path.name for path in (folder / RUNS).glob("*") if path.is_dir())
-        for run in dict.fromkeys([*plan.runs, *begun]):
-            path = folder / RUNS / run / RECORD
-            if path.exists():
-                take(read, path)
-            else:
-                missing.append(run)
+        paths = {run: folder / RUNS / run / RECORD for run in dict.fromkeys([*plan.runs, *begun])}
+        found = [partial(read, path) for path in paths.values() if path.exists()]
+    records, warnings = list[Record](), list[str]()
+    for reader in found:
+        try:
+            records.append(reader())
+        except RunError as error:
+            warnings.append(f"skipped: {error}")
+    if packed.is_file():
+        records = [replace(record, folder=folder / RUNS / record.run) for record in records]
+        missing = [run for run in plan.runs if run not in {record.run for record in records}]
+    else:
+        missing = [run for run, path in paths.items() if not path.exists()]
     names = {name for record in records for name in record.train}
     if any(names - record.train.keys() for record in records):
-        from rebalance.experiments.flags import (
-            DEFAULTS,  # loads torch, and few sweeps were gone on with by a later version
-        )
+        from rebalance.experiments.flags import DEFAULTS  # loads torch, and few sweeps go on with a later version
 
-        full = ({**{name: DEFAULTS.get(name) for name in names}, **record.train} for record in records)
-        configs = (replace(record.config, train=train) for record, train in zip(records, full, strict=True))
-        records = [replace(record, config=config) for record, config in zip(records, configs, strict=True)]
+        later = {name: DEFAULTS.get(name) for name in names}
+        records = [replace(r, config=replace(r.config, train={**later, **r.train})) for r in records]
     if not (records or missing or warnings):
         raise RunError(f"{folder} is not the folder of a sweep: it has no {RUNS}/<run>/{RECORD}")
     return Sweep(folder, plan.asked, plan.study, tuple(records), tuple(missing), tuple(warnings), baseline)
@@ -471,14 +433,7 @@ def write(path: Path, made: Record | Task | Plan) -> None:
 
 
 def failed(task: Task, error: str, log: Path, **known: Any) -> Record:
-    """Return the record of a run that ended without a result.
-
-    Args:
-        task: of the run.
-        error: one line for the user.
-        log: the run's log; its last lines go into the record.
-        known: fields of the record that are known all the same, e.g. `machine`, `versions`.
-    """
+    """The record of a run that ended without a result: `error` is one line, `known` are fields known all the same."""
     told = {"run": task.run, "config": task.config, "varied": task.varied, "log_tail": tuple(tail(log)), **known}
     return Record(status="failed", error=error, **told)
 
@@ -496,24 +451,23 @@ def pack(folder: Path, out: Path) -> Path:
     files = [folder / SWEEP, *(record.folder / RECORD for record in sweep.records)]
     out.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(read_json(file), separators=(",", ":")) for file in files]
-    write_text(out / PACKED, "\n".join(lines) + "\n")
-    return out / PACKED
+    return write_whole(out / PACKED, "".join(f"{line}\n" for line in lines).encode())
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+def write_whole(path: Path, data: bytes) -> Path:
+    """Write a file whole or not at all, and return it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8", newline="") as file:
-        file.write(text)
+    with open(temporary, "wb") as file:
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
+    return temporary.replace(path)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write an object as JSON, one key a line, whole or not at all; NaN and infinity become null."""
     lines = [f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in _plain(content).items()]
-    write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
+    write_whole(path, ("{\n" + ",\n".join(lines) + "\n}\n").encode())
 
 
 def _plain(value: Any) -> Any:

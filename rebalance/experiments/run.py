@@ -49,8 +49,8 @@ def carry_out(folder: Path) -> Record:
         traceback.print_exc()
         sys.stderr.flush()
         made = failed(task, one_line(error), folder / LOG)
-    threads, gpu = keeper.threads, keeper.state.get("gpu")
-    return replace(made, versions=versions(), git=git() or {}, machine=machine(threads, gpu))
+    about = machine(keeper.threads, keeper.state.get("gpu"))
+    return replace(made, versions=versions(), git=git() or {}, machine=about)
 
 
 def _result(folder: Path, task: Task, keeper: Any) -> Record:
@@ -59,15 +59,12 @@ def _result(folder: Path, task: Task, keeper: Any) -> Record:
     from rebalance.experiments.inspect import sample
     from rebalance.experiments.train import TRAIN, read_epochs, train
 
-    config = task.config
-    weights = train(folder, task, keeper)
-    began = time.perf_counter()
-    data = load(config.data)
+    config, weights = task.config, train(folder, task, keeper)
+    began, data = time.perf_counter(), load(config.data)
     splits = [split for split in ("val", "test") if split in data.splits]
     metrics = {split: evaluate(weights, split, config, keeper.threads) for split in splits}
     samples = sample(weights, data, config)
-    now = time.perf_counter()
-    state = keeper.state
+    now, state = time.perf_counter(), keeper.state
     args = state.get("host_args", {})
     host = {**{key: args[key] for key in _FILLED_IN if key in args}, **config.host}
     return Record(

@@ -14,6 +14,7 @@ import contextlib
 import csv
 import hashlib
 import io
+import itertools
 import json
 import os
 import signal
@@ -34,29 +35,10 @@ from filelock import FileLock, Timeout
 from rebalance import errors
 from rebalance.data.protocols import uses_rate
 from rebalance.errors import DataError, RunError
+from rebalance.experiments import record as files
 from rebalance.experiments.grid import Grid, Labels, Run, difference, read_grids
 from rebalance.experiments.machine import cores
-from rebalance.experiments.record import (
-    CONFIG,
-    LOG,
-    RECORD,
-    RUNS,
-    SWEEP,
-    Config,
-    Plan,
-    Record,
-    Task,
-    failed,
-    load,
-    read,
-    read_file,
-    read_if_whole,
-    read_json,
-    shown,
-    tail,
-    write,
-    write_text,
-)
+from rebalance.experiments.record import CONFIG, LOG, RECORD, RUNS, SWEEP, Plan, Record, Task, failed, read_if_whole
 from rebalance.settings import SparsifyFlags, parse, value_text
 
 ROOT = Path("runs/benchmark")
@@ -108,17 +90,21 @@ def sweep(
     with _locked(folder):
         _refuse_other_grid(folder, grid)  # somebody may have made the folder since
         runs = tuple(run.id for run in grid.runs)
-        write(folder / SWEEP, Plan(asked=grid.asked, runs=runs, study=study or {}))
+        files.write(folder / SWEEP, Plan(asked=grid.asked, runs=runs, study=study or {}))
         open_runs = [run for run in grid.runs if not _finished(folder, run)]
-        say(_opening(grid, folder, len(open_runs)))
+        over, jobs = len(runs) - len(open_runs), min(grid.flags.jobs, len(open_runs))
+        pace = f", {jobs} at a time, {max(1, cores() // jobs)} threads each" if jobs else ""
+        say(f"{len(runs)} runs{f', {over} finished before' if over else ''}{pace}: {folder}")
         if open_runs:
             _write_configs(folder, open_runs, sources)
             _Crew(grid, folder, runner, say).work(open_runs)
-        write_results(folder, runs)
-    say(_closing(grid, folder))
-    over = load(folder).records
-    if not any(record.finished for record in over):
-        raise RunError(f"no run finished; the first, {over[0].run}: {over[0].error}")
+        _write_results(folder, runs)
+    finished = sum(_finished(folder, run) for run in grid.runs)
+    again = f", {len(runs) - finished} failed (the same name tries them again)" if finished < len(runs) else ""
+    say(f"{finished} finished{again}: {folder / RESULTS}")
+    records = files.load(folder).records
+    if not any(record.finished for record in records):
+        raise RunError(f"no run finished; the first, {records[0].run}: {records[0].error}")
     return folder
 
 
@@ -126,17 +112,15 @@ class _Crew:
     """Keeps `jobs` children at work until every run is over."""
 
     def __init__(self, grid: Grid, folder: Path, runner: Sequence[str], say: Callable[[str], None]) -> None:
-        self.number = {run.id: index for index, run in enumerate(grid.runs, 1)}
-        self.folder, self.runner, self.say = folder, runner, say
-        self.asked_jobs = grid.flags.jobs
-        self.jobs = self.asked_jobs
+        self.place = {run.id: f"[{index}/{len(grid.runs)}]" for index, run in enumerate(grid.runs, 1)}
+        self.folder, self.runner, self.say, self.jobs = folder, runner, say, grid.flags.jobs
         self.began = dict[str, float]()
         self.seconds = list[float]()
 
     def work(self, runs: Sequence[Run]) -> None:
         """Run all; whatever ends this early (Ctrl-C too) stops the children first."""
         waiting, active = deque(runs), dict[str, subprocess.Popen[bytes]]()
-        self.jobs = min(self.asked_jobs, len(runs))
+        self.jobs = min(self.jobs, len(runs))
         try:
             while waiting or active:
                 while waiting and len(active) < self.jobs:
@@ -152,14 +136,8 @@ class _Crew:
     def _start(self, run: str) -> subprocess.Popen[bytes]:
         folder = self.folder / RUNS / run
         (folder / RECORD).unlink(missing_ok=True)  # of a failed attempt
-        threads = str(max(1, cores() // self.jobs))
-        settings = {
-            "OMP_NUM_THREADS": threads,
-            "MKL_NUM_THREADS": threads,
-            "MPLBACKEND": "Agg",
-            "PYTHONUNBUFFERED": "1",
-        }
-        self.say(f"{self._place(run)} start  {run}")
+        settings = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(max(1, cores() // self.jobs)))
+        self.say(f"{self.place[run]} start  {run}")
         self.began[run] = time.monotonic()
         with open(folder / LOG, "ab") as log:
             return subprocess.Popen(
@@ -167,7 +145,7 @@ class _Crew:
                 stdin=subprocess.PIPE,  # closes when this process dies, however it dies; the child ends itself then
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **settings},
+                env={**os.environ, **settings, "MPLBACKEND": "Agg", "PYTHONUNBUFFERED": "1"},
                 # Ctrl-C reaches the sweep alone, which stops its children by their id
                 start_new_session=True,
                 creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # the same on Windows
@@ -178,30 +156,23 @@ class _Crew:
         if child.stdin:
             child.stdin.close()
         try:
-            record = read(folder / RECORD)
+            record = files.read(folder / RECORD)
         except RunError as error:
             unread = child.returncode == 0 and (folder / RECORD).exists()
             told = str(error) if unread else _ending(child.returncode, folder / LOG)
-            record = failed(read_file(Task, folder / CONFIG), told, folder / LOG)
-            write(folder / RECORD, record)
-        write_results(self.folder, self.number)
+            record = failed(files.read_file(Task, folder / CONFIG), told, folder / LOG)
+            files.write(folder / RECORD, record)
+        _write_results(self.folder, self.place)
         self.seconds.append(seconds)
-        split, metrics = record.headline
+        told = f"FAILED {run}  {record.error}"
         if record.finished:
+            split, metrics = record.headline
             told = f"done   {run}  mAP50 {100 * metrics['mAP50']:.1f} points on {split}  {seconds:.0f} s"
-        else:
-            told = f"FAILED {run}  {record.error}"
-        self.say(f"{self._place(run)} {told}{self._left(left)}")
-
-    def _place(self, run: str) -> str:
-        return f"[{self.number[run]}/{len(self.number)}]"
-
-    def _left(self, runs: int) -> str:
-        """'; 3 to go, about 4 min': the mean so far, times the rounds that are left."""
-        if not runs:
-            return ""
-        seconds = sum(self.seconds) / len(self.seconds) * -(-runs // self.jobs)
-        return f"; {runs} to go, about {_duration(seconds)}"
+        if left:  # the mean so far, times the rounds that are left
+            s = sum(self.seconds) / len(self.seconds) * -(-left // self.jobs)
+            about = f"{s:.0f} s" if s < 90 else f"{s / 60:.0f} min" if s < 5400 else f"{s / 3600:.1f} h"
+            told += f"; {left} to go, about {about}"
+        self.say(f"{self.place[run]} {told}")
 
 
 def _refuse_other_grid(folder: Path, grid: Grid) -> None:
@@ -222,43 +193,36 @@ def _finished(folder: Path, run: Run) -> bool:
     return record is not None and record.finished
 
 
-def row(record: Record) -> dict[str, Any]:
-    """One row of results.csv; a run that failed has empty cells where there is no number."""
-
-    def rounded(value: Any, digits: int) -> float | None:
-        return None if value is None else round(float(value), digits)
-
-    split, metrics = record.headline
-    return {
-        "run": record.run,
-        "model": record.host["model"],
-        "head": record.loss_ran.get("head") or record.train["head"],
-        "loss": record.loss_ran.get("loss") or record.train["loss"],
-        "obj_drop": record.train["obj_drop"],
-        "box_drop": record.train["box_drop"],
-        "protocol": record.labels["protocol"],
-        "drop_rate": record.labels["rate"],
-        "seed": record.seed,
-        "epochs": record.host.get("epochs"),
-        "imgsz": record.host.get("imgsz"),
-        "split": split if record.finished else None,
-        **{name: rounded(metrics.get(name), 5) for name in METRICS},
-        "train_seconds": rounded(record.timings.get("train_seconds"), 1),
-        "images_per_second": rounded(record.timings.get("images_per_second"), 2),
-        "peak_memory_mb": rounded(record.peak_memory_mb, 1),
-        "status": record.status,
-    }
-
-
-def write_results(folder: Path, runs: Iterable[str]) -> None:
-    """Write results.csv of a sweep folder, whole or not at all: the runs that are over, in the order given."""
+def _write_results(folder: Path, runs: Iterable[str]) -> None:
+    """Write results.csv: the runs that are over, in the order given; one that failed has empty cells for numbers."""
     found = (read_if_whole(Record, folder / RUNS / run / RECORD) for run in runs)
-    rows = [row(record) for record in found if record is not None]
+    rows = [_row(record) for record in found if record is not None]
     text = io.StringIO()
     writer = csv.DictWriter(text, rows[0] if rows else (), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_text(folder / RESULTS, text.getvalue())
+    files.write_whole(folder / RESULTS, text.getvalue().encode())
+
+
+def _row(record: Record) -> dict[str, Any]:
+    split, metrics = record.headline
+    numbers = [(name, metrics.get(name), 5) for name in METRICS]
+    numbers += [("train_seconds", record.timings.get("train_seconds"), 1)]
+    numbers += [("images_per_second", record.timings.get("images_per_second"), 2)]
+    numbers += [("peak_memory_mb", record.peak_memory_mb, 1)]
+    return {
+        "run": record.run,
+        "model": record.host["model"],
+        **{name: record.loss_ran.get(name) or record.train[name] for name in ("head", "loss")},
+        **{name: record.train[name] for name in ("obj_drop", "box_drop")},
+        "protocol": record.labels["protocol"],
+        "drop_rate": record.labels["rate"],
+        "seed": record.seed,
+        **{name: record.host.get(name) for name in ("epochs", "imgsz")},
+        "split": split if record.finished else None,
+        **{name: None if value is None else round(float(value), digits) for name, value, digits in numbers},
+        "status": record.status,
+    }
 
 
 def _check(runner: Sequence[str], runs: Sequence[Run]) -> None:
@@ -295,28 +259,23 @@ def _source(data: str) -> Path:
 
 def _write_configs(folder: Path, runs: Sequence[Run], sources: Mapping[str, Path]) -> None:
     """Make the training sets and then, for each run, its folder with config.json."""
-    made = {}
-    for run in runs:
-        source = sources[str(run.host["data"])]
-        made[run.id] = source, _training_set(folder, source, run.labels, several=len(sources) > 1)
-    for run in runs:
-        source, data = made[run.id]
-        manifest = _manifest(data)
-        labels = asdict(run.labels)
+    made = [_training_set(folder, sources[str(run.host["data"])], run.labels, len(sources) > 1) for run in runs]
+    for run, data in zip(runs, made, strict=True):
+        manifest, labels = _manifest(data), asdict(run.labels)
         if manifest and run.labels.protocol != "normal" and not uses_rate(run.labels.protocol):
             labels["rate"] = round(float(manifest["reached"]), 4)  # nothing was asked: the data say how much it is
-        config = Config(
+        config = files.Config(
             train=run.train,
-            host={**run.host, "data": shown(source)},
-            labels={**labels, "data": shown(data), "manifest": manifest},
+            host={**run.host, "data": files.shown(sources[str(run.host["data"])])},
+            labels={**labels, "data": files.shown(data), "manifest": manifest},
             seed=run.seed,
         )
         path = folder / RUNS / run.id
         path.mkdir(parents=True, exist_ok=True)
-        write(path / CONFIG, Task(run=run.id, config=config, varied=run.varied, given=run.given))
+        files.write(path / CONFIG, Task(run=run.id, config=config, varied=run.varied, given=run.given))
 
 
-def _training_set(folder: Path, source: Path, labels: Labels, *, several: bool) -> Path:
+def _training_set(folder: Path, source: Path, labels: Labels, several: bool) -> Path:
     """The data YAML that a run trains on: the source, or the one with withheld labels in the sweep's folder."""
     if labels.protocol == "normal":
         return source
@@ -336,7 +295,7 @@ def _training_set(folder: Path, source: Path, labels: Labels, *, several: bool) 
 def _manifest(data: Path) -> dict[str, Any] | None:
     """Of a generated or sparsified set: what was asked, what was reached, and the hash of the manifest."""
     path = data.parent / "manifest.json"
-    content = read_json(path)
+    content = files.read_json(path)
     if content is None:
         return None
     digest = content.get("sha256") or hashlib.sha256(path.read_bytes()).hexdigest()
@@ -373,7 +332,7 @@ def _stop(children: Iterable[subprocess.Popen[bytes]]) -> None:
 
 def _ending(code: int, log: Path) -> str:
     """How a child ended that left no record, in one line."""
-    last = (tail(log, 1) or ["its log is empty"])[-1]
+    last = (files.tail(log, 1) or ["its log is empty"])[-1]
     if code >= 0:
         return f"the run ended with code {code} and no record: {last}"
     name = signal.Signals(-code).name if -code in list(signal.Signals) else f"signal {-code}"
@@ -383,26 +342,5 @@ def _ending(code: int, log: Path) -> str:
 def _time_stamp(root: Path) -> str:
     """A folder name that is free."""
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    names = [stamp, *(f"{stamp}-{number}" for number in range(2, 100))]
+    names = (f"{stamp}-{number}" if number > 1 else stamp for number in itertools.count(1))
     return next(name for name in names if not (root / name).exists())
-
-
-def _opening(grid: Grid, folder: Path, left: int) -> str:
-    over = len(grid.runs) - left
-    threads = max(1, cores() // max(1, min(grid.flags.jobs, left)))
-    done = f", {over} finished before" if over else ""
-    pace = f", {min(grid.flags.jobs, left)} at a time, {threads} threads each" if left else ""
-    return f"{len(grid.runs)} runs{done}{pace}: {folder}"
-
-
-def _closing(grid: Grid, folder: Path) -> str:
-    finished = sum(_finished(folder, run) for run in grid.runs)
-    bad = len(grid.runs) - finished
-    again = f", {bad} failed (the same name tries them again)" if bad else ""
-    return f"{finished} finished{again}: {folder / RESULTS}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

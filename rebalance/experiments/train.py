@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import shutil
@@ -44,20 +45,19 @@ class Keeper:
 
     def on_train_start(self, trainer: Any) -> None:
         """Keep what is known before the first epoch."""
-        set_threads(self.threads)  # choosing the CPU, the host has set its own number
-        loss_ran, recipe = getattr(trainer, "loss_ran", None), getattr(trainer, "recipe", None)
+        torch.set_num_threads(self.threads)  # choosing the CPU, the host has set its own number
+        device, recipe = trainer.device, getattr(trainer, "recipe", None)
         args = {key: value for key, value in vars(trainer.args).items() if key not in _NOT_A_SETTING}
         self.state |= {
             "images": len(trainer.train_loader.dataset),
-            "loss_ran": loss_ran or None,
+            "loss_ran": getattr(trainer, "loss_ran", None) or None,
             "flags": dict(recipe.values) if recipe else None,
             "host_args": {key: value for key, value in args.items() if value is not None},
-            "gpu": _gpu(trainer.device),
+            "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         }
         self._write()
 
     def on_train_epoch_start(self, trainer: Any) -> None:
-        """Start the clock."""
         self.epoch_began = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Any) -> None:
@@ -67,10 +67,6 @@ class Keeper:
         self.state["total_seconds"] = now - self.origin
         self.state["peak_memory_mb"] = max(self.state.get("peak_memory_mb", 0.0), peak_memory_mb(trainer.device))
         self._write()
-
-    def reload(self) -> None:
-        """Take up what a multi-GPU training has written from its own processes."""
-        self.state = read_json(self.path) or self.state
 
     def _write(self) -> None:
         if os.environ.get("RANK", "-1") in ("-1", "0"):  # of several processes that train together, the first
@@ -90,8 +86,7 @@ def train(folder: Path, task: Task, keeper: Keeper) -> Path:
     if found is None:
         shutil.rmtree(folder / TRAIN, ignore_errors=True)
         keeper.state = {"seconds": {}, "total_seconds": keeper.state.get("total_seconds", 0.0)}
-        asked = task.config
-        model = YOLO(asked.host["model"])
+        model, asked = YOLO(task.config.host["model"]), task.config
         keeper.attach(model)
         ours = {key: asked.train[key] for key in task.given}
         host = {key: value for key, value in asked.host.items() if key not in ("model", "data")}
@@ -103,7 +98,7 @@ def train(folder: Path, task: Task, keeper: Keeper) -> Path:
             repair_csv(folder / TRAIN / "results.csv")
             keeper.attach(model)
             model.train(resume=True, data=data, save_dir=str((folder / TRAIN).absolute()))
-    keeper.reload()
+    keeper.state = read_json(keeper.path) or keeper.state  # what a multi-GPU training wrote from its own processes
     best = weights / "best.pt"
     return best if _is_whole(best) else weights / "last.pt"
 
@@ -114,20 +109,18 @@ def _whole_checkpoint(weights: Path) -> tuple[Any, bool] | None:
     The host writes checkpoints in place, last.pt first: a kill can leave one of the two half-written, not both. A
     half-written best.pt is removed, because the host would stumble over it at the end.
     """
-    for name in ("last.pt", "best.pt"):
-        path = weights / name
+    paths = [weights / name for name in ("last.pt", "best.pt")]
+    for path in paths:
         if not _is_whole(path):
             path.unlink(missing_ok=True)
-    for name in ("last.pt", "best.pt"):
-        if not (weights / name).exists():
-            continue
+    for path in filter(Path.exists, paths):
         try:
-            model = YOLO(str(weights / name))
+            model = YOLO(str(path))
             epoch, epochs = int(model.ckpt["epoch"]), int(model.ckpt["train_args"]["epochs"])
         except Exception:  # whatever unpickling a damaged file raises: it is of no use
-            (weights / name).unlink()
-            continue
-        return model, epoch < 0 or epoch + 1 >= epochs  # the host writes -1 when it is through
+            path.unlink()
+        else:
+            return model, epoch < 0 or epoch + 1 >= epochs  # the host writes -1 when it is through
     return None
 
 
@@ -143,37 +136,24 @@ def read_epochs(path: Path) -> list[dict[str, float]]:
     loss), and `resobj/pos_t`, `resobj/neg_t`, the mean objectness of positives and of negatives in the epoch's training
     images after step t = 0 … T.
     """
+    if not path.exists():
+        return []
     rows: dict[int, dict[str, float]] = {}
-    for row in _rows(path):
-        try:
+    for row in csv.DictReader(path.read_text(encoding="utf-8").splitlines()):
+        if None in row or None in row.values():
+            continue  # half-written
+        with contextlib.suppress(ValueError):
             numbers = {key.strip(): float(value) for key, value in row.items()}
-        except ValueError:
-            continue
-        epoch = int(numbers.pop("epoch"))
-        rows[epoch] = {"epoch": epoch, **numbers}
+            epoch = int(numbers.pop("epoch"))
+            rows[epoch] = {"epoch": epoch, **numbers}
     return [rows[epoch] for epoch in sorted(rows)]
 
 
 def repair_csv(path: Path) -> None:
     """Take the line off that a kill left half-written, so that the next one does not continue it."""
-    if not path.exists():
-        return
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
     if text and not text.endswith("\n"):
         path.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    """Complete rows of a CSV file."""
-    if not path.exists():
-        return []
-    with open(path, encoding="utf-8", newline="") as file:
-        return [row for row in csv.DictReader(file) if None not in row and None not in row.values()]
-
-
-def set_threads(number: int) -> None:
-    """Let torch compute with this many CPU threads."""
-    torch.set_num_threads(number)
 
 
 def peak_memory_mb(device: Any) -> float:
@@ -185,7 +165,3 @@ def peak_memory_mb(device: Any) -> float:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def _gpu(device: Any) -> str | None:
-    return str(torch.cuda.get_device_name(device)) if device.type == "cuda" else None

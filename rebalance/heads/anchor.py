@@ -47,14 +47,7 @@ class AnchorHead(nn.Module):
     stride: Tensor  # (L,) pixels a cell
 
     def __init__(self, nc: int, channels: Sequence[int], stride: Tensor, anchors: Sequence[Sequence[float]]) -> None:
-        """Build the head.
-
-        Args:
-            nc: classes.
-            channels: input channels of each level.
-            stride: (L,) pixels a cell.
-            anchors: for each level width, height, width, height, … in pixels.
-        """
+        """Build the head for `nc` classes; `anchors`: for each level width, height, width, height, … in pixels."""
         nn.Module.__init__(self)
         self.nc, self.nl, self.na = nc, len(channels), len(anchors[0]) // 2
         self.no = nc + 5  # x, y, w, h, objectness, classes

@@ -2,11 +2,14 @@
 
 Chen et al., "Residual Objectness for Imbalance Reduction", sections 3.1 and 3.2.
 Shapes: B images, K channels, A anchors a cell, T steps, H rows and W columns of a feature map.
+What layers are built with: `channels` of the features (K), `width` of a subnet between its two convolutions, `anchors`
+(A), `steps` (T, at least 1 unless said), `prior`, the objectness at the start in (0, 1), and the activation, `act`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -37,15 +40,6 @@ class ObjectnessSubnet(nn.Module):
     def __init__(
         self, channels: int, width: int, *, anchors: int = 1, prior: float = 0.01, act: type[nn.Module] = nn.SiLU
     ) -> None:
-        """Build with random weights.
-
-        Args:
-            channels: of the features.
-            width: channels between the two convolutions.
-            anchors: A, logits a cell.
-            prior: objectness at the start, in (0, 1).
-            act: activation between the two.
-        """
         super().__init__()
         self.hidden = nn.Conv2d(channels, width, 3, padding=1)
         self.act = act()
@@ -63,7 +57,6 @@ class Joined(nn.Module):
     """Features, and behind them what a convolution and an activation make of them."""
 
     def __init__(self, conv: nn.Conv2d, act: nn.Module) -> None:
-        """Build from layers."""
         super().__init__()
         self.conv, self.act = conv, act
 
@@ -84,15 +77,6 @@ class ResidualSubnets(nn.Module):
     def __init__(
         self, channels: int, width: int, *, anchors: int = 1, steps: int = 2, act: type[nn.Module] = nn.SiLU
     ) -> None:
-        """Build with random weights.
-
-        Args:
-            channels: of the features.
-            width: channels of one step between the two convolutions.
-            anchors: A, logits a cell and step.
-            steps: T, at least 1.
-            act: activation between the two.
-        """
         super().__init__()
         self.steps, self.anchors = steps, anchors
         self.hidden = nn.Conv2d(channels, steps * width, 3, padding=1)
@@ -124,36 +108,17 @@ class ResidualObjectness(nn.Module):
     """An objectness subnet on a class tower, and the residual subnets of T steps.
 
     With `on="obj"` the residual subnets see the features within the objectness subnet; these are part of it, so where
-    the gradient is isolated they are detached, and the residual losses train the residual subnets alone. With
-    `on="cls"` they see the features of the class tower, which the residual losses train along.
+    the gradient is isolated (`grad`; else joint) they are detached, and the residual losses train the residual subnets
+    alone. With `on="cls"` they see the features of the class tower, which the residual losses train along.
     """
 
     fused = False
 
     def __init__(
-        self,
-        channels: int,
-        *,
-        width: int = 0,
-        anchors: int = 1,
-        steps: int = 2,
-        on: str = "obj",
-        grad: str = "isolated",
-        prior: float = 0.01,
-        act: type[nn.Module] = nn.SiLU,
-    ) -> None:
-        """Build with random weights.
-
-        Args:
-            channels: of the class tower.
-            width: of each subnet; 0: a quarter of `channels`, at least 16.
-            anchors: A, logits a cell.
-            steps: T; 0: the objectness alone.
-            on: obj or cls, see above.
-            grad: isolated or joint.
-            prior: objectness at the start, in (0, 1).
-            act: activation.
-        """
+        self, channels: int, *, width: int = 0, anchors: int = 1, steps: int = 2, on: str = "obj",
+        grad: str = "isolated", prior: float = 0.01, act: type[nn.Module] = nn.SiLU,
+    ) -> None:  # fmt: skip
+        """Build with random weights; width 0: a quarter of `channels`, at least 16; 0 steps: the objectness alone."""
         super().__init__()
         width = width or max(16, channels // 4)
         self.on, self.grad = on, grad
@@ -209,16 +174,7 @@ class SharedResiduals(nn.Module):
     def __init__(
         self, channels: int, *, anchors: int, steps: int, on: str = "obj", grad: str = "isolated", width: int = 0
     ) -> None:
-        """Build with random weights.
-
-        Args:
-            channels: of the features.
-            anchors: A, logits a cell.
-            steps: T, at least 1.
-            on: obj or cls, see above.
-            grad: isolated or joint.
-            width: of the squeezed features and of each subnet; 0: an eighth of `channels`, at least 16.
-        """
+        """Build with random weights; `width` 0, of what is squeezed too: an eighth of `channels`, at least 16."""
         super().__init__()
         width = width or max(16, channels // 8)
         self.detached = on == "obj" and grad == "isolated"
@@ -281,9 +237,9 @@ def unfused(head: Any) -> bool:
     return isinstance(head, Refined) and head.steps > 0 and not head.fused
 
 
-def flatten_steps(levels: list[Tensor]) -> Tensor:
-    """Residual logits of all levels, (B, T, A, H, W) each -> (T, B, N), candidates in the order of A, H, W."""
-    return torch.cat([x.flatten(2) for x in levels], 2).transpose(0, 1)
+def flatten_steps(levels: Sequence[Tensor]) -> Tensor:
+    """Residual logits of all levels, (B, T, A, H, W) each -> (B, T, N), candidates in the order of A, H, W."""
+    return torch.cat([x.flatten(2) for x in levels], 2)
 
 
 def _conv(weight: Tensor, bias: Tensor) -> nn.Conv2d:

@@ -28,13 +28,9 @@ HOST_WEIGHTS = ("box", "cls", "dfl", "cls_pw")  # of Ultralytics' own losses, wh
 
 
 class Host(ABC):
-    """A family of models.
+    """A family of models."""
 
-    Attributes:
-        sites: where the loss acts.
-    """
-
-    sites: Sites
+    sites: Sites  # where the loss acts
 
     @abstractmethod
     def refuse(self, model: Any, recipe: Recipe, arguments: Mapping[str, Any], channels: int) -> None:
@@ -42,7 +38,6 @@ class Host(ABC):
 
         Args:
             model: that is to be trained, or that a training goes on with.
-            recipe: of the training.
             arguments: Ultralytics' own.
             channels: of the data set's images.
         """
@@ -58,12 +53,7 @@ class Host(ABC):
 
     @abstractmethod
     def start(self, model: Any, pretrained: Any, state: dict[str, Tensor] | None) -> tuple[int, int] | None:
-        """Fill a model that was just built.
-
-        Args:
-            model: is changed.
-            pretrained: the argument of that name.
-            state: what the file that it names holds, where that is a plain state dict.
+        """Fill a model that was just built, from `state` where the file that `pretrained` names is a plain state dict.
 
         Returns:
             Number of tensors copied, and number in the file; None where there is nothing to copy.
@@ -75,7 +65,12 @@ class Host(ABC):
 
     @abstractmethod
     def criterion(self, model: Any, recipe: Recipe, seed: int) -> Any:
-        """The loss, called as Ultralytics calls a criterion. Its `objectives` are those of all its stages."""
+        """The loss, called as Ultralytics calls a criterion. Its `objectives` are those of all its stages.
+
+        It takes the head's raw predictions, in validation a pair (decoded, raw), and a batch: `batch_idx` (T,) sorted,
+        `cls` (T, 1), `bboxes` (T, 4) centre, width, height as fractions; optionally `most_labels`, the number of labels
+        of the fullest image. It returns the losses times B, and the same without B, detached, by name.
+        """
 
 
 def refuse_weights(arguments: Mapping[str, Any], what: str) -> None:

@@ -27,16 +27,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor] | None:
 
 
 def load_by_name(model: nn.Module, state: dict[str, Tensor], source: str) -> tuple[int, int]:
-    """Copy the tensors whose name and shape match.
-
-    Args:
-        model: what is filled.
-        state: name to tensor, as an original YOLOv5 saves them.
-        source: file name, for the message.
-
-    Returns:
-        Number of tensors copied, and number in the file.
-    """
+    """Copy the tensors whose name and shape match; their number, and that in the file, `source` in the message."""
     own = model.state_dict()
     fits = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
     if not fits:

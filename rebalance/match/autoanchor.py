@@ -1,4 +1,7 @@
-"""How well anchors fit the labels, and better ones where they do not (YOLOv5's automatic anchors)."""
+"""How well anchors fit the labels, and better ones where they do not (YOLOv5's automatic anchors).
+
+Sizes are width, height in pixels of the network's input: T labels, K anchors.
+"""
 
 from __future__ import annotations
 
@@ -15,28 +18,14 @@ def _ratios(sizes: Array, anchors: Array) -> Array:
 
 
 def best_possible_recall(sizes: Array, anchors: Array, anchor_t: float = 4.0) -> float:
-    """Fraction of the labels that at least one anchor fits.
-
-    Args:
-        sizes: (T, 2) label width, height in pixels of the network's input.
-        anchors: (K, 2) anchor width, height in pixels.
-        anchor_t: largest side ratio.
-    """
+    """Fraction of the labels (T, 2) that at least one anchor (K, 2) fits: no side ratio reaches `anchor_t`."""
     return float((_ratios(sizes, anchors).max(1) > 1 / anchor_t).mean()) if len(sizes) else 1.0
 
 
 def fit_anchors(sizes: Array, count: int, anchor_t: float = 4.0, seed: int = 0, generations: int = 500) -> Array:
-    """K-means on label sizes, then random mutations that are kept when they fit better.
+    """K-means on label sizes (T, 2), then random mutations that are kept when they fit better.
 
-    Args:
-        sizes: (T, 2) label width, height in pixels; under 2 px on both sides it is left out where there are larger.
-        count: anchors to find.
-        anchor_t: largest side ratio.
-        seed: of the start and the mutations.
-        generations: mutations tried.
-
-    Returns:
-        (count, 2) from small to large area.
+    Labels under 2 px on both sides are left out where there are larger ones. (count, 2) from small to large area.
     """
     rng = np.random.default_rng(seed)
     visible = (sizes >= 2).any(1)

@@ -1,6 +1,6 @@
 """Box arithmetic on tensors.
 
-Shapes: B images, A candidates, G labels an image (padded to the fullest image of the batch).
+Shapes: B images, A candidates, G labels an image (padded to the fullest image of the batch, with boxes without area).
 Boxes are (x1, y1, x2, y2) unless a name ends in `xywh` (centre, width, height); any unit, the same for both arguments.
 """
 
@@ -31,14 +31,9 @@ def xywh_to_xyxy(xywh: Tensor) -> Tensor:
 
 
 def max_iou(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
-    """Overlap: IoU of each candidate with the nearest label of its image, whatever its class.
+    """Overlap: (B, A) IoU in [0, 1] of each candidate with the nearest label of its image, whatever its class.
 
-    Args:
-        boxes: (B, A, 4) candidates.
-        gt_boxes: (B, G, 4) labels; padding is a box without area, e.g. all zeros.
-
-    Returns:
-        (B, A) in [0, 1]; 0 where the image has no label. Not differentiable.
+    From (B, A, 4) candidates and (B, G, 4) labels; 0 where the image has no label. Not differentiable.
     """
     with torch.no_grad():
         boxes, gt_boxes = upcast(boxes.detach()), upcast(gt_boxes.detach())
@@ -47,45 +42,34 @@ def max_iou(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
             return boxes.new_zeros(b, a)
         # a number of shapes alone: no value is read back from the device
         step = max(1, PAIRS.get(boxes.device.type, PAIRS_ELSEWHERE) // (b * g))
-        return torch.cat([_max_iou(part, gt_boxes) for part in torch.split(boxes, step, 1)], 1)
+        parts = [part.transpose(1, 2).contiguous() for part in torch.split(boxes, step, 1)]
+        return torch.cat([pair_iou(part, gt_boxes).amax(1) for part in parts], 1)
 
 
-def _max_iou(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
-    # (B, 1, A) against (B, G, 1): the long dimension is innermost, which is three times faster than (B, A, G)
-    x1, y1, x2, y2 = boxes.transpose(1, 2).contiguous().unsqueeze(2).unbind(1)
-    gx1, gy1, gx2, gy2 = gt_boxes.unsqueeze(2).unbind(3)
+def pair_iou(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
+    """(B, G, A) IoU of every label (B, G, 4) with every candidate (B, 4, A); not differentiable."""
+    # the long dimension is innermost, which is three times faster than (B, A, G)
+    x1, y1, x2, y2 = boxes.unsqueeze(2).unbind(1)  # (B, 1, A)
+    gx1, gy1, gx2, gy2 = gt_boxes.unsqueeze(2).unbind(3)  # (B, G, 1)
     inter = torch.minimum(x2, gx2).sub_(torch.maximum(x1, gx1)).clamp_(min=0)
     height = torch.minimum(y2, gy2).sub_(torch.maximum(y1, gy1)).clamp_(min=0)
     inter.mul_(height)
     area, gt_area = (x2 - x1) * (y2 - y1), (gx2 - gx1) * (gy2 - gy1)
     union = torch.add(area, gt_area, out=height).sub_(inter).clamp_(min=EPS)
-    return inter.div_(union).amax(1)
+    return inter.div_(union)
 
 
 def inside(points: Tensor, gt_boxes: Tensor) -> Tensor:
-    """Whether a label holds the point.
-
-    Args:
-        points: (N, 2) x, y, the same in every image.
-        gt_boxes: (B, G, 4) labels; padding is a box without area, which holds nothing.
-
-    Returns:
-        (B, N) bool; a point on the border is outside.
-    """
+    """(B, N) whether a label (B, G, 4) holds the point x, y (N, 2), the same in every image; its border is outside."""
     x, y = points.unbind(-1)
     x1, y1, x2, y2 = gt_boxes.unsqueeze(2).unbind(3)  # (B, G, 1) against (N,)
     return ((x > x1) & (x < x2) & (y > y1) & (y < y2)).any(1)
 
 
 def ciou(pred_xywh: Tensor, gt_xywh: Tensor) -> Tensor:
-    """Complete IoU of boxes paired by row (Zheng et al. 2020, "Distance-IoU Loss", equations 9 to 11).
+    """Complete IoU of boxes (..., 4) paired by row (Zheng et al. 2020, "Distance-IoU Loss", equations 9 to 11).
 
-    Args:
-        pred_xywh: (..., 4) centre, width, height.
-        gt_xywh: (..., 4), the same shape.
-
-    Returns:
-        (...) in [-1.5, 1]; differentiable in `pred_xywh`, with the trade-off alpha held constant as in the paper.
+    It is in [-1.5, 1], and differentiable in `pred_xywh` with the trade-off alpha held constant as in the paper.
     """
     (px, py, pw, ph), (gx, gy, gw, gh) = upcast(pred_xywh).unbind(-1), upcast(gt_xywh).unbind(-1)
     px1, px2, py1, py2 = px - pw / 2, px + pw / 2, py - ph / 2, py + ph / 2
@@ -106,13 +90,7 @@ def ciou(pred_xywh: Tensor, gt_xywh: Tensor) -> Tensor:
 def encode_deltas(gt_boxes: Tensor, anchors: Tensor, scale: tuple[float, float] = (1, 1)) -> Tensor:
     """Offsets of a label from an anchor (Girshick et al. 2014, "Rich feature hierarchies", equations 6 to 9).
 
-    Args:
-        gt_boxes: (..., 4) corners.
-        anchors: (..., 4) corners, broadcasts against `gt_boxes`.
-        scale: factors of the centre's and of the size's offsets.
-
-    Returns:
-        (..., 4) dx, dy, dw, dh; not finite where a box has no area.
+    (..., 4) dx, dy, dw, dh, those of centre and size times `scale`; not finite where a box has no area.
     """
     size, gt_size = anchors[..., 2:] - anchors[..., :2], gt_boxes[..., 2:] - gt_boxes[..., :2]
     centre, gt_centre = anchors[..., :2] + size / 2, gt_boxes[..., :2] + gt_size / 2

@@ -16,15 +16,7 @@ BACKGROUND = 0  # its channel on a softmax
 
 
 def candidate_state(positive: Tensor, ignored: Tensor | None = None) -> Tensor:
-    """State of each candidate.
-
-    Args:
-        positive: (B, N) bool, matched to a label.
-        ignored: (B, N) bool, takes no part; outweighs `positive`. None: all take part.
-
-    Returns:
-        (B, N) int8: POSITIVE, NEGATIVE or IGNORE.
-    """
+    """(B, N) int8: POSITIVE where matched to a label, IGNORE where it takes no part, which outweighs, else NEGATIVE."""
     state = positive.to(torch.int8)  # True is POSITIVE, False is NEGATIVE
     return state if ignored is None else state.masked_fill(ignored, IGNORE)
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rebalance.match.boxes import EPS, upcast
+from rebalance.match.boxes import pair_iou, upcast
 from rebalance.match.candidates import IGNORE, NEGATIVE, POSITIVE
 from rebalance.match.padded import Padded
 
@@ -55,7 +55,7 @@ def match_by_iou(candidates: Tensor, labels: Padded, *, high: float, low: float,
 
 
 def _match(boxes: Tensor, gt_boxes: Tensor, high: float, low: float, rescue: str) -> Matched:
-    iou = _iou(gt_boxes, boxes)  # (B, G, A); padding has no area, so its IoU is 0, which matches nothing
+    iou = pair_iou(boxes, gt_boxes)  # (B, G, A); padding has no area, so its IoU is 0, which matches nothing
     overlap, label = iou.max(1)
     positive = overlap >= high
     if rescue == "ties":
@@ -70,13 +70,3 @@ def _match(boxes: Tensor, gt_boxes: Tensor, high: float, low: float, rescue: str
         label = torch.where(owner >= 0, owner, label)
     state = torch.where(overlap < low, NEGATIVE, IGNORE)
     return Matched(torch.where(positive, POSITIVE, state).to(torch.int8), label, overlap)
-
-
-def _iou(gt_boxes: Tensor, boxes: Tensor) -> Tensor:
-    """(B, G, A) IoU of every label with every candidate."""
-    x1, y1, x2, y2 = boxes.unsqueeze(2).unbind(1)  # (B, 4, A) -> (B, 1, A)
-    gx1, gy1, gx2, gy2 = gt_boxes.unsqueeze(2).unbind(3)  # (B, G, 1)
-    inter = torch.minimum(x2, gx2).sub_(torch.maximum(x1, gx1)).clamp_(min=0)
-    inter.mul_(torch.minimum(y2, gy2).sub_(torch.maximum(y1, gy1)).clamp_(min=0))
-    union = ((x2 - x1) * (y2 - y1) + (gx2 - gx1) * (gy2 - gy1)).sub_(inter).clamp_(min=EPS)
-    return inter.div_(union)

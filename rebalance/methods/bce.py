@@ -8,33 +8,20 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from rebalance.match.boxes import upcast
-from rebalance.match.candidates import SIGMOID, SOFTMAX, Candidates
+from rebalance.match.candidates import SIGMOID, Candidates
 from rebalance.methods.method import DENSE, ROI, RPN, Golden, Method, Run
 
 
 def bce(logits: Tensor, targets: Tensor) -> Tensor:
-    """−y log σ(x) − (1−y) log(1−σ(x)), unreduced.
-
-    Args:
-        logits: x, any shape.
-        targets: y in [0, 1], the same shape.
-
-    Returns:
-        The same shape, at least float32.
-    """
+    """−y log σ(x) − (1−y) log(1−σ(x)) of logits x and targets y in [0, 1]; any shape, unreduced, at least float32."""
     logits = upcast(logits)
     return binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none")
 
 
 def softmax_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """−log p_t, p_t the softmax probability of the true class. Unreduced.
+    """−log p_t, p_t the softmax probability of the true class: (…), unreduced, at least float32.
 
-    Args:
-        logits: (…, C), background first.
-        targets: (…) int64 in [0, C): the class, 0 for background.
-
-    Returns:
-        (…), at least float32.
+    Logits are (…, C), background first, targets (…) int64 in [0, C), 0 for background.
     """
     return -upcast(logits).log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
 
@@ -65,8 +52,4 @@ class Bce(Method):
     def cost(self, candidates: Candidates, run: Run) -> Tensor:
         """Cross-entropy of the candidates' link."""
         logits, targets, _, _, link = candidates
-        return {SIGMOID: bce, SOFTMAX: _softmax}[link](logits, targets)
-
-
-def _softmax(logits: Tensor, targets: Tensor) -> Tensor:
-    return softmax_cross_entropy(logits, targets).unsqueeze(-1)
+        return bce(logits, targets) if link == SIGMOID else softmax_cross_entropy(logits, targets).unsqueeze(-1)

@@ -20,30 +20,14 @@ from rebalance.settings import setting
 
 
 def confusion(state: Tensor, overlap: Tensor, iou: float) -> Tensor:
-    """The negatives that may be objects without a label: those that overlap every label by less than `iou`.
-
-    Args:
-        state: (B, N) int8, see `rebalance.match.candidates`.
-        overlap: (B, N) in [0, 1] with the nearest label of the image; 0 where the image has none.
-        iou: threshold in [0, 1]; 0: no candidate.
-
-    Returns:
-        (B, N) bool.
-    """
+    """(B, N) the negatives that may be objects without a label: those that overlap every label by less than `iou`."""
     return (state == NEGATIVE) & (overlap < iou)
 
 
 def brl(
-    logits: Tensor,
-    targets: Tensor,
-    confused: Tensor,
-    *,
-    t: float = 0.5,
-    weight: float = 0.1,
-    beta: float = 1.0,
-    gamma: float = 2.0,
-    alpha: float = 0.25,
-) -> Tensor:
+    logits: Tensor, targets: Tensor, confused: Tensor, *, t: float = 0.5, weight: float = 0.1, beta: float = 1.0,
+    gamma: float = 2.0, alpha: float = 0.25,
+) -> Tensor:  # fmt: skip
     """Focal loss, but on confused candidates equation 2 with p_t = 1 − σ(x), the confidence in background. Unreduced.
 
     p_t > t: −(1−α)(1−p_t)^γ log(p_t), which is focal loss for a negative; else −β(1−α) p_t^γ log(1−p_t), the mirrored
@@ -57,8 +41,7 @@ def brl(
         t: threshold in [0, 1]; 0: never mirrored, 1: always.
         weight: of the confused candidates (the paper's scaling factor); with t = 0 and weight 1 this is `focal`.
         beta: of the mirrored branch; 0 is the paper's BRL⁻.
-        gamma: as in `focal`.
-        alpha: as in `focal`; negative: 1 in the place of α and of 1−α.
+        gamma, alpha: as in `focal`; α negative: 1 in the place of α and of 1−α.
 
     Returns:
         The same shape, at least float32.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rebalance.match.boxes import upcast
-from rebalance.match.candidates import BACKGROUND, SIGMOID, SOFTMAX, Candidates
+from rebalance.match.candidates import BACKGROUND, SIGMOID, Candidates
 from rebalance.methods.bce import bce, softmax_cross_entropy
 from rebalance.methods.method import Golden, Method, Run, Site
 from rebalance.settings import setting
@@ -78,21 +78,11 @@ def balance(targets: Tensor, alpha: float) -> Tensor:
 
 
 def softmax_focal(logits: Tensor, targets: Tensor, *, gamma: float = 2.0, alpha: float = 0.25) -> Tensor:
-    """−α_t (1−p_t)^γ log(p_t), p_t the softmax probability of the true class. Unreduced.
+    """−α_t (1−p_t)^γ log(p_t), p_t the softmax probability of the true class; else as `softmax_cross_entropy`.
 
-    Lin et al. 2017, "Focal Loss for Dense Object Detection", equation 5, there for a sigmoid; on a softmax as Adhikari
-    et al. 2021, "Effect of Label Noise on Robustness of Deep Neural Network Object Detectors", equation 2. There α is
-    0.75 "for all c"; here, as with Lin et al., background has 1−α.
-
-    Args:
-        logits: (…, C).
-        targets: (…) int64 in [0, C): the class, 0 for background.
-        gamma: γ ≥ 0; 0 is cross-entropy weighted by α.
-        alpha: weight of a candidate of a class, 1−α of background, in [0, 1]; negative: both count 1. γ = 0 without α
-            is `softmax_cross_entropy`.
-
-    Returns:
-        (…), at least float32.
+    Equation 5 is for a sigmoid; on a softmax as Adhikari et al. 2021, "Effect of Label Noise on Robustness of Deep
+    Neural Network Object Detectors", equation 2. There α is 0.75 "for all c"; here, as with Lin et al., background has
+    1−α. `gamma` and `alpha` are as in `focal`; γ = 0 without α is `softmax_cross_entropy`.
     """
     loss = softmax_cross_entropy(logits, targets)
     if gamma > 0:
@@ -134,13 +124,10 @@ class Focal(Method):
     def cost(self, candidates: Candidates, run: Run) -> Tensor:
         """Focal loss of the candidates' link."""
         logits, targets, _, _, link = candidates
-        loss = {SIGMOID: focal, SOFTMAX: _softmax}[link]
-        return loss(logits, targets, gamma=self.focal_gamma, alpha=self.focal_alpha)
+        if link == SIGMOID:
+            return focal(logits, targets, gamma=self.focal_gamma, alpha=self.focal_alpha)
+        return softmax_focal(logits, targets, gamma=self.focal_gamma, alpha=self.focal_alpha).unsqueeze(-1)
 
     def divide(self, site: Site) -> str:
         """By the positives (section 4): the mean over all candidates would be that of the easy ones."""
         return site.positives
-
-
-def _softmax(logits: Tensor, targets: Tensor, *, gamma: float, alpha: float) -> Tensor:
-    return softmax_focal(logits, targets, gamma=gamma, alpha=alpha).unsqueeze(-1)

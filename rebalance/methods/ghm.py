@@ -18,15 +18,9 @@ from rebalance.settings import setting
 
 
 def ghm_weights(
-    logits: Tensor,
-    targets: Tensor,
-    counted: Tensor,
-    *,
-    bins: int = 30,
-    momentum: float = 0.75,
-    regions: str = "all",
+    logits: Tensor, targets: Tensor, counted: Tensor, *, bins: int = 30, momentum: float = 0.75, regions: str = "all",
     average: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Weight N / GD(g) of each element by its gradient norm g = |σ(x) − y|.
 
     [0, 1] is cut into M equal bins. GD(g), the gradient density, is the number of elements in the bin of g divided by

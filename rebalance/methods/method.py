@@ -62,15 +62,10 @@ class Site:
 
 @dataclass(frozen=True)
 class Sites:
-    """The sites of a family of models.
+    """The sites of a family of models."""
 
-    Attributes:
-        name: of the family, for messages.
-        by_head: value of `head` -> site.
-    """
-
-    name: str
-    by_head: Mapping[str, Site]
+    name: str  # of the family, for messages
+    by_head: Mapping[str, Site]  # by the value of `head`
 
     def site(self, head: str, base: str = "auto") -> Site:
         """Where the loss acts with this `head` and `obj_base`."""
@@ -88,14 +83,7 @@ class Run:
     """
 
     def __init__(self, site: Site, *, seed: int = 0, rank: int = 0, stream: int = 0) -> None:
-        """Start at epoch 0.
-
-        Args:
-            site: where the loss acts.
-            seed: of the run.
-            rank: of the process, so that processes draw differently.
-            stream: of the criterion, where a model has several.
-        """
+        """Start at epoch 0; `rank` of the process and `stream` of the criterion let each draw differently."""
         self.site, self.key = site, (seed, rank, stream)
         self.epoch = self.step = 0
         self.kept: dict[str, Tensor] = {}

@@ -19,16 +19,7 @@ from rebalance.settings import setting
 
 
 def nrd_mask(state: Tensor, rate: float, *, generator: torch.Generator | None = None) -> Tensor:
-    """Choose exactly floor(rate · N) of the N negatives, uniformly and without replacement.
-
-    Args:
-        state: int8, any shape, see `rebalance.match.candidates`; the candidates that were sampled, IGNORE for others.
-        rate: fraction in [0, 1]; 0: none. The paper: 0.75.
-        generator: source of the random order, on the device of `state`.
-
-    Returns:
-        bool, same shape: True where the candidate leaves the loss.
-    """
+    """Which floor(rate · N) of the N sampled negatives leave the loss, see `drop_mask`; IGNORE is not sampled."""
     return drop_mask(state == NEGATIVE, rate, generator=generator)
 
 

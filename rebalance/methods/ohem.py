@@ -22,15 +22,8 @@ from rebalance.settings import setting
 def ohem_mask(loss: Tensor, state: Tensor, *, ratio: float = 3.0) -> Tensor:
     """Keep every positive and the floor(ratio · P) negatives of highest loss, in each image by itself.
 
-    P is the number of positives of the image, so an image without one keeps nothing, as in SSD.
-
-    Args:
-        loss: (..., N) current loss of the candidates of each image.
-        state: (..., N) int8, see `rebalance.match.candidates`.
-        ratio: negatives for each positive, at least 0; read as the decimal it is written as.
-
-    Returns:
-        (..., N) bool, True where kept; never at IGNORE. Of equal losses the first are kept.
+    P is the number of positives of the image, so an image without one keeps nothing, as in SSD. The ratio, at least 0,
+    is read as the decimal it is written as. (..., N) True where kept, never at IGNORE; of equal losses the first.
     """
     positive, negative = state == POSITIVE, state == NEGATIVE
     part = Fraction(str(ratio)).limit_denominator(10**9)
@@ -79,7 +72,6 @@ class Ohem(Method):
         return ohem_mask(loss.sum(-1), candidates.state, ratio=self.ohem_ratio).unsqueeze(-1)
 
     def mines(self) -> int:
-        """As there (section 4 of the paper)."""
         return self.ohem_rois
 
     def divide(self, site: Site) -> str:

@@ -28,15 +28,9 @@ class Refined(NamedTuple):
 
 
 def residual_objectness(
-    objectness: Tensor,
-    residuals: Tensor,
-    targets: Tensor,
-    state: Tensor,
-    *,
-    weights: Tensor | None = None,
-    grad: str = "isolated",
-    element: Callable[[Tensor, Tensor], Tensor] = bce,
-) -> Refined:
+    objectness: Tensor, residuals: Tensor, targets: Tensor, state: Tensor, *, weights: Tensor | None = None,
+    grad: str = "isolated", element: Callable[[Tensor, Tensor], Tensor] = bce,
+) -> Refined:  # fmt: skip
     """L_t^res of Algorithm 1, lines 3 to 9, unreduced.
 
     With o_0 the objectness, step t takes the candidates with o_{t−1} >= m, where m is the least o_{t−1} of the
@@ -81,16 +75,20 @@ def residual_objectness(
 
 
 def refine(objectness: Tensor, residuals: Tensor) -> Tensor:
-    """Objectness logits after each step as in inference, where every residual is added, without a gate.
-
-    Args:
-        objectness: (B, N) logits o_0.
-        residuals: (T, B, N).
-
-    Returns:
-        (T + 1, B, N) logits o_0 … o_T.
-    """
+    """(T + 1, B, N) logits o_0 … o_T as in inference, from o_0 (B, N) and every residual (T, B, N), without a gate."""
     return torch.cat((objectness.unsqueeze(0), residuals)).cumsum(0)
+
+
+def refined(logits: Tensor, residuals: Tensor | None, shown: int | None) -> Tensor:
+    """Objectness logits (B, …) as in inference: of the residuals (B, T, …) the first `shown` added, without a gate."""
+    return logits if residuals is None else logits + residuals[:, :shown].sum(1)
+
+
+def unrefined(logits: Tensor, residuals: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What the loss takes, at least float32: objectness (B, N), and residuals (B, T, N) as (T, B, N)."""
+    logits = upcast(logits)
+    none = logits.new_zeros(0, *logits.shape)
+    return logits, none if residuals is None else upcast(residuals).transpose(0, 1)
 
 
 class StepMeans:
@@ -106,17 +104,8 @@ class StepMeans:
     def __init__(self) -> None:
         self.sums: Tensor | None = None
 
-    def begin_epoch(self) -> None:
-        """Forget what was collected."""
-        self.sums = None
-
     def add(self, logits: Tensor, state: Tensor) -> None:
-        """Take in one batch.
-
-        Args:
-            logits: (T + 1, B, N), see `refine`.
-            state: (B, N) int8.
-        """
+        """Take in one batch: (T + 1, B, N) logits, see `refine`, and (B, N) states."""
         scores = upcast(logits.detach()).sigmoid()
         rows = []
         for kind in (POSITIVE, NEGATIVE):

@@ -19,17 +19,9 @@ from rebalance.settings import setting
 def soft_weights(overlap: Tensor, state: Tensor, *, a: float = 0.25, b: float = 50.0, c: float = 20.0) -> Tensor:
     """Weight of each candidate: a + (1−a)·exp(−b·exp(−c·overlap)) for a negative, 1 for a positive.
 
-    A Gompertz curve: about a where nothing overlaps, 1 from an overlap of about 0.4 on (with the default b and c).
-
-    Args:
-        overlap: (B, N) in [0, 1] with the nearest label of the image; 0 where the image has none.
-        state: (B, N) int8, see `rebalance.match.candidates`.
-        a: least weight, in [0, 1]; 1: every candidate counts the same.
-        b: displacement of the curve, at least 0.
-        c: its steepness, at least 0.
-
-    Returns:
-        (B, N) in [0, 1]; 0 at IGNORE.
+    A Gompertz curve: about a where nothing overlaps, 1 from an overlap of about 0.4 on (with the default b and c). Its
+    least weight a is in [0, 1], 1: every candidate counts the same; displacement b and steepness c are at least 0.
+    (B, N) in [0, 1]; 0 at IGNORE.
     """
     curve = a + (1 - a) * torch.exp(-b * torch.exp(-c * overlap))
     return torch.where(state == NEGATIVE, curve, 1).masked_fill(state == IGNORE, 0)

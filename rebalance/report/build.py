@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rebalance.experiments.record import load
 from rebalance.report import figures
-from rebalance.report.page import compose, render, state
+from rebalance.report.page import pages, state
 from rebalance.report.summary import results, to_csv
 from rebalance.report.tables import as_text, judged_rows, result_tables, settings_table, study_tables
 
@@ -20,10 +20,8 @@ def report(folder: str | Path, baseline: str = "") -> Path:
     Everything is made beside its place and then moved, report.html last. Plots for which there are no data any more
     are removed.
 
-    Args:
-        folder: of the sweep, with runs/<run>/record.json.
-        baseline: the loss that the others are compared with, with the flags that tell it from another setting of the
-            same loss: 'brl brl_t=0.5'; empty: the study's, else the first that was asked for.
+    `baseline` is the loss that the others are compared with, with flags where several settings have it ('brl
+    brl_t=0.5'); empty: the study's, else the first that was asked for.
 
     Raises:
         RunError: the folder is not a sweep's.
@@ -35,9 +33,8 @@ def report(folder: str | Path, baseline: str = "") -> Path:
     try:
         (made / "plots").mkdir()
         pictures, notes = figures.draw(found, made / "plots")
-        page = compose(found, pictures, notes)
-        files = {name: render(page, name, made / "plots") for name in ("report.md", "report.html")}
-        for name, text in {"summary.csv": to_csv(found.rows), **files}.items():
+        files = {"summary.csv": to_csv(found.rows), **pages(found, pictures, notes, made / "plots")}
+        for name, text in files.items():
             (made / name).write_text(text, encoding="utf-8", newline="")
         (folder / "plots").mkdir(exist_ok=True)
         for file in (one.file for one in figures.FIGURES):
@@ -45,7 +42,7 @@ def report(folder: str | Path, baseline: str = "") -> Path:
                 os.replace(made / "plots" / file, folder / "plots" / file)
             else:
                 (folder / "plots" / file).unlink(missing_ok=True)
-        for name in ("summary.csv", "report.md", "report.html"):
+        for name in files:
             os.replace(made / name, folder / name)
     finally:
         shutil.rmtree(made, ignore_errors=True)
@@ -61,10 +58,10 @@ def terminal_table(folder: str | Path, baseline: str = "") -> str:
         RunError: the folder is not a sweep's.
     """
     found = results(load(folder, baseline))
-    tables, sentences = result_tables(found)
-    parts = [f"{as_text(table)}\nVerdict: {text}" for table, text in zip(tables, sentences, strict=True)]
+    judged = result_tables(found)
+    parts = [f"{as_text(table)}\nVerdict: {text}" for table, text in judged]
     if made := study_tables(found):
-        parts = [*map(as_text, made), *(f"{t.title}: {text}" for t, text in zip(tables, sentences, strict=True))]
+        parts = [*map(as_text, made), *(f"{table.title}: {text}" for table, text in judged)]
     if not parts and found.rows:
         parts = [as_text(settings_table(found.rows, judged_rows(found.rows)[0].split))]
     failed = [f"failed: {r.run}: {r.error or 'no message'}" for r in found.sweep.failed]

@@ -19,21 +19,13 @@ RATED = ("percent", "per_class")  # protocols of which the rate is asked, not fo
 
 @dataclass(frozen=True)
 class Published:
-    """A series of removal fractions as one table of a paper has it.
+    """A series of removal fractions as one table of a paper has it."""
 
-    Attributes:
-        title: of the paper.
-        table: its number there.
-        model: the detector.
-        data: the data set.
-        values: (split, removal) -> mAP50 in [0, 1].
-    """
-
-    title: str
-    table: str
+    title: str  # of the paper
+    table: str  # its number there
     model: str
     data: str
-    values: dict[tuple[str, float], float]
+    values: dict[tuple[str, float], float]  # (split, removal) -> mAP50 in [0, 1]
 
     def curve(self, split: str) -> list[tuple[float, float]]:
         """(removal, value) of one split, by removal."""
@@ -64,9 +56,13 @@ def loss_of(values: Mapping[str, Any]) -> str:
 
 def base_head(values: Mapping[str, Any]) -> str:
     """Return the head that a setting's head is built on: of obj and resobj, the one that they are compared with."""
-    head = str(values.get("head") or "")
-    anchors = family(str(values.get("model", ""))) in ("yolov3", "yolov5")
-    return ("anchor" if anchors else "stock") if head in ON_HEADS else head
+    head, base = str(values.get("head") or ""), str(values.get("obj_base"))
+    if base not in (
+        "anchor",
+        "stock",
+    ):  # a record of before there was this flag, when the name of the model's file said
+        base = "anchor" if family(str(values.get("model", ""))) in ("yolov3", "yolov5") else "stock"
+    return base if head in ON_HEADS else head
 
 
 def labels_key(protocol: Any, rate: Any) -> tuple[str, float]:
@@ -80,11 +76,8 @@ def beside(settings: Iterable[Mapping[str, Any]], tables: Iterable[tuple[str, st
 
     They agree in the family of the detector, the loss and all of its flags, and the training labels; the data set, the
     size of the detector and the schedule differ. Those of a setting are of one row of one table: of the paper, and then
-    of the table, that has most of the settings; else of the first.
-
-    Args:
-        settings: those that stand in one table of ours, each with all flags: ours, the host's, `protocol` and `rate`.
-        tables: (paper, table) to look in; default: everywhere.
+    of the table, that has most of the settings; else of the first. A setting has all flags: ours, the host's, protocol
+    and rate; `tables` are (paper, table) to look in, by default all.
     """
     wanted = tuple(tables)
     usable = [n for n in numbers() if not wanted or (n.paper, n.table) in wanted]

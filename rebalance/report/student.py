@@ -8,11 +8,9 @@ from functools import cache
 
 @cache
 def quantile(freedom: int, level: float = 0.95) -> float:
-    """Return t such that a Student t variable lies in [-t, t] with probability `level`.
+    """Return t such that a Student t variable lies in [-t, t] with probability `level`, in (0, 1).
 
-    Args:
-        freedom: degrees of freedom, at least 1 (number of values - 1).
-        level: probability, in (0, 1).
+    `freedom` is the number of values - 1, at least 1.
     """
     if freedom < 1 or not 0 < level < 1:
         raise ValueError(f"no t quantile at freedom={freedom}, level={level}")

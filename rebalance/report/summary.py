@@ -8,19 +8,17 @@ labels and budget. Runs are compared with it seed by seed, because a seed moves 
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import statistics
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
-from typing import Any
+from typing import Any, TypeVar
 
 from rebalance.errors import ConfigError, nearest
 from rebalance.experiments.record import METRICS, SPLITS, Record, Sweep
-from rebalance.report.papers import base_head, labels_key, loss_name, loss_of, same_value
+from rebalance.report.papers import ON_HEADS, base_head, labels_key, loss_name, loss_of, same_value
 from rebalance.report.student import quantile
 from rebalance.settings import value_text
 
@@ -33,24 +31,18 @@ INCIDENTAL = frozenset(
         *("save_period", "cache", "val", "mode", "task"),
     }
 )
+T = TypeVar("T")
 LEAST_GAP = 0.001  # a tenth of a point of mAP: the last digit shown
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Flag to value, for all flags of a run; two are equal where the flags that have a say are.
+    """Flag to value, for all flags of a run; two are equal where the flags that have a say are."""
 
-    Attributes:
-        key: what it is compared by.
-        values: every flag; lists are tuples.
-        loss_flags: the flags that some run of the sweep names as settings of its loss, of those that can be.
-        idle: those of `loss_flags` that have no say here.
-    """
-
-    key: frozenset[tuple[str, Any]]
-    values: Mapping[str, Any] = field(compare=False)
-    loss_flags: frozenset[str] = field(compare=False)
-    idle: frozenset[str] = field(compare=False)
+    key: frozenset[tuple[str, Any]]  # what it is compared by
+    values: Mapping[str, Any] = field(compare=False)  # every flag; lists are tuples
+    loss_flags: frozenset[str] = field(compare=False)  # those that some run of the sweep names as settings of its loss
+    idle: frozenset[str] = field(compare=False)  # those of `loss_flags` that have no say here
 
     @staticmethod
     def of(
@@ -65,14 +57,10 @@ class Setting:
         """Value of one flag, None where the setting has none of this name."""
         return self.values.get(name)
 
-    def change(self, **values: Any) -> Setting:
-        """The setting with some values replaced."""
-        return Setting.of({**self.values, **values}, self.loss_flags, self.idle)
-
-    def without(self, names: Iterable[str], **values: Any) -> Setting:
+    def change(self, without: Iterable[str] = (), /, **values: Any) -> Setting:
         """The setting without some flags, and with some values replaced."""
-        names = {*names}
-        kept = {name: value for name, value in self.values.items() if name not in names}
+        left_out = {*without}
+        kept = {name: value for name, value in self.values.items() if name not in left_out}
         return Setting.of({**kept, **values}, self.loss_flags, self.idle)
 
     def removal(self, axis: str) -> float:
@@ -91,14 +79,11 @@ class Setting:
 
 @dataclass(frozen=True)
 class Stat:
-    """Mean of n values, their standard deviation (n - 1) and the half-width of the mean's 95 % interval.
-
-    `std` and `half` are None for a single value.
-    """
+    """Mean of n values, their standard deviation (n - 1) and the half-width of the mean's 95 % interval."""
 
     n: int
     mean: float
-    std: float | None
+    std: float | None  # None for a single value, as `half`
     half: float | None
 
     @property
@@ -109,87 +94,43 @@ class Stat:
 
 @dataclass(frozen=True)
 class Row:
-    """One setting on one split.
-
-    Attributes:
-        setting: the flags.
-        split: val or test.
-        records: the runs, by seed.
-        stats: metric -> over the seeds.
-        base: the baseline; None for a baseline itself and where there is none.
-        change: metric -> over the seeds that the baseline has too, setting minus baseline.
-        gap: metric -> gap closed, (setting - baseline) / (baseline on all labels - baseline), on withheld labels only;
-            None where the gap is too small to divide by.
-    """
+    """One setting on one split."""
 
     setting: Setting
     split: str
-    records: tuple[Record, ...]
-    stats: Mapping[str, Stat]
-    base: Setting | None
-    change: Mapping[str, Stat]
+    records: tuple[Record, ...]  # by seed
+    stats: Mapping[str, Stat]  # metric -> over the seeds
+    base: Setting | None  # the baseline; None for a baseline itself and where there is none
+    change: Mapping[str, Stat]  # metric -> setting minus baseline, over the seeds that both have
+    # metric -> (setting - baseline) / (baseline on all labels - baseline), on withheld labels only; None where that gap
+    # is too small to divide by
     gap: Mapping[str, float | None]
 
 
 @dataclass(frozen=True)
-class Point:
-    """One removal fraction of a series, with its row on each split that was evaluated."""
+class Group:
+    """Settings that differ in one thing alone: rising removal on one axis, a *series*, or the loss and its settings."""
 
-    removal: float
-    rows: Mapping[str, Row]
+    key: Setting  # what they share; of a series, with the axis at 0
+    rows: Mapping[Setting, Mapping[str, Row]]  # the row on each split; of a series by removal, the 0 % run first
+    base: Setting | None  # what the others are compared with; None where it has not finished
+    axis: str = ""  # obj_drop or box_drop; '' for losses
 
-
-@dataclass(frozen=True)
-class Series:
-    """Rising removal on one axis, everything else the same: what one of the paper's tables shows.
-
-    Attributes:
-        axis: obj_drop or box_drop.
-        setting: the flags of the series with the axis at 0.
-        points: by removal, the 0 % run first where there is one.
-        splits: those that some point was evaluated on; the last, test where there is one, is the one it is judged by.
-    """
-
-    axis: str
-    setting: Setting
-    points: tuple[Point, ...]
-    splits: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Losses, or settings of a loss, on the same model, head, labels and budget.
-
-    Attributes:
-        key: what they share.
-        rows: by setting in the order of the sweep, each with its row on each split that was evaluated.
-        base: the loss that the others are compared with, None where it has not finished.
-        splits: as of a series.
-    """
-
-    key: Setting
-    rows: Mapping[Setting, Mapping[str, Row]]
-    base: Setting | None
-    splits: tuple[str, ...]
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Those that some setting was evaluated on; the last, test where there is one, is the one it is judged by."""
+        return tuple(split for split in SPLITS if any(split in by_split for by_split in self.rows.values()))
 
 
 @dataclass(frozen=True)
 class Results:
-    """A sweep and what its records come to.
-
-    Attributes:
-        sweep: the records.
-        runs: setting -> its finished runs by seed, in the order of their first run; one run a seed.
-        rows: of each setting on each split, val before test.
-        series: objectness removal first, each with at least one removal above 0.
-        compared: the groups of at least two losses, or settings of a loss, that differ in nothing else.
-    """
+    """A sweep and what its records come to."""
 
     sweep: Sweep
-    runs: Mapping[Setting, tuple[Record, ...]]
-    rows: tuple[Row, ...]
-    series: tuple[Series, ...]
-    compared: tuple[Comparison, ...]
+    runs: Mapping[Setting, tuple[Record, ...]]  # finished, by seed, one a seed; in the order of their first run
+    rows: tuple[Row, ...]  # of each setting on each split, val before test
+    series: tuple[Group, ...]  # objectness removal first, each with at least one removal above 0
+    compared: tuple[Group, ...]  # of at least two losses, or settings of a loss
 
 
 def results(sweep: Sweep) -> Results:
@@ -206,7 +147,15 @@ def results(sweep: Sweep) -> Results:
     rows = _rows(runs, str(asked))
     if sweep.baseline:
         _check_baseline(sweep.baseline, [setting for setting in runs if not setting.removes])
-    return Results(sweep, runs, tuple(rows), tuple(_series(rows)), tuple(_comparisons(rows)))
+    return Results(sweep, runs, tuple(rows), *_groups(rows))
+
+
+def grouped(items: Iterable[T], key: Callable[[T], Any]) -> dict[Any, list[T]]:
+    """Return what each key is shared by, in order."""
+    groups: dict[Any, list[T]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
 
 
 def as_list(value: Any) -> list[Any]:
@@ -242,12 +191,9 @@ def settings_of(records: Sequence[Record]) -> list[Setting]:
     for record in records:
         later = {name: value for name, value in agreed.items() if name not in record.train}
         host = {name: value for name, value in record.host.items() if name not in INCIDENTAL}
-        withheld = (
-            record.labels.get("protocol", "normal"),
-            record.labels.get("rate", 0.0),
-            record.labels.get("seed", 0),
-        )
-        values = {**record.train, **later, **host, **dict(zip(LABELS, withheld, strict=True))}
+        labels = {"protocol": "normal", "rate": 0.0, "seed": 0} | {**record.labels}
+        withheld = {"protocol": labels["protocol"], "rate": labels["rate"], "label_seed": labels["seed"]}
+        values = {**record.train, **later, **host, **withheld}
         settings.append(Setting.of(values, loss_flags, loss_flags - named.get(_kind(record), loss_flags)))
     return settings
 
@@ -266,12 +212,12 @@ def _reference_key(setting: Setting) -> Setting:
     """What two settings share that have the same 0 % run: the flags of `drop` do nothing at 0, so they are left out."""
     of_drop = (name for name in setting.values if name in (*AXES, "neg_iou") or name.startswith("drop_"))
     parts = loss_name(str(setting.get("loss") or "")).split("+")
-    return setting.without(of_drop, loss="+".join(part for part in parts if part not in ("", "drop")))
+    return setting.change(of_drop, loss="+".join(part for part in parts if part not in ("", "drop")))
 
 
 def loss_key(setting: Setting) -> Setting:
     """What two settings share whose losses are compared: all but the loss and its settings."""
-    return setting.without({"loss", *setting.loss_flags}, head=base_head(setting.values))
+    return setting.change({"loss", "obj_base", *setting.loss_flags}, head=base_head(setting.values))
 
 
 def _rows(runs: Mapping[Setting, Sequence[Record]], first: str) -> list[Row]:
@@ -341,67 +287,45 @@ def _chosen(setting: Setting, baseline: str) -> bool:
 
 def _check_baseline(baseline: str, settings: Sequence[Setting]) -> None:
     names = dict(zip(settings, loss_texts(settings), strict=True))
-    groups: dict[Setting, dict[Setting, str]] = {}
-    for setting in settings:
-        if _chosen(setting, baseline):
-            groups.setdefault(loss_key(setting), {}).setdefault(_reference_key(setting), names[setting])
-    if not groups:
+    chosen = [setting for setting in settings if _chosen(setting, baseline)]
+    if not chosen:
         choices = dict.fromkeys(names.values())
         raise ConfigError(f"baseline={baseline} is not one of {', '.join(choices)}{nearest(baseline, choices)}")
-    most = max(groups.values(), key=len)
+    most = max((grouped(own, _reference_key) for own in grouped(chosen, loss_key).values()), key=len)
     if len(most) > 1:
-        raise ConfigError(
-            f"baseline={baseline} is several settings; give one of " + ", ".join(map(repr, most.values()))
-        )
+        told = ", ".join(repr(names[own[0]]) for own in most.values())
+        raise ConfigError(f"baseline={baseline} is several settings; give one of {told}")
 
 
-def _by_split(rows: Iterable[Row]) -> dict[Setting, dict[str, Row]]:
-    found: dict[Setting, dict[str, Row]] = {}
-    for row in rows:
-        found.setdefault(row.setting, {})[row.split] = row
-    return found
+def _groups(rows: Sequence[Row]) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
+    """The series, and the losses that are compared: those of other reference keys, so a series alone is none."""
+    found = {s: {row.split: row for row in own} for s, own in grouped(rows, lambda row: row.setting).items()}
 
+    def base_of(settings: Iterable[Setting]) -> Setting | None:
+        return next((row.base for setting in settings for row in found[setting].values() if row.base), None)
 
-def _splits(rows: Iterable[Mapping[str, Row]]) -> tuple[str, ...]:
-    found = {split for by_split in rows for split in by_split}
-    return tuple(split for split in SPLITS if split in found)
-
-
-def _series(rows: Sequence[Row]) -> list[Series]:
-    by_setting, result = _by_split(rows), []
+    series = []
     for axis, other in (AXES, AXES[::-1]):
-        groups: dict[Setting, list[Row]] = {}
-        for row in rows:
-            if row.setting.removal(axis) > 0 and not row.setting.removal(other):
-                groups.setdefault(row.setting.change(**dict.fromkeys(AXES, 0.0)), []).append(row)
-        for key, own in groups.items():
-            settings = dict.fromkeys([*(row.setting for row in own), *(row.base for row in own if row.base)])
-            points = sorted((Point(s.removal(axis), by_setting[s]) for s in settings), key=lambda p: p.removal)
-            result.append(Series(axis, key, tuple(points), _splits(p.rows for p in points)))
-    return result
-
-
-def _comparisons(rows: Sequence[Row]) -> list[Comparison]:
-    """Removal fractions are in the series; a sweep that has only those has no comparison."""
-    groups: dict[Setting, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(loss_key(row.setting), []).append(row)
-    found = []
-    for key, own in groups.items():
-        if len({_reference_key(row.setting) for row in own}) > 1:
-            base = next((row.base for row in own if row.base and not row.base.removes), None)
-            by_setting = _by_split(own)
-            found.append(Comparison(key, by_setting, base, _splits(by_setting.values())))
-    return found
+        removing = [s for s in found if s.removal(axis) > 0 and not s.removal(other)]
+        for key, own in grouped(removing, lambda s: s.change(**dict.fromkeys(AXES, 0.0))).items():
+            base = base_of(own)
+            ordered = sorted([*own, *[base] * bool(base)], key=lambda s: s.removal(axis))
+            series.append(Group(key, {s: found[s] for s in ordered}, base, axis))
+    losses = [(k, own) for k, own in grouped(found, loss_key).items() if len(set(map(_reference_key, own))) > 1]
+    return tuple(series), tuple(Group(key, {s: found[s] for s in own}, base_of(own)) for key, own in losses)
 
 
 def varying(settings: Iterable[Setting]) -> list[str]:
-    """Return the flags that differ between settings, the losses' in the order of a record; with none, an empty list."""
+    """Return the flags that differ between settings, the losses' in the order of a record; with none, an empty list.
+
+    What an objectness stands on differs only among those that have one.
+    """
     settings = list(dict.fromkeys(settings))
     names = dict.fromkeys(name for setting in settings for name in setting.values)
+    of = {"obj_base": [setting for setting in settings if setting.get("head") in ON_HEADS]}
     first = (*AXES, "protocol", "rate", "model", "data", "head", "loss")
     ordered = [*first, *(n for n in names if any(n in s.loss_flags for s in settings)), *sorted(names)]
-    return [name for name in dict.fromkeys(ordered) if len({setting.get(name) for setting in settings}) > 1]
+    return [name for name in dict.fromkeys(ordered) if len({s.get(name) for s in of.get(name, settings)}) > 1]
 
 
 def apart(settings: Iterable[Setting], besides: Collection[str] = LABELS) -> list[str]:
@@ -448,24 +372,26 @@ def loss_texts(settings: Sequence[Setting], among: Sequence[Setting] = ()) -> li
 
 def to_csv(rows: Sequence[Row]) -> str:
     """Return summary.csv: fractions, `_ci95` are half-widths, `pairs` is the number of seeds behind `_diff`."""
+    import pandas  # half a second, which whoever only reads results need not wait
+
     names = ["model", "head", "loss", *AXES, "protocol", "drop_rate", "epochs", "imgsz"]
     extra = apart((row.setting for row in rows), (*names, "rate"))
     parts = ("mean", "std", "ci95", "diff", "diff_ci95", "gap_closed")
     head = [*names, *extra, "split", "n", "seeds", "pairs", *(f"{m}_{part}" for m in METRICS for part in parts)]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(head)
+    lines = []
     for row in rows:
         ran, values = row.records[0].loss_ran, {**row.setting.values, "drop_rate": row.setting.get("rate")}
-        values.update({name: ran[name] for name in ("head", "loss") if ran.get(name)})
+        values |= {name: ran[name] for name in ("head", "loss") if ran.get(name)}
         cells = [values.get(name) for name in names]
         cells += [values.get(name) if row.setting.owns(name) else None for name in extra]
         pairs = row.change[METRICS[0]].n if row.change else None
         cells += [row.split, len(row.records), " ".join(str(r.seed) for r in row.records), pairs]
+        numbers: list[float | None] = []
         for metric in METRICS:
             own, change = row.stats[metric], row.change.get(metric)
             paired = (change.mean, change.half) if change else (None, None)
-            numbers = (own.mean, own.std, own.half, *paired, row.gap.get(metric))
-            cells += [None if x is None else f"{round(x, 6) + 0.0:.6f}" for x in numbers]  # + 0.0: no minus zero
-        writer.writerow(["" if cell is None else value_text(cell) for cell in cells])
-    return text.getvalue()
+            numbers += [own.mean, own.std, own.half, *paired, row.gap.get(metric)]
+        texts = ["" if cell is None else value_text(cell) for cell in cells]
+        lines.append([*texts, *(None if x is None else round(x, 6) + 0.0 for x in numbers)])  # + 0.0: no minus zero
+    table = pandas.DataFrame(lines, columns=head)
+    return str(table.to_csv(index=False, float_format="%.6f", lineterminator="\n"))

@@ -7,18 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from rebalance.experiments.record import METRICS, SPLITS, Record, Sweep
 from rebalance.report import papers
 from rebalance.report.summary import (
-    AXES,
     LABELS,
     LEAST_GAP,
-    Comparison,
+    Group,
     Results,
     Row,
-    Series,
     Setting,
     Stat,
     apart,
@@ -28,13 +26,10 @@ from rebalance.report.summary import (
     loss_texts,
     varying,
 )
+from rebalance.report.words import say
 from rebalance.settings import value_text
 
 AXIS_TITLES = {"obj_drop": "Objectness removal", "box_drop": "Box removal"}
-GAP_NOTE = (
-    "Gap closed: (setting - baseline) / (baseline on all labels - baseline), mAP50; 1 is as good as all labels. "
-    f"–: that gap is below {100 * LEAST_GAP:g} points or, over several seeds, within its 95 % interval."
-)
 Tables = Sequence[tuple[str, str]]  # (paper, table) whose numbers may stand beside ours; empty: all that there are
 
 
@@ -57,15 +52,8 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table in words.
+    """A title, columns of one length, and notes below, a line each."""
 
-    Attributes:
-        title: one line above it.
-        columns: all of the same length.
-        notes: lines below it.
-    """
-
-    kind: ClassVar[str] = "table"
     title: str
     columns: tuple[Column, ...]
     notes: tuple[str, ...] = ()
@@ -145,39 +133,31 @@ class _Beside:
 def _source_note(numbers: Iterable[papers.Number]) -> list[str]:
     """Where numbers beside ours come from, and that they are not on the same data; none for no numbers."""
     found = dict.fromkeys(f"{n.source}: {n.model} on {n.data}" for n in numbers)
-    ending = ". Other data, another detector and schedule; number of runs not stated."
-    return [f"paper: {'; '.join(found)}{ending}"] if found else []
+    return [say("paper", sources=found)] if found else []
 
 
 # Tables
 
 
-def drop_table(series: Series, group: str = "") -> Table:
-    """Return one series in the form of the paper's Table 2 (box removal) or 3 (objectness removal).
+def drop_table(series: Group, title: str = "") -> Table:
+    """Return a series in the form of the paper's Table 2 (box removal) or 3 (objectness), told apart by `title`.
 
-    Args:
-        series: the runs; the paper's own columns are on another data set, which the notes say.
-        group: what sets the series apart from the others in the sweep, for the title.
+    The paper's own columns are on another data set, which the notes say.
     """
-    published, judged, shown = papers.removal(series.axis), series.splits[-1], series.points
-    reported = {s: [published.values.get((s, p.removal)) for p in shown] for s in SPLITS}
+    published, judged = papers.removal(series.axis), series.splits[-1]
+    removals, shown = [setting.removal(series.axis) for setting in series.rows], list(series.rows.values())
+    reported = {split: [published.values.get((split, removal)) for removal in removals] for split in SPLITS}
     columns = [
-        _column("removal pct", (percent(p.removal) for p in shown), left=True),
-        _column("n", (len(next(iter(p.rows.values())).records) for p in shown)),
-        *(_metric(f"{s} mAP50", [p.rows.get(s) for p in shown]) for s in series.splits),
-        _change(f"{judged} vs 0 %", (p.rows.get(judged) if p.removal else None for p in shown)),
+        _column("removal pct", map(percent, removals), left=True),
+        _column("n", (len(next(iter(own.values())).records) for own in shown)),
+        *(_metric(f"{split} mAP50", [own.get(split) for own in shown]) for split in series.splits),
+        _change(f"{judged} vs 0 %", (own.get(judged) if s.removes else None for s, own in series.rows.items())),
         *(_marked(f"paper {s}", v, ("-" if x is None else points_of(x) for x in v)) for s, v in reported.items()),
     ]
-    several = any(len(row.records) > 1 for p in shown for row in p.rows.values())
-    ours = "mAP50 in points (0 to 100), mean ± 95 % interval over n seeds (Student t); vs 0 %: paired by seed."
-    single = "mAP50 in points (0 to 100); single runs (n = 1), so no interval."
-    model = published.model.replace("yolo", "YOLO")
-    paper = (
-        f"paper: {model} on {published.data.upper()}, Table {published.table}: another data set, "
-        "number of runs not stated."
-    )
-    title = AXIS_TITLES[series.axis] + (f", {group}" if group else "")
-    return Table(title, tuple(columns), (ours if several else single, paper))
+    several = any(len(row.records) > 1 for own in shown for row in own.values())
+    paper = say("removal_of_paper", model=published.model, data=published.data, table=published.table)
+    title = AXIS_TITLES[series.axis] + (f", {title}" if title else "")
+    return Table(title, tuple(columns), (say("removal", several=several), paper))
 
 
 def settings_table(rows: Sequence[Row], split: str) -> Table:
@@ -193,33 +173,22 @@ def settings_table(rows: Sequence[Row], split: str) -> Table:
         *(_metric(metric, rows, metric) for metric in METRICS),
         *_differences(rows, base if changes else ""),
     ]
-    several = any(len(row.records) > 1 for row in rows)
-    notes = [
-        "Points (0 to 100)" + (", mean ± 95 % interval over n seeds." if several else "; single runs, no interval.")
-    ]
+    notes = [say("settings", several=any(len(row.records) > 1 for row in rows))]
     if changes:
         removals = any(row.base and row.setting.removes for row in rows)
-        what = [f"{baselines} with the same model, head and labels"] if baselines else []
-        what += ["of a removal, from its 0 % run" if what else "the 0 % run"] if removals else []
-        notes.append(f"vs {base}: difference from {'; '.join(what)}, paired by seed.")
+        notes.append(say("differences", base=base, baselines=baselines, removals=removals))
     return Table(f"All settings, {split}", tuple(columns), (*notes, *_gap_note(rows)))
 
 
-def loss_table(comparison: Comparison, group: str, tables: Tables = ()) -> Table:
-    """Return losses that differ in nothing else, with the paired difference from the baseline and a paper's numbers.
-
-    Args:
-        comparison: the runs.
-        group: what sets it apart from the others in the sweep, for the title.
-        tables: whose numbers may stand beside.
-    """
-    judged, names, by_split = comparison.splits[-1], loss_names(comparison), list(comparison.rows.values())
+def loss_table(group: Group, title: str, tables: Tables = ()) -> Table:
+    """Return losses that differ in nothing else, with the paired difference from the baseline and a paper's numbers."""
+    judged, names, by_split = group.splits[-1], names_of(group), list(group.rows.values())
     rows = [row for own in by_split for row in own.values()]
-    base = names[comparison.base] if comparison.base else ""
-    beside = _Beside(comparison.rows, tables)
-    metrics = [*((s, "mAP50") for s in comparison.splits), (judged, "mAP75"), (judged, "mAP50-95")]
+    base = names[group.base] if group.base else ""
+    beside = _Beside(group.rows, tables)
+    metrics = [*((s, "mAP50") for s in group.splits), (judged, "mAP75"), (judged, "mAP50-95")]
     # a removal has a 0 % run of its own
-    paired = [row if (row := own.get(judged)) and row.base == comparison.base else None for own in by_split]
+    paired = [row if (row := own.get(judged)) and row.base == group.base else None for own in by_split]
     columns = [
         _column("loss", names.values(), left=True),
         _column("n", (max(len(row.records) for row in own.values()) for own in by_split)),
@@ -229,17 +198,11 @@ def loss_table(comparison: Comparison, group: str, tables: Tables = ()) -> Table
         *beside.sources(),
     ]
     told = _intervals(rows) + (f"; vs {base}: {judged}, paired by seed." if base else ".")
-    return Table(f"Losses, {group}", tuple(columns), (told, *_gap_note(rows), *beside.notes()))
+    return Table(f"Losses, {title}", tuple(columns), (told, *_gap_note(rows), *beside.notes()))
 
 
 def study_table(rows: Sequence[Row], title: str, tables: Tables) -> Table | None:
-    """Return every setting of a study on the split it is judged by, each metric beside the paper's; None without rows.
-
-    Args:
-        rows: of the sweep.
-        title: of the table.
-        tables: whose numbers stand beside.
-    """
+    """Return every setting of a study on the split it is judged by, with the paper's numbers; None without rows."""
     rows = judged_rows(rows)
     if not rows:
         return None
@@ -282,20 +245,19 @@ def rate_table(rows: Sequence[Row], title: str, tables: Tables) -> Table | None:
     return Table(title, tuple(columns), (f"mAP50 on {rows[0].split}; {_intervals(rows)}.", *_source_note(found)))
 
 
-def class_table(series: Series) -> Table | None:
+def class_table(series: Group) -> Table | None:
     """Return mAP50 by class along a series, mean over seeds, on the split it is judged by; None without classes."""
     split = series.splits[-1]
-    rows = [(p, p.rows[split]) for p in series.points if split in p.rows]
-    names = dict.fromkeys(name for _, row in rows for r in row.records for name in r.per_class.get(split, {}))
+    rows = [own[split] for own in series.rows.values() if split in own]
+    names = dict.fromkeys(name for row in rows for r in row.records for name in r.per_class.get(split, {}))
     if not names:
         return None
     body = []
     for name in names:
-        found = [[r.per_class.get(split, {}).get(name, {}).get("mAP50") for r in row.records] for _, row in rows]
-        means = [_mean(values) for values in found]
+        means = [_mean(r.per_class.get(split, {}).get(name, {}).get("mAP50") for r in row.records) for row in rows]
         body.append(_marked(name, means, ("" if mean is None else points_of(mean) for mean in means)).cells)
-    columns = [_column("class", names, left=True)]
-    columns += [Column(percent(p.removal), cells) for (p, _), cells in zip(rows, zip(*body, strict=True), strict=True)]
+    heads = (percent(row.setting.removal(series.axis)) for row in rows)
+    columns = [_column("class", names, left=True), *map(Column, heads, zip(*body, strict=True))]
     return Table(f"{AXIS_TITLES[series.axis]}: mAP50 by class, {split}", tuple(columns), ("Mean over seeds.",))
 
 
@@ -320,13 +282,12 @@ def runs_table(records: Sequence[Record]) -> Table:
     return Table("Every run", tuple(columns), ("Points (0 to 100).",))
 
 
-def result_tables(found: Results) -> tuple[list[Table], list[str]]:
-    """Return the tables of removal and of losses in a sweep, and the verdict on each."""
-    names = group_names(found.series)
-    tables = [drop_table(one, group_text(one.setting, names)) for one in found.series]
-    names = apart(one.key for one in found.compared)
-    tables += [loss_table(one, group_text(one.key, names), study_numbers(found.sweep)) for one in found.compared]
-    return tables, [*map(verdict, found.series), *map(loss_verdict, found.compared)]
+def result_tables(found: Results) -> list[tuple[Table, str]]:
+    """Return the tables of removal and of losses in a sweep, each with its verdict."""
+    tables = [*map(drop_table, found.series, group_texts(found.series))]
+    beside = study_numbers(found.sweep)
+    tables += [loss_table(*pair, beside) for pair in zip(found.compared, group_texts(found.compared), strict=True)]
+    return list(zip(tables, map(verdict, (*found.series, *found.compared)), strict=True))
 
 
 def study_tables(found: Results) -> list[Table]:
@@ -339,51 +300,17 @@ def study_tables(found: Results) -> list[Table]:
     return [table for table in made if table]
 
 
-# Verdicts
-
-
-def verdict(series: Series) -> str:
-    """Return what the paired intervals of a series say, in one sentence about the split that it is judged by."""
-    split = series.splits[-1]
-    rows = [p.rows[split] for p in series.points if p.removal > 0 and split in p.rows]
-    changes = [
-        (f"{series.axis}={value_text(row.setting.removal(series.axis))}", row.change["mAP50"])
-        for row in rows
-        if row.change
-    ]
-    return _verdict(changes, "0 %", split) if changes else _nothing("0 % run", split)
-
-
-def loss_verdict(comparison: Comparison) -> str:
-    """Return what the paired intervals of a comparison of losses say, in one sentence."""
-    split, base, names = comparison.splits[-1], comparison.base, loss_names(comparison)
-    rows = [(names[s], by_split[split]) for s, by_split in comparison.rows.items() if s != base and split in by_split]
-    changes = [(name, row.change["mAP50"]) for name, row in rows if row.change and row.base == base]
-    return _verdict(changes, names[base], split) if base and changes else _nothing("run of the baseline", split)
-
-
-def _nothing(what: str, split: str) -> str:
-    return f"There is no {what} with the same seed on {split} to compare with."
-
-
-def _verdict(changes: Sequence[tuple[str, Stat]], base: str, split: str) -> str:
-    """What named differences from a baseline say; there is at least one."""
-    name, most = max(changes, key=lambda pair: abs(pair[1].mean))
-    if all(change.half is None for _, change in changes):
-        return (
-            f"Single runs, no interval: differences are not evidence (the largest: {name}, "
-            f"{points(most, sign=True)} points on {split}, n = 1)."
-        )
-    clear = [(name, change) for name, change in changes if change.evidence]
-    if not clear:
-        pairs = span(change.n for _, change in changes)
-        return f"No setting differs from {base} beyond its 95 % interval on {split} (n = {pairs})."
-    found = "; ".join(
-        f"{name}: {points(change, sign=True)} points on {split}, n = {change.n}" for name, change in clear
-    )
-    rest = len(changes) - len(clear)
-    others = {0: "", 1: f"; the other does not differ from {base} beyond its interval"}
-    return found + others.get(rest, f"; the other {rest} do not differ from {base} beyond their intervals") + "."
+def verdict(group: Group) -> str:
+    """Return what the paired intervals of a group say, in one sentence about the split that it is judged by."""
+    split, base, axis, names = group.splits[-1], group.base, group.axis, names_of(group)
+    if axis:
+        names = {s: f"{axis}={value_text(s.removal(axis))}" if s.removes else "0 %" for s in names}
+    own = [(names[s], by_split[split]) for s, by_split in group.rows.items() if s != base and split in by_split]
+    changes = [(name, row.change["mAP50"]) for name, row in own if row.change and row.base == base]
+    most = max(changes, key=lambda pair: abs(pair[1].mean), default=None)
+    n, run = span(change.n for _, change in changes), "0 % run" if axis else "run of the baseline"
+    facts = {"changes": changes, "most": most, "base": names[base] if base else None, "run": run, "split": split}
+    return say("verdict", **facts, points=points, span=n)
 
 
 # What rows are called, and which stand together
@@ -395,19 +322,21 @@ def judged_rows(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row.split == judged]
 
 
-def loss_names(comparison: Comparison) -> dict[Setting, str]:
-    """Return what each setting of a comparison is called: its loss, and the flags in which it differs from others."""
-    settings = list(comparison.rows)
-    return dict(zip(settings, loss_texts(settings), strict=True))
+def names_of(group: Group) -> dict[Setting, str]:
+    """Return what each setting of a group is called: its removal, or its loss and the flags that set it apart."""
+    settings = list(group.rows)
+    texts = [percent(s.removal(group.axis)) for s in settings] if group.axis else loss_texts(settings)
+    return dict(zip(settings, texts, strict=True))
 
 
-def group_names(all_series: Sequence[Series]) -> list[str]:
-    """The flags, other than the removals, that set series apart; the protocol is always told."""
-    return apart((s.setting for s in all_series), (*AXES, *LABELS))
+def group_texts(groups: Sequence[Group]) -> list[str]:
+    """Return what sets each group apart from the others."""
+    names = apart(group.key for group in groups)
+    return [group_text(group.key, names) for group in groups]
 
 
 def group_text(setting: Setting, names: Sequence[str]) -> str:
-    """Return what sets a series apart, in words: 'protocol percent 0.5, head=anchor'."""
+    """Return the labels and some flags in words: 'protocol percent 0.5, head=anchor'."""
     return ", ".join([f"protocol {labels_text(setting)}", *(f"{name}={cell_text(setting, name)}" for name in names)])
 
 
@@ -435,7 +364,7 @@ def rate_lines(rows: Sequence[Row]) -> dict[Setting, dict[float, Row]]:
     lines: dict[Setting, dict[float, Row]] = {}
     for row in rows:
         if row.setting.get("protocol") in (*rated, "normal"):
-            lines.setdefault(row.setting.without(LABELS), {}).setdefault(float(row.setting.get("rate") or 0.0), row)
+            lines.setdefault(row.setting.change(LABELS), {}).setdefault(float(row.setting.get("rate") or 0.0), row)
     return {key: line for key, line in lines.items() if len(line) > 2}
 
 
@@ -452,7 +381,7 @@ def _intervals(rows: Sequence[Row]) -> str:
 
 
 def _gap_note(rows: Sequence[Row]) -> list[str]:
-    return [GAP_NOTE] * any(row.gap for row in rows)
+    return [say("gap_closed", least=f"{100 * LEAST_GAP:g}")] * any(row.gap for row in rows)
 
 
 def _baselines(rows: Sequence[Row]) -> str:
@@ -484,9 +413,9 @@ def percent(removal: float) -> str:
 
 
 def span(counts: Iterable[int]) -> str:
-    """Return the range of at least one count: '3', '2 to 3'."""
-    ordered = sorted(counts)
-    return str(ordered[0]) if ordered[0] == ordered[-1] else f"{ordered[0]} to {ordered[-1]}"
+    """Return the range of counts: '3', '2 to 3', '' for none."""
+    ordered = sorted({*counts})
+    return " to ".join(map(str, [*ordered[:1], *ordered[1:][-1:]]))
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -120,7 +120,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     try:
         get_cfg(overrides=dict(arguments))
     except (TypeError, ValueError, SyntaxError) as error:
-        raise ConfigError(str(error).splitlines()[0]) from None
+        raise ConfigError(" ".join(str(error).split())) from None
 
 
 def _check_weights(pretrained: Any) -> None:

@@ -42,7 +42,7 @@ def fake_trainer(epoch: int) -> SimpleNamespace:
 def test_times_outlive_a_kill_and_an_epoch_that_is_trained_again_counts_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "set_threads", lambda _: None)
+    monkeypatch.setattr("torch.set_num_threads", lambda _: None)
     clock = iter([10.0, 12.0, 20.0, 23.0, 105.0, 108.5])
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(clock))
     first = module.Keeper(tmp_path / "progress.json", 1, began=5.0)

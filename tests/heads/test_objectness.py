@@ -95,8 +95,8 @@ def test_no_steps() -> None:
 def test_steps_flattened_as_candidates_are() -> None:
     levels = [torch.randn(2, 4, 3, h, w) for h, w in ((2, 3), (1, 2))]
     found = flatten_steps(levels)
-    assert found.shape == (4, 2, 3 * 6 + 3 * 2)
+    assert found.shape == (2, 4, 3 * 6 + 3 * 2)
     for t in range(4):
         for b in range(2):
             expected = [x for level in levels for x in level[b, t].flatten().tolist()]
-            assert found[t, b].tolist() == expected
+            assert found[b, t].tolist() == expected

@@ -15,13 +15,19 @@ from rebalance.hosts import SITES
 from rebalance.match.candidates import IGNORE, NEGATIVE, POSITIVE, Candidates
 from rebalance.methods import JOINS, METHODS
 from rebalance.methods.bce import bce
-from rebalance.methods.method import DENSE, RPN
+from rebalance.methods.method import DENSE, RPN, Method
 from rebalance.settings import settings_of
 
 ROWS = list(METHODS)
 HEADS = [name for name, row in METHODS.items() if row.kind == "head"]
 GOLDEN = [(name, index) for name, row in METHODS.items() for index in range(len(row.golden))]
 ON_SOFTMAX = [f"{element}{plus}" for element in ("bce", "focal") for plus in ("", "+drop", "+ohem", "+soft")]
+VERBS = ("relabel", "choose", "cost", "weigh", "divide")
+ABLE = {
+    "element": {"relabel", "cost", "divide"},
+    "weighting": {"relabel", "choose", "weigh", "divide"},
+    "head": set[str](),
+}
 # Settings that mean nothing without another one
 BESIDE: dict[str, dict[str, Any]] = {
     **{name: {"obj_drop": 0.5} for name in ("neg_iou", "drop_scope", "drop_select", "drop_warmup", "drop_divisor")},
@@ -37,6 +43,8 @@ def test_a_row_says_what_it_is(name: str) -> None:
     assert all((row.title, row.summary, row.helps, row.source, row.equation, row.stages))
     assert any(row.defined(site) for site in SITES.values())
     assert set(row.neutral) <= set(settings_of(row))
+    verbs = {verb for verb in VERBS if getattr(row, verb) is not getattr(Method, verb)}
+    assert verbs <= ABLE[row.kind], "of a verb that its kind has not, nothing would be heard"
     assert (row.kind == "weighting") == bool(JOINS.get(name))
 
 
@@ -195,7 +203,7 @@ def test_every_setting_has_a_say(name: str) -> None:
             loss, choice = step(objective, given)
             positive = given.state == POSITIVE
             masks = [m for m in (choice.left, choice.background, choice.box) if m is not None]
-            divisor = objective.divide(positive, choice, by="candidates")
+            divisor = objective.count(positive, choice, by="candidates")
             found += [loss.detach(), divisor, *masks]
         return found
 

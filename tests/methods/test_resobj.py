@@ -228,7 +228,7 @@ def test_means_of_an_epoch() -> None:
     assert list(found.values()) == pytest.approx([0.7, 0.8, 0.3, 0.15])
     collected.add(torch.logit(torch.full((2, 1, 4), 0.5)), torch.full_like(state, IGNORE))  # adds nothing
     assert means(collected.sums) == pytest.approx(found)
-    collected.begin_epoch()
+    collected = StepMeans()
     assert collected.sums is None
     collected.add(torch.zeros(2, 1, 4), torch.full_like(state, IGNORE))
     assert set(means(collected.sums).values()) == {0.0}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from objectives import recipe_of
 
-from rebalance.experiments.flags import DEFAULTS, METHOD
+from rebalance.experiments.flags import DEFAULTS, OWNERS
 from rebalance.methods import METHODS
 from rebalance.report import papers
 from rebalance.settings import SparsifyFlags, flags
@@ -68,7 +68,7 @@ def test_every_number_is_in_words_of_our_own() -> None:
 
 def test_what_goes_without_saying_is_what_a_run_has_that_gives_nothing() -> None:
     for number in papers.numbers():
-        own = {name: DEFAULTS[name] for name, method in METHOD.items() if method == number.loss}
+        own = {name: DEFAULTS[name] for name, owners in OWNERS.items() if owners == (number.loss,)}
         assert dict(number.settings) == own, number.source
 
 

@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 from rebalance.errors import RunError
 from rebalance.experiments.record import load, read
 from rebalance.report.build import report
-from rebalance.report.figures import objectness, steps, training
+from rebalance.report.figures import by_epoch, objectness, samples
 from rebalance.report.figures.objectness import curve, steps_of
 from rebalance.report.figures.style import COLOURS
 from rebalance.report.summary import results
@@ -129,7 +129,7 @@ def test_one_epoch_is_seen_and_is_a_whole_one(make_sweep: Any, run: Make) -> Non
         *(("o", True), ("o", True), ("D", True))
     ]
     assert [line.get_marker() for line in figure.legends[0].get_lines()] == ["o", "o", "D"]
-    figure, _ = training.draw(found)
+    figure, _ = by_epoch.training(found)
     for panel in figure.axes:
         low, high = panel.get_xlim()
         assert [x for x in panel.get_xticks() if low <= x <= high] == [1]
@@ -137,7 +137,7 @@ def test_one_epoch_is_seen_and_is_a_whole_one(make_sweep: Any, run: Make) -> Non
     for content in runs:
         content["epochs"] = [{"epoch": e, "train/cls_loss": 1.0} for e in range(1, 9)]
     found = results(load(make_sweep(*runs, name="eight")))
-    figure, _ = training.draw(found)
+    figure, _ = by_epoch.training(found)
     for panel in figure.axes:
         assert sum(1 <= x <= 8 for x in panel.get_xticks()) > 1
         assert {line.get_marker() for line in panel.lines} <= {"", "None"}
@@ -259,7 +259,7 @@ def image(tmp_path: Path) -> Path:
 
 
 def drawn(folder: Path) -> Any:
-    return steps.draw(results(load(folder)))
+    return samples.steps(results(load(folder)))
 
 
 def boxes(panel: Any) -> list[tuple[float, ...]]:

@@ -14,7 +14,7 @@ from rebalance.experiments import papers as studies
 from rebalance.experiments.grid import Run, read_grids
 from rebalance.experiments.record import load, write_json
 from rebalance.report.build import report, terminal_table
-from rebalance.report.figures import gamma, rates
+from rebalance.report.figures import against
 from rebalance.report.page import command
 from rebalance.report.summary import Row, results
 from rebalance.report.tables import loss_table, rate_lines, rate_table, study_numbers, study_table
@@ -128,7 +128,7 @@ def test_figure_3_has_rates_as_columns_and_the_relative_drop(make_study: Make) -
         ["focal focal_alpha=0.75", "paper", "53.2", "-", "-", "-", "-", "33.1"],
     ]
     ohem = next(iter(rate_lines(results(sweep).rows).values()))
-    drop = rates.relative_drop(ohem[0.0], ohem[0.5])
+    drop = against.relative_drop(ohem[0.0], ohem[0.5])
     assert drop is not None
     assert drop.mean == pytest.approx(0.2)  # 10 of 50 points
     report(folder)
@@ -137,7 +137,7 @@ def test_figure_3_has_rates_as_columns_and_the_relative_drop(make_study: Make) -
 
 def panels_of(folder: Path, name: str) -> tuple[Any, str]:
     """The figure and the caption that go into plots/<name>.png."""
-    return {"rates": rates, "gamma": gamma}[name].draw(results(load(folder)))
+    return getattr(against, name)(results(load(folder)))
 
 
 def test_the_papers_points_are_joined_between_neighbours_only_and_what_it_lacks_is_told(make_study: Make) -> None:

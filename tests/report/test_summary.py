@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from objectives import recipe_of
 
 from rebalance.errors import ConfigError
 from rebalance.experiments.record import METRICS, load
@@ -169,8 +170,8 @@ def test_csv_of_single_runs_has_no_interval(make_sweep: Any, make_record: Any) -
 
 def test_series(series_sweep: Path) -> None:
     objectness, box = results(load(series_sweep)).series
-    assert (objectness.axis, [p.removal for p in objectness.points]) == ("obj_drop", [0.0, 0.25, 0.75])
-    assert (box.axis, [p.removal for p in box.points]) == ("box_drop", [0.0, 0.75])  # the 0 % run is in both
+    assert (objectness.axis, [s.removal("obj_drop") for s in objectness.rows]) == ("obj_drop", [0.0, 0.25, 0.75])
+    assert (box.axis, [s.removal("box_drop") for s in box.rows]) == ("box_drop", [0.0, 0.75])  # the 0 % run is in both
     assert objectness.splits == ("val", "test")
 
 
@@ -275,3 +276,33 @@ def test_a_flag_that_a_record_is_older_than_has_the_value_that_the_others_agree_
     assert (older.get("neg_iou"), older.get("divisor")) == (0.4, "auto")
     assert older.owns("neg_iou")  # as a run of the same loss names it
     assert not bce.owns("neg_iou")
+
+
+@pytest.mark.parametrize(
+    ("model", "anchored", "first", "more"),
+    [
+        ("yolov5n.yaml", True, {"head": "anchor"}, {}),
+        ("my-copy.yaml", True, {"head": "anchor"}, {}),
+        ("yolov8n.yaml", False, {}, {}),
+        ("yolov5n.yaml", True, {}, {"obj_base": "stock"}),
+        ("yolov8n.yaml", False, {"head": "anchor"}, {"obj_base": "anchor"}),
+    ],
+)
+def test_an_objectness_is_compared_with_the_head_that_it_stands_on(
+    make_sweep: Any, make_record: Any, model: str, anchored: bool, first: dict[str, Any], more: dict[str, Any]
+) -> None:
+    """Flags as a training writes them: those of the objectness name what it stands on, those of other heads do not."""
+    contents = []
+    asked = ((first, 0.4), ({"head": "resobj", **more}, 0.45), ({"head": "obj", **more}, 0.43))
+    for order, (given, map50) in enumerate(asked):
+        recipe = recipe_of(given, anchored=anchored)
+        for seed in (0, 1):
+            content = make_record(
+                f"{order}-{seed}", seed, test=map50 + seed / 100, host={"model": model}, **recipe.values
+            )
+            content["loss_ran"]["settings"] = recipe.used
+            contents.append(content)
+    found = results(load(make_sweep(*contents)))
+    changes = {row.setting.get("head"): row.change["mAP50"].mean for row in found.rows if row.change}
+    assert changes == pytest.approx({"resobj": 0.05, "obj": 0.03})
+    assert "obj_base" not in varying(row.setting for row in found.rows)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from rebalance.experiments.record import load
-from rebalance.report.page import Page, Section, render
-from rebalance.report.summary import Series, results
+from rebalance.report.page import layouts
+from rebalance.report.summary import Group, results
 from rebalance.report.tables import (
     Table,
     as_text,
@@ -34,13 +34,14 @@ mAP50 in points (0 to 100), mean ± 95 % interval over n seeds (Student t); vs 0
 paper: YOLOv5 on DUSIA, Table 3: another data set, number of runs not stated."""
 
 
-def series_of(folder: Path) -> list[Series]:
+def series_of(folder: Path) -> list[Group]:
     return list(results(load(folder)).series)
 
 
-def laid_out(table: Table, template: str) -> str:
-    """A page that holds the table."""
-    return render(Page("a title", "a lead", [], [Section("Results", [table])]), template, Path())
+def laid_out(table: Table, page: str) -> str:
+    """The table as it stands in a page."""
+    blocks: Any = layouts(page, Path()).get_template(page.replace("report", "blocks")).module
+    return str(blocks.table(table))
 
 
 def test_text(series_sweep: Path) -> None:

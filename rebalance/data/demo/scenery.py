@@ -27,6 +27,9 @@ MIN_OBJECTS, MAX_OBJECTS = 3, 15
 HIDDEN = 0.7  # an animal with more than this fraction covered or outside the frame is placed again
 TRIES = 12  # places tried for one animal or thing
 SEEN = 96  # opacity, of 255, from which a pixel counts as part of an animal
+SOILS = (  # mud, sand, cobble, rock: colour, how strong its bumps are, number of small stones
+    ((92, 108, 116), 0.5, 14), ((112, 132, 142), 0.35, 26), ((96, 106, 110), 0.9, 210), ((72, 82, 86), 1.5, 70),
+)  # fmt: skip
 
 
 class Sprite(NamedTuple):
@@ -34,8 +37,7 @@ class Sprite(NamedTuple):
 
     kind: Kind
     label: int  # index into SPECIES, -1 for a thing
-    colour: Bytes
-    opacity: Bytes
+    image: Bytes  # (height, width, 4): colour and opacity
     x: int
     y: int
 
@@ -90,14 +92,14 @@ def arrange(rng: Rng, size: int, horizon: float) -> list[Sprite]:
     sprites: list[Sprite] = []
     for t, kind, label in sorted(wanted, key=lambda item: -item[0]):
         canvas = kind.draw(rng, max(6.0, rng.uniform(*kind.length) * float(scale(t, horizon)) * size))
-        colour, opacity = halve(canvas.colour), halve(canvas.mask)
-        middle = len(opacity) // 2
-        left, top, right, bottom = extent(opacity > 0)
-        colour, opacity, dx = colour[top:bottom, left:right], opacity[top:bottom, left:right], left - middle
+        image = halve(canvas.image)
+        middle = len(image) // 2
+        left, top, right, bottom = extent(image[..., 3] > 0)
+        image, dx = image[top:bottom, left:right], left - middle
         if rng.random() < 0.5:
-            colour, opacity, dx = colour[:, ::-1], opacity[:, ::-1], middle - right
+            image, dx = image[:, ::-1], middle - right
         y = round(t * size) + (top - bottom if kind.upright else top - middle)
-        solid = opacity >= SEEN
+        solid = image[..., 3] >= SEEN
         least = (1 - HIDDEN) * int(np.count_nonzero(solid)) if label >= 0 else 0
         for _ in range(TRIES):
             x = round(rng.uniform(-0.02, 1.02) * size) + dx
@@ -105,7 +107,7 @@ def arrange(rng: Rng, size: int, horizon: float) -> list[Sprite]:
             shown = solid[here] & ~covered[there]
             if shown.size and np.count_nonzero(shown) >= least:
                 covered[there] |= solid[here]
-                sprites.append(Sprite(kind, label, colour, opacity, x, y))
+                sprites.append(Sprite(kind, label, image, x, y))
                 break
     return sprites
 
@@ -113,10 +115,8 @@ def arrange(rng: Rng, size: int, horizon: float) -> list[Sprite]:
 def ground(rng: Rng, size: int, horizon: float) -> Single:
     """The bare ground (size, size, 3) before the water: mud, sand, cobble or rock."""
     u, n = size / 256, 256
-    soil = int(rng.integers(4))
-    base = np.array([(92, 108, 116), (112, 132, 142), (96, 106, 110), (72, 82, 86)][soil], np.float32)
-    base *= rng.uniform(0.85, 1.15, 3).astype(np.float32)
-    bumps = (0.5, 0.35, 0.9, 1.5)[soil]
+    colour, bumps, pebbles = SOILS[int(rng.integers(4))]
+    base = np.array(colour, np.float32) * rng.uniform(0.85, 1.15, 3).astype(np.float32)
     near = scale((np.arange(size, dtype=np.float32) + np.float32(0.5)) / np.float32(size), horizon)[:, None]
     # A picture row at depth 1/near looks at the ground this far away, in pixels of the lowest row.
     along = np.float32(size / SLANT * (1 + horizon)) / near
@@ -142,7 +142,7 @@ def ground(rng: Rng, size: int, horizon: float) -> Single:
     light = np.float32(1) - slope * np.float32(0.16 * bumps * u) + (coarse - np.float32(0.5)) * np.float32(0.5)
     light += fine * near * np.float32(0.45)
     picture = to_bytes(base * light[..., None] + hue[..., None] * np.array([-18, 0, 34], np.float32))
-    stones(rng, picture, horizon, (14, 26, 210, 70)[soil], base)
+    stones(rng, picture, horizon, pebbles, base)
     return picture.astype(np.float32)
 
 
@@ -161,14 +161,14 @@ def stones(rng: Rng, picture: Bytes, horizon: float, count: int, base: Single) -
 
 def shadow(image: Single, sprite: Sprite) -> None:
     """Darken the ground below and to the right of a sprite."""
-    height, width = sprite.opacity.shape
+    height, width = sprite.image.shape[:2]
     if sprite.kind.upright:  # only the foot touches the ground: a flat patch there
         patch: Bytes = np.zeros((max(3, round(width * 0.3)), width), np.uint8)
         middle, axes = (width // 2, len(patch) // 2), (max(1, round(width * 0.36)), max(1, len(patch) // 3))
         cv2.ellipse(patch, middle, axes, 0, 0, 360, 200.0, -1)
         dx, dy = round(width * 0.08), height - round(len(patch) * 0.55)
     else:
-        patch, dx, dy = sprite.opacity, max(1, round(width * 0.05)), max(1, round(height * 0.08))
+        patch, dx, dy = sprite.image[..., 3], max(1, round(width * 0.05)), max(1, round(height * 0.08))
     rim = max(2, round(width * 0.12))
     patch = cv2.copyMakeBorder(patch, rim, rim, rim, rim, cv2.BORDER_CONSTANT, value=0.0)
     patch = cv2.GaussianBlur(patch, (2 * (rim // 2) + 1, 2 * (rim // 2) + 1), 0)
@@ -178,9 +178,9 @@ def shadow(image: Single, sprite: Sprite) -> None:
 
 def paste(image: Single, sprite: Sprite) -> None:
     """Lay a sprite over the image by its opacity."""
-    there, here = window(sprite.x, sprite.y, sprite.opacity.shape, len(image))
-    weight = sprite.opacity[here].astype(np.float32)[..., None] * np.float32(1 / 255)
-    image[there] += (sprite.colour[here].astype(np.float32) - image[there]) * weight
+    there, here = window(sprite.x, sprite.y, sprite.image.shape, len(image))
+    pixels = sprite.image[here].astype(np.float32)
+    image[there] += (pixels[..., :3] - image[there]) * (pixels[..., 3:] * np.float32(1 / 255))
 
 
 def water(rng: Rng, image: Single, horizon: float) -> Bytes:
@@ -212,36 +212,29 @@ def snow(rng: Rng, picture: Bytes) -> Bytes:
     """Drifting particles: many small and sharp, a few large and out of focus."""
     size = len(picture)
     for count, radius, blur, strength in ((60, 0.0028, 0.0, 110), (14, 0.007, 0.008, 70)):
-        layer = np.zeros((size, size), np.uint8)
+        layer = np.zeros_like(picture)
         for _ in range(int(rng.integers(count // 6, count))):
             x, y = (rng.random(2) * size).tolist()
             r = max(0.5, rng.uniform(0.4, 1.2) * radius * size)
-            oval(layer, x, y, r, r, (rng.uniform(0.3, 1.0) * strength, 0.0, 0.0))
-        if blur:
-            layer = cv2.GaussianBlur(layer, (0, 0), blur * size)
-        picture = cv2.add(picture, cv2.merge([layer, layer, layer]))
+            oval(layer, x, y, r, r, (rng.uniform(0.3, 1.0) * strength,) * 3)
+        picture = cv2.add(picture, cv2.GaussianBlur(layer, (0, 0), blur * size) if blur else layer)
     return picture
 
 
 def outline(sprite: Sprite, size: int) -> Box:
     """Class and box of an animal: its extent inside the frame, hidden parts included; pixels."""
-    there, here = window(sprite.x, sprite.y, sprite.opacity.shape, size)
-    left, top, right, bottom = extent(sprite.opacity[here] >= SEEN)
+    there, here = window(sprite.x, sprite.y, sprite.image.shape, size)
+    left, top, right, bottom = extent(sprite.image[here][..., 3] >= SEEN)
     x, y = float(there[1].start), float(there[0].start)
     return sprite.label, x + left, y + top, x + right, y + bottom
 
 
 def render(rng: Rng, size: int) -> tuple[Bytes, list[Box]]:
-    """Draw one frame of the seafloor.
+    """Draw one frame of the seafloor; the same state of the generator gives the same frame.
 
-    Args:
-        rng: source of everything in the picture; the same state gives the same frame.
-        size: height and width, pixels.
-
-    Returns:
-        The image (size, size, 3), BGR, and one (class, x1, y1, x2, y2) per animal in pixels, far ones first. The class
-        is an index into `NAMES`. A box holds the animal's whole extent inside the frame, parts hidden behind others
-        included; at least 30 % of every animal is to be seen.
+    Returns the image (size, size, 3), BGR, and one (class, x1, y1, x2, y2) per animal in pixels, far ones first. The
+    class is an index into `NAMES`. A box holds the animal's whole extent inside the frame, parts hidden behind others
+    included; at least 30 % of every animal is to be seen.
     """
     horizon = rng.uniform(0.6, 1.3)
     sprites = arrange(rng, size, horizon)

@@ -19,7 +19,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ import numpy as np
 import yaml
 
 from rebalance.data import labels
-from rebalance.data.demo.scenery import Box, render
+from rebalance.data.demo.scenery import render
 from rebalance.data.demo.sprites import NAMES
 from rebalance.data.derive import finish, new_folder, put
 from rebalance.data.labels import Labels
@@ -47,34 +47,28 @@ PROJECT = Path(__file__).resolve().parents[3]
 def ensure(flags: SeafloorFlags, root: Path | None = None) -> Path:
     """Return the data set's data.yaml; make the data set first where it is not there yet.
 
-    Args:
-        flags: what to make; with `out` that folder is made, otherwise `folder_name(flags)` in `root`.
-        root: folder of the data sets; default: `data` of this project, or of the current folder.
+    With `flags.out` that new folder is made, otherwise `folder_name(flags)` in `root`, by default `data_folder()`.
 
     Raises:
         DataError: `out` exists already, or the folder cannot be written.
     """
     if flags.out:
-        return generate(flags, Path(flags.out))
+        return generate(flags, flags.out)
     final = (data_folder() if root is None else root) / folder_name(flags)
-    if not (final / "data.yaml").is_file():
-        try:
+    made = final / "data.yaml"
+    try:
+        if not made.is_file():
             generate(flags, final)
-        except DataError:
-            if not (final / "data.yaml").is_file():  # else another process was faster, with the same bytes
-                raise
-    return final / "data.yaml"
+    except DataError:
+        if not made.is_file():  # else another process was faster, with the same bytes
+            raise
+    return made
 
 
 def generate(flags: SeafloorFlags, out: str | Path) -> Path:
-    """Make the data set in a new folder; nothing has the final name before all of it is there.
+    """Make the data set in the new folder `out`, not in `flags.out`, and return the path of its data.yaml.
 
-    Args:
-        flags: what to make; `flags.out` is not looked at.
-        out: the folder; must not exist.
-
-    Returns:
-        The path of its data.yaml.
+    Nothing has the final name before all of it is there.
 
     Raises:
         DataError: the folder exists or cannot be written.
@@ -82,7 +76,8 @@ def generate(flags: SeafloorFlags, out: str | Path) -> Path:
     out = Path(out)
     rule = Withhold(protocol="percent", rate=round(1 - flags.labelled, 9), seed=(flags.seed, len(SPLITS)))
     with new_folder(out) as work:
-        _draw_all(flags, work, out)
+        with contextlib.closing(_draw_all(flags, work)) as drawn:
+            _count(drawn, flags, out)
         files = sorted((work / "labels" / "train").iterdir())
         for file, (stay, gone) in zip(files, rule([_read(file) for file in files]), strict=True):
             put(file, stay.data)
@@ -105,7 +100,8 @@ def built_in(data: str) -> str:
     """
     path = Path(data)
     if path.suffix in (".yaml", ".yml") and path.is_file():
-        return str(ensure(from_yaml(path), path.parent)) if _settings(path) is not None else data
+        flags = _flags(path)
+        return data if flags is None else str(ensure(flags, path.parent))
     if data == YAML:
         own = data_folder() / YAML
         return str(ensure(from_yaml(own) if own.is_file() else SeafloorFlags()))
@@ -119,9 +115,23 @@ def from_yaml(path: str | Path) -> SeafloorFlags:
         ConfigError: an unknown flag or a bad value.
         DataError: the file has no such key.
     """
-    settings = _settings(Path(path))
-    if settings is None:
+    flags = _flags(Path(path))
+    if flags is None:
         raise DataError(f"{path} has no key 'seafloor' with the flags of the built-in data set")
+    return flags
+
+
+def _flags(path: Path) -> SeafloorFlags | None:
+    """As `from_yaml`; None where there is no such key, or no YAML, which is for others to say."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    if not isinstance(content, dict) or "seafloor" not in content:
+        return None
+    settings = content["seafloor"] or {}
+    if not isinstance(settings, dict):
+        raise DataError(f"{path}: 'seafloor' is not a mapping of flags to values")
     return dataclasses.replace(parse(SeafloorFlags, settings), out="")
 
 
@@ -135,20 +145,6 @@ def data_folder() -> Path:
     """Where data sets go: `data` of this project, or of the current folder where only the package is installed."""
     own = PROJECT / "data"
     return own if (own / YAML).is_file() else Path("data")
-
-
-def _settings(path: Path) -> Mapping[str, Any] | None:
-    """What a YAML has under `seafloor`; None where it has no such key, or is no YAML, which is for others to say."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return None
-    if not isinstance(content, dict) or "seafloor" not in content:
-        return None
-    settings = content["seafloor"] or {}
-    if not isinstance(settings, dict):
-        raise DataError(f"{path}: 'seafloor' is not a mapping of flags to values")
-    return settings
 
 
 def _facts(flags: SeafloorFlags) -> dict[str, Any]:
@@ -170,18 +166,15 @@ def _draw(flags: SeafloorFlags, work: Path, split: str, number: int) -> None:
         raise DataError("OpenCV was built without JPEG")
     name = f"{split}/{split}_{number:05d}"
     put(work / "images" / f"{name}.jpg", data.tobytes())
-    put(work / "labels" / f"{name}.txt", "".join(_line(box, flags.size) for box in boxes).encode())
+    text = ""
+    for label, x1, y1, x2, y2 in boxes:
+        numbers = ((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1)
+        text += f"{label} {' '.join(f'{value / flags.size:.6f}' for value in numbers)}\n"
+    put(work / "labels" / f"{name}.txt", text.encode())
 
 
-def _line(box: Box, size: int) -> str:
-    """A label line: class, centre and size as fractions of the image."""
-    label, x1, y1, x2, y2 = box
-    numbers = ((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1)
-    return f"{label} {' '.join(f'{value / size:.6f}' for value in numbers)}\n"
-
-
-def _draw_all(flags: SeafloorFlags, work: Path, out: Path) -> None:
-    """Write all images and complete labels to `work`, which will be `out`, on all cores that this process may use.
+def _draw_all(flags: SeafloorFlags, work: Path) -> Generator[int, None, None]:
+    """Write all images and complete labels on all cores that this process may use; yields how many more are done.
 
     The workers are processes of their own, started by command: a forked copy of a process that has used threads can
     hang, and `multiprocessing` would run an unguarded script of the user again.
@@ -189,36 +182,27 @@ def _draw_all(flags: SeafloorFlags, work: Path, out: Path) -> None:
     jobs = _jobs(flags)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = min(cores, len(jobs) // SHARE)
-    progress = _progress(len(jobs), f"seafloor: making {len(jobs)} images of {flags.size} px in {out}")
     if count < 2:
-        for split, number in jobs:
-            _draw(flags, work, split, number)
-            progress(1)
+        for job in jobs:
+            _draw(flags, work, *job)
+            yield 1
         return
-    path = os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH", ""))))
-    with contextlib.ExitStack() as stack:
-        log = stack.enter_context(tempfile.TemporaryFile())
-        reader, writer = os.pipe()  # one byte an image, from all workers
-        stack.callback(os.close, reader)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))}
+    reader, writer = os.pipe()  # one byte an image, from all workers
+    with open(reader, "rb", 0) as marks, tempfile.TemporaryFile() as log, contextlib.ExitStack() as stack:
         workers: list[subprocess.Popen[bytes]] = []
-        try:
+        with open(writer, "wb", 0):  # ours is closed once the workers have theirs
             for first in range(count):
                 task = json.dumps([_facts(flags), str(work.absolute()), first, count])
                 command = [sys.executable, "-m", "rebalance.data.demo.seafloor", task]
-                worker = subprocess.Popen(command, stdout=writer, stderr=log, env={**os.environ, "PYTHONPATH": path})
-                stack.callback(worker.wait)
-                stack.callback(worker.kill)
-                workers.append(worker)
-        finally:
-            os.close(writer)
-        while done := os.read(reader, 4096):
-            progress(len(done))
+                workers.append(stack.enter_context(subprocess.Popen(command, stdout=writer, stderr=log, env=env)))
+                stack.callback(workers[-1].kill)
+        while done := marks.read(4096):
+            yield len(done)
         if any(worker.wait() for worker in workers):
             log.seek(0)
-            reason = log.read().decode(errors="replace").strip().splitlines()
-            raise DataError(
-                f"making the seafloor images failed: {reason[-1] if reason else 'a process ended without a word'}"
-            )
+            said = log.read().decode(errors="replace").strip().splitlines() or ["a process ended without a word"]
+            raise DataError(f"making the seafloor images failed: {said[-1]}")
 
 
 def _worker(task: str) -> None:
@@ -226,26 +210,20 @@ def _worker(task: str) -> None:
     facts, work, first, step = json.loads(task)
     flags = parse(SeafloorFlags, facts)
     cv2.setNumThreads(1)
-    for split, number in _jobs(flags)[first::step]:
-        _draw(flags, Path(work), split, number)
+    for job in _jobs(flags)[first::step]:
+        _draw(flags, Path(work), *job)
         os.write(1, b".")
 
 
-def _progress(total: int, title: str) -> Callable[[int], None]:
-    """A counter on stderr: rewritten in place on a terminal, four lines elsewhere."""
-    done = 0
-    terminal = sys.stderr.isatty()
-    print(title, file=sys.stderr)
-
-    def advance(by: int) -> None:
-        nonlocal done
-        before, done = done, done + by
+def _count(drawn: Iterable[int], flags: SeafloorFlags, out: Path) -> None:
+    """Count the images on stderr: rewritten in place on a terminal, four lines elsewhere."""
+    done, total, terminal = 0, len(_jobs(flags)), sys.stderr.isatty()
+    print(f"seafloor: making {total} images of {flags.size} px in {out}", file=sys.stderr, flush=True)
+    for more in drawn:
+        before, done = done, done + more
         if terminal or done * 4 // total > before * 4 // total:
-            text = f"seafloor: {done}/{total} images"
-            print(f"\r{text}" if terminal else text, end="\n" if not terminal or done == total else "", file=sys.stderr)
-            sys.stderr.flush()
-
-    return advance
+            start, end = ("\r", "\n" * (done == total)) if terminal else ("", "\n")
+            print(f"{start}seafloor: {done}/{total} images", end=end, file=sys.stderr, flush=True)
 
 
 def _read(file: Path) -> Labels:
@@ -254,17 +232,21 @@ def _read(file: Path) -> Labels:
 
 def _manifest(flags: SeafloorFlags, asked: float, work: Path) -> dict[str, Any]:
     """What manifest.json says of the finished files."""
-    files = {file.relative_to(work).as_posix(): file for file in sorted(work.rglob("*/*/*"))}
-    hashes = {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
-    folders = (*(f"labels/{split}" for split in SPLITS), "withheld/train")
-    boxes = {folder: dict.fromkeys(NAMES, 0) for folder in folders}
+    boxes = {folder: dict.fromkeys(NAMES, 0) for folder in (*(f"labels/{split}" for split in SPLITS), "withheld/train")}
+    hashes: dict[str, str] = {}
     text = ""
-    for name, file in files.items():
-        if name.endswith(".txt"):
+    for file in sorted(work.rglob("*/*/*")):
+        name = file.relative_to(work).as_posix()
+        hashes[name] = hashlib.sha256(file.read_bytes()).hexdigest()
+        if file.suffix == ".txt":
             text += f"{name} {hashes[name]}\n"
             for label in _read(file).classes.tolist():
                 boxes[name.rpartition("/")[0]][NAMES[label]] += 1
     kept, gone = boxes["labels/train"], boxes["withheld/train"]
+
+    def reached(gone: int, kept: int) -> float:
+        return round(gone / (gone + kept), 6) if gone + kept else 0.0
+
     return {
         "schema": 1,
         "made_by": "rebalance seafloor",
@@ -273,16 +255,11 @@ def _manifest(flags: SeafloorFlags, asked: float, work: Path) -> dict[str, Any]:
         "images": {split: getattr(flags, split) for split in SPLITS},
         "boxes": boxes,
         "asked": asked,
-        "reached": _fraction(sum(gone.values()), sum(kept.values())),
-        "reached_per_class": {name: _fraction(gone[name], kept[name]) for name in NAMES},
+        "reached": reached(sum(gone.values()), sum(kept.values())),
+        "reached_per_class": {name: reached(gone[name], kept[name]) for name in NAMES},
         "sha256": hashlib.sha256(text.encode()).hexdigest(),
         "files": hashes,
     }
-
-
-def _fraction(gone: int, kept: int) -> float:
-    """Withheld boxes over all boxes; 0 where there are none."""
-    return round(gone / (gone + kept), 6) if gone + kept else 0.0
 
 
 if __name__ == "__main__":

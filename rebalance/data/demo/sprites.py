@@ -27,14 +27,14 @@ SHIFT = 4  # OpenCV points are integers in 1/16 pixel
 FIXED = 1 << SHIFT
 
 
-def oval(image: Bytes, x: float, y: float, rx: float, ry: float, ink: Colour, angle: float = 0.0) -> None:
+def oval(image: Bytes, x: float, y: float, rx: float, ry: float, ink: Sequence[float], angle: float = 0.0) -> None:
     """Fill an ellipse with half axes rx, ry; pixels, angle in degrees."""
     axes = (max(1, round(rx * FIXED)), max(1, round(ry * FIXED)))
     cv2.ellipse(image, (round(x * FIXED), round(y * FIXED)), axes, angle, 0, 360, ink, -1, cv2.LINE_AA, SHIFT)
 
 
 class Canvas:
-    """Colour and opacity of one sprite while it is drawn; the origin is its middle.
+    """Colour and opacity of one sprite while it is drawn, `image` (n, n, 4); the origin is its middle.
 
     What is drawn has the colour `base`, made darker (below 1) or lighter (above 1) by `light`.
     """
@@ -42,11 +42,13 @@ class Canvas:
     def __init__(self, r: float, base: Colour, fringe: float, reach: float) -> None:
         side = 2 * (int(np.ceil(r * reach)) + 2)
         self.half, self.base = side / 2, base
-        self.mask: Bytes = np.zeros((side, side), np.uint8)
-        self.colour: Bytes = np.full((side, side, 3), shade(base, fringe), np.uint8)  # seen through soft edges only
+        # the first colour is seen through soft edges only
+        self.image: Bytes = np.full((side, side, 4), self.ink(fringe, 0.0), np.uint8)
+        self.colour, self.mask = self.image[..., :3], self.image[..., 3]
 
-    def _layers(self, light: float) -> tuple[tuple[Bytes, Colour], tuple[Bytes, Colour]]:
-        return (self.colour, shade(self.base, light)), (self.mask, (255.0, 0.0, 0.0))
+    def ink(self, light: float, opacity: float = 255.0) -> tuple[float, ...]:
+        """The colour at a brightness, with an opacity."""
+        return (*(min(255.0, c * light) for c in self.base), opacity)
 
     def _fixed(self, points: Floats) -> list[npt.NDArray[np.int32]]:
         """Points (..., 2) about the middle as OpenCV's fixed-point integers."""
@@ -54,18 +56,16 @@ class Canvas:
 
     def lines(self, points: Floats, width: float, light: float = 1.0) -> None:
         """Draw polylines (m, n, 2) with a width in pixels."""
-        for image, ink in self._layers(light):
-            cv2.polylines(image, self._fixed(points), False, ink, max(1, round(width)), cv2.LINE_AA, SHIFT)
+        thick = max(1, round(width))
+        cv2.polylines(self.image, self._fixed(points), False, self.ink(light), thick, cv2.LINE_AA, SHIFT)
 
     def polygon(self, points: Floats, light: float = 1.0) -> None:
         """Fill a polygon (n, 2)."""
-        for image, ink in self._layers(light):
-            cv2.fillPoly(image, self._fixed(points[None]), ink, cv2.LINE_AA, SHIFT)
+        cv2.fillPoly(self.image, self._fixed(points[None]), self.ink(light), cv2.LINE_AA, SHIFT)
 
     def ellipse(self, x: float, y: float, rx: float, ry: float, light: float = 1.0, angle: float = 0.0) -> None:
         """Fill an ellipse with half axes rx, ry; angle in degrees."""
-        for image, ink in self._layers(light):
-            oval(image, x + self.half, y + self.half, rx, ry, ink, angle)
+        oval(self.image, x + self.half, y + self.half, rx, ry, self.ink(light), angle)
 
     def dots(self, points: Floats, radius: float, light: float = 1.0) -> None:
         """Draw small discs at points (n, 2), inside what is there already or not."""
@@ -73,7 +73,7 @@ class Canvas:
             self.ellipse(x, y, radius, radius, light)
 
     def _times(self, factor: Single) -> None:
-        self.colour = to_bytes(self.colour * (np.float32(1) + factor)[..., None])
+        self.colour[:] = to_bytes(self.colour * (np.float32(1) + factor)[..., None])
 
     def relief(self, width: float, strength: float) -> None:
         """Light the shape from the upper left as if its opacity were its height."""
@@ -158,12 +158,6 @@ def tint(rng: Rng, colour: Colour, amount: float) -> Colour:
     """A colour of one individual: brightness ± amount, each channel ± a third of it."""
     scale = rng.uniform(1 - amount, 1 + amount) * rng.uniform(1 - amount / 3, 1 + amount / 3, 3)
     b, g, r = np.clip(np.asarray(colour) * scale, 0, 255).tolist()
-    return b, g, r
-
-
-def shade(colour: Colour, factor: float) -> Colour:
-    """A colour made darker (below 1) or lighter (above 1)."""
-    b, g, r = (min(255.0, c * factor) for c in colour)
     return b, g, r
 
 

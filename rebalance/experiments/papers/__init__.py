@@ -85,15 +85,13 @@ class Number:
 
     @property
     def title(self) -> str:
-        """Title of the paper."""
         return titles()[self.paper]
 
     @property
     def source(self) -> str:
         """Where the number stands, e.g. 'brl, Table 4' or 'label-noise, Figure 5b'."""
-        if self.table.startswith("fig"):
-            return f"{self.paper}, Figure {self.table.removeprefix('fig')}"
-        return f"{self.paper}, {'text' if self.table == 'text' else f'Table {self.table}'}"
+        kind = "" if self.table == "text" else "Figure " if self.table.startswith("fig") else "Table "
+        return f"{self.paper}, {kind}{self.table.removeprefix('fig')}"
 
 
 @cache
@@ -115,9 +113,10 @@ def studies() -> dict[str, Study]:
     for paper in PAPERS:
         for key, told in _read(paper)["studies"].items():
             several = {name: tuple(told.get(name, ())) for name in ("tables", "figures")}
-            cells, note = tuple(map(_texts, told.get("cells", ()))), told.get("note", "")
-            note = " ".join(note) if isinstance(note, list) else note
-            made[key] = Study(**{**told, **several, "key": key, "paper": paper, "cells": cells, "note": note})
+            several |= {"cells": tuple(map(_texts, told.get("cells", ())))}
+            note = told.get("note", "")
+            note = note if isinstance(note, str) else " ".join(note)
+            made[key] = Study(**{**told, **several, "key": key, "paper": paper, "note": note})
     return made
 
 
@@ -127,11 +126,12 @@ def numbers() -> tuple[Number, ...]:
     made = []
     for paper in PAPERS:
         for block in _read(paper)["numbers"]:
-            shared = {key: value for key, value in block.items() if key not in ("columns", "rows")}
             for row in block["rows"]:
-                told = {**shared, **dict(zip(block["columns"], row, strict=True)), "paper": paper}
+                told = {**block, **dict(zip(block["columns"], row, strict=True)), "paper": paper}
+                del told["columns"], told["rows"]
                 scores = {key: float(told.pop(key)) for key in list(told) if " " in key}
-                told |= {"rate": float(told["rate"])} if "rate" in told else {}
+                if "rate" in told:
+                    told["rate"] = float(told["rate"])
                 told["flags"] = tuple(tuple(flag.split("=")) for flag in told.get("flags", "").split())
                 told["settings"] = _read(paper)["settings"][told["loss"]]
                 for column, value in scores.items():
@@ -148,10 +148,8 @@ def detectors(size: str) -> dict[str, dict[str, str]]:
 
 def _texts(values: Mapping[str, Any]) -> dict[str, str]:
     """Values as typed: 0,0.5 for a list."""
-    return {
-        key: ",".join(map(value_text, value)) if isinstance(value, list) else value_text(value)
-        for key, value in values.items()
-    }
+    lists = {key: value if isinstance(value, list) else [value] for key, value in values.items()}
+    return {key: ",".join(map(value_text, several)) for key, several in lists.items()}
 
 
 def family(model: str) -> str:
@@ -191,15 +189,15 @@ def arguments(study: Study, given: Mapping[str, str]) -> list[dict[str, str]]:
     known = detectors(size)
     families = {family(known[cell["detector"]]["model"]) for cell in study.cells}
     asked = [name for name in given.get("model", "").split(",") if name]
+    others = [name for name in asked if family(name) not in families]
     cells = []
     for cell in study.cells:
-        budget = known[cell["detector"]]
+        budget, own = known[cell["detector"]], {key: text for key, text in cell.items() if key != "detector"}
+        if not any(map(uses_rate, {**own, **over}.get("protocol", "").split(","))):
+            own.pop("rate", None)
         fitting = [name for name in asked if family(name) == family(budget["model"])]
-        others = [name for name in asked if family(name) not in families]
-        rated = any(uses_rate(name) for name in over.get("protocol", cell.get("protocol", "")).split(","))
-        own = {key: text for key, text in cell.items() if key != "detector" and (key != "rate" or rated)}
-        name = {"name": f"{study.key}-{size}", "model": ",".join(fitting or others) or budget["model"]}
-        cells.append({**name, **{key: text for key, text in budget.items() if key != "model"}, **own, **over})
+        model = ",".join(fitting or others) or budget["model"]
+        cells.append({"name": f"{study.key}-{size}", "model": model, **(budget | {"model": model}), **own, **over})
     return cells
 
 
@@ -232,8 +230,8 @@ def benchmark(given: Mapping[str, str]) -> dict[str, str]:
     if name == "full":
         from rebalance.data.demo.seafloor import data_folder
 
-        large = data_folder() / _LARGE
-        preset["data"] = shown(large) if large.is_file() else preset["data"]
+        if (large := data_folder() / _LARGE).is_file():
+            preset["data"] = shown(large)
     return {**preset, **{key: text for key, text in given.items() if key != "preset"}}
 
 

@@ -41,14 +41,7 @@ def labels_of(batch: Batch, images: int, size: tuple[int, int], device: torch.de
 def predictions(
     state: Tensor, boxes: Callable[[], Tensor], labels: Padded, confidence: Callable[[], Tensor]
 ) -> Predictions:
-    """What is chosen from: by the overlap of the predicted boxes, and of what is ignored nothing.
-
-    Args:
-        state: (B, A) int8.
-        boxes: gives (B, A, 4) decoded boxes.
-        labels: of the batch.
-        confidence: gives (B, A), any monotone scale.
-    """
+    """What is chosen from: by the overlap of the predicted `boxes` (B, A, 4), and of what is ignored nothing."""
     return Predictions(state, lambda: max_iou(boxes(), labels.boxes).masked_fill(state == IGNORE, 1), confidence)
 
 
@@ -63,13 +56,6 @@ class DenseCriterion(ABC):
     ignores = False  # whether candidates may be IGNORE
 
     def __init__(self, head: Any, *, recipe: Recipe, seed: int) -> None:
-        """Start at epoch 0.
-
-        Args:
-            head: whose loss it is.
-            recipe: of the training.
-            seed: of the run.
-        """
         self.recipe = recipe
         self.objective = Objective(recipe, Run(recipe.site, seed=seed, rank=max(RANK, 0)), ignores=self.ignores)
         self.objectives = (self.objective,)
@@ -87,16 +73,7 @@ class DenseCriterion(ABC):
         """(B, A) loss of the offsets (B, A, 4)."""
 
     def __call__(self, preds: Any, batch: Batch) -> Result:
-        """Loss of one batch.
-
-        Args:
-            preds: the head's raw predictions; in validation a pair (decoded, raw).
-            batch: `batch_idx` (T,) sorted, `cls` (T, 1), `bboxes` (T, 4) centre, width, height as fractions; optionally
-                `most_labels`, the number of labels of the fullest image.
-
-        Returns:
-            (2,) classification and box loss times B, and the same without B, detached, by name.
-        """
+        """(2,) classification and box loss; see `Host.criterion`."""
         batch = self.objective.relabel(batch)
         raw: Raw = preds[1] if isinstance(preds, tuple) else preds
         logits, deltas, anchors = upcast(raw["logits"]), upcast(raw["deltas"]), raw["anchors"]
@@ -121,11 +98,6 @@ class DenseCriterion(ABC):
         """(B, A) how sure a prediction is to be an object, on any monotone scale."""
         return logits.amax(-1)
 
-    @property
-    def plainly(self) -> str:
-        """What losses of positives alone are divided by."""
-        return self.recipe.site.host if self.recipe.divisor == "candidates" else self.recipe.divisor
-
     def _classification(self, logits: Tensor, classes: Tensor, matched: Matched, choice: Choice) -> Tensor:
         state = choice.seen(matched.state)
         parts = self._parts(logits, classes, state == POSITIVE, state, matched.overlap)
@@ -134,7 +106,7 @@ class DenseCriterion(ABC):
             loss = loss.masked_fill(choice.left, 0)
         channels = 1 if self.link == SOFTMAX else logits.shape[-1]
         positive, ignored = matched.state == POSITIVE, matched.state == IGNORE
-        count = self.objective.divide(positive, choice, channels=channels, ignored=ignored)
+        count = self.objective.count(positive, choice, channels=channels, ignored=ignored)
         return (loss.sum(1) / count).sum()
 
     def _of_images(self, logits: Tensor, classes: Tensor, positive: Tensor, state: Tensor, overlap: Tensor) -> Tensor:
@@ -155,7 +127,12 @@ class DenseCriterion(ABC):
         target = encode_deltas(torch.where(chosen.unsqueeze(-1), gt_boxes, anchors), anchors, self.scale)
         loss = torch.where(chosen, self.box_loss(deltas, target), 0)
         counted = chosen if choice.kept else positive
-        return (loss.sum(1) / self.objective.divide(counted, NOTHING, by=self.plainly)).sum()
+        return (loss.sum(1) / self.objective.count(counted, NOTHING, by=plainly(self.recipe))).sum()
+
+
+def plainly(recipe: Recipe) -> str:
+    """What losses of positives alone are divided by."""
+    return recipe.site.host if recipe.divisor == "candidates" else recipe.divisor
 
 
 def of_label(labels: Padded, index: Tensor) -> tuple[Tensor, Tensor]:

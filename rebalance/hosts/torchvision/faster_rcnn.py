@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -21,19 +22,16 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import MultiScaleRoIAlign, batched_nms, clip_boxes_to_image, nms, remove_small_boxes
 from ultralytics.utils import RANK
 
-from rebalance.heads.objectness import Refined, SharedResiduals, logit, objectness_prior
-from rebalance.hosts.torchvision.anchors import Anchors
-from rebalance.hosts.torchvision.dense import Batch, Result, labels_of, of_label, predictions
-from rebalance.hosts.torchvision.head import Raw, TorchvisionHead, best_pairs, take
-from rebalance.hosts.torchvision.residuals import objectness_and_residuals, refined
+from rebalance.heads.objectness import Refined, SharedResiduals, flatten_steps, logit, objectness_prior
+from rebalance.hosts.torchvision.dense import Batch, Result, labels_of, of_label, plainly, predictions
+from rebalance.hosts.torchvision.head import Anchors, Raw, TorchvisionHead, best_pairs, by_cell, take
 from rebalance.match.boxes import decode_deltas, encode_deltas, upcast
 from rebalance.match.candidates import BACKGROUND, IGNORE, POSITIVE, SOFTMAX, Candidates
 from rebalance.match.iou import Matched, match_by_iou
 from rebalance.match.padded import Padded
 from rebalance.match.sample import Sampled, sample
-from rebalance.methods.bce import bce
-from rebalance.methods.method import NOTHING, ROI, RPN, Predictions, Run, Site, Sites
-from rebalance.methods.resobj import ResObj, refine
+from rebalance.methods.method import NOTHING, ROI, RPN, Choice, Predictions, Run, Site, Sites
+from rebalance.methods.resobj import ResObj, refine, refined, unrefined
 from rebalance.objective import Objective
 from rebalance.recipe import Recipe
 
@@ -100,13 +98,6 @@ class FasterRCNNCriterion:
     """
 
     def __init__(self, head: FasterRCNNDetect, *, recipe: Recipe, seed: int) -> None:
-        """Start at epoch 0.
-
-        Args:
-            head: whose RoI layers run on the samples.
-            recipe: of the training.
-            seed: of the run.
-        """
         self.head, self.recipe = head, recipe
         self.run = Run(recipe.site, seed=seed, rank=max(RANK, 0))
         self.rpn = Objective(recipe, self.run, stage=RPN, ignores=True)
@@ -114,17 +105,9 @@ class FasterRCNNCriterion:
         self.objectives = (self.rpn, self.roi)
 
     def __call__(self, preds: Any, batch: Batch) -> Result:
-        """Loss of one batch.
+        """(4,) `obj_loss` and `prop_loss` of the RPN, `cls_loss` and `box_loss` of the RoI head; see `Host.criterion`.
 
-        Args:
-            preds: the head's raw predictions; in validation a pair (decoded, raw).
-            batch: `batch_idx` (T,) sorted, `cls` (T, 1), `bboxes` (T, 4) centre, width, height as fractions; optionally
-                `most_labels`, the number of labels of the fullest image.
-
-        Returns:
-            (4,) RPN's objectness and box loss, RoI head's classification and box loss, times B, and the same without B,
-            detached, by name: `obj_loss`, `prop_loss` (the RPN's), `cls_loss`, `box_loss` (the RoI head's). Where the
-            RPN's objectness has steps (5,): before the last two `res_loss`.
+        Where the RPN's objectness has steps (5,): before the last two `res_loss`.
         """
         batch = self.rpn.relabel(batch)
         raw: Raw = preds[1] if isinstance(preds, tuple) else preds
@@ -138,31 +121,42 @@ class FasterRCNNCriterion:
     # First stage ------------------------------------------------------------------------------------------------------
 
     def _rpn(self, raw: Raw, labels: Padded) -> dict[str, Tensor]:
-        matched = self._anchors(raw, labels)
+        high, low = RPN_IOU
+        raw, matched = self._drawn(raw, match_by_iou(raw["anchors"], labels, high=high, low=low, rescue="ties"))
+        logits, residuals = unrefined(raw["logits"], raw.get("residuals"))
+        deltas, anchors = upcast(raw["deltas"]), raw["anchors"]
+        gt_boxes, _ = of_label(labels, matched.label)
+        choice = self.rpn.choose(
+            predictions(
+                matched.state, lambda: decode_deltas(deltas.detach(), anchors), labels,
+                lambda: refine(logits, residuals)[-1].detach(),
+            )
+        )  # fmt: skip
+        positive = matched.state == POSITIVE
+        candidates = Candidates(logits, positive.to(logits.dtype), matched.state, matched.overlap)
+        losses = self.rpn.objectness(candidates, residuals, choice)
+        in_box = positive if choice.box is None else positive & ~choice.box
+        losses["prop_loss"] = _smooth_l1(deltas, encode_deltas(gt_boxes, anchors), in_box)
+        return self._divided(losses, matched.state, choice)
+
+    def _drawn(self, raw: Raw, matched: Matched) -> tuple[Raw, Matched]:
+        """The anchors trained on: (B, S) logits, (B, S, 4) offsets and anchors, and what they are matched to."""
         generator = self.run.generator(matched.state.device, "anchors")
         place, state = sample(matched.state, self.head.numbers.anchors, RPN_SHARE, generator=generator)
-        logits = upcast(raw["logits"]).gather(1, place)  # (B, S)
-        deltas = upcast(take(raw["deltas"], place))  # (B, S, 4)
-        anchors = raw["anchors"][place]
-        gt_boxes, _ = of_label(labels, matched.label.gather(1, place))
+        drawn = {
+            "logits": raw["logits"].gather(1, place), "deltas": take(raw["deltas"], place),
+            "anchors": raw["anchors"][place],
+        }  # fmt: skip
+        return drawn, Matched(state, matched.label.gather(1, place), matched.overlap.gather(1, place))
 
-        choice = self.rpn.choose(
-            predictions(state, lambda: decode_deltas(deltas.detach(), anchors), labels, logits.detach)
-        )
-        sampled, positive = state != IGNORE, state == POSITIVE
-        in_obj = sampled if choice.left is None else sampled & ~choice.left
-        in_box = positive if choice.box is None else positive & ~choice.box
-        obj_count, box_count = sampled, sampled
-        if choice.kept:
-            obj_count, box_count = in_obj, sampled if choice.box is None else sampled & ~choice.box
-        loss = torch.where(in_obj, bce(logits, choice.seen(state) == POSITIVE), 0)
-        box = _smooth_l1(deltas, encode_deltas(gt_boxes, anchors), in_box)
-        return {"obj_loss": _mean(loss, obj_count), "prop_loss": _mean(box, box_count)}
-
-    def _anchors(self, raw: Raw, labels: Padded) -> Matched:
-        """What the anchors are matched to."""
-        high, low = RPN_IOU
-        return match_by_iou(raw["anchors"], labels, high=high, low=low, rescue="ties")
+    def _divided(self, losses: dict[str, Tensor], state: Tensor, choice: Choice) -> dict[str, Tensor]:
+        """The RPN's summed losses, of (B, S) each."""
+        sampled = state != IGNORE
+        left, out = (choice.left, choice.box) if choice.kept else (None, None)
+        return {
+            "obj_loss": _mean(losses["obj_loss"], sampled if left is None else sampled & ~left),
+            "prop_loss": _mean(losses["prop_loss"], sampled if out is None else sampled & ~out),
+        }
 
     # Second stage -----------------------------------------------------------------------------------------------------
 
@@ -224,27 +218,16 @@ class RefinedFasterRCNNCriterion(FasterRCNNCriterion):
     losses; a prediction's confidence is its refined objectness.
     """
 
-    def _rpn(self, raw: Raw, labels: Padded) -> dict[str, Tensor]:
-        matched = self._anchors(raw, labels)
-        state, positive = matched.state, matched.state == POSITIVE
-        logits, residuals = objectness_and_residuals(raw, "logits")
-        deltas, anchors = upcast(raw["deltas"]), raw["anchors"]
-        choice = self.rpn.choose(
-            predictions(
-                state, lambda: decode_deltas(deltas.detach(), anchors), labels,
-                lambda: refine(logits, residuals)[-1].detach(),
-            )
-        )  # fmt: skip
-        candidates = Candidates(logits, positive.to(logits.dtype), state, matched.overlap)
-        losses = self.rpn.objectness(candidates, residuals, choice)
-        count = self.rpn.divide(positive, choice, ignored=state == IGNORE)
-        gt_boxes, _ = of_label(labels, matched.label)
-        in_box = positive if choice.box is None else positive & ~choice.box
-        box = _smooth_l1(deltas, encode_deltas(gt_boxes, anchors), in_box)
-        by = "image" if self.recipe.divisor == "candidates" else self.recipe.divisor
-        box = (box.sum(1) / self.rpn.divide(in_box if choice.kept else positive, NOTHING, by=by)).sum()
-        found = {name: (loss.sum(1) / count).sum() for name, loss in losses.items()}
-        return {"obj_loss": found.pop("obj_loss"), "prop_loss": box, **found}
+    def _drawn(self, raw: Raw, matched: Matched) -> tuple[Raw, Matched]:
+        return raw, matched
+
+    def _divided(self, losses: dict[str, Tensor], state: Tensor, choice: Choice) -> dict[str, Tensor]:
+        positive = state == POSITIVE
+        in_box = positive if choice.box is None or not choice.kept else positive & ~choice.box
+        count = self.rpn.count(positive, choice, ignored=state == IGNORE)
+        counts = {"prop_loss": self.rpn.count(in_box, NOTHING, by=plainly(self.recipe))}
+        order = [name for name in ("obj_loss", "prop_loss", "res_loss") if name in losses]
+        return {name: (losses[name].sum(1) / counts.get(name, count)).sum() for name in order}
 
 
 def _smooth_l1(deltas: Tensor, targets: Tensor, chosen: Tensor) -> Tensor:
@@ -279,18 +262,7 @@ class FasterRCNNDetect(TorchvisionHead):
         stride: int,
         numbers: Numbers = Numbers(),  # noqa: B008 - it cannot change
     ) -> None:
-        """Build the head.
-
-        Args:
-            rpn: torchvision's convolutions for objectness and offsets.
-            pool: RoIAlign over the levels of the neck that it names.
-            mlp: the two layers between.
-            predictor: class logits, background first, and offsets for each class.
-            anchors: of all levels.
-            nc: classes.
-            stride: what the sides of images are multiples of, in pixels.
-            numbers: of proposals and samples.
-        """
+        """Build the head of torchvision's layers; the predictor's are for 1 + nc classes, background first."""
         super().__init__(nc, stride)
         self.rpn, self.pool, self.mlp, self.predictor = rpn, pool, mlp, predictor
         self.anchors_of, self.numbers = anchors, numbers
@@ -304,44 +276,26 @@ class FasterRCNNDetect(TorchvisionHead):
         """
         maps = list(features.values())
         anchors, counts = self.anchors_of(maps, size)
-        found = self.first_stage(maps)
+        found = self.first_stage([self.rpn.conv(x) for x in maps])
         with torch.no_grad():
             boxes = decode_deltas(upcast(found["deltas"].detach()), anchors)
-            proposals, valid = self.propose(upcast(refined(found, "logits", self.shown)), boxes, counts, size)
+            logits = upcast(refined(found["logits"], found.get("residuals"), self.shown))
+            proposals, valid = self.propose(logits, boxes, counts, size)
         return {
             **found, "anchors": anchors, "counts": counts, "size": size, "proposals": proposals, "valid": valid,
             "features": features,
         }  # fmt: skip
 
-    def first_stage(self, maps: list[Tensor]) -> Raw:
-        """`logits` (B, A) and `deltas` (B, A, 4) of the RPN."""
-        return self.from_hidden([self.rpn.conv(x) for x in maps])
-
-    def from_hidden(self, hidden: list[Tensor]) -> Raw:
-        """The same, of the RPN's features on each level."""
-        # (B, M, H, W) -> (B, H·W·M); (B, M·4, H, W) -> (B, H·W·M, 4)
-        logits = [self.rpn.cls_logits(x).permute(0, 2, 3, 1).flatten(1) for x in hidden]
-        deltas = [self.rpn.bbox_pred(x).permute(0, 2, 3, 1).reshape(len(x), -1, 4) for x in hidden]
-        return {"logits": torch.cat(logits, 1), "deltas": torch.cat(deltas, 1)}
-
-    def with_objectness(self, settings: ResObj) -> TorchvisionHead:
-        """As there: its RPN trains on all anchors."""
-        self.__class__ = RefinedFasterRCNNDetect
-        made: Any = self
-        made.add_objectness(settings)
-        return self
+    def first_stage(self, hidden: list[Tensor]) -> Raw:
+        """`logits` (B, A) and `deltas` (B, A, 4), of the RPN's features on each level."""
+        logits = by_cell([self.rpn.cls_logits(x) for x in hidden])
+        return {"logits": logits, "deltas": by_cell([self.rpn.bbox_pred(x) for x in hidden], 4)}
 
     def propose(self, logits: Tensor, boxes: Tensor, counts: list[int], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """The best boxes of each level, clipped, without the tiny ones, after non-maximum suppression by level.
 
-        Args:
-            logits: (B, A) objectness.
-            boxes: (B, A, 4) decoded, in pixels.
-            counts: anchors of each level.
-            size: height, width of the images in pixels.
-
-        Returns:
-            (B, P, 4) proposals, best first, and (B, P) which are no padding; P = `numbers.after`.
+        From (B, A) objectness and (B, A, 4) boxes in pixels, `counts` of each level: (B, P, 4) proposals, best first,
+        and (B, P) which are no padding; P = `numbers.after`.
         """
         stage = 0 if self.training else 1
         before, most = self.numbers.before[stage], self.numbers.after[stage]
@@ -367,15 +321,9 @@ class FasterRCNNDetect(TorchvisionHead):
         return torch.stack(proposals), torch.stack(valid)
 
     def roi(self, features: Mapping[str, Tensor], boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """The second stage.
+        """The second stage: (B, S, 1 + C) class logits, background first, and (B, S, 1 + C, 4) offsets.
 
-        Args:
-            features: maps of the neck.
-            boxes: (B, S, 4) in pixels; padding may be anything.
-            size: height, width of the images in pixels.
-
-        Returns:
-            (B, S, 1 + C) class logits, background first, and (B, S, 1 + C, 4) offsets.
+        `boxes` are (B, S, 4) in pixels; padding may be anything.
         """
         maps = {name: upcast(x) for name, x in features.items()}
         dtype = next(iter(maps.values())).dtype
@@ -399,14 +347,11 @@ class FasterRCNNDetect(TorchvisionHead):
     def class_rows(self) -> Mapping[str, Callable[[Tensor, Tensor], Tensor]]:
         """The predictor's two layers: (1 + C, …) and ((1 + C) · 4, …)."""
 
-        def rows(x: Tensor, kept: Tensor) -> Tensor:
-            return x[kept]
+        def rows(x: Tensor, kept: Tensor, each: int) -> Tensor:
+            return x.view(-1, each, *x.shape[1:])[kept].flatten(0, 1)
 
-        def fours(x: Tensor, kept: Tensor) -> Tensor:
-            return x.view(-1, 4, *x.shape[1:])[kept].flatten(0, 1)
-
-        layers = (("cls_score", rows), ("bbox_pred", fours))
-        return {f"predictor.{layer}.{k}": choose for layer, choose in layers for k in ("weight", "bias")}
+        layers = (("cls_score", 1), ("bbox_pred", 4))
+        return {f"predictor.{layer}.{k}": partial(rows, each=n) for layer, n in layers for k in ("weight", "bias")}
 
 
 class RefinedFasterRCNNDetect(Refined, FasterRCNNDetect):
@@ -424,7 +369,6 @@ class RefinedFasterRCNNDetect(Refined, FasterRCNNDetect):
 
         Without that the loss of all that is background would swamp the others.
         """
-        self.steps = settings.resobj_steps
         last = self.rpn.cls_logits
         nn.init.constant_(last.bias, logit(objectness_prior(self.nc)))
         if self.steps:
@@ -433,10 +377,12 @@ class RefinedFasterRCNNDetect(Refined, FasterRCNNDetect):
                 grad=settings.resobj_grad,
             )  # fmt: skip
 
-    def from_hidden(self, hidden: list[Tensor]) -> Raw:
+    def first_stage(self, hidden: list[Tensor]) -> Raw:
         """As without, and `residuals` (B, T, A) where there are steps."""
-        found = super().from_hidden(hidden)
+        found = super().first_stage(hidden)
         if self.steps:
-            residuals = [self.residual(x).permute(0, 1, 3, 4, 2).flatten(2) for x in hidden]
-            found["residuals"] = torch.cat(residuals, 2)
+            found["residuals"] = flatten_steps([self.residual(x).movedim(2, -1) for x in hidden])  # as H, W, A
         return found
+
+
+FasterRCNNDetect.with_steps = RefinedFasterRCNNDetect

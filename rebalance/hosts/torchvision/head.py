@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
 from ultralytics.nn.modules.head import Detect
 
 from rebalance.errors import ModelError
+from rebalance.match.boxes import decode_deltas, upcast
 from rebalance.methods.method import Sites
 from rebalance.methods.resobj import ResObj
 
@@ -29,6 +32,7 @@ class TorchvisionHead(Detect):  # type: ignore[misc]
     Attributes:
         sites: where the loss acts on it.
         criterion: its loss, made of the head, `recipe` and `seed`.
+        with_steps: the same head with an objectness, which has `add_objectness`; None: it has no such form.
         nc: classes, background not counted.
         background: number of logits for it: 1 where it has a class of its own, as the first (softmax), else 0.
         stride: (1,) pixels; the sides of images are multiples of it.
@@ -40,29 +44,19 @@ class TorchvisionHead(Detect):  # type: ignore[misc]
     cv3 = None
     sites: ClassVar[Sites]
     criterion: ClassVar[Any]
+    with_steps: ClassVar[Any] = None
     background = 0
     steps = 0
     shown: int | None = None
 
     def __init__(self, nc: int, stride: int) -> None:
-        """Build the part that all heads have.
-
-        Args:
-            nc: classes.
-            stride: what the sides of images are multiples of, in pixels.
-        """
         nn.Module.__init__(self)
         self.nc, self.nl, self.reg_max = nc, 1, 1
         self.stride = torch.tensor([float(stride)])
 
     @abstractmethod
     def predict(self, features: OrderedDict[str, Tensor], size: tuple[int, int]) -> Raw:
-        """Raw predictions.
-
-        Args:
-            features: maps of the neck, from fine to coarse.
-            size: height, width of the images in pixels.
-        """
+        """Raw predictions, from the neck's maps, fine to coarse, and the images' height and width in pixels."""
 
     @abstractmethod
     def decode(self, raw: Raw) -> tuple[Tensor, Tensor, Tensor]:
@@ -72,12 +66,14 @@ class TorchvisionHead(Detect):  # type: ignore[misc]
         """Take note of the longer side of the images that it is trained on, in pixels."""
 
     def with_objectness(self, settings: ResObj) -> TorchvisionHead:
-        """This head, made into one that refines an objectness over all candidates in so many steps.
-
-        Raises:
-            ModelError: it has no such form.
-        """
-        raise ModelError(f"head=obj is not defined for {self.sites.name}")
+        """This head, made into one that refines an objectness over all candidates in so many steps, or ModelError."""
+        if self.with_steps is None:
+            raise ModelError(f"head=obj is not defined for {self.sites.name}")
+        self.__class__ = self.with_steps
+        made: Any = self
+        made.steps = settings.resobj_steps
+        made.add_objectness(settings)
+        return self
 
     def class_rows(self) -> Mapping[str, Callable[[Tensor, Tensor], Tensor]]:
         """For each parameter with a row for each class: (tensor, (C',) classes to keep) -> the smaller tensor."""
@@ -104,12 +100,7 @@ class TorchvisionHead(Detect):  # type: ignore[misc]
 
 
 def within(corners: Tensor, size: tuple[int, int]) -> Tensor:
-    """Boxes cut off at the borders of the image, as torchvision does it before non-maximum suppression.
-
-    Args:
-        corners: (..., 4) in pixels.
-        size: height, width of the image.
-    """
+    """Boxes (..., 4) cut off at the borders of the image, as torchvision does it before non-maximum suppression."""
     height, width = (int(side) for side in size)
     x, y = corners[..., 0::2].clamp(0, width), corners[..., 1::2].clamp(0, height)
     return torch.stack((x, y), -1).flatten(-2)
@@ -118,6 +109,17 @@ def within(corners: Tensor, size: tuple[int, int]) -> Tensor:
 def take(x: Tensor, place: Tensor) -> Tensor:
     """(B, K, D) rows of x (B, A, D) at the places (B, K)."""
     return x.gather(1, place.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+
+def boxes_at(raw: Raw, kept: Tensor, scale: tuple[float, float] = (1, 1)) -> Tensor:
+    """(B, K, 4) boxes of the candidates `kept` (B, K)."""
+    # at least float32: half precision knows pixels beyond 512 by halves only
+    return decode_deltas(upcast(take(raw["deltas"], kept)), raw["anchors"][kept], scale)
+
+
+def by_cell(levels: Sequence[Tensor], *last: int) -> Tensor:
+    """(B, M·D, H, W) of each level -> (B, A), or with `last` D (B, A, D): candidates in the order of H, W, M."""
+    return torch.cat([x.permute(0, 2, 3, 1).reshape(len(x), -1, *last) for x in levels], 1)
 
 
 def class_rows(x: Tensor, kept: Tensor, *, per_cell: int) -> Tensor:
@@ -157,3 +159,36 @@ def best_pairs(
         start += count
     place = torch.cat(places, 1)
     return torch.cat(values, 1), place.div(classes, rounding_mode="floor"), place % classes
+
+
+class Anchors(NamedTuple):
+    """What torchvision's anchors are made from: one entry a level, from fine to coarse."""
+
+    sizes: tuple[tuple[float, ...], ...]  # side in pixels
+    ratios: tuple[tuple[float, ...], ...]  # height over width
+
+    @property
+    def per_cell(self) -> int:
+        return len(self.sizes[0]) * len(self.ratios[0])
+
+    def __call__(self, maps: Sequence[Tensor], size: tuple[int, int]) -> tuple[Tensor, list[int]]:
+        """(A, 4) corners in pixels, float32, in the order of the predictions, and the number of each level.
+
+        `maps` are the features (…, H, W) of the levels, `size` is height and width of the image in pixels.
+        """
+        shapes = tuple((int(x.shape[-2]), int(x.shape[-1])) for x in maps)
+        return _anchors(self, shapes, (int(size[0]), int(size[1])), maps[0].device)
+
+
+@lru_cache(maxsize=32)
+def _anchors(
+    anchors: Anchors, shapes: tuple[tuple[int, int], ...], size: tuple[int, int], device: torch.device
+) -> tuple[Tensor, list[int]]:
+    with torch.inference_mode(False):  # validation may be the first to ask, and training the next
+        generator = AnchorGenerator(anchors.sizes, anchors.ratios)
+        generator.set_cell_anchors(torch.float32, device)
+        steps = [
+            [torch.tensor(whole // cells, device=device) for whole, cells in zip(size, s, strict=True)] for s in shapes
+        ]
+        levels = generator.grid_anchors([list(shape) for shape in shapes], steps)
+        return torch.cat(levels), [len(level) for level in levels]

@@ -19,11 +19,10 @@ class Torchvision(Host):
     """A detector of torchvision."""
 
     def __init__(self, name: str) -> None:
-        """Take a detector by its name in the zoo."""
         self.name, self.sites = name, ZOO[name].head.sites
 
     def refuse(self, model: Any, recipe: Recipe, arguments: Mapping[str, Any], channels: int) -> None:
-        """As there: gains of the host's losses, what would freeze all or nothing, weights that cannot be had."""
+        """Gains of the host's losses, what would freeze all or nothing, weights that cannot be had."""
         refuse_weights(arguments, self.sites.name)
         freeze = arguments.get("freeze")
         if not (set(freeze) <= {0, 1} if isinstance(freeze, list) else freeze is None or freeze in (0, 1, 2)):
@@ -40,20 +39,17 @@ class Torchvision(Host):
             raise ModelError(f"model={self.name} takes images of 3 channels; {arguments['data']} has {channels}")
 
     def build(self, cfg: Any, recipe: Recipe, *, nc: int, ch: int, verbose: bool) -> Any:
-        """As there."""
         return TorchvisionModel(cfg, nc=nc, ch=ch, verbose=verbose, recipe=recipe)
 
     def start(self, model: Any, pretrained: Any, state: dict[str, Tensor] | None) -> tuple[int, int] | None:
-        """As there: torchvision's own weights, or a state dict of them."""
+        """From torchvision's own weights, or a state dict of them."""
         return published.start(model, pretrained)
 
     def prepare(self, model: Any, recipe: Recipe, trainer: Any) -> str:
-        """As there."""
         model.model[-1].trained_at(trainer.args.imgsz)
         return ""
 
     def criterion(self, model: Any, recipe: Recipe, seed: int) -> Any:
-        """As there."""
         return model.criterion_of(recipe, seed)
 
 

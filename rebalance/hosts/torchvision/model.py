@@ -47,13 +47,11 @@ class TorchvisionModel(DetectionModel):  # type: ignore[misc]
 
         Args:
             cfg: its name, or the `yaml` of a model.
-            ch: channels of an image; 3.
             nc: classes; None: 80, as COCO.
-            verbose: print its size.
             recipe: says which head; None: the one that the `yaml` keeps, else the stock head.
 
         Raises:
-            ModelError: there is no such detector, or it does not take such images.
+            ModelError: there is no such detector, or it does not take images of `ch` channels.
         """
         nn.Module.__init__(self)
         self.yaml = Yaml(cfg if isinstance(cfg, dict) else {KEY: cfg, "yaml_file": cfg})
@@ -88,11 +86,10 @@ class TorchvisionModel(DetectionModel):  # type: ignore[misc]
         return {**self.__dict__, "yaml": dict(self.yaml)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take back what a checkpoint keeps."""
         super().__setstate__({**state, "yaml": Yaml(state["yaml"])})
 
     def is_fused(self) -> bool:
-        """As there, and the refinements of the head have been added up."""
+        """As the host's, and the refinements of the head have been added up."""
         return super().is_fused() and not unfused(self.model[-1])
 
     def _predict_once(self, x: Tensor, profile: bool = False, embed: Any = None) -> Any:
@@ -107,12 +104,7 @@ class TorchvisionModel(DetectionModel):  # type: ignore[misc]
         return head(neck(features), (x.shape[-2], x.shape[-1]))
 
     def load(self, weights: Any, verbose: bool = True) -> None:
-        """Copy the tensors of another model that match by name and shape.
-
-        Args:
-            weights: a model, or a checkpoint that holds one.
-            verbose: unused; how many is always told.
-        """
+        """Copy the tensors of a model, or of a checkpoint, that match by name and shape; how many is always told."""
         model = (weights.get("ema") or weights["model"]) if isinstance(weights, dict) else weights
         state = self.translate(model.float().state_dict())
         load_by_name(self, state, str(getattr(model, "pt_path", "the model given")))

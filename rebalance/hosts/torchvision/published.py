@@ -24,14 +24,9 @@ N_A = ("__background__", "N/A")
 
 
 def check(name: str, pretrained: Any) -> None:
-    """Raise where weights asked for by name cannot be had; nothing is fetched or read.
+    """ModelError where weights asked for by name cannot be had; nothing is fetched or read.
 
-    Args:
-        name: of the detector.
-        pretrained: as in `start`, or the name of a checkpoint that Ultralytics publishes.
-
-    Raises:
-        ModelError: they are not there.
+    `pretrained` is as in `start`, or the name of a checkpoint that Ultralytics publishes.
     """
     if pretrained == COCO:
         if reason := missing_coco(name):
@@ -54,7 +49,7 @@ def start(model: TorchvisionModel, pretrained: bool | str) -> tuple[int, int] | 
     """Fill a new model and tell what it starts from.
 
     Args:
-        model: with random weights.
+        model: is changed.
         pretrained: True: torchvision's backbone, trained on ImageNet, where it can be had; `coco`: the whole detector;
             a file: a state dict of torchvision's detector or backbone, for the small models of YOLOv5n; False: nothing.
 

@@ -17,18 +17,16 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.retinanet import RetinaNetHead
 
-from rebalance.heads.objectness import CLASS_PRIOR, Refined, ResidualObjectness, logit, objectness_prior
-from rebalance.hosts.torchvision.anchors import Anchors
-from rebalance.hosts.torchvision.dense import Batch, DenseCriterion, Result
-from rebalance.hosts.torchvision.head import Raw, TorchvisionHead, best_pairs, class_rows, take
-from rebalance.hosts.torchvision.residuals import objectness_and_residuals, refined
-from rebalance.match.boxes import decode_deltas, upcast
+from rebalance.heads.objectness import CLASS_PRIOR, Refined, ResidualObjectness, flatten_steps, logit, objectness_prior
+from rebalance.hosts.torchvision.dense import Batch, DenseCriterion, Result, plainly
+from rebalance.hosts.torchvision.head import Anchors, Raw, TorchvisionHead, best_pairs, boxes_at, by_cell, class_rows
+from rebalance.match.boxes import upcast
 from rebalance.match.candidates import IGNORE, POSITIVE, SIGMOID, Candidates
 from rebalance.match.iou import Matched, match_by_iou
 from rebalance.match.padded import Padded
 from rebalance.methods.bce import bce
 from rebalance.methods.method import NOTHING, Choice, Site, Sites
-from rebalance.methods.resobj import ResObj, refine
+from rebalance.methods.resobj import ResObj, refine, refined, unrefined
 
 POSITIVE_IOU, NEGATIVE_IOU = 0.5, 0.4  # from 0.5 on positive, below 0.4 negative, ignored in between
 
@@ -59,7 +57,6 @@ class RetinaNetCriterion(DenseCriterion):
     ignores = True
 
     def match(self, anchors: Tensor, labels: Padded) -> Matched:
-        """torchvision's matcher."""
         return match_by_iou(anchors, labels, high=POSITIVE_IOU, low=NEGATIVE_IOU, rescue="ties")
 
     def box_loss(self, deltas: Tensor, targets: Tensor) -> Tensor:
@@ -88,17 +85,9 @@ class RefinedRetinaNetCriterion(RetinaNetCriterion):
     _more: dict[str, Tensor]  # losses by name
 
     def __call__(self, preds: Any, batch: Batch) -> Result:
-        """Loss of one batch.
-
-        Args:
-            preds: the head's raw predictions; in validation a pair (decoded, raw).
-            batch: as without.
-
-        Returns:
-            (3,) or, with steps, (4,): class, box, objectness and residual loss times B, and the same without B,
-            detached, by name.
-        """
-        self._raw = objectness_and_residuals(preds[1] if isinstance(preds, tuple) else preds, "objectness")
+        """(3,) or, with steps, (4,): class, box, objectness and residual loss; see `Host.criterion`."""
+        raw: Raw = preds[1] if isinstance(preds, tuple) else preds
+        self._raw = unrefined(raw["objectness"], raw.get("residuals"))
         vector, items = super().__call__(preds, batch)
         more, self._more = self._more, {}
         images = len(self._raw[0])
@@ -115,10 +104,10 @@ class RefinedRetinaNetCriterion(RetinaNetCriterion):
         objects, residuals = self._raw
         candidates = Candidates(objects, positive.to(logits.dtype), state, matched.overlap)
         losses = self.objective.objectness(candidates, residuals, choice)
-        count = self.objective.divide(positive, choice, ignored=state == IGNORE)
+        count = self.objective.count(positive, choice, ignored=state == IGNORE)
         self._more = {name: (loss.sum(1) / count).sum() for name, loss in losses.items()}
         loss = bce(logits, self.class_targets(logits, classes, positive)).sum(-1).where(positive, 0)
-        return (loss.sum(1) / self.objective.divide(positive, NOTHING, by=self.plainly)).sum()
+        return (loss.sum(1) / self.objective.count(positive, NOTHING, by=plainly(self.recipe))).sum()
 
 
 class RetinaNetDetect(TorchvisionHead):
@@ -128,12 +117,9 @@ class RetinaNetDetect(TorchvisionHead):
     criterion = RetinaNetCriterion
 
     def __init__(self, layers: RetinaNetHead, anchors: Anchors, nc: int, stride: int = 32, most: int = 1000) -> None:
-        """Build the head.
+        """Build the head of torchvision's two towers for `nc` classes.
 
         Args:
-            layers: torchvision's classification and regression towers.
-            anchors: of all levels.
-            nc: classes.
             stride: images are padded to multiples of it; 32 as in torchvision. Coarser levels round their cells up.
             most: pairs of anchor and class that each level keeps for non-maximum suppression.
         """
@@ -143,30 +129,20 @@ class RetinaNetDetect(TorchvisionHead):
     def predict(self, features: OrderedDict[str, Tensor], size: tuple[int, int]) -> Raw:
         """`logits` (B, A, C), `deltas` (B, A, 4), `anchors` (A, 4) in pixels, `counts` anchors of each level."""
         maps = list(features.values())
-        found = self.layers(maps)
         anchors, counts = self.anchors_of(maps, size)
         return {
-            "logits": found["cls_logits"], "deltas": found["bbox_regression"], "anchors": anchors, "counts": counts,
+            **self.scores(maps), "deltas": self.layers.regression_head(maps), "anchors": anchors, "counts": counts,
             "size": size,
         }  # fmt: skip
+
+    def scores(self, maps: list[Tensor]) -> Raw:
+        """What the classification tower predicts."""
+        return {"logits": self.layers.classification_head(maps)}
 
     def decode(self, raw: Raw) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes, scores and classes of the best pairs of each level."""
         logits, kept, classes = best_pairs(raw["logits"], raw["counts"], self.most)
-        return self._boxes(raw, kept), logits.sigmoid(), classes
-
-    def _boxes(self, raw: Raw, kept: Tensor) -> Tensor:
-        """(B, K, 4) boxes of the anchors `kept` (B, K)."""
-        # at least float32: half precision knows pixels beyond 512 by halves only
-        deltas = upcast(take(raw["deltas"], kept))
-        return decode_deltas(deltas, raw["anchors"][kept])
-
-    def with_objectness(self, settings: ResObj) -> TorchvisionHead:
-        """As there."""
-        self.__class__ = RefinedRetinaNetDetect
-        made: Any = self
-        made.add_objectness(settings)
-        return self
+        return boxes_at(raw, kept), logits.sigmoid(), classes
 
     def class_rows(self) -> Mapping[str, Callable[[Tensor, Tensor], Tensor]]:
         """The last layer of the classification tower: (anchors · C, …)."""
@@ -186,37 +162,28 @@ class RefinedRetinaNetDetect(Refined, RetinaNetDetect):
     def add_objectness(self, settings: ResObj) -> None:
         """Add the subnets; at first a class has a probability of 0.01, an object that of `objectness_prior`."""
         head = self.layers.classification_head
-        self.steps = settings.resobj_steps
         self.objectness = ResidualObjectness(
             head.cls_logits.in_channels, anchors=head.num_anchors, steps=self.steps, on=settings.resobj_on,
             grad=settings.resobj_grad, prior=objectness_prior(self.nc), act=nn.ReLU,
         )  # fmt: skip
         nn.init.constant_(head.cls_logits.bias, logit(CLASS_PRIOR))
 
-    def predict(self, features: OrderedDict[str, Tensor], size: tuple[int, int]) -> Raw:
-        """As without; `logits` are of a class given an object, `objectness` (B, A), `residuals` (B, T, A)."""
-        maps = list(features.values())
+    def scores(self, maps: list[Tensor]) -> Raw:
+        """`logits` (B, A, C) of a class given an object, `objectness` (B, A), `residuals` (B, T, A)."""
         head = self.layers.classification_head
-        logits, objectness, residuals = [], [], []
-        for x in maps:
-            tower = head.conv(x)
-            scores = head.cls_logits(tower)
-            images, rows, columns = len(x), scores.shape[2], scores.shape[3]
-            scores = scores.view(images, head.num_anchors, self.nc, rows, columns).permute(0, 3, 4, 1, 2)
-            logits.append(scores.reshape(images, -1, self.nc))
-            objects, more = self.objectness(tower)
-            objectness.append(objects.permute(0, 2, 3, 1).flatten(1))
-            if more is not None:
-                residuals.append(more.permute(0, 1, 3, 4, 2).flatten(2))
-        anchors, counts = self.anchors_of(maps, size)
-        found = {
-            "logits": torch.cat(logits, 1), "deltas": self.layers.regression_head(maps), "anchors": anchors,
-            "counts": counts, "size": size, "objectness": torch.cat(objectness, 1),
-        }  # fmt: skip
-        return {**found, "residuals": torch.cat(residuals, 2)} if residuals else found
+        towers = [head.conv(x) for x in maps]
+        logits = by_cell([head.cls_logits(x) for x in towers], self.nc)
+        objects, residuals = zip(*(self.objectness(x) for x in towers), strict=True)
+        found = {"logits": logits, "objectness": by_cell(objects)}
+        if residuals[0] is not None:
+            found["residuals"] = flatten_steps([x.movedim(2, -1) for x in residuals])  # in the order of H, W, A
+        return found
 
     def decode(self, raw: Raw) -> tuple[Tensor, Tensor, Tensor]:
         """As without; score = P(class | object) · P(object) after all steps."""
-        objects = upcast(refined(raw, "objectness", self.shown)).sigmoid()
+        objects = upcast(refined(raw["objectness"], raw.get("residuals"), self.shown)).sigmoid()
         scores, kept, classes = best_pairs(upcast(raw["logits"]), raw["counts"], self.most, objects)
-        return self._boxes(raw, kept), scores, classes
+        return boxes_at(raw, kept), scores, classes
+
+
+RetinaNetDetect.with_steps = RefinedRetinaNetDetect

@@ -21,8 +21,8 @@ from torchvision.models.detection.ssd import SSDHead
 from torchvision.models.detection.ssdlite import SSDLiteHead
 
 from rebalance.hosts.torchvision.dense import DenseCriterion
-from rebalance.hosts.torchvision.head import Raw, TorchvisionHead, best_pairs, class_rows, take
-from rebalance.match.boxes import decode_deltas, upcast
+from rebalance.hosts.torchvision.head import Raw, TorchvisionHead, best_pairs, boxes_at, class_rows
+from rebalance.match.boxes import upcast
 from rebalance.match.candidates import BACKGROUND, SOFTMAX
 from rebalance.match.iou import Matched, match_by_iou
 from rebalance.match.padded import Padded
@@ -50,14 +50,11 @@ class DefaultBoxes(NamedTuple):
     scales: tuple[float, ...]  # side as a fraction of a training image's; one more than there are levels
     ratios: tuple[tuple[float, ...], ...]  # width over height and the inverse, besides 1
     strides: tuple[int, ...]  # in pixels
-    exact: int = (
-        0  # so many levels, the first, have a box every `stride` pixels; of the others the cells divide the image
-    )
+    exact: int = 0  # so many levels, the first, have a box every `stride` pixels; else the cells divide the image
     lost: tuple[int, ...] = ()  # cells that convolutions without padding have taken from a side
 
     @property
     def per_cell(self) -> list[int]:
-        """Default boxes in each cell of each level."""
         return [2 + 2 * len(ratios) for ratios in self.ratios]
 
     def sides(self, level: int) -> list[tuple[float, float]]:
@@ -79,11 +76,9 @@ class DefaultBoxes(NamedTuple):
         return side / max(1, math.ceil(side / stride) - lost)
 
     def __call__(self, maps: Sequence[Tensor], side: int) -> Tensor:
-        """(A, 4) corners in pixels, float32, in the order of the predictions.
+        """(A, 4) corners in pixels, float32, in the order of the predictions, from features (…, H, W) of the levels.
 
-        Args:
-            maps: features of each level, (…, H, W).
-            side: longer side of the images in training, in pixels.
+        `side` is the longer side of the images in training, in pixels.
         """
         shapes = tuple((int(x.shape[-2]), int(x.shape[-1])) for x in maps)
         return _default_boxes(self, shapes, side, maps[0].device)
@@ -114,7 +109,6 @@ class SSDCriterion(DenseCriterion):
     scale = SCALE
 
     def match(self, anchors: Tensor, labels: Padded) -> Matched:
-        """torchvision's matcher."""
         return match_by_iou(anchors, labels, high=MATCH_IOU, low=MATCH_IOU, rescue="first")
 
     def box_loss(self, deltas: Tensor, targets: Tensor) -> Tensor:
@@ -144,12 +138,9 @@ class SSDDetect(TorchvisionHead):
     def __init__(
         self, layers: SSDHead | SSDLiteHead, boxes: DefaultBoxes, nc: int, *, side: int, most: int = 2000
     ) -> None:
-        """Build the head.
+        """Build the head of torchvision's convolutions for nc + 1 classes.
 
         Args:
-            layers: torchvision's convolutions for nc + 1 classes.
-            boxes: the default boxes.
-            nc: classes, background not counted.
             side: of the images that published weights were trained on; a training of ours sets its own.
             most: pairs of default box and class kept for non-maximum suppression. torchvision keeps 400 of each class,
                 which for 80 classes would be 32000.
@@ -170,8 +161,7 @@ class SSDDetect(TorchvisionHead):
         """Boxes, scores and classes of the best pairs of all levels."""
         probs = upcast(raw["logits"]).softmax(-1)[..., BACKGROUND + 1 :]
         scores, kept, classes = best_pairs(probs, [probs.shape[1]], self.most)
-        deltas = upcast(take(raw["deltas"], kept))
-        return decode_deltas(deltas, raw["anchors"][kept], SCALE), scores, classes
+        return boxes_at(raw, kept, SCALE), scores, classes
 
     def class_rows(self) -> Mapping[str, Callable[[Tensor, Tensor], Tensor]]:
         """The last convolution of each level: (default boxes · (1 + C), …)."""
@@ -183,5 +173,5 @@ class SSDDetect(TorchvisionHead):
         return found
 
     def trained_at(self, imgsz: int) -> None:
-        """As there: default boxes have the size in pixels that they have in training."""
+        """Default boxes have the size in pixels that they have in training."""
         self.side = imgsz

@@ -4,46 +4,25 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm, pad
-from torchvision.models import (
-    MobileNet_V3_Large_Weights,
-    ResNet50_Weights,
-    ResNet101_Weights,
-    VGG16_Weights,
-    WeightsEnum,
-    resnet50,
-    resnet101,
-)
+from torchvision import models
+from torchvision.models import WeightsEnum, detection
 from torchvision.models._utils import IntermediateLayerGetter
-from torchvision.models.detection import (
-    FasterRCNN_ResNet50_FPN_Weights,
-    RetinaNet_ResNet50_FPN_Weights,
-    SSD300_VGG16_Weights,
-    SSDLite320_MobileNet_V3_Large_Weights,
-    ssd300_vgg16,
-    ssdlite320_mobilenet_v3_large,
-)
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.detection.ssd import SSDHead
 from torchvision.ops import Conv2dNormActivation, MultiScaleRoIAlign
-from torchvision.ops.feature_pyramid_network import (
-    ExtraFPNBlock,
-    FeaturePyramidNetwork,
-    LastLevelMaxPool,
-    LastLevelP6P7,
-)
+from torchvision.ops import feature_pyramid_network as fpn
 from ultralytics.nn.tasks import DetectionModel
 
-from rebalance.hosts.torchvision.anchors import Anchors
 from rebalance.hosts.torchvision.faster_rcnn import FasterRCNNDetect, Numbers
-from rebalance.hosts.torchvision.head import TorchvisionHead
+from rebalance.hosts.torchvision.head import Anchors, TorchvisionHead
 from rebalance.hosts.torchvision.retinanet import RetinaNetDetect
 from rebalance.hosts.torchvision.ssd import DefaultBoxes, SSDDetect
 from rebalance.match.candidates import BACKGROUND
@@ -72,12 +51,10 @@ class Levels(nn.Sequential):
     """A chain of layers of which some outputs are handed on, by index, from fine to coarse."""
 
     def __init__(self, layers: list[nn.Module], kept: tuple[int, ...]) -> None:
-        """Build the chain; `kept` are the indices of the outputs."""
         super().__init__(*layers)
         self.kept = kept
 
     def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
-        """Outputs by index."""
         found: OrderedDict[str, Tensor] = OrderedDict()
         for index, layer in enumerate(self):
             x = layer(x)
@@ -86,16 +63,14 @@ class Levels(nn.Sequential):
         return found
 
 
-class Halved(ExtraFPNBlock):  # type: ignore[misc]
+class Halved(fpn.ExtraFPNBlock):  # type: ignore[misc]
     """One more level of a pyramid, the coarsest by a 3×3 convolution of stride 2."""
 
     def __init__(self, channels: int) -> None:
-        """Build it for a pyramid of so many channels."""
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, 2, 1)
 
     def forward(self, results: list[Tensor], x: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
-        """Append the level."""
         return [*results, self.conv(results[-1])], [*names, "half"]
 
 
@@ -106,26 +81,26 @@ def resnet_levels(network: Callable[..., nn.Module], first: int) -> Intermediate
 
 def yolov5n_levels() -> Levels:
     """YOLOv5n's backbone: 64, 128 and 256 channels at strides 8, 16 and 32. The layers are Ultralytics'."""
-    layers = list(DetectionModel("yolov5n.yaml", verbose=False).model[:10])
-    return Levels(layers, kept=(4, 6, 9))
+    return Levels(list(DetectionModel("yolov5n.yaml", verbose=False).model[:10]), kept=(4, 6, 9))
+
+
+def _anchors(sizes: Sequence[Sequence[float]]) -> Anchors:
+    """Of these sides, flat, square and upright ones."""
+    return Anchors(tuple(map(tuple, sizes)), ((0.5, 1.0, 2.0),) * len(sizes))
 
 
 def retinanet_resnet(network: Callable[..., nn.Module], nc: int) -> Parts:
     """torchvision's RetinaNet: five levels from stride 8 to 128, nine anchors a cell, four convolutions a tower."""
-    neck = FeaturePyramidNetwork([512, 1024, 2048], 256, extra_blocks=LastLevelP6P7(2048, 256))
-    sizes = tuple(
-        (float(x), float(int(x * 2 ** (1 / 3))), float(int(x * 2 ** (2 / 3)))) for x in (32, 64, 128, 256, 512)
-    )
-    anchors = Anchors(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
+    neck = fpn.FeaturePyramidNetwork([512, 1024, 2048], 256, extra_blocks=fpn.LastLevelP6P7(2048, 256))
+    anchors = _anchors([[float(int(x * 2 ** (k / 3))) for k in range(3)] for x in (32, 64, 128, 256, 512)])
     head = RetinaNetDetect(RetinaNetHead(256, anchors.per_cell, nc), anchors, nc)
     return resnet_levels(network, 2), neck, head
 
 
 def retinanet_tiny(nc: int) -> Parts:
     """For CPUs: YOLOv5n's backbone, a pyramid of 64 channels from stride 8 to 64, two convolutions a tower."""
-    neck = FeaturePyramidNetwork([64, 128, 256], 64, extra_blocks=Halved(64))
-    sizes = tuple((float(x), x * 2 ** (1 / 3), x * 2 ** (2 / 3)) for x in (16, 32, 64, 128))  # for images of 256 px
-    anchors = Anchors(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
+    neck = fpn.FeaturePyramidNetwork([64, 128, 256], 64, extra_blocks=Halved(64))
+    anchors = _anchors([[x * 2 ** (k / 3) for k in range(3)] for x in (16, 32, 64, 128)])  # for images of 256 px
     layers = RetinaNetHead(64, anchors.per_cell, nc, norm_layer=partial(nn.GroupNorm, 8))
     for tower in (layers.classification_head, layers.regression_head):
         tower.conv = tower.conv[:2]
@@ -136,7 +111,6 @@ class Unpadded(nn.Conv2d):
     """A convolution without padding that also takes maps smaller than its kernel, with zeros at their end."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve."""
         missing = [max(0, k - n) for k, n in zip(self.kernel_size, x.shape[2:], strict=True)]
         return super().forward(pad(x, (0, missing[1], 0, missing[0])) if any(missing) else x)
 
@@ -148,7 +122,6 @@ class LastImageNorm(nn.BatchNorm2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise."""
         if self.training and x.numel() == x.shape[1]:
             return batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         return super().forward(x)
@@ -160,14 +133,10 @@ class Smaller(nn.Module):
     def __init__(self, channels: int, added: tuple[int, ...]) -> None:
         """Build them: `channels` of the coarsest level there is, and of each level added."""
         super().__init__()
-        blocks = []
-        for out in added:
-            blocks.append(_smaller(channels, out, partial(nn.GroupNorm, 8), nn.SiLU))
-            channels = out
-        self.blocks = nn.ModuleList(blocks)
+        sides = zip((channels, *added), added, strict=False)
+        self.blocks = nn.ModuleList(_smaller(*pair, partial(nn.GroupNorm, 8), nn.SiLU) for pair in sides)
 
     def forward(self, features: OrderedDict[str, Tensor]) -> OrderedDict[str, Tensor]:
-        """All levels, by name."""
         found = OrderedDict(features)
         x = list(features.values())[-1]
         for index, block in enumerate(self.blocks):
@@ -186,18 +155,15 @@ def ssd_vgg(nc: int) -> Parts:
 
     The last two convolutions have no padding, and would not take maps of less than 257 px.
     """
-    whole = ssd300_vgg16(weights=None, weights_backbone=None, num_classes=nc + 1)
+    whole = detection.ssd300_vgg16(weights=None, weights_backbone=None, num_classes=nc + 1)
     for block in whole.backbone.extra[3:]:
         old = block[2]
         block[2] = Unpadded(old.in_channels, old.out_channels, old.kernel_size)
         block[2].load_state_dict(old.state_dict())
     boxes = DefaultBoxes(
-        (0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05),
-        ((2,), (2, 3), (2, 3), (2, 3), (2,), (2,)),
-        (8, 16, 32, 64, 64, 64),
-        exact=4,
-        lost=(0, 0, 0, 0, 2, 4),
-    )
+        (0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05), ((2,), (2, 3), (2, 3), (2, 3), (2,), (2,)),
+        (8, 16, 32, 64, 64, 64), exact=4, lost=(0, 0, 0, 0, 2, 4),
+    )  # fmt: skip
     return whole.backbone, nn.Identity(), SSDDetect(whole.head, boxes, nc, side=300)
 
 
@@ -211,7 +177,8 @@ def ssdlite_mobilenet(nc: int) -> Parts:
     Of a MobileNet-v3 trained on ImageNet, whose last stage is not, the stages before it fit.
     """
     norm = partial(LastImageNorm, eps=0.001, momentum=0.03)
-    whole = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=nc + 1, norm_layer=norm)
+    build = detection.ssdlite320_mobilenet_v3_large
+    whole = build(weights=None, weights_backbone=None, num_classes=nc + 1, norm_layer=norm)
     return whole.backbone, nn.Identity(), SSDDetect(whole.head, SIX_LEVELS, nc, side=320)
 
 
@@ -234,17 +201,8 @@ def mobilenet_v1_levels() -> Levels:
     made = partial(Conv2dNormActivation, norm_layer=LastImageNorm, activation_layer=nn.ReLU6)
     layers: list[nn.Module] = [made(3, 32, 3, 2)]
     inside = 32
-    for out, stride in (
-        (64, 1),
-        (128, 2),
-        (128, 1),
-        (256, 2),
-        (256, 1),
-        (512, 2),
-        *((512, 1),) * 5,
-        (1024, 2),
-        (1024, 1),
-    ):
+    for out in (64, 128, 128, 256, 256, *(512,) * 6, 1024, 1024):
+        stride = 2 if out > inside > 32 else 1
         layers.append(nn.Sequential(made(inside, inside, 3, stride, groups=inside), made(inside, out, 1)))
         inside = out
     for out in (512, 256, 256, 128):
@@ -269,34 +227,35 @@ def ssd_tiny(nc: int) -> Parts:
     return yolov5n_levels(), Smaller(256, (128, 128)), ssd_head([64, 128, 256, 128, 128], boxes, nc, 256)
 
 
+def faster_rcnn_head(
+    channels: int, sides: tuple[float, ...], levels: list[str], pooled: int, hidden: int, nc: int, numbers: Numbers
+) -> FasterRCNNDetect:
+    """An RPN with anchors of one side a level, and two layers on RoIs of `pooled`² cells from the levels named."""
+    anchors = _anchors([[side] for side in sides])
+    return FasterRCNNDetect(
+        RPNHead(channels, anchors.per_cell), MultiScaleRoIAlign(levels, output_size=pooled, sampling_ratio=2),
+        TwoMLPHead(channels * pooled**2, hidden), FastRCNNPredictor(hidden, 1 + nc), anchors, nc, 32, numbers,
+    )  # fmt: skip
+
+
 def fasterrcnn_resnet(network: Callable[..., nn.Module], nc: int) -> Parts:
     """torchvision's Faster R-CNN: five levels from stride 4 to 64, three anchors a cell, 7×7 RoIs of four levels."""
-    neck = FeaturePyramidNetwork([256, 512, 1024, 2048], 256, extra_blocks=LastLevelMaxPool())
-    anchors = Anchors(tuple((float(x),) for x in (32, 64, 128, 256, 512)), ((0.5, 1.0, 2.0),) * 5)
-    head = FasterRCNNDetect(
-        RPNHead(256, anchors.per_cell), MultiScaleRoIAlign(["0", "1", "2", "3"], output_size=7, sampling_ratio=2),
-        TwoMLPHead(256 * 7**2, 1024), FastRCNNPredictor(1024, 1 + nc), anchors, nc, stride=32,
-    )  # fmt: skip
+    neck = fpn.FeaturePyramidNetwork([256, 512, 1024, 2048], 256, extra_blocks=fpn.LastLevelMaxPool())
+    head = faster_rcnn_head(256, (32.0, 64.0, 128.0, 256.0, 512.0), ["0", "1", "2", "3"], 7, 1024, nc, Numbers())
     return resnet_levels(network, 1), neck, head
 
 
 def fasterrcnn_tiny(nc: int) -> Parts:
     """For CPUs: YOLOv5n's backbone, a pyramid of 64 channels from stride 8 to 64, 5×5 RoIs, few proposals."""
-    neck = FeaturePyramidNetwork([64, 128, 256], 64, extra_blocks=LastLevelMaxPool())
-    anchors = Anchors(tuple((float(x),) for x in (24, 48, 96, 192)), ((0.5, 1.0, 2.0),) * 4)  # for images of 256 px
-    head = FasterRCNNDetect(
-        RPNHead(64, anchors.per_cell), MultiScaleRoIAlign(["4", "6", "9"], output_size=5, sampling_ratio=2),
-        TwoMLPHead(64 * 5**2, 128), FastRCNNPredictor(128, 1 + nc), anchors, nc, stride=32,
-        numbers=Numbers(before=(300, 300), after=(200, 200), anchors=128, rois=64, most=300),
-    )  # fmt: skip
+    neck = fpn.FeaturePyramidNetwork([64, 128, 256], 64, extra_blocks=fpn.LastLevelMaxPool())
+    numbers = Numbers(before=(300, 300), after=(200, 200), anchors=128, rois=64, most=300)
+    sides = (24.0, 48.0, 96.0, 192.0)  # for images of 256 px
+    head = faster_rcnn_head(64, sides, ["4", "6", "9"], 5, 128, nc, numbers)
     return yolov5n_levels(), neck, head
 
 
 WHOLE = {"backbone.body.": "model.0.", "backbone.fpn.": "model.1.", "head.": "model.2.layers."}
-RESNET = {
-    **WHOLE,
-    **{part: f"model.0.{part}" for part in ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.")},
-}
+RESNET = {**WHOLE, **{part: f"model.0.{part}" for part in ("conv1.", "bn1.", *(f"layer{k}." for k in range(1, 5)))}}
 # Files from before torchvision 0.14 have other names for single convolutions
 OLD_FPN = {
     f"backbone.fpn.{part}.{i}.{k}": f"model.1.{part}.{i}.0.{k}"
@@ -313,34 +272,33 @@ VGG = {
     **SSD, **{f"features.{i}.": f"model.0.extra.0.{i - 23}." for i in (24, 26, 28)}, "features.": "model.0.features.",
 }  # fmt: skip
 MOBILENET_V3 = {
-    **SSD,
-    "features.13.block.0.": "model.0.features.0.13.",
-    "features.13.block.": "model.0.features.1.0.",
-    **{f"features.{i}.": f"model.0.features.1.{i - 13}." for i in (14, 15, 16)},
-    "features.": "model.0.features.0.",
-}
+    **SSD, "features.13.block.0.": "model.0.features.0.13.", "features.13.block.": "model.0.features.1.0.",
+    **{f"features.{i}.": f"model.0.features.1.{i - 13}." for i in (14, 15, 16)}, "features.": "model.0.features.0.",
+}  # fmt: skip
 YOLOV5 = {f"model.{i}.": f"model.0.{i}." for i in range(10)}  # its later layers have no place here
 
 ZOO: dict[str, Detector] = {
     "retinanet_resnet50_fpn": Detector(
-        RetinaNetDetect, partial(retinanet_resnet, resnet50), "RetinaNet, ResNet-50 and FPN", **IMAGENET,
-        prefixes=RESNET, backbone=ResNet50_Weights.IMAGENET1K_V1, coco=RetinaNet_ResNet50_FPN_Weights.COCO_V1,
+        RetinaNetDetect, partial(retinanet_resnet, models.resnet50), "RetinaNet, ResNet-50 and FPN", **IMAGENET,
+        prefixes=RESNET, backbone=models.ResNet50_Weights.IMAGENET1K_V1,
+        coco=detection.RetinaNet_ResNet50_FPN_Weights.COCO_V1,
     ),
     "retinanet_resnet101_fpn": Detector(
-        RetinaNetDetect, partial(retinanet_resnet, resnet101), "RetinaNet, ResNet-101 and FPN (BRL's)", **IMAGENET,
-        prefixes=RESNET, backbone=ResNet101_Weights.IMAGENET1K_V1,
+        RetinaNetDetect, partial(retinanet_resnet, models.resnet101), "RetinaNet, ResNet-101 and FPN (BRL's)",
+        **IMAGENET, prefixes=RESNET, backbone=models.ResNet101_Weights.IMAGENET1K_V1,
     ),
     "retinanet_tiny": Detector(
         RetinaNetDetect, retinanet_tiny, "RetinaNet for CPUs: YOLOv5n's backbone, narrow FPN, shallow head", **AS_IT_IS,
         prefixes=YOLOV5,
     ),
     "fasterrcnn_resnet50_fpn": Detector(
-        FasterRCNNDetect, partial(fasterrcnn_resnet, resnet50), "Faster R-CNN, ResNet-50 and FPN", **IMAGENET,
-        prefixes=FASTER_RCNN, backbone=ResNet50_Weights.IMAGENET1K_V1, coco=FasterRCNN_ResNet50_FPN_Weights.COCO_V1,
+        FasterRCNNDetect, partial(fasterrcnn_resnet, models.resnet50), "Faster R-CNN, ResNet-50 and FPN", **IMAGENET,
+        prefixes=FASTER_RCNN, backbone=models.ResNet50_Weights.IMAGENET1K_V1,
+        coco=detection.FasterRCNN_ResNet50_FPN_Weights.COCO_V1,
     ),
     "fasterrcnn_resnet101_fpn": Detector(
-        FasterRCNNDetect, partial(fasterrcnn_resnet, resnet101), "Faster R-CNN, ResNet-101 and FPN", **IMAGENET,
-        prefixes=FASTER_RCNN, backbone=ResNet101_Weights.IMAGENET1K_V1,
+        FasterRCNNDetect, partial(fasterrcnn_resnet, models.resnet101), "Faster R-CNN, ResNet-101 and FPN", **IMAGENET,
+        prefixes=FASTER_RCNN, backbone=models.ResNet101_Weights.IMAGENET1K_V1,
     ),
     "fasterrcnn_tiny": Detector(
         FasterRCNNDetect, fasterrcnn_tiny, "Faster R-CNN for CPUs: YOLOv5n's backbone, narrow FPN, few small RoIs",
@@ -348,11 +306,12 @@ ZOO: dict[str, Detector] = {
     ),
     "ssd300_vgg16": Detector(
         SSDDetect, ssd_vgg, "SSD300, VGG-16; imgsz=300 is rounded up to 320", **CAFFE, prefixes=VGG,
-        backbone=VGG16_Weights.IMAGENET1K_FEATURES, coco=SSD300_VGG16_Weights.COCO_V1,
+        backbone=models.VGG16_Weights.IMAGENET1K_FEATURES, coco=detection.SSD300_VGG16_Weights.COCO_V1,
     ),
     "ssdlite320_mobilenet_v3_large": Detector(
         SSDDetect, ssdlite_mobilenet, "SSDLite320, MobileNet-v3", **ROUND_ZERO, prefixes=MOBILENET_V3,
-        backbone=MobileNet_V3_Large_Weights.IMAGENET1K_V1, coco=SSDLite320_MobileNet_V3_Large_Weights.COCO_V1,
+        backbone=models.MobileNet_V3_Large_Weights.IMAGENET1K_V1,
+        coco=detection.SSDLite320_MobileNet_V3_Large_Weights.COCO_V1,
     ),
     "ssd_mobilenet_v1": Detector(
         SSDDetect, ssd_mobilenet_v1, "SSD, MobileNet-v1 built here (torchvision has none), no weights", **ROUND_ZERO,

@@ -23,7 +23,7 @@ from rebalance.match.candidates import POSITIVE, Candidates, candidate_state
 from rebalance.match.padded import padded_labels
 from rebalance.methods.bce import bce
 from rebalance.methods.method import NOTHING, Choice, Predictions, Run
-from rebalance.methods.resobj import refine
+from rebalance.methods.resobj import refine, unrefined
 from rebalance.objective import Objective
 from rebalance.recipe import Recipe
 
@@ -95,7 +95,7 @@ class DetectionCriterion(v8DetectionLoss):  # type: ignore[misc]
         """Make up for the host's division by the sum of target scores, where another divisor is wanted."""
         choice = self._choice
         if self.recipe.divisor != "host":
-            count = self.objective.divide(self._state == POSITIVE, choice, channels=loss.shape[-1])
+            count = self.objective.count(self._state == POSITIVE, choice, channels=loss.shape[-1])
             return loss * (self._host_divisor / count.view(-1, 1, 1))
         if choice.gone is None or not (choice.kept and choice.matched):
             return loss
@@ -129,25 +129,14 @@ class ObjectnessCriterion(DetectionCriterion):
     _targets: Tensor  # (B, N)
 
     def loss(self, preds: dict[str, Tensor], batch: Batch) -> Result:
-        """Loss of one batch.
-
-        Args:
-            preds: the head's raw predictions of one branch.
-            batch: the host's.
-
-        Returns:
-            (4,) or, with steps, (5,): box, class, DFL (L1), objectness and residual loss times B, and the same without
-            B, detached, by name.
-        """
-        logits = upcast(preds["objectness"]).squeeze(1)
-        empty = logits.new_zeros(len(logits), 0, logits.shape[1])
-        self._raw = logits, upcast(preds.get("residuals", empty)).transpose(0, 1)
+        """(4,) or, with steps, (5,): box, class, DFL (L1), objectness and residual loss; see `Host.criterion`."""
+        self._raw = unrefined(preds["objectness"].squeeze(1), preds.get("residuals"))
         vector, items = super().loss(preds, batch)
         more = {name: x * self.hyp.cls for name, x in self._objectness().items()}
+        images = len(self._raw[0])
         del self._raw  # it holds the graph
-        return torch.cat((vector, torch.stack(list(more.values())) * len(logits))), {
-            **items, **{name: x.detach() for name, x in more.items()}
-        }  # fmt: skip
+        items |= {name: x.detach() for name, x in more.items()}
+        return torch.cat((vector, torch.stack(list(more.values())) * images)), items
 
     def _assign(self, scores: Tensor, boxes: Tensor, points: Tensor, *labels: Tensor, **options: Any) -> Any:
         objectness = refine(*self._raw)[-1].detach().sigmoid().to(scores.dtype)
@@ -164,7 +153,7 @@ class ObjectnessCriterion(DetectionCriterion):
         candidates = Candidates(logits, targets, self._state, self._overlap)
         losses = self.objective.objectness(candidates, residuals, choice)
         if self.recipe.divisor != "host":
-            count = self.objective.divide(self._state == POSITIVE, choice)
+            count = self.objective.count(self._state == POSITIVE, choice)
         else:
             if choice.gone is not None and choice.kept and choice.matched:
                 targets = targets.masked_fill(choice.gone, 0)
@@ -199,17 +188,7 @@ class AnchorCriterion:
         )
 
     def __call__(self, preds: Any, batch: Batch) -> Result:
-        """Loss of one batch.
-
-        Args:
-            preds: the head's output; in validation a pair (decoded, output).
-            batch: `batch_idx` (T,) sorted, `cls` (T, 1), `bboxes` (T, 4) centre, width, height as fractions; optionally
-                `most_labels`, the number of labels of the fullest image.
-
-        Returns:
-            (3,) box, objectness and class loss times B, and the same without B, detached, by name. Where the objectness
-            has steps (4,): `res_loss` too.
-        """
+        """(3,) box, objectness and class loss, or with steps (4,), `res_loss` too; see `Host.criterion`."""
         batch = self.objective.relabel(batch)
         raw = preds[1] if isinstance(preds, tuple) else preds
         maps = raw["maps"]
@@ -226,7 +205,8 @@ class AnchorCriterion:
         matched = torch.cat((sigmoid[..., :2] * 2 - 0.5, (sigmoid[..., 2:] * 2) ** 2 * found.anchor_wh), -1)
         iou = ciou(matched, found.boxes_xywh)
 
-        logits = upcast(objectness(maps))  # (B, N)
+        steps = flatten_steps(raw["residuals"]) if "residuals" in raw else None
+        logits, residuals = unrefined(objectness(maps), steps)
         place = self._places(found, logits.shape)
         target = self._scatter(iou.detach().clamp(min=0), place, logits.shape)
         state = candidate_state(self._scatter(found.valid, place, logits.shape))
@@ -237,9 +217,9 @@ class AnchorCriterion:
             given, most = (labels[:, 0], labels[:, 1], labels[:, 2:]), batch.get("most_labels")
             return padded_labels(*given, images=len(logits), size=size, most=most).boxes
 
-        overlap = (
-            self._overlap(gt_boxes(), shapes) if self.objective.by_overlap else logits.new_zeros(()).expand_as(logits)
-        )
+        overlap = logits.new_zeros(()).expand_as(logits)
+        if self.objective.by_overlap:
+            overlap = self._overlap(gt_boxes(), shapes)
         choice = self.objective.choose(Predictions(
             state, lambda: max_iou(self._boxes(maps), gt_boxes()), logits.detach,
             pairs=lambda: (found.image * logits.shape[1] + found.candidate).where(found.valid, -1),
@@ -249,22 +229,18 @@ class AnchorCriterion:
         counts = in_box if choice.kept else found.valid
         # where, not a product: a slot that is no match may hold any number
         box = (torch.where(in_box, 1 - iou, 0).sum(1) / counts.sum(1).clamp(min=1)).sum()
-        none = logits.new_zeros(0, *logits.shape)
-        residuals = upcast(flatten_steps(raw["residuals"])) if "residuals" in raw else none
         losses = self.objective.objectness(Candidates(logits, target, state, overlap), residuals, choice)
         objects = {name: self._reduce(x, state == POSITIVE, choice, shapes) for name, x in losses.items()}
-        parts = {
-            "box_loss": box, "obj_loss": objects.pop("obj_loss"), "cls_loss": self._classes(chosen[..., 5:], found),
-            **objects,
-        }  # fmt: skip
-        gains = (*self.gains, *(self.gains[1] for _ in objects))
-        loss = torch.stack([x * gain for x, gain in zip(parts.values(), gains, strict=True)])
+        parts = {"box_loss": box, "obj_loss": objects["obj_loss"], "cls_loss": self._classes(chosen[..., 5:], found)}
+        parts |= objects  # residual losses have the gain of the objectness loss
+        gains = (*self.gains, self.gains[1])
+        loss = torch.stack([x * gain for x, gain in zip(parts.values(), gains, strict=False)])
         return loss * len(logits), dict(zip(parts, loss.detach(), strict=True))
 
     def _reduce(self, loss: Tensor, positive: Tensor, choice: Choice, shapes: list[tuple[int, int]]) -> Tensor:
         """Sum of the (B, N) losses, 0 for what left, divided."""
         if self.recipe.divisor != "host":
-            return (loss.sum(1) / self.objective.divide(positive, choice)).sum()
+            return (loss.sum(1) / self.objective.count(positive, choice)).sum()
         sizes = [self.head.na * h * w for h, w in shapes]
         levels = torch.split(loss, sizes, 1)
         if choice.left is None:

@@ -25,11 +25,10 @@ class Ultralytics(Host):
     """A model of Ultralytics."""
 
     def __init__(self, model: Any) -> None:
-        """Look at a model, or at its `yaml`."""
         self.sites = sites_of(model)
 
     def refuse(self, model: Any, recipe: Recipe, arguments: Mapping[str, Any], channels: int) -> None:
-        """As there: gains of the host's loss, heads that cannot be replaced."""
+        """Gains of the host's loss, heads that cannot be replaced."""
         head, anchors = recipe["head"], "anchors" in recipe.site.gives
         if anchors:
             refuse_weights(arguments, f"head={head}; its gains are box_gain, obj_gain, cls_gain")
@@ -38,11 +37,9 @@ class Ultralytics(Host):
 
     @property
     def own(self) -> bool:
-        """As there."""
         return True
 
     def build(self, cfg: Any, recipe: Recipe, *, nc: int, ch: int, verbose: bool) -> Any:
-        """As there."""
         model = build(cfg, recipe, nc=nc, ch=ch, verbose=verbose)
         if not isinstance(model.model[-1], Detect):
             raise ModelError(
@@ -77,7 +74,6 @@ class Ultralytics(Host):
         return text
 
     def criterion(self, model: Any, recipe: Recipe, seed: int) -> Any:
-        """As there."""
         return criterion_of(model, recipe, seed)
 
 

@@ -17,6 +17,7 @@ from rebalance.heads.objectness import (
     Refined,
     ResidualObjectness,
     SharedResiduals,
+    flatten_steps,
     logit,
     objectness_prior,
     unfused,
@@ -25,7 +26,7 @@ from rebalance.hosts.host import remembered
 from rebalance.hosts.ultralytics.criterion import AnchorCriterion, DetectionCriterion, ObjectnessCriterion
 from rebalance.hosts.ultralytics.sites import YoloSites
 from rebalance.match.boxes import xywh_to_xyxy
-from rebalance.methods.resobj import ResObj
+from rebalance.methods.resobj import ResObj, refined
 from rebalance.recipe import Recipe, kept
 
 
@@ -55,11 +56,9 @@ class AnchorDetect(AnchorHead, Detect):  # type: ignore[misc]
         return decoded if self.export else (decoded, raw)
 
     def raw(self, features: list[Tensor]) -> dict[str, Any]:
-        """What the loss is computed from."""
         return {"maps": self.maps(features)}
 
     def decoded(self, raw: dict[str, Any]) -> Tensor:
-        """(B, 4 + C, N) of raw predictions."""
         return self.decode(raw["maps"])
 
 
@@ -67,12 +66,7 @@ class RefinedAnchorDetect(Refined, AnchorDetect):
     """The anchor head with residual subnets that refine its objectness."""
 
     def refined_by(self, channels: list[int], settings: ResObj) -> None:
-        """Add the residual subnets.
-
-        Args:
-            channels: of each level's features.
-            settings: with at least one step.
-        """
+        """Add the residual subnets, at least one step, to levels of these channels."""
         self.steps = settings.resobj_steps
         self.residual = nn.ModuleList(
             SharedResiduals(c, anchors=self.na, steps=self.steps, on=settings.resobj_on, grad=settings.resobj_grad)
@@ -85,10 +79,9 @@ class RefinedAnchorDetect(Refined, AnchorDetect):
         return {**super().raw(features), "residuals": residuals}
 
     def decoded(self, raw: dict[str, Any]) -> Tensor:
-        """(B, 4 + C, N) of raw predictions, with the refined objectness."""
         pairs = zip(raw["maps"], raw["residuals"], strict=True)
-        refined = [x[:, :, 4:5] + r[:, : self.shown].sum(1).unsqueeze(2) for x, r in pairs]
-        return self.decode(raw["maps"], refined=refined)
+        logits = [refined(x[:, :, 4], r, self.shown).unsqueeze(2) for x, r in pairs]
+        return self.decode(raw["maps"], refined=logits)
 
 
 class ObjectnessDetect(Refined, Detect):  # type: ignore[misc]
@@ -100,12 +93,7 @@ class ObjectnessDetect(Refined, Detect):  # type: ignore[misc]
 
     @classmethod
     def from_stock(cls, head: Detect, settings: ResObj) -> ObjectnessDetect:
-        """Make a stock head into this one, with so many steps.
-
-        Args:
-            head: is changed.
-            settings: of its refinements.
-        """
+        """Change a stock head into this one, with so many steps."""
         head.__class__ = cls  # whatever the host's parser set up stays as it is
         made: Any = head
         made.steps = settings.resobj_steps
@@ -127,12 +115,10 @@ class ObjectnessDetect(Refined, Detect):  # type: ignore[misc]
 
     @property
     def one2many(self) -> dict[str, Any]:
-        """Layers of the branch that all models have."""
         return {**super().one2many, "objectness": self.objectness}
 
     @property
     def one2one(self) -> dict[str, Any]:
-        """Layers of the branch without non-maximum suppression."""
         return {**super().one2one, "objectness": self.one2one_objectness}
 
     def forward_head(
@@ -152,37 +138,38 @@ class ObjectnessDetect(Refined, Detect):  # type: ignore[misc]
         logits, residuals = zip(*(head(y) for head, y in zip(objectness, towers, strict=True)), strict=True)
         found = {"boxes": torch.cat(boxes, -1), "scores": torch.cat(scores, -1), "feats": x}
         found["objectness"] = torch.cat([o.flatten(2) for o in logits], -1)
-        if residuals[0] is not None:
-            found["residuals"] = torch.cat([r.flatten(2) for r in residuals], -1)  # one anchor a cell
-        return found
+        return found if residuals[0] is None else {**found, "residuals": flatten_steps(residuals)}
 
     def _inference(self, x: dict[str, Any]) -> Tensor:
-        objectness = x["objectness"]
-        if "residuals" in x:
-            objectness = objectness + x["residuals"][:, : self.shown].sum(1, keepdim=True)
-        return torch.cat((self._get_decode_boxes(x), x["scores"].sigmoid() * objectness.sigmoid()), 1)
+        objectness = refined(x["objectness"].squeeze(1), x.get("residuals"), self.shown).sigmoid()
+        return torch.cat((self._get_decode_boxes(x), x["scores"].sigmoid() * objectness.unsqueeze(1)), 1)
 
 
 class RebalancedModel(DetectionModel):  # type: ignore[misc]
-    """An Ultralytics detection model with a head of ours.
+    """An Ultralytics detection model with a head of ours."""
 
-    Attributes:
-        own_head: value of `head` where the model's `yaml` keeps no flags.
-    """
+    own_head = "anchor"  # value of `head` where the model's `yaml` keeps no flags
 
-    own_head = "anchor"
-
-    def is_fused(self) -> bool:
-        """Whether nothing is left to fuse: what the host fuses, and the refinements of the head."""
-        return super().is_fused() and not unfused(self.model[-1])
-
-    def placed(self, head: Any, old: Detect, verbose: bool) -> None:
-        """Put a head in the place of `old`, with what the host's parser would have given it."""
+    def __init__(
+        self, cfg: Any = "yolov8n.yaml", ch: int = 3, nc: int | None = None, verbose: bool = True,
+        settings: ResObj | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(cfg, ch=ch, nc=nc, verbose=False)
+        old, head = self.model[-1], self.replaced(settings or ResObj(resobj_steps=0))
+        # what the host's parser would have given it
         head.i, head.f, head.type = old.i, old.f, f"{type(head).__module__}.{type(head).__name__}"
         head.np = sum(p.numel() for p in head.parameters())
         self.model[-1] = head
         if verbose:
             self.info()
+
+    def replaced(self, settings: ResObj) -> Any:
+        """A head of ours in the place of the stock head."""
+        raise NotImplementedError
+
+    def is_fused(self) -> bool:
+        """Whether nothing is left to fuse: what the host fuses, and the refinements of the head."""
+        return super().is_fused() and not unfused(self.model[-1])
 
     def init_criterion(self) -> Any:
         """The loss that this model was trained with."""
@@ -196,19 +183,14 @@ class AnchorDetectionModel(RebalancedModel):
     With head=resobj and at least one step the head refines its objectness; with head=obj it is the anchor head as is.
     """
 
-    def __init__(
-        self, cfg: Any = "yolov5n.yaml", ch: int = 3, nc: int | None = None, verbose: bool = True,
-        settings: ResObj | None = None,
-    ) -> None:  # fmt: skip
-        super().__init__(cfg, ch=ch, nc=nc, verbose=False)
+    def replaced(self, settings: ResObj) -> Any:
         old = replaceable_head(self)
         channels = [branch[0].conv.in_channels for branch in old.cv2]
-        refined = settings is not None and settings.resobj_steps > 0
-        kind = RefinedAnchorDetect if refined else AnchorDetect
-        head: Any = kind(old.nc, channels, old.stride, COCO_ANCHORS[old.nl])
-        if refined:
+        kind = RefinedAnchorDetect if settings.resobj_steps else AnchorDetect
+        head = kind(old.nc, channels, old.stride, COCO_ANCHORS[old.nl])
+        if isinstance(head, RefinedAnchorDetect):
             head.refined_by(channels, settings)
-        self.placed(head, old, verbose)
+        return head
 
 
 class ObjectnessDetectionModel(RebalancedModel):
@@ -216,14 +198,9 @@ class ObjectnessDetectionModel(RebalancedModel):
 
     own_head = "obj"
 
-    def __init__(
-        self, cfg: Any = "yolov8n.yaml", ch: int = 3, nc: int | None = None, verbose: bool = True,
-        settings: ResObj | None = None,
-    ) -> None:  # fmt: skip
-        super().__init__(cfg, ch=ch, nc=nc, verbose=False)
-        settings = settings or ResObj(resobj_steps=0)
-        old = replaceable_head(self, "resobj" if settings.resobj_steps else "obj")
-        self.placed(ObjectnessDetect.from_stock(old, settings), old, verbose)
+    def replaced(self, settings: ResObj) -> Any:
+        head = replaceable_head(self, "resobj" if settings.resobj_steps else "obj")
+        return ObjectnessDetect.from_stock(head, settings)
 
 
 def build(cfg: Any, recipe: Recipe, **options: Any) -> Any:
@@ -235,13 +212,7 @@ def build(cfg: Any, recipe: Recipe, **options: Any) -> Any:
 
 
 def criterion_of(model: Any, recipe: Recipe, seed: int) -> Any:
-    """The loss of a model: its head decides which.
-
-    Args:
-        model: Ultralytics detection model whose `args` are set.
-        recipe: of the training.
-        seed: of the run.
-    """
+    """The loss of a detection model whose `args` are set: its head decides which."""
     head = model.model[-1]
     if isinstance(head, AnchorHead):
         return AnchorCriterion(model, recipe=recipe, seed=seed)
@@ -260,12 +231,9 @@ LAYERS = {
 
 
 def sites_of(model: Any) -> YoloSites:
-    """Where the loss acts on a model, by its head where that is ours, else by the layers that it is made of.
+    """Where the loss acts on a model (or its `yaml`, or the file of that), by its head where that is ours, else layers.
 
     Heads obj and resobj of YOLOv3 and YOLOv5, which had an anchor head, stand on one; those of other models do not.
-
-    Args:
-        model: a model, its `yaml`, or the file of that.
     """
     head = getattr(model, "model", [None])[-1]
     if isinstance(head, (AnchorDetect, ObjectnessDetect)):
@@ -278,24 +246,16 @@ def sites_of(model: Any) -> YoloSites:
 
 
 def replaceable_head(model: nn.Module, wanted: str = "anchor") -> Detect:
-    """The stock head of a model, where a head of ours can take its place.
-
-    Args:
-        model: whose head it is.
-        wanted: anchor; obj or resobj on the anchor-free head.
+    """The stock head of a model, where the `wanted` one (anchor, or the anchor-free obj or resobj) can take its place.
 
     Raises:
         ModelError: it has another kind of head, or for the anchor head too many levels.
     """
     head: Any = model.model[-1]  # type: ignore[index]
-    if wanted != "anchor":
-        if type(head) is not Detect:
-            raise ModelError(
-                f"head={wanted} needs a detection model that ends in Detect; this one ends in {type(head).__name__}"
-            )
-    elif type(head) is not Detect or head.nl not in COCO_ANCHORS:
-        raise ModelError(
-            f"head=anchor needs a detection model with {', '.join(map(str, COCO_ANCHORS))} levels; "
-            f"this one ends in {type(head).__name__}" + (f" with {head.nl} levels" if hasattr(head, "nl") else "")
-        )
-    return head
+    if type(head) is Detect and (wanted != "anchor" or head.nl in COCO_ANCHORS):
+        return head
+    needs, has = "that ends in Detect", type(head).__name__
+    if wanted == "anchor":
+        needs = f"with {', '.join(map(str, COCO_ANCHORS))} levels"
+        has += f" with {head.nl} levels" if hasattr(head, "nl") else ""
+    raise ModelError(f"head={wanted} needs a detection model {needs}; this one ends in {has}")

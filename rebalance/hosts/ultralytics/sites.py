@@ -53,7 +53,7 @@ class YoloSites(Sites):
     on_anchors: bool = False
 
     def site(self, head: str, base: str = "auto") -> Site:
-        """As there; an objectness may stand on the anchor head."""
+        """An objectness may stand on the anchor head."""
         site = self.by_head[head]
         if "objectness" in site.gives and (base == "anchor" or (base == "auto" and self.on_anchors)):
             return replace(site, gives=site.gives | {"anchors"}, divisors=ANCHOR.divisors)

@@ -3,64 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import NamedTuple
 
 import matplotlib.style
 
-from rebalance.report.figures import (
-    change,
-    drops,
-    gamma,
-    iou,
-    objectness,
-    rates,
-    removal,
-    samples,
-    settings,
-    steps,
-    training,
-)
+from rebalance.report.figures import against, by_epoch, objectness, removal, samples, settings
 from rebalance.report.figures.style import DPI, PHOTO_DPI, STYLE, Drawn
 from rebalance.report.summary import Results
 
 
-@dataclass(frozen=True)
-class Plot:
-    """One file in plots/, with its heading, where the report has it, and how it is drawn.
-
-    Attributes:
-        place: above or below the tables of results; samples or training, sections of their own.
-    """
+class Plot(NamedTuple):
+    """One file in plots/, with its heading, where the report has it, and how it is drawn."""
 
     file: str
     title: str
-    place: str
+    place: str  # above or below the tables of results; samples or training, sections of their own
     draw: Callable[[Results], Drawn | str | None]
     dpi: int = DPI
 
 
 FIGURES = (
-    Plot("rates.png", "mAP50 against missing labels", "above", rates.draw),
-    Plot("gamma.png", "mAP50 against gamma", "above", gamma.draw),
-    Plot("iou.png", "mAP over IoU thresholds", "above", iou.draw),
-    Plot("change.png", "Change from the 0 % run", "above", change.draw),
-    Plot("removal.png", "mAP against removal percentage", "below", removal.draw),
+    Plot("rates.png", "mAP50 against missing labels", "above", against.rates),
+    Plot("gamma.png", "mAP50 against gamma", "above", against.gamma),
+    Plot("iou.png", "mAP over IoU thresholds", "above", against.iou),
+    Plot("change.png", "Change from the 0 % run", "above", removal.change),
+    Plot("removal.png", "mAP against removal percentage", "below", removal.curves),
     Plot("settings.png", "mAP50 by setting", "below", settings.draw),
     Plot("samples.png", "Sample detections", "samples", samples.draw, PHOTO_DPI),
-    Plot("steps.png", "Detections after each step", "samples", steps.draw, PHOTO_DPI),
-    Plot("training.png", "Training curves", "training", training.draw),
+    Plot("steps.png", "Detections after each step", "samples", samples.steps, PHOTO_DPI),
+    Plot("training.png", "Training curves", "training", by_epoch.training),
     Plot("objectness.png", "Objectness after each step", "training", objectness.draw),
-    Plot("drops.png", "What the loss counted", "training", drops.draw),
+    Plot("drops.png", "What the loss counted", "training", by_epoch.drops),
 )
 
 
-@dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
     """A plot that was made, with the caption that the report gives it."""
 
-    kind: ClassVar[str] = "picture"
     file: str
     title: str
     place: str
@@ -68,15 +48,7 @@ class Picture:
 
 
 def draw(found: Results, folder: Path) -> tuple[list[Picture], list[str]]:
-    """Write every plot that the records have data for.
-
-    Args:
-        found: the records and what they come to.
-        folder: where the files go; must exist.
-
-    Returns:
-        the pictures in the order of the report, and a line for each that could not be made.
-    """
+    """Write the plots that the records have data for to a folder; return them, and a line for each that is missing."""
     pictures, notes = [], []
     with matplotlib.style.context(["default", STYLE]):  # whatever the user's own style is
         for plot in FIGURES:

@@ -94,9 +94,7 @@ def title(panel: Any, *lines: str) -> None:
 def read(image: Path, *folders: Path) -> npt.NDArray[Any] | None:
     """Return the image in RGB, shrunk to what is drawn; None where it is nowhere to be found or cannot be read.
 
-    Args:
-        image: its path, which may be relative to one of the folders, or the file may be in their samples/.
-        folders: of the run and of its sweep.
+    Its path may be relative to one of the folders, of the run and its sweep, or the file may be in their samples/.
     """
     relative, copies = [folder / image for folder in folders], [folder / "samples" / image.name for folder in folders]
     for place in (image, *relative, *copies):

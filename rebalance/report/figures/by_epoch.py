@@ -1,62 +1,98 @@
-"""Curves over epochs, a row of panels for each group of settings: what the figures of training and of counts share."""
+"""Losses, mAP and what the loss counted, by epoch: a row of panels for each group of settings, mean over seeds."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from rebalance.experiments.record import Record, by_epoch
-from rebalance.report.figures.style import INK, MORE_COLOURS, counts_text, epoch_axis, key
-from rebalance.report.summary import Results, apart, describe, varying
-from rebalance.report.tables import AXIS_TITLES, group_names, group_text, loss_names, percent
+from rebalance.report.figures.style import INK, MORE_COLOURS, Drawn, counts_text, epoch_axis, key
+from rebalance.report.summary import Results, describe, varying
+from rebalance.report.tables import AXIS_TITLES, group_texts, names_of
+
+_SCORES = {"metrics/mAP50(B)": "val mAP50", "metrics/mAP50-95(B)": "val mAP50-95"}
 
 
-@dataclass(frozen=True)
-class Curve:
+class Curve(NamedTuple):
     """One setting's line."""
 
     label: str
-    colour: Any
     records: Sequence[Record]
+    colour: Any
 
 
 Families = Sequence[tuple[str, Sequence[Curve]]]  # title and lines of each row of panels
 
 
+def training(found: Results) -> Drawn | str:
+    """A panel for each loss, on val dotted, and for each score on val."""
+    keys = epoch_keys(found)
+    if max(map(_validated, found.sweep.finished), default=0) < 2:
+        keys = [name for name in keys if name.startswith("train/")]
+    losses = [key for key in keys if key.startswith("train/") and key.endswith("_loss")]
+    scores = [key for key in _SCORES if key in keys]
+    if not losses and not scores:
+        return "No training curves: the records hold no epochs."
+    panels = []
+    for name in losses:
+        twin = name.replace("train/", "val/")
+        panels.append((name.removeprefix("train/").replace("_", " "), [(name, "-"), *[(twin, ":")] * (twin in keys)]))
+    dotted = " Dotted: the loss on val." if any(len(lines) > 1 for _, lines in panels) else ""
+    panels += [(_SCORES[key], [(key, "-")]) for key in scores]
+    figure = curves(families(found), panels, points=scores, removals=bool(found.series))
+    told = "A loss from which terms were removed is not on the scale of one without."
+    return Drawn(figure, f"By epoch, mean over seeds.{dotted} {told}")
+
+
+def _validated(record: Record) -> int:
+    """Epochs that were validated: in one that was not, the host writes 0 for every loss on val."""
+    losses = [[v for k, v in row.items() if k.startswith("val/")] for row in record.epochs]
+    return sum(not own or any(own) for own in losses)
+
+
+def drops(found: Results) -> Drawn | None:
+    """A panel for each count; None where no loss counted any."""
+    keys = [key for key in epoch_keys(found) if key.startswith("drop/")]
+    counted = []
+    for title, lines in families(found) if keys else ():
+        own = [line for line in lines if any(keys[0] in row for record in line.records for row in record.epochs)]
+        counted += [(title, own)] if own else []
+    if not counted:
+        return None
+    panels = [(key.removeprefix("drop/").replace("_", " "), [(key, "-")]) for key in keys]
+    figure = curves(counted, panels, counts=True, removals=bool(found.series))
+    told = "Predictions counted by the loss in each epoch, mean over seeds: negatives seen, and dropped from each loss."
+    return Drawn(figure, told)
+
+
 def families(found: Results) -> Families:
     """The settings in the groups that share a row of panels: a series each, or all settings where there is none."""
-    if found.series:
-        names = group_names(found.series)
-        told = [f",\n{group_text(one.setting, names)}" if len(found.series) > 2 else "" for one in found.series]
-        return [
-            (
-                AXIS_TITLES[one.axis] + text,
-                [Curve(percent(p.removal), _shade(p.removal), next(iter(p.rows.values())).records) for p in one.points],
-            )
-            for one, text in zip(found.series, told, strict=True)
-        ]
-    if found.compared:
-        names = apart(one.key for one in found.compared)
-        told = [group_text(one.key, names).replace(", ", ",\n") for one in found.compared]
-        groups = [[(name, found.runs[setting]) for setting, name in loss_names(one).items()] for one in found.compared]
-        return [(text if len(told) > 1 else "", _coloured(group)) for text, group in zip(told, groups, strict=True)]
-    flags = varying(found.runs)
-    return [("", _coloured([(describe(setting, flags), records) for setting, records in found.runs.items()]))]
+    groups = found.series or found.compared
+    if not groups:
+        flags = varying(found.runs)
+        return [("", _coloured([(describe(setting, flags), records) for setting, records in found.runs.items()]))]
+    rows = []
+    for one, text in zip(groups, group_texts(groups), strict=True):
+        lines = [(name, found.runs[setting]) for setting, name in names_of(one).items()]
+        curves, title = _coloured(lines), text.replace(", ", ",\n") if len(groups) > 1 else ""
+        if one.axis:
+            # black for the 0 % run, then from dark to light with the removal
+            removals = [setting.removal(one.axis) for setting in one.rows]
+            shades = [matplotlib.colormaps["viridis"](0.15 + 0.7 * removal) if removal else INK for removal in removals]
+            curves = [Curve(*line, shade) for line, shade in zip(lines, shades, strict=True)]
+            title = AXIS_TITLES[one.axis] + (f",\n{text}" if len(groups) > 2 else "")
+        rows.append((title, curves))
+    return rows
 
 
 def _coloured(lines: Sequence[tuple[str, Sequence[Record]]]) -> list[Curve]:
     """More lines than colours would not be told apart."""
-    return [Curve(label, colour, own) for (label, own), colour in zip(lines, MORE_COLOURS, strict=False)]
-
-
-def _shade(removal: float) -> Any:
-    """Black for the 0 % run, then from dark to light with the removal."""
-    return INK if removal == 0 else matplotlib.colormaps["viridis"](0.15 + 0.7 * removal)
+    return [Curve(*line, colour) for line, colour in zip(lines, MORE_COLOURS, strict=False)]
 
 
 def epoch_keys(found: Results) -> list[str]:
@@ -66,21 +102,13 @@ def epoch_keys(found: Results) -> list[str]:
 
 def curves(
     rows: Families,
-    panels: Sequence[tuple[str, Sequence[tuple[str, str]]]],
+    panels: Sequence[tuple[str, Sequence[tuple[str, str]]]],  # title, and keys of `epochs` with their line styles
     *,
-    points: Sequence[str] = (),
-    counts: bool = False,
-    removals: bool,
+    points: Sequence[str] = (),  # keys that are fractions, shown in points
+    counts: bool = False,  # the values are counts: from 0, thousands as k and millions as M
+    removals: bool,  # the lines are removal fractions, else losses, which are on scales of their own
 ) -> Figure:
-    """Draw means over seeds by epoch.
-
-    Args:
-        rows: title and lines of each row.
-        panels: title of each column, and its keys of `epochs` with their line styles.
-        points: keys that are fractions, shown in points.
-        counts: the values are counts: from 0, thousands as k and millions as M.
-        removals: the lines are removal fractions, else losses, which are on scales of their own.
-    """
+    """Draw means over seeds by epoch."""
     figure = Figure(figsize=(1.6 + 2.4 * len(panels), 0.3 + 2.5 * len(rows)))
     grid = figure.subplots(len(rows), len(panels), sharex=True, sharey="col" if removals else False, squeeze=False)
     for r, (axes, (title, lines)) in enumerate(zip(grid, rows, strict=True)):
@@ -96,7 +124,7 @@ def curves(
                 panel.set_axis_off()
             panel.set_title(name if r == 0 else "")
             if counts:
-                panel.yaxis.set_major_formatter(_short)
+                panel.yaxis.set_major_formatter(EngFormatter(sep=""))
             epoch_axis(panel)
             if r == len(rows) - 1:
                 panel.set_xlabel("epoch")
@@ -109,9 +137,3 @@ def curves(
         for panel in column:
             panel.set_ylim(0, 1.06 * highest or 1.0)
     return figure
-
-
-def _short(value: float, _: int) -> str:
-    """1500000 -> '1.5M'."""
-    size, unit = next((s for s in ((1e6, "M"), (1e3, "k")) if abs(value) >= s[0]), (1.0, ""))
-    return f"{value / size:g}{unit}"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,9 +10,11 @@ from typing import Any
 import matplotlib
 import matplotlib.style
 import numpy as np
+import pandas
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
+from rebalance.experiments.record import write_whole
 from rebalance.report.figures.style import DPI, GREY, MORE_COLOURS, STYLE
 
 Values = NDArray[np.float64]
@@ -44,12 +44,7 @@ def brl(p_t: ArrayLike, *, t: float = 0.5, beta: float = 1.0, gamma: float = 2.0
 
 
 def write(name: str, folder: Path) -> Path:
-    """Draw one of FIGURES into `folder`, with a CSV of its numbers beside it, and return the path of the picture.
-
-    Args:
-        name: brl or focal.
-        folder: is made where it is missing.
-    """
+    """Draw one of FIGURES into a folder, made where it is missing, with its numbers as CSV; return the picture."""
     x = np.arange(STEP, 1 - STEP / 2, STEP, dtype=np.float64)
     folder.mkdir(parents=True, exist_ok=True)
     with matplotlib.style.context(["default", STYLE]):
@@ -57,13 +52,8 @@ def write(name: str, folder: Path) -> Path:
         temporary = folder / f".{name}.{os.getpid()}.png"
         figure.savefig(temporary, dpi=DPI, metadata={"Software": None})
     os.replace(temporary, folder / f"{name}.png")
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([f"{value:.6g}" for value in row] for row in zip(*columns.values(), strict=True))
-    temporary = folder / f".{name}.{os.getpid()}.csv"
-    temporary.write_text(text.getvalue(), encoding="utf-8")
-    os.replace(temporary, folder / f"{name}.csv")
+    numbers = pandas.DataFrame(columns).to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    write_whole(folder / f"{name}.csv", numbers.encode())
     return folder / f"{name}.png"
 
 

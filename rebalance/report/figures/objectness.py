@@ -5,7 +5,7 @@ Chen et al., "Residual Objectness for Imbalance Reduction", Figure 2 (the object
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -13,17 +13,14 @@ from matplotlib.figure import Figure
 
 from rebalance.experiments.record import Record, by_epoch
 from rebalance.report.figures.style import COLOURS, INK, Drawn, epoch_axis, key, legend_below
-from rebalance.report.summary import LABELS, Results, Setting, apart, loss_key
+from rebalance.report.summary import LABELS, Results, Setting, apart, grouped, loss_key
 from rebalance.report.tables import group_text
+from rebalance.report.words import say
 
 KINDS = {"pos": "Positives", "neg": "Negatives"}
 _STEPS = "resobj_steps"
-_BESIDE: Mapping[str, Any] = {  # often on t = 0, so its marks are around those
-    "linestyle": (0, (3, 4)),
-    "linewidth": 1.4,
-    "marker": "D",
-    "fillstyle": "none",
-}
+# often on t = 0, so its marks are around those
+_BESIDE: Mapping[str, Any] = {"linestyle": (0, (3, 4)), "linewidth": 1.4, "marker": "D", "fillstyle": "none"}
 _MOST_ROWS = 4
 _MOST_DOTS = 25  # of a line; where one is longer, epochs have none
 _LOGARITHMIC = 20  # ratio of the highest to the lowest mean from which the axis of negatives is logarithmic
@@ -48,13 +45,7 @@ def steps_of(record: Record) -> int | None:
 
 
 def curve(records: Sequence[Record], kind: str, step: int) -> Curve:
-    """Return the mean objectness by epoch, over the runs that have it.
-
-    Args:
-        records: the seeds of one setting.
-        kind: pos or neg.
-        step: 0 (the objectness alone) to T.
-    """
+    """Return the mean objectness by epoch, of the runs that have it; `kind` is pos or neg, step 0 before all steps."""
     values = by_epoch(records, f"resobj/{kind}_{step}")
     means = (sum(v) / len(v) for v in values.values())
     return Curve(tuple(values), tuple(means), tuple(map(min, values.values())), tuple(map(max, values.values())))
@@ -65,24 +56,18 @@ def chosen(runs: Runs) -> list[Setting]:
 
     Where that leaves more than fit, one for each detector and set of labels; and of those the first.
     """
+    steps = {setting: _steps(records) for setting, records in runs.items()}
 
-    def most(groups: Mapping[Any, list[Setting]]) -> list[Setting]:
-        return [max(group, key=lambda s: _steps(runs[s])) for group in groups.values()]
+    def most(settings: Iterable[Setting], shared: Callable[[Setting], Any]) -> list[Setting]:
+        return [max(own, key=lambda one: steps[one]) for own in grouped(settings, shared).values()]
 
-    refined = {_without_steps(s) for s, records in runs.items() if _steps(records)}
-    families: dict[Any, list[Setting]] = {}
-    for setting, records in runs.items():
-        bare = _without_steps(setting)
-        if _steps(records) or bare not in refined:
-            others = [value for name, value in setting.values.items() if _of_steps(name) and name != _STEPS]
-            families.setdefault((bare, *others), []).append(setting)
-    found = most(families)
-    if len(found) > _MOST_ROWS:
-        detectors: dict[Any, list[Setting]] = {}
-        for setting in found:
-            detectors.setdefault(loss_key(setting), []).append(setting)
-        found = most(detectors)
-    return found[:_MOST_ROWS]
+    def refinement(setting: Setting) -> tuple[Any, ...]:
+        others = [value for name, value in setting.values.items() if _of_steps(name) and name != _STEPS]
+        return (_without_steps(setting), *others)
+
+    refined = {_without_steps(setting) for setting in runs if steps[setting]}
+    found = most((s for s in runs if steps[s] or _without_steps(s) not in refined), refinement)
+    return (found if len(found) <= _MOST_ROWS else most(found, loss_key))[:_MOST_ROWS]
 
 
 def draw(found: Results) -> Drawn | None:
@@ -121,19 +106,8 @@ def draw(found: Results) -> Drawn | None:
     handles += [key(INK, "no steps (T = 0)", **_BESIDE, markersize=2 * dots)] * bool(beside)
     legend_below(figure, handles, columns=len(handles) if len(handles) < 6 else 4)
     hidden = len(runs) - len(shown) - len({_without_steps(s) for s in beside})
-    words = [
-        "Mean objectness of the candidates with a label and of those without, over the training images of each epoch: "
-        "t = 0 is the objectness itself, t = 1 to T what the steps make of it, without their gate as in inference. "
-        "After Figures 2 and 4 of Chen et al., which show images of val."
-    ]
-    if any(len(runs[s]) > 1 for s in shown):
-        words.append("Mean over seeds; bands from the lowest to the highest seed.")
-    if beside:
-        words.append("Dashed: the same training with no steps (T = 0), of the same seeds.")
-    words.append(f"Each panel has its own scale{', logarithmic where negatives fall far' if logarithmic else ''}.")
-    if hidden > 0:
-        words.append(f"Shown: {len(shown)} with the largest T; not shown: {hidden} more settings with an objectness.")
-    return Drawn(figure, " ".join(words))
+    facts = {"beside": beside, "logarithmic": logarithmic, "shown": len(shown), "hidden": hidden}
+    return Drawn(figure, say("objectness", seeds=any(len(runs[s]) > 1 for s in shown), **facts))
 
 
 def _draw(panel: Any, records: Sequence[Record], beside: Sequence[Record], kind: str, dots: float) -> bool:
@@ -167,4 +141,4 @@ def _of_steps(name: str) -> bool:
 def _without_steps(setting: Setting) -> Setting:
     """What two settings share that differ in the steps of the head alone, head=obj being one without."""
     parts = [part for part in str(setting.get("loss") or "").split("+") if part not in ("", "bce", setting.get("head"))]
-    return setting.without(filter(_of_steps, setting.values), head=None, loss="+".join(parts))
+    return setting.change(filter(_of_steps, setting.values), head=None, loss="+".join(parts))

@@ -1,17 +1,17 @@
-"""mAP against removal percentage; the paper's curve has a panel of its own, since its data set differs."""
+"""mAP against removal percentage, and its change from the 0 % run."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from rebalance.experiments.record import SPLITS
 from rebalance.report import papers
 from rebalance.report.figures import style
-from rebalance.report.summary import AXES, Results, Series
-from rebalance.report.tables import AXIS_TITLES, group_names, group_text
+from rebalance.report.summary import Group, Results
+from rebalance.report.tables import AXIS_TITLES, group_texts
+from rebalance.report.words import say
 
 _STROKES: dict[str, dict[str, Any]] = {
     "test": {"linestyle": "-", "marker": "o"},
@@ -19,16 +19,15 @@ _STROKES: dict[str, dict[str, Any]] = {
 }
 
 
-def draw(found: Results) -> style.Drawn | None:
-    """A row for each axis with a panel for each metric and one for the paper; None without removals."""
-    axes = [axis for axis in AXES if any(s.axis == axis for s in found.series)]
+def curves(found: Results) -> style.Drawn | None:
+    """A row for each axis: a panel for each metric, one for the paper, whose data differ; None without removals."""
+    axes = style.by_axis(found.series)
     if not axes:
         return None
     figure = Figure(figsize=(12.5, 0.7 + 3.4 * len(axes)))
     grid = figure.subplots(len(axes), 3, sharey="col", squeeze=False)
-    several = max(sum(s.axis == axis for s in found.series) for axis in axes) > 1
-    for panels, axis in zip(grid, axes, strict=True):
-        own = [s for s in found.series if s.axis == axis]
+    several = max(map(len, axes.values())) > 1
+    for panels, (axis, own) in zip(grid, axes.items(), strict=True):
         for panel, metric in zip(panels, ("mAP50", "mAP50-95"), strict=False):
             for i, one in enumerate(own):
                 for split in one.splits:
@@ -48,29 +47,56 @@ def draw(found: Results) -> style.Drawn | None:
         panels[0].set_ylabel("points (0 to 100)")
     splits = [s for s in SPLITS if any(s in one.splits for one in found.series)]
     if several:
-        names = group_names(found.series)
-        groups = dict.fromkeys(group_text(s.setting, names) for s in found.series)
-        handles = [style.key(style.colour_of(i), group) for i, group in enumerate(groups)]
+        groups = dict.fromkeys(group_texts(found.series))
+        handles = [style.key(style.colour_of(i), text) for i, text in enumerate(groups)]
         handles += [style.key("#374151", split, **_STROKES[split]) for split in splits]
     else:
         handles = [style.key(style.SPLIT_COLOURS[split], split, marker="o") for split in splits]
         handles.append(style.key(style.GREY, "paper (same colours)", **style.PAPER))
     style.legend_below(figure, handles, columns=4)
-    caption = (
-        f"mAP against the fraction removed{style.intervals_text(found.rows, 'bands')}. "
-        "Right: the paper's own curve, YOLOv5 on DUSIA: another data set, so another scale."
-    )
-    return style.Drawn(figure, caption)
+    return style.Drawn(figure, say("removals", intervals=style.intervals_text(found.rows, "bands")))
 
 
-def _line(panel: Any, one: Series, split: str, metric: str, colour: str, *, band: bool) -> None:
-    points = [p for p in one.points if split in p.rows]
-    stats = [p.rows[split].stats[metric] for p in points]
-    x, y = [100 * p.removal for p in points], [100 * s.mean for s in stats]
-    if band and any(s.half for s in stats):
-        half = [100 * (s.half or 0.0) for s in stats]
-        panel.fill_between(x, np.subtract(y, half), np.add(y, half), color=colour, alpha=0.16, linewidth=0)
-    if band and any(s.n > 1 for s in stats):
-        runs = [(100 * p.removal, 100 * r.metrics[split][metric]) for p in points for r in p.rows[split].records]
-        panel.plot(*zip(*runs, strict=True), ".", color=colour, alpha=0.45, markersize=5, markeredgewidth=0)
-    panel.plot(x, y, **_STROKES[split], color=colour)
+def _line(panel: Any, one: Group, split: str, metric: str, colour: str, *, band: bool) -> None:
+    rows = {100 * s.removal(one.axis): own[split] for s, own in one.rows.items() if split in own}
+    if band:
+        style.band(panel, list(rows), [row.stats[metric] for row in rows.values()], colour, alpha=0.16)
+        if any(len(row.records) > 1 for row in rows.values()):
+            runs = [(x, 100 * r.metrics[split][metric]) for x, row in rows.items() for r in row.records]
+            panel.plot(*zip(*runs, strict=True), ".", color=colour, alpha=0.45, markersize=5, markeredgewidth=0)
+    panel.plot(list(rows), [100 * row.stats[metric].mean for row in rows.values()], **_STROKES[split], color=colour)
+
+
+def change(found: Results) -> style.Drawn | None:
+    """A panel for each axis, and the paper's on its scale: both are differences; None where there is no 0 % run."""
+    texts = zip(found.series, group_texts(found.series), strict=True)
+    shown = [(s, text) for s, text in texts if any(r.change for own in s.rows.values() for r in own.values())]
+    if not shown:
+        return None
+    axes = style.by_axis([one for one, _ in shown])
+    figure = Figure(figsize=(10.5 if len(axes) > 1 else 6.5, 4.3))
+    panels = figure.subplots(1, len(axes), sharey=True, squeeze=False)[0]
+    for panel, (axis, series) in zip(panels, axes.items(), strict=True):
+        panel.axhline(0, color=style.INK, linewidth=1)
+        curve = papers.removal(axis).curve("test")
+        x, y = [100 * r for r, _ in curve], [100 * (value - curve[0][1]) for _, value in curve]
+        panel.plot(x, y, **style.PAPER, color=style.GREY, linewidth=1.6)
+        for i, one in enumerate(series):
+            rows = [own[one.splits[-1]] for own in one.rows.values() if one.splits[-1] in own]
+            rows = [row for row in rows if row.change or not row.setting.removes]
+            stats = [row.change["mAP50"] if row.setting.removes else None for row in rows]
+            beside = 1.4 * (i - (len(series) - 1) / 2)  # percent of x axis, so that bars do not hide one another
+            x = [100 * row.setting.removal(axis) + beside for row in rows]
+            y = [100 * s.mean if s else 0.0 for s in stats]
+            half = [100 * s.half if s and s.half is not None else 0.0 for s in stats]
+            if any(half):
+                panel.errorbar(x, y, half, fmt="none", ecolor=style.colour_of(i), elinewidth=1.6, capsize=4)
+            panel.plot(x, y, "-o", color=style.colour_of(i))
+        style.removal_axis(panel, series, [r for r, _ in curve])
+        panel.set_title(f"{AXIS_TITLES[axis]}: {series[0].splits[-1]}, {style.series_counts(series)}")
+    panels[0].set_ylabel("mAP50, points above the 0 % run")
+    groups = dict.fromkeys(text for _, text in shown)
+    handles = [style.key(style.colour_of(i), group, marker="o") for i, group in enumerate(groups)]
+    handles.append(style.key(style.GREY, "paper: YOLOv5 on DUSIA, test", **style.PAPER))
+    style.legend_below(figure, handles, columns=3)
+    return style.Drawn(figure, say("change", intervals=style.intervals_text(found.rows, "bars")))

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from rebalance.experiments.record import Record
 from rebalance.report.figures import boxes
-from rebalance.report.figures.style import Drawn, key
-from rebalance.report.summary import Results, Row, describe, loss_text, settings_of, varying
+from rebalance.report.figures.style import Drawn, key, legend_below
+from rebalance.report.summary import Results, describe, loss_text, settings_of, varying
 from rebalance.report.tables import labels_text
+from rebalance.report.words import say
 
 _MOST_IMAGES = 3
+STEPS_SCORE = 0.4  # the least score that is drawn where there is one, as in the paper and in `rebalance steps`
 
 
 def draw(found: Results) -> Drawn | str:
@@ -46,17 +49,13 @@ def draw(found: Results) -> Drawn | str:
         for panel, heading, samples in zip(panels[1:], runs, by_image, strict=True):
             boxes.title(panel, heading * (r == 0), boxes.draw_detections(panel, samples[sample.image]))
     kinds: list[Any] = [boxes.frame(boxes.LABELLED, "labelled, or found where labelled")]
-    caption = (
-        f"Left: the boxes of the data set; then what each model finds, with its score (from {boxes.SHOWN_SCORE}). "
-        f"A detection has the colour of the box that it overlaps with an IoU of at least {boxes.SAME_OBJECT}."
-    )
-    if any(sample.withheld for sample, _ in there):
+    withheld = any(sample.withheld for sample, _ in there)
+    if withheld:
         kinds.append(key(boxes.WITHHELD, "withheld from training", linestyle="--", linewidth=2))
         kinds.append(boxes.frame(boxes.WITHHELD, "found although withheld"))
-        caption += " Dashed boxes were withheld from training."
     kinds.append(boxes.frame(boxes.NEITHER, "found where neither is"))
     figure.legend(handles=kinds, loc="outside lower center", ncols=len(kinds))
-    return Drawn(figure, caption)
+    return Drawn(figure, say("samples", score=boxes.SHOWN_SCORE, overlap=boxes.SAME_OBJECT, withheld=withheld))
 
 
 def shown_runs(found: Results) -> Mapping[str, Record]:
@@ -66,22 +65,18 @@ def shown_runs(found: Results) -> Mapping[str, Record]:
     if not with_samples:
         return {}
     shown: list[tuple[str, Record]] = []
-    if found.series:
-        base = next((s.setting for s in found.series if s.setting.get("protocol") != "normal"), found.series[0].setting)
-        for one in (s for s in found.series if s.setting == base):
+    if groups := found.series or found.compared:
+        key = next((one.key for one in groups if one.key.get("protocol") != "normal"), groups[0].key)
+        for one in (group for group in groups if group.key == key):
             # val where there is one: choosing by test would be choosing by the answer
-            points = [(p.removal, p.rows[one.splits[0]]) for p in one.points if one.splits[0] in p.rows]
-            rest = sorted((p for p in points if p[0] > 0), key=lambda p: -_map50(p[1]))
-            told = [("0 %", row) for removal, row in points if removal == 0]
-            told += [(f"{one.axis}={removal:g}", row) for removal, row in rest[:1]]
-            shown += [(name, row.records[0]) for name, row in told]
-    elif found.compared:
-        losses = next((c for c in found.compared if c.key.get("protocol") != "normal"), found.compared[0])
-        own = [by_split[losses.splits[0]] for by_split in losses.rows.values() if losses.splits[0] in by_split]
-        own.sort(key=lambda row: (row.setting != losses.base, -_map50(row)))
-        names = varying(row.setting for row in own)
-        texts = (f"{loss_text(row.setting, names)}, {labels_text(row.setting)}" for row in own)
-        shown = [(text, row.records[0]) for text, row in zip(texts, own[:2], strict=False)]
+            own = [by_split[one.splits[0]] for by_split in one.rows.values() if one.splits[0] in by_split]
+            own.sort(key=lambda row: (row.setting != one.base, -row.stats["mAP50"].mean))
+            names = varying(row.setting for row in own)
+            texts = [f"{loss_text(row.setting, names)}, {labels_text(row.setting)}" for row in own]
+            if removals := [row.setting.removal(one.axis) for row in own if one.axis]:
+                texts = [f"{one.axis}={removal:g}" if removal else "0 %" for removal in removals]
+                texts = texts[: 1 + (not removals[0])]  # the 0 % run may be missing
+            shown += [(text, row.records[0]) for text, row in zip(texts[:2], own, strict=False)]
     else:
         names = varying(setting for setting, _ in with_samples)
         shown = [(describe(setting, names), record) for setting, record in with_samples[:2]]
@@ -90,5 +85,40 @@ def shown_runs(found: Results) -> Mapping[str, Record]:
     return {f"{name}, seed {record.seed}": record for name, record in shown if record.samples}
 
 
-def _map50(row: Row) -> float:
-    return row.stats["mAP50"].mean
+def steps(found: Results) -> Drawn | str | None:
+    """What one run finds on an image after each step, as Figure 5 of Chen et al. shows it.
+
+    A panel for each step, of the run with most of them and of the first seed; None where no record holds any.
+    """
+    finished = found.sweep.finished
+    settings = settings_of(finished)
+    looked_at = [(s, r, one) for s, r in zip(settings, finished, strict=True) for one in r.samples if one.steps]
+    if not looked_at:
+        return None
+    setting, record, sample = min(looked_at, key=lambda one: (-len(one[2].steps), one[1].seed))
+    pixels = boxes.read(sample.image, record.folder, found.sweep.folder)
+    if pixels is None:
+        return f"No detections after each step: the image is not on this machine ({sample.image})."
+    everything = (*sample.steps, sample.detections)
+    highest = max((d.score for detections in everything for d in detections), default=0.0)
+    if highest < boxes.SHOWN_SCORE:
+        return f"No detections after each step: nothing was found with a score of {boxes.SHOWN_SCORE}."
+    least = STEPS_SCORE if highest >= STEPS_SCORE else boxes.SHOWN_SCORE
+    columns = len(everything) if len(everything) <= 3 else (len(everything) + 1) // 2
+    lines = -(-len(everything) // columns)
+    width, height = boxes.tile_size(columns, sample)
+    figure = Figure(figsize=(width * columns, (height + 0.6) * lines + 0.4))
+    panels = list(figure.subplots(lines, columns, squeeze=False).flat)
+    for panel in panels[len(everything) :]:
+        panel.set_axis_off()
+    for t, (panel, detections) in enumerate(zip(panels, everything, strict=False)):
+        own = tuple(d for d in detections if d.score >= least)
+        boxes.show(panel, pixels, sample)
+        labels = sample.labels + sample.withheld  # all that is there
+        text = boxes.draw_detections(panel, replace(sample, labels=labels, withheld=(), detections=own))
+        mean = f", mean score {sum(d.score for d in own) / len(own):.2f}" if own else ""
+        boxes.title(panel, f"t = {t}{' (objectness)' * (t == 0)}{mean}", text)
+    legend_below(figure, [boxes.frame(boxes.LABELLED, "labelled"), boxes.frame(boxes.NEITHER, "not labelled")])
+    names = varying(settings)
+    run = f"{describe(setting, names)}, seed {record.seed}" if names else record.run
+    return Drawn(figure, say("steps", run=run, image=sample.image.name, least=least, usual=STEPS_SCORE))

@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 
 from rebalance.experiments.record import SPLITS
 from rebalance.report.figures.style import SPLIT_COLOURS, Drawn, counts_text, dots, intervals_text, key, legend_below
-from rebalance.report.summary import Comparison, Results, apart, describe, varying
-from rebalance.report.tables import group_text, loss_names
+from rebalance.report.summary import Group, Results, describe, varying
+from rebalance.report.tables import group_texts, names_of
 
 _OFFSETS = (-0.12, 0.12)  # of the splits
 
@@ -37,8 +37,8 @@ def draw(found: Results) -> Drawn | None:
     return Drawn(figure, f"mAP50 of each setting{intervals_text(found.rows, 'bars')}.")
 
 
-def _losses(compared: Sequence[Comparison]) -> Figure:
-    names = apart(one.key for one in compared)
+def _losses(compared: Sequence[Group]) -> Figure:
+    titles = iter(group_texts(compared))
     columns = min(2, len(compared))
     lines = [compared[i : i + columns] for i in range(0, len(compared), columns)]
     heights = [1.0 + 0.36 * max(len(one.rows) for one in line) for line in lines]
@@ -51,9 +51,9 @@ def _losses(compared: Sequence[Comparison]) -> Figure:
             for offset, split in zip(_OFFSETS, one.splits, strict=False):
                 own = [(y, by_split[split]) for y, by_split in enumerate(one.rows.values()) if split in by_split]
                 dots(panel, own, offset, split)
-            panel.set_yticks(range(len(one.rows)), list(loss_names(one).values()))
+            panel.set_yticks(range(len(one.rows)), list(names_of(one).values()))
             panel.set_ylim(len(one.rows) - 0.5, -0.5)
-            panel.set_title(group_text(one.key, names))
+            panel.set_title(next(titles))
             panel.tick_params(labelbottom=True)
     splits = [s for s in SPLITS if any(s in one.splits for one in compared)]
     legend_below(figure, [key(SPLIT_COLOURS[s], s, marker="o") for s in splits])

@@ -49,7 +49,7 @@ def rng(*seed: int) -> np.random.Generator:
 
 
 def sprite(opacity: np.ndarray, x: int, y: int) -> Sprite:
-    return Sprite(SPECIES[4], 4, np.zeros((*opacity.shape, 3), np.uint8), opacity, x, y)
+    return Sprite(SPECIES[4], 4, np.dstack([np.zeros((*opacity.shape, 3), np.uint8), opacity]), x, y)
 
 
 def test_a_frame_is_what_it_always_was() -> None:
@@ -117,9 +117,9 @@ def test_at_least_30_percent_of_every_animal_is_seen() -> None:
         sprites = arrange(rng(8, number), size, 0.8)
         for item in sprites:  # nearest first
             solid = np.zeros_like(covered)
-            height, width = item.opacity.shape
+            height, width = item.image.shape[:2]
             left, top = item.x + border, item.y + border
-            solid[top : top + height, left : left + width] = item.opacity >= SEEN
+            solid[top : top + height, left : left + width] = item.image[..., 3] >= SEEN
             if item.label >= 0:
                 assert (solid & frame & ~covered).sum() >= 0.3 * solid.sum()
             covered |= solid

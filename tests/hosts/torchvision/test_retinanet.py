@@ -18,8 +18,8 @@ from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
 
 from rebalance.hosts import SITES
 from rebalance.hosts.host import begin_epoch, counts
-from rebalance.hosts.torchvision.anchors import Anchors
 from rebalance.hosts.torchvision.dense import labels_of
+from rebalance.hosts.torchvision.head import Anchors
 from rebalance.hosts.torchvision.model import TorchvisionModel
 from rebalance.hosts.torchvision.retinanet import RetinaNetCriterion
 from rebalance.match.candidates import IGNORE, NEGATIVE, POSITIVE
