@@ -40,7 +40,7 @@ from torch import Tensor
 Flags = dict[str, Any]
 SIZE, IMAGES, EPOCHS = 64, 3, 5  # pixels, images a batch, epochs of the run that is played
 KINDS = ("ordinary", "one image without labels", "no labels")  # the first for every case, of the others one in turn
-LATER = 3  # the later epoch, past every warm-up here
+LATER = 2  # the later epoch, the first after every warm-up here
 SAMPLE = 128  # elements kept of a tensor
 
 
@@ -258,6 +258,7 @@ def labels(kind: str, classes: int, step: int) -> dict[str, Any]:
     cls = torch.randint(classes, (len(image), 1), generator=g).float()
     if len(image):
         boxes[1], cls[1] = boxes[0], (cls[0] + 1) % classes
+        boxes[2] = torch.tensor((20, 20, 16, 16)) / SIZE  # its border runs through centres of cells
         boxes[3, 2:] = 0.02
     batch: dict[str, Any] = {"batch_idx": image, "cls": cls, "bboxes": boxes}
     if step % 2:
@@ -298,6 +299,7 @@ def predictions(raw: Any, key: tuple[Any, ...], found: dict[str, Tensor], path: 
         value = noise * 0.5
     else:
         value = noise * 2 - (0 if "residuals" in path else 1)
+        value.view(-1)[::41], value.view(-1)[20::41] = 40, -40  # so sure that a score is 1, and nearly 0
     found[path] = value.requires_grad_()
     return value
 
@@ -337,6 +339,8 @@ class Dump:
             head = model.model[-1]
             if hasattr(head, "side"):  # as the trainer does
                 head.side = SIZE
+            if hasattr(head, "numbers"):  # so few samples that there are more positives than a sample may have
+                head.numbers = head.numbers._replace(anchors=8, rois=8)
             weights = {k: digest(v) for k, v in model.state_dict().items()}
             images = torch.rand(IMAGES, 3, SIZE, SIZE, generator=generator("images"))
             raw = model(images)
