@@ -1,7 +1,4 @@
-"""Varifocal loss: negatives as in focal loss, positives in full and by how good they are.
-
-Zhang et al. 2021, "VarifocalNet: An IoU-aware Dense Object Detector", equation 2.
-"""
+"""Varifocal loss: Zhang et al. 2021, "VarifocalNet: An IoU-aware Dense Object Detector", equation 2."""
 
 from __future__ import annotations
 
