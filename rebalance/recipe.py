@@ -42,6 +42,7 @@ OWNERS: tuple[type[Any], ...] = (Common, *ROWS, AnchorSettings)
 TRAIN: dict[str, tuple[type[Any], dataclasses.Field[Any]]] = {
     name: (owner, item) for owner in OWNERS for name, item in settings_of(owner).items()
 }
+DEFAULTS: Mapping[str, Any] = {name: item.default for name, (_, item) in TRAIN.items()}
 HEADS = {row.name for row in ROWS if row.kind == "head"}  # chosen by `loss=` too
 
 
@@ -93,11 +94,9 @@ class Recipe:
     @property
     def used(self) -> dict[str, Any]:
         """The settings that have a say in the loss."""
-        owners = {
-            *map(type, self.methods),
-            METHODS.get(self["head"]),
-            AnchorSettings if "anchors" in self.site.gives else 0,
-        }
+        owners = {*map(type, self.methods), METHODS.get(self["head"])}
+        if "anchors" in self.site.gives:
+            owners.add(AnchorSettings)
         return {
             name: self.values[name]
             for name, (owner, item) in TRAIN.items()
@@ -130,7 +129,7 @@ def read(given: Mapping[str, Any], sites: Sites, *, head: str = "stock") -> Reci
     Raises:
         ConfigError: an unknown flag, a bad value, or a flag that would have no effect.
     """
-    values = {**{name: item.default for name, (_, item) in TRAIN.items()}, "head": head, **_converted(given)}
+    values = {**DEFAULTS, "head": head, **_converted(given)}
     values["head"], loss = _head_and_loss(values, given)
     if values["head"] not in sites.by_head:
         raise ConfigError(f"head={values['head']} is not defined for {sites.name}; heads: {', '.join(sites.by_head)}")
@@ -161,7 +160,7 @@ def kept(values: Mapping[str, Any], sites: Sites, *, head: str = "stock") -> Rec
         sites: of the model.
         head: the head where none is kept.
     """
-    found = {**{name: item.default for name, (_, item) in TRAIN.items()}, "head": head, **_converted(values)}
+    found = {**DEFAULTS, "head": head, **_converted(values)}
     site = sites.site(found["head"], found["obj_base"])
     return _made({**found, "loss": found["loss"] or site.own}, site)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rebalance.recipe import TRAIN
+from rebalance.recipe import DEFAULTS, TRAIN
 from rebalance.settings import checked
 
-DEFAULTS: Mapping[str, Any] = {name: item.default for name, (_, item) in TRAIN.items()}
+__all__ = ["DEFAULTS", "OWNERS", "typed"]
+
 # The methods that a flag is for; none: it is for all
 OWNERS: Mapping[str, tuple[str, ...]] = {
     **{name: (owner.name,) if hasattr(owner, "name") else () for name, (owner, _) in TRAIN.items()},

@@ -134,6 +134,10 @@ class Choice(NamedTuple):
         """(B, N) bool: what is no positive any more."""
         return self.left if self.background is None else self.background
 
+    def in_box(self, matched: Tensor) -> Tensor:
+        """Bool in the shape of `box`: which of the matches take part in the box loss."""
+        return matched if self.box is None else matched & ~self.box
+
     def seen(self, state: Tensor) -> Tensor:
         """(B, N) int8: the state, with what is trained as background negative."""
         return state if self.background is None else state.masked_fill(self.background, NEGATIVE)

@@ -122,7 +122,7 @@ class DenseCriterion(ABC):
         return zip(*(torch.split(x, step) for x in (logits, *others)), strict=True)
 
     def _box(self, deltas: Tensor, gt_boxes: Tensor, anchors: Tensor, positive: Tensor, choice: Choice) -> Tensor:
-        chosen = positive if choice.box is None else positive & ~choice.box
+        chosen = choice.in_box(positive)
         # of what is no match, any box with an area, so that no gradient is lost in an infinity
         target = encode_deltas(torch.where(chosen.unsqueeze(-1), gt_boxes, anchors), anchors, self.scale)
         loss = torch.where(chosen, self.box_loss(deltas, target), 0)

@@ -135,7 +135,7 @@ class FasterRCNNCriterion:
         positive = matched.state == POSITIVE
         candidates = Candidates(logits, positive.to(logits.dtype), matched.state, matched.overlap)
         losses = self.rpn.objectness(candidates, residuals, choice)
-        in_box = positive if choice.box is None else positive & ~choice.box
+        in_box = choice.in_box(positive)
         losses["prop_loss"] = _smooth_l1(deltas, encode_deltas(gt_boxes, anchors), in_box)
         return self._divided(losses, matched.state, choice)
 
@@ -190,7 +190,7 @@ class FasterRCNNCriterion:
         gt_boxes, classes = of_label(labels, matched.label)
         own = torch.where(positive, classes + 1, BACKGROUND)
         of_class = deltas.gather(2, own[..., None, None].expand(-1, -1, -1, 4)).squeeze(2)
-        in_box = positive if choice.box is None else positive & ~choice.box
+        in_box = choice.in_box(positive)
         box = _smooth_l1(upcast(of_class), encode_deltas(gt_boxes, rois, SCALE), in_box)
         target = own.where(state == POSITIVE, BACKGROUND)
         cls = self.roi.loss(Candidates(logits, target, state, matched.overlap, SOFTMAX)).squeeze(-1)
@@ -229,7 +229,7 @@ class RefinedFasterRCNNCriterion(FasterRCNNCriterion):
 
     def _divided(self, losses: dict[str, Tensor], state: Tensor, choice: Choice) -> dict[str, Tensor]:
         positive = state == POSITIVE
-        in_box = positive if choice.box is None or not choice.kept else positive & ~choice.box
+        in_box = choice.in_box(positive) if choice.kept else positive
         count = self.rpn.count(positive, choice, ignored=state == IGNORE)
         counts = {"prop_loss": self.rpn.count(in_box, NOTHING, by=plainly(self.recipe))}
         order = [name for name in ("obj_loss", "prop_loss", "res_loss") if name in losses]

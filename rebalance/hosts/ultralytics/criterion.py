@@ -225,7 +225,7 @@ class AnchorCriterion:
             pairs=lambda: (found.image * logits.shape[1] + found.candidate).where(found.valid, -1),
         ))  # fmt: skip
 
-        in_box = found.valid if choice.box is None else found.valid & ~choice.box
+        in_box = choice.in_box(found.valid)
         counts = in_box if choice.kept else found.valid
         # where, not a product: a slot that is no match may hold any number
         box = (torch.where(in_box, 1 - iou, 0).sum(1) / counts.sum(1).clamp(min=1)).sum()
