@@ -76,6 +76,7 @@ class SeafloorFlags:
 class SweepFlags:
     """`rebalance sweep`: a grid of trainings. Every other key is a training flag; a list makes a dimension."""
 
+    plan: str = setting("", "YAML file with the question, what would answer it, and the grid; see docs/experiments.md")
     name: str = setting("", "run folder runs/benchmark/<name>; the same name continues it; default: a time stamp")
     seeds: str = setting("0", "training seeds, comma separated")
     protocol: str = setting("normal", "label protocols of the training split, comma separated")

@@ -98,6 +98,8 @@ def read_grid(given: Mapping[str, str]) -> Grid:
     """
     own = settings_of(SweepFlags)
     sweep = parse(SweepFlags, {key: text for key, text in given.items() if key in own})
+    if sweep.plan:
+        raise ConfigError(f"plan={sweep.plan} is for rebalance sweep: it has cells of its own")
     if sweep.name and (sweep.name.startswith(".") or re.search(r'[/\\:*?"<>|\x00-\x1f]', sweep.name)):
         raise ConfigError(f'name={sweep.name} is not a folder name: no slash, no leading dot, none of : * ? " < > |')
     lists = {key: _values(key, str(text)) for key, text in given.items() if key not in own or key in LABELS}

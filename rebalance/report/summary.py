@@ -143,8 +143,13 @@ def results(sweep: Sweep) -> Results:
     for setting, record in zip(settings_of(sweep.finished), sweep.finished, strict=True):
         seeds.setdefault(setting, {}).setdefault(record.seed, record)
     runs = {setting: tuple(r for _, r in sorted(by_seed.items())) for setting, by_seed in seeds.items()}
-    asked = sweep.baseline or sweep.study.get("baseline") or next(iter(as_list(sweep.asked.get("loss"))), "")
-    rows = _rows(runs, str(asked))
+    told = (
+        sweep.baseline,
+        sweep.written.get("baseline"),
+        sweep.study.get("baseline"),
+        *as_list(sweep.asked.get("loss")),
+    )
+    rows = _rows(runs, str(next(filter(None, told), "")))
     if sweep.baseline:
         _check_baseline(sweep.baseline, [setting for setting in runs if not setting.removes])
     return Results(sweep, runs, tuple(rows), *_groups(rows))
