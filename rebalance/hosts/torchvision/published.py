@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +78,7 @@ def start(model: TorchvisionModel, pretrained: bool | str) -> tuple[int, int] | 
     state = read_state_dict(pretrained)
     if state is None:
         raise ModelError(f"pretrained={pretrained} is not a state dict of tensors")
-    return load_by_name(model, model.translate(state), str(pretrained))
+    return _load(model, model.translate(state), str(pretrained))
 
 
 def _kept(weights: WeightsEnum) -> Path:
@@ -112,7 +112,24 @@ def load_coco(model: TorchvisionModel, state: dict[str, Tensor], weights: Weight
         for name, rows in head.class_rows().items():
             state[f"model.2.{name}"] = rows(state[f"model.2.{name}"], index)
         model.names = {i: categories[k] for i, k in enumerate(kept)}
-    return load_by_name(model, state, weights.url)
+    return _load(model, state, weights.url)
+
+
+def _load(model: TorchvisionModel, state: dict[str, Tensor], source: str) -> tuple[int, int]:
+    """Fill a model by name; a detector enters as a whole, but for the layers of other classes.
+
+    Raises:
+        ModelError: it would enter in part.
+    """
+    own, head = model.state_dict(), cast(Any, model.model[-1])
+    if any(name.startswith("model.2.") for name in state.keys() & own.keys()):
+        other = {name for name, x in state.items() if name not in own or own[name].shape != x.shape}
+        if other := sorted(other - {f"model.2.{name}" for name in head.class_rows()}):
+            raise ModelError(
+                f"pretrained={source} is another detector than {model.yaml[KEY]}: {len(other)} of its {len(state)} tensors "
+                f"have no place here, e.g. {', '.join(other[:3])}"
+            )
+    return load_by_name(model, state, source)
 
 
 def _thawed(model: TorchvisionModel, state: dict[str, Tensor]) -> dict[str, Tensor]:
