@@ -124,10 +124,10 @@ def _load(model: TorchvisionModel, state: dict[str, Tensor], source: str) -> tup
     own, head = model.state_dict(), cast(Any, model.model[-1])
     if any(name.startswith("model.2.") for name in state.keys() & own.keys()):
         other = {name for name, x in state.items() if name not in own or own[name].shape != x.shape}
-        if other := sorted(other - {f"model.2.{name}" for name in head.class_rows()}):
+        if left := sorted(other - {f"model.2.{name}" for name in head.class_rows()}):
             raise ModelError(
-                f"pretrained={source} is another detector than {model.yaml[KEY]}: {len(other)} of its {len(state)} tensors "
-                f"have no place here, e.g. {', '.join(other[:3])}"
+                f"pretrained={source} is another detector than {model.yaml[KEY]}: "
+                f"{len(left)} of its {len(state)} tensors have no place here, e.g. {', '.join(left[:3])}"
             )
     return load_by_name(model, state, source)
 

@@ -92,8 +92,8 @@ def _anchors(sizes: Sequence[Sequence[float]]) -> Anchors:
 def retinanet_resnet(network: Callable[..., nn.Module], sixth: int, nc: int) -> Parts:
     """torchvision's RetinaNet: five levels from stride 8 to 128, nine anchors a cell, four convolutions a tower.
 
-    The sixth level is made of the pyramid's fifth where it takes 256 channels, as torchvision's first version has it; of
-    the body's last stage where it takes 2048, as Lin et al. 2017, Detectron and mmdetection have it.
+    The sixth level is made of the pyramid's fifth where it takes 256 channels, as in torchvision's first version, or of
+    the body's last stage where it takes 2048, as in Lin et al. 2017, Detectron and mmdetection.
     """
     neck = fpn.FeaturePyramidNetwork([512, 1024, 2048], 256, extra_blocks=fpn.LastLevelP6P7(sixth, 256))
     anchors = _anchors([[float(int(x * 2 ** (k / 3))) for k in range(3)] for x in (32, 64, 128, 256, 512)])

@@ -255,7 +255,6 @@ def replaceable_head(model: nn.Module, wanted: str = "anchor") -> Detect:
     if type(head) is Detect and (wanted != "anchor" or head.nl in COCO_ANCHORS):
         return head
     needs, has = "that ends in Detect", type(head).__name__
-    if wanted == "anchor":
-        needs = f"with {', '.join(map(str, COCO_ANCHORS))} levels"
-        has += f" with {head.nl} levels" if hasattr(head, "nl") else ""
+    if type(head) is Detect:
+        needs, has = f"with {', '.join(map(str, COCO_ANCHORS))} levels", f"Detect with {head.nl} levels"
     raise ModelError(f"head={wanted} needs a detection model {needs}; this one ends in {has}")
