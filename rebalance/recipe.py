@@ -104,6 +104,15 @@ class Recipe:
         }
 
     @property
+    def asked(self) -> dict[str, Any]:
+        """Flags that ask for this training again: loss, head, and what has a say and is not its default."""
+        more = {*self.used, "divisor"} | ({"autoanchor"} if "anchors" in self.site.gives else set())
+        if self["head"] in HEADS and "cells" in self.site.gives:
+            more.add("obj_base")
+        changed = {name: self[name] for name in DEFAULTS if name in more and self[name] != DEFAULTS[name]}
+        return {"loss": self["loss"], "head": self["head"], **changed}
+
+    @property
     def text(self) -> str:
         """`loss=`, `head=` and what they are called."""
         named = [*self["loss"].split("+"), *([self["head"]] if self["head"] in METHODS else [])]

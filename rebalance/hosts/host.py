@@ -15,7 +15,7 @@ from torch import Tensor
 from ultralytics.utils import DEFAULT_CFG_DICT
 from ultralytics.utils.loss import E2ELoss
 
-from rebalance.errors import ConfigError
+from rebalance.errors import ConfigError, ModelError
 from rebalance.methods.method import Sites
 from rebalance.methods.resobj import means
 from rebalance.objective import Objective
@@ -73,6 +73,22 @@ class Host(ABC):
         """
 
 
+class OwnYaml(dict[str, Any]):
+    """The `yaml` of a model with a head of ours: Ultralytics' own trainer would build another head from its layers.
+
+    It stops there, in one line, whichever way it came: `train` of a checkpoint, `tune`, a list of data sets, Ray.
+    """
+
+    def __getitem__(self, key: str) -> Any:
+        if key in ("backbone", "head"):  # what the host asks for first
+            flags = self.get(KEY, {}).get("flags", {})
+            what = f"a checkpoint with head={flags.get('head', 'anchor')} has a head of rebalance"
+            if "torchvision" in self:
+                what = f"{self['torchvision']} is a detector of torchvision"
+            raise ModelError(f"{what}: train it with rebalance.YOLO, or with trainer=rebalance.trainer()")
+        return super().__getitem__(key)
+
+
 def refuse_weights(arguments: Mapping[str, Any], what: str) -> None:
     """Raise where weights of the host's own losses are given for another loss."""
     for name in HOST_WEIGHTS:
@@ -89,6 +105,12 @@ def remembered(model: Any) -> dict[str, Any]:
     """What `remember` wrote, and beside it what a loss has kept; or an empty dict."""
     yaml = getattr(model, "yaml", None)
     return yaml.get(KEY, {}) if isinstance(yaml, dict) else {}
+
+
+def head_of(model: Any) -> str:
+    """The value of `head` that a model has: what it remembers, else what its class is for."""
+    head: str = remembered(model).get("flags", {}).get("head") or getattr(model, "own_head", "stock")
+    return head
 
 
 # What a criterion keeps from step to step -----------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from ultralytics.models.yolo.detect import DetectionTrainer
-from ultralytics.utils import LOGGER, RANK
+from ultralytics.utils import LOGGER, RANK, YAML
 from ultralytics.utils.loss import E2ELoss
 from ultralytics.utils.torch_utils import unwrap_model
 
@@ -76,6 +76,8 @@ class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
             self.recipe = kept(remembered(self.model).get("flags", {}), self.host.sites)
         checkpoint = super().setup_model()
         self.args.pretrained = pretrained
+        if RANK in {-1, 0}:  # with our flags `cfg=args.yaml` asks for the same training
+            YAML.save(self.save_dir / "args.yaml", {**vars(self.args), **self.recipe.asked})
         if state is not None or self._fresh:
             self.weights_matched = self.host.start(self.model, pretrained, state)
         return checkpoint
@@ -85,7 +87,7 @@ class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
         before = cfg.get(KEY, {}).get("flags", {}) if isinstance(cfg, dict) else {}
         self.host = host_of(weights if weights is not None and before else cfg)
         self._fresh = weights is None and not self.resume
-        head, sites = before.get("head", "stock"), self.host.sites
+        head, sites = before.get("head", getattr(weights, "own_head", "stock")), self.host.sites
         if self.resume:
             if self.given:
                 asked = read(self.given, sites, head=head)

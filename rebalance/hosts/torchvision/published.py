@@ -105,13 +105,16 @@ def load_coco(model: TorchvisionModel, state: dict[str, Tensor], weights: Weight
     """
     categories = weights.meta["categories"]
     kept = [i for i, name in enumerate(categories) if name not in N_A]
+    names = {i: categories[k] for i, k in enumerate(kept)}
     state = _thawed(model, model.translate(state))
     head: Any = model.model[-1]
-    if model.nc == len(kept):
+    if model.nc != len(categories):  # a model of all of torchvision's 91 takes the rows as they are
         index = torch.tensor([*range(head.background), *kept])
         for name, rows in head.class_rows().items():
             state[f"model.2.{name}"] = rows(state[f"model.2.{name}"], index)
-        model.names = {i: categories[k] for i, k in enumerate(kept)}
+        if model.nc == len(kept) and model.names == {i: f"{i}" for i in range(model.nc)}:
+            model.names = names
+        model.follow_names(state, names)
     return _load(model, state, weights.url)
 
 
