@@ -44,6 +44,10 @@ TRAIN: dict[str, tuple[type[Any], dataclasses.Field[Any]]] = {
 }
 DEFAULTS: Mapping[str, Any] = {name: item.default for name, (_, item) in TRAIN.items()}
 HEADS = {row.name for row in ROWS if row.kind == "head"}  # chosen by `loss=` too
+# Fractions of candidates that leave the loss: at 0 it is the host's own, so a series of them begins there
+REMOVALS: tuple[str, ...] = tuple(
+    name for row in ROWS if row.choose is not Method.choose for name, value in row.neutral.items() if value == 0
+)
 
 
 class Selection(NamedTuple):

@@ -81,9 +81,18 @@ class SweepFlags:
     seeds: str = setting("0", "training seeds, comma separated")
     protocol: str = setting("normal", "label protocols of the training split, comma separated")
     rate: str = setting("0.5", "rates of percent and per_class, comma separated")
-    label_seed: int = setting(0, "seed of the withheld labels", low=0)
+    label_seed: str = setting(
+        "", "seed of the withheld labels, the same for all runs; default: the seed of each training"
+    )
+    complete: bool = setting(
+        False, "once a seed, train the baseline (the first loss, nothing removed) on complete labels too"
+    )
     jobs: int = setting(1, "runs at a time, each with its share of the cores", low=1)
-    series: bool = setting(False, "vary one list at a time from the first values, instead of the product")
+    series: bool = setting(
+        False,
+        "vary one list at a time, not their product: obj_drop, box_drop, nrd_rate from 0, of which one value is a list "
+        "too; others from 0 where it is in the list, else from the first",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -96,7 +96,7 @@ def command(sweep: Sweep) -> str:
     protocols = as_list(asked.get("protocol", "normal"))
     idle = {
         "rate": not any(protocol in RATED for protocol in protocols),
-        "label_seed": protocols == ["normal"] or not asked.get("label_seed"),
+        "label_seed": protocols == ["normal"],
         "protocol": protocols == ["normal"],
         "series": not asked.get("series"),
     }
