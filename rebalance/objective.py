@@ -61,9 +61,9 @@ class Objective:
         self.by_image = all(method.by_image for method in self.methods)
         self.begin_epoch(0)
 
-    def begin_epoch(self, epoch: int) -> None:
-        """Take note of the epoch (from 0), and forget what was counted."""
-        self.run.epoch, self.run.step = epoch, 0
+    def begin_epoch(self, epoch: int, epochs: int = 0) -> None:
+        """Take note of the epoch (from 0) and how many there are, and forget what was counted."""
+        self.run.epoch, self.run.epochs, self.run.step = epoch, epochs, 0
         self.counts: Tensor | None = None
         self.steps = StepMeans()
 

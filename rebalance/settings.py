@@ -27,6 +27,8 @@ def setting(
     choices: tuple[str, ...] = (),
     unit: str = "",
     needs: str = "",
+    number: type[Any] | None = None,
+    before: Any = None,
 ) -> Any:
     """A dataclass field with the facts that `convert` checks and `help` prints.
 
@@ -38,8 +40,13 @@ def setting(
         choices: allowed strings; empty means any.
         unit: unit of the number, e.g. "epochs".
         needs: what a site must give for it to count, see `rebalance.methods.method.Site`; empty: nothing.
+        number: int or float, where the default is the word `auto` and any other value a number.
+        before: what a training of a version without this flag did, where that is not the default.
     """
-    facts = {"help": help, "low": low, "high": high, "choices": choices, "unit": unit, "needs": needs}
+    facts = {
+        "help": help, "low": low, "high": high, "choices": choices, "unit": unit, "needs": needs, "number": number,
+        "before": before,
+    }  # fmt: skip
     return field(default=default, metadata=facts)
 
 
@@ -138,8 +145,11 @@ def checked(name: str, item: dataclasses.Field[Any], value: Any) -> Any:
     Raises:
         ConfigError: the value has the wrong type, is out of range, or is not among the choices.
     """
-    kind, facts = type(item.default), item.metadata
+    facts = item.metadata
+    kind = facts["number"] or type(item.default)
     text = str(value).strip()
+    if facts["number"] and text == item.default:
+        return text
     try:
         if kind is bool:
             result: Any = {"true": True, "1": True, "false": False, "0": False}[text.lower()]
@@ -154,7 +164,8 @@ def checked(name: str, item: dataclasses.Field[Any], value: Any) -> Any:
         else:
             result = float(value)
     except (ValueError, TypeError, KeyError, OverflowError):
-        raise ConfigError(f"{name}={value} is not {_KINDS[kind]}") from None
+        word = f"{item.default} or " if facts["number"] else ""
+        raise ConfigError(f"{name}={value} is not {word}{_KINDS[kind]}") from None
     if kind in (int, float) and not (facts["low"] <= result <= facts["high"]):  # NaN fails too
         raise ConfigError(f"{name}={value} is out of range: {span(facts)}")
     if facts["choices"] and result not in facts["choices"]:
@@ -179,7 +190,8 @@ def described(items: Mapping[str, dataclasses.Field[Any]]) -> list[tuple[str, st
     rows = []
     for name, item in items.items():
         facts = item.metadata
-        values = ", ".join(facts["choices"]) or span(facts) or _KINDS[type(item.default)]
+        values = ", ".join(facts["choices"]) or span(facts) or _KINDS[facts["number"] or type(item.default)]
+        values = f"{item.default}, {values}" if facts["number"] else values
         rows.append((name, str(item.default), f"{values} {facts['unit']}".strip(), facts["help"]))
     return rows
 

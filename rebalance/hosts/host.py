@@ -126,10 +126,10 @@ def objectives(criterion: Any) -> list[Objective]:
     return [objective for branch in branches(criterion) for objective in branch.objectives]
 
 
-def begin_epoch(criterion: Any, epoch: int) -> None:
-    """Tell every branch of a criterion where the run stands (from 0)."""
+def begin_epoch(criterion: Any, epoch: int, epochs: int = 0) -> None:
+    """Tell every branch of a criterion where the run stands (from 0), and how long it is; 0: that is not known."""
     for objective in objectives(criterion):
-        objective.begin_epoch(epoch)
+        objective.begin_epoch(epoch, epochs)
 
 
 def counts(criterion: Any) -> dict[str, int]:
@@ -163,7 +163,7 @@ def describe(model: Any) -> dict[str, Any]:
     """What runs, in words and as data, read from the model's criterion rather than from the flags alone."""
     criterion = model.criterion
     branch = branches(criterion)[0]
-    ran = branch.objectives[0].recipe
+    run, ran = branch.objectives[0].run, branch.objectives[0].recipe
     name = type(criterion).__name__
     if isinstance(criterion, E2ELoss):
         name = f"{name} of two {type(branch).__name__}"
@@ -171,11 +171,13 @@ def describe(model: Any) -> dict[str, Any]:
     divisor = ran.site.divisors[ran.divisor]
     if weighting == "drop":
         divisor += ", what is left" if ran["drop_divisor"] == "kept" else ", as in the host"
-    settings = " ".join(f"{k}={v}" for k, v in ran.used.items())
+    told = [method.tells(run) for method in ran.methods]
+    used = {**ran.used, **{k: v for values, _ in told for k, v in values.items()}}
+    settings = " ".join(f"{k}={v}" for k, v in used.items())
+    said = ", ".join(filter(None, (name, settings, *(words for _, words in told), f"divisor: {divisor}")))
     return {
         "loss": ran["loss"], "head": ran["head"], "element": element, "weighting": weighting, "criterion": name,
-        "settings": ran.used, "divisor": divisor,
-        "text": f"{ran.text}: {name}, {settings}{', ' if settings else ''}divisor: {divisor}",
+        "settings": used, "divisor": divisor, "text": f"{ran.text}: {said}",
     }  # fmt: skip
 
 

@@ -29,7 +29,7 @@ from rebalance.hosts.host import (
     step_means,
 )
 from rebalance.hosts.state_dict import read_state_dict
-from rebalance.recipe import Recipe, kept, read
+from rebalance.recipe import Recipe, kept, read, unsaid
 from rebalance.train.admission import check_flags, given_or_kept
 from rebalance.train.validator import Validator
 
@@ -94,6 +94,8 @@ class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
                 if changed := [name for name in self.given if before.get(name) != asked[name]]:
                     LOGGER.warning(f"rebalance: resume keeps the checkpoint's flags; ignored: {', '.join(changed)}")
             self.recipe = kept(before, sites)
+            if RANK in {-1, 0} and (told := unsaid(before, self.recipe)):
+                LOGGER.info(f"rebalance: the training began with an earlier version, and goes on with its {told}")
             self._kept = cfg[KEY].get("state", []) if before else []
         else:
             self.recipe = self.admitted or read(given_or_kept(self.given, before), sites, head=head)
@@ -123,6 +125,8 @@ class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
     def _set_criterion(self, model: Any) -> None:
         model.criterion = self.host.criterion(model, self.recipe, self.args.seed)
         restore(model.criterion, self._kept)
+        # `time=` sets the number of epochs anew after each of them
+        begin_epoch(model.criterion, self.start_epoch, 0 if self.args.time else self.epochs)
 
     def get_validator(self) -> Validator:
         """The host's validator, with every image's detections also on a slow machine."""
@@ -143,7 +147,7 @@ class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
         """Tell the criterion where the run stands, then run the callbacks."""
         if event == "on_train_epoch_start":
             for model in (unwrap_model(self.model), self.ema.ema):  # the EMA's criterion gives the validation loss
-                begin_epoch(model.criterion, self.epoch)
+                begin_epoch(model.criterion, self.epoch, self.epochs)
         elif event == "on_train_epoch_end":
             self.drop_counts = counts(unwrap_model(self.model).criterion)
             self.step_means = step_means(unwrap_model(self.model).criterion)
