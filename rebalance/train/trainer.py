@@ -174,11 +174,18 @@ class RebalanceTrainer(Resumable):
         return super().save_model()
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
-        """Add the counts of dropped predictions and the objectness after each step to results.csv."""
-        for method in self.recipe.methods:
-            metrics = {**metrics, **{f"{method.name}/{name}": self.drop_counts.get(name, 0) for name in method.counted}}
-        metrics = {**metrics, **{f"resobj/{name}": round(mean, 5) for name, mean in self.step_means.items()}}
-        super().save_metrics(metrics)
+        """Add the counts of dropped predictions and the objectness after each step, to results.csv and for loggers.
+
+        Loggers, e.g. TensorBoard and MLflow, read `metrics` after each epoch.
+        """
+        methods = self.recipe.methods
+        ours: dict[str, float] = {
+            f"{each.name}/{name}": self.drop_counts.get(name, 0) for each in methods for name in each.counted
+        }
+        ours |= {f"resobj/{name}": round(mean, 5) for name, mean in self.step_means.items()}
+        host = {name: value for name, value in metrics.items() if name not in ours}  # without those of the last epoch
+        super().save_metrics({**host, **ours})
+        self.metrics = {**self.metrics, **ours}
 
 
 def trainer(**given: Any) -> type[RebalanceTrainer]:
