@@ -18,7 +18,6 @@ from rebalance.errors import ConfigError, ModelError, nearest
 from rebalance.hosts import FAMILIES, host_of
 from rebalance.hosts.host import head_of, remembered
 from rebalance.hosts.state_dict import read_state_dict
-from rebalance.methods.resobj import ResObj
 from rebalance.recipe import TRAIN, Recipe, read
 
 
@@ -95,7 +94,7 @@ def admit(
             raise ConfigError(
                 f"{', '.join(given)}: only for detection models, and {model.model_name} is a {model.task} model"
             )
-        recipe = read(given_or_kept(given, before), host.sites, head=head)
+        recipe = read(given, host.sites, head=head, before=before)
         given["head"] = recipe["head"]
     if host.own and (given or strict):
         _check_weights(arguments.get("pretrained"))
@@ -142,18 +141,6 @@ def check_flags(given: Mapping[str, Any]) -> None:
                 first = first or error
     if first:
         raise first
-
-
-def given_or_kept(given: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags that were given, and what a checkpoint keeps about a head of several steps where that head stays.
-
-    Args:
-        given: flag name to value.
-        before: the same, from the checkpoint; may be empty.
-    """
-    stays = given.get("head", "resobj") == before.get("head") == "resobj"
-    own = {name for name, (owner, _) in TRAIN.items() if owner is ResObj} if stays else set()
-    return {**{k: v for k, v in before.items() if k in own}, **given}
 
 
 def data_yaml(data: str) -> str:

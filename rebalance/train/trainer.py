@@ -30,7 +30,7 @@ from rebalance.hosts.host import (
 )
 from rebalance.hosts.state_dict import read_state_dict
 from rebalance.recipe import Recipe, kept, read, unsaid
-from rebalance.train.admission import check_flags, given_or_kept
+from rebalance.train.admission import check_flags
 from rebalance.train.validator import Validator
 
 
@@ -98,7 +98,7 @@ class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
                 LOGGER.info(f"rebalance: the training began with an earlier version, and goes on with its {told}")
             self._kept = cfg[KEY].get("state", []) if before else []
         else:
-            self.recipe = self.admitted or read(given_or_kept(self.given, before), sites, head=head)
+            self.recipe = self.admitted or read(self.given, sites, head=head, before=before)
         verbose = verbose and RANK == -1
         model = self.host.build(cfg, self.recipe, nc=self.data["nc"], ch=self.data["channels"], verbose=verbose)
         self.set_model_names_for_load(model)
