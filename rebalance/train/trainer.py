@@ -40,6 +40,7 @@ class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
     Attributes:
         given: flags as the user gave them.
         admitted: what they were found to come to before the training began; None: nobody has asked.
+        starts_from: `pretrained`, where the host must not see it; None: that of the arguments.
         recipe: what this run trains with; None until the model is there, which has a say in what the flags mean.
         host: of the model.
         loss_ran: what the criterion says it is; printed, and kept for records.
@@ -49,6 +50,7 @@ class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
 
     given: Mapping[str, Any] = {}
     admitted: Recipe | None = None
+    starts_from: str | Path | None = None
 
     recipe: Recipe
     host: Host
@@ -66,7 +68,7 @@ class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
 
     def setup_model(self) -> Any:
         """Load, create or resume the model; `pretrained` may be a plain state dict."""
-        pretrained, state = self.args.pretrained, None
+        pretrained, state = self.starts_from or self.args.pretrained, None
         if isinstance(pretrained, (str, Path)) and not self.resume and Path(pretrained).is_file():
             state = read_state_dict(pretrained)
         if state is not None or pretrained == COCO:
@@ -86,6 +88,7 @@ class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
         """Build the model with the head asked for, or the head of the checkpoint it starts from."""
         before = cfg.get(KEY, {}).get("flags", {}) if isinstance(cfg, dict) else {}
         self.host = host_of(weights if weights is not None and before else cfg)
+        weights = None if self.starts_from else weights
         self._fresh = weights is None and not self.resume
         head, sites = before.get("head", getattr(weights, "own_head", "stock")), self.host.sites
         if self.resume:
@@ -188,7 +191,9 @@ def trainer(**given: Any) -> type[RebalanceTrainer]:
     return with_flags(given)
 
 
-def with_flags(given: Mapping[str, Any], admitted: Recipe | None = None) -> type[RebalanceTrainer]:
+def with_flags(
+    given: Mapping[str, Any], admitted: Recipe | None = None, base: type[RebalanceTrainer] = RebalanceTrainer
+) -> type[RebalanceTrainer]:
     """A trainer class with flags that have been checked; `admitted` is what they come to on the model it will train."""
-    held = {"given": dict(given), "admitted": admitted, "__module__": __name__}
-    return type("RebalanceTrainer", (RebalanceTrainer,), held)
+    held = {"given": dict(given), "admitted": admitted, "__module__": base.__module__}
+    return type(base.__name__, (base,), held)
