@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import LOGGER, RANK, YAML
 from ultralytics.utils.loss import E2ELoss
 from ultralytics.utils.torch_utils import unwrap_model
@@ -20,6 +19,7 @@ from rebalance.hosts.host import (
     KEY,
     Host,
     begin_epoch,
+    branches,
     counts,
     describe,
     keep,
@@ -31,10 +31,11 @@ from rebalance.hosts.host import (
 from rebalance.hosts.state_dict import read_state_dict
 from rebalance.recipe import Recipe, kept, read, unsaid
 from rebalance.train.admission import check_flags
+from rebalance.train.resumable import Resumable
 from rebalance.train.validator import Validator
 
 
-class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
+class RebalanceTrainer(Resumable):
     """Trains with the flags in `given`; see `trainer` for a class with flags.
 
     Attributes:
@@ -162,6 +163,17 @@ class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
         batch = super().preprocess_batch(batch)
         batch["most_labels"] = most
         return batch
+
+    def criterion_state(self) -> dict[str, Any]:
+        """What the methods of each branch keep, too."""
+        found = branches(unwrap_model(self.model).criterion)
+        return {**super().criterion_state(), "kept": [dict(branch.objectives[0].run.kept) for branch in found]}
+
+    def restore_criterion(self, state: dict[str, Any]) -> None:
+        """Put back what `criterion_state` gave."""
+        super().restore_criterion(state)
+        for branch, found in zip(branches(unwrap_model(self.model).criterion), state["kept"], strict=True):
+            branch.objectives[0].run.kept = {name: tensor.to(self.device) for name, tensor in found.items()}
 
     def save_model(self) -> Any:
         """Save; what the loss keeps goes along, as plain numbers beside the flags."""
