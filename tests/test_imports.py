@@ -25,7 +25,7 @@ ARROWS = {
     "recipe": "errors heads methods settings",
     "objective": "match methods recipe  torch",
     "hosts": "errors heads match methods objective recipe  PIL numpy torch torchvision ultralytics",
-    "train": "data errors hosts methods recipe  torch ultralytics",
+    "train": "data errors hosts methods recipe settings  torch ultralytics",
     "experiments": "rebalance data errors recipe settings train  cv2 filelock numpy psutil torch ultralytics yaml",
     "report": "rebalance errors experiments.papers experiments.record settings"
     "  cv2 jinja2 matplotlib numpy pandas yaml",

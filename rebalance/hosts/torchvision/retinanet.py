@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.retinanet import RetinaNetHead
 
 from rebalance.heads.objectness import CLASS_PRIOR, Refined, ResidualObjectness, flatten_steps, logit, objectness_prior
-from rebalance.hosts.torchvision.dense import Batch, DenseCriterion, Result, plainly
+from rebalance.hosts.torchvision.dense import Batch, DenseCriterion, Result, one_hot, plainly
 from rebalance.hosts.torchvision.head import Anchors, Raw, TorchvisionHead, best_pairs, boxes_at, by_cell, class_rows
 from rebalance.match.boxes import upcast
 from rebalance.match.candidates import IGNORE, POSITIVE, SIGMOID, Candidates
@@ -65,7 +65,7 @@ class RetinaNetCriterion(DenseCriterion):
 
     def class_targets(self, logits: Tensor, classes: Tensor, positive: Tensor) -> Tensor:
         """(B, A, C) 1 for the class of a positive."""
-        return torch.zeros_like(logits).scatter_(2, classes.unsqueeze(-1), positive.unsqueeze(-1).to(logits.dtype))
+        return one_hot(logits, classes, positive)
 
 
 class RefinedRetinaNetCriterion(RetinaNetCriterion):
