@@ -52,6 +52,10 @@ def test_steps_of_the_rate_a_warm_up_from_a_third_the_clip_and_epsilon(
         assert [step[name] for step in steps] == pytest.approx(rates)
     assert all(step["eps"] == {1.0} for step in steps)
     assert all(step["norm"] == pytest.approx(0.1, rel=1e-3) for step in steps)
+    found = steps[:]
+    steps.clear()
+    train("yolov8n.yaml", data, tmp_path / "again", cfg=str(tmp_path / "run" / "args.yaml"), **host)
+    assert steps == found
     assert any(line.endswith("rebalance: lr_steps: of 3 epochs none comes after 7") for line in lines)
 
 
