@@ -34,7 +34,7 @@ from rebalance.hosts.host import (
 )
 from rebalance.hosts.state_dict import read_state_dict
 from rebalance.recipe import DEFAULTS, Recipe, kept, read, unsaid
-from rebalance.train.admission import check_flags, given_or_kept, no_eps
+from rebalance.train.admission import check_flags, no_eps
 from rebalance.train.validator import Validator
 
 
@@ -44,6 +44,7 @@ class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
     Attributes:
         given: flags as the user gave them.
         admitted: what they were found to come to before the training began; None: nobody has asked.
+        starts_from: `pretrained`, where the host must not see it; None: that of the arguments.
         recipe: what this run trains with; None until the model is there, which has a say in what the flags mean.
         host: of the model.
         loss_ran: what the criterion says it is; printed, and kept for records.
@@ -53,6 +54,7 @@ class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
 
     given: Mapping[str, Any] = {}
     admitted: Recipe | None = None
+    starts_from: str | Path | None = None
 
     recipe: Recipe
     host: Host
@@ -70,7 +72,7 @@ class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
 
     def setup_model(self) -> Any:
         """Load, create or resume the model; `pretrained` may be a plain state dict."""
-        pretrained, state = self.args.pretrained, None
+        pretrained, state = self.starts_from or self.args.pretrained, None
         if isinstance(pretrained, (str, Path)) and not self.resume and Path(pretrained).is_file():
             state = read_state_dict(pretrained)
         if state is not None or pretrained == COCO:
@@ -90,6 +92,7 @@ class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
         """Build the model with the head asked for, or the head of the checkpoint it starts from."""
         before = cfg.get(KEY, {}).get("flags", {}) if isinstance(cfg, dict) else {}
         self.host = host_of(weights if weights is not None and before else cfg)
+        weights = None if self.starts_from else weights
         self._fresh = weights is None and not self.resume
         head, sites = before.get("head", getattr(weights, "own_head", "stock")), self.host.sites
         if self.resume:
@@ -102,7 +105,7 @@ class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
                 LOGGER.info(f"rebalance: the training began with an earlier version, and goes on with its {told}")
             self._kept = cfg[KEY].get("state", []) if before else []
         else:
-            self.recipe = self.admitted or read(given_or_kept(self.given, before), sites, head=head)
+            self.recipe = self.admitted or read(self.given, sites, head=head, before=before)
         verbose = verbose and RANK == -1
         model = self.host.build(cfg, self.recipe, nc=self.data["nc"], ch=self.data["channels"], verbose=verbose)
         self.set_model_names_for_load(model)
@@ -235,7 +238,9 @@ def trainer(**given: Any) -> type[RebalanceTrainer]:
     return with_flags(given)
 
 
-def with_flags(given: Mapping[str, Any], admitted: Recipe | None = None) -> type[RebalanceTrainer]:
+def with_flags(
+    given: Mapping[str, Any], admitted: Recipe | None = None, base: type[RebalanceTrainer] = RebalanceTrainer
+) -> type[RebalanceTrainer]:
     """A trainer class with flags that have been checked; `admitted` is what they come to on the model it will train."""
-    held = {"given": dict(given), "admitted": admitted, "__module__": __name__}
-    return type("RebalanceTrainer", (RebalanceTrainer,), held)
+    held = {"given": dict(given), "admitted": admitted, "__module__": base.__module__}
+    return type(base.__name__, (base,), held)
