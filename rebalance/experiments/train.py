@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import torch
 
-from rebalance.experiments.record import Task, read_json, write_json
+from rebalance.experiments.record import NUMBERS, Task, read_json, write_json
 from rebalance.train.api import YOLO
 
 PROGRESS = "progress.json"
@@ -80,7 +80,10 @@ class Keeper:
 
 
 def train(folder: Path, task: Task, keeper: Keeper) -> Path:
-    """Train to the end, from where an earlier attempt was stopped, and return the checkpoint to evaluate."""
+    """Train to the end, from where an earlier attempt was stopped, and return the checkpoint to evaluate.
+
+    The setting of the evaluation stays out of it: the host would choose best.pt by it.
+    """
     data, weights = str(task.config.data), folder / TRAIN / "weights"
     found = _whole_checkpoint(weights)
     if found is None:
@@ -89,7 +92,7 @@ def train(folder: Path, task: Task, keeper: Keeper) -> Path:
         model, asked = YOLO(task.config.host["model"]), task.config
         keeper.attach(model)
         ours = {key: asked.train[key] for key in task.given}
-        host = {key: value for key, value in asked.host.items() if key not in ("model", "data")}
+        host = {key: value for key, value in asked.host.items() if key not in ("model", "data", *NUMBERS)}
         places = {"project": str(folder.absolute()), "name": TRAIN, "exist_ok": True}
         model.train(data=data, seed=asked.seed, **ours, **host, **places)
     else:

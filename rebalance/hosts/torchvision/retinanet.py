@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.retinanet import RetinaNetHead
 
 from rebalance.heads.objectness import CLASS_PRIOR, Refined, ResidualObjectness, flatten_steps, logit, objectness_prior
+from rebalance.hosts.evaluation import RCNN
 from rebalance.hosts.torchvision.dense import Batch, DenseCriterion, Result, plainly
 from rebalance.hosts.torchvision.head import Anchors, Raw, TorchvisionHead, best_pairs, boxes_at, by_cell, class_rows
 from rebalance.match.boxes import upcast
@@ -113,6 +114,7 @@ class RefinedRetinaNetCriterion(RetinaNetCriterion):
 class RetinaNetDetect(TorchvisionHead):
     """torchvision's RetinaNet head with its anchors."""
 
+    evaluation = RCNN
     sites = Sites("retinanet", {"stock": CLASSES, "obj": OBJECTNESS, "resobj": OBJECTNESS})
     criterion = RetinaNetCriterion
 

@@ -22,6 +22,7 @@ from rebalance.heads.objectness import (
     objectness_prior,
     unfused,
 )
+from rebalance.hosts.evaluation import ANCHORS
 from rebalance.hosts.host import remembered
 from rebalance.hosts.ultralytics.criterion import AnchorCriterion, DetectionCriterion, ObjectnessCriterion
 from rebalance.hosts.ultralytics.sites import YoloSites
@@ -38,6 +39,7 @@ class AnchorDetect(AnchorHead, Detect):  # type: ignore[misc]
 
     cv2 = ()
     cv3 = None
+    evaluation = ANCHORS
 
     @property
     def anchors(self) -> Tensor:  # type: ignore[override]
