@@ -16,6 +16,7 @@ from typing import Any
 
 from rebalance import settings
 from rebalance.errors import ConfigError, RebalanceError, nearest
+from rebalance.files import full_disk_told
 
 
 @dataclass(frozen=True)
@@ -120,11 +121,16 @@ def training() -> Mapping[str, Field[Any]]:
 
 
 def sweep(args: list[str], *, preset: bool = False) -> None:
-    """Train a grid: the one that the arguments say, or with `preset` that of the built-in benchmark."""
-    from rebalance.experiments import papers, sweep
+    """Train a grid: the one that the arguments or a plan say, or with `preset` that of the built-in benchmark."""
+    from rebalance.experiments import papers, plan, sweep
 
     given = pairs(args, settings.SweepFlags)
-    show_report(sweep.sweep(papers.benchmark(given) if preset else given))
+    if "plan" in given and not preset:
+        path = Path(given.pop("plan"))
+        read = plan.read(path, given)
+        show_report(sweep.sweep(read.cells, written=read.words))
+    else:
+        show_report(sweep.sweep(papers.benchmark(given) if preset else given))
 
 
 def paper(args: list[str]) -> None:
@@ -342,7 +348,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line, by default the process's own; return the exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
     rest = [arg for arg in args if arg != "--debug"]
-    return guarded(lambda: dispatch(rest), debug=len(rest) < len(args))
+
+    def call() -> None:
+        with full_disk_told("the output"):
+            dispatch(rest)
+
+    return guarded(call, debug=len(rest) < len(args))
 
 
 if __name__ == "__main__":

@@ -36,9 +36,10 @@ from rebalance import errors
 from rebalance.data.protocols import uses_rate
 from rebalance.errors import DataError, RunError
 from rebalance.experiments import record as files
-from rebalance.experiments.grid import Grid, Labels, Run, difference, read_grids
+from rebalance.experiments.grid import Grid, Labels, Run, as_begun, difference, read_grids
 from rebalance.experiments.machine import cores
 from rebalance.experiments.record import CONFIG, LOG, RECORD, RUNS, SWEEP, Plan, Record, Task, failed, read_if_whole
+from rebalance.files import clear, unfinished, write_whole
 from rebalance.settings import SparsifyFlags, parse, value_text
 
 ROOT = Path("runs/benchmark")
@@ -48,7 +49,7 @@ RESULTS = "results.csv"
 METRICS = ("mAP50", "mAP75", "mAP50-95", "precision", "recall")
 
 _SAY = partial(print, flush=True)
-_LOCK = "lock"
+_LOCK, _DATA = "lock", "data"
 _POLL = 0.1  # seconds between looks at the children
 _GRACE = 10.0  # seconds that a stopped child gets to end by itself
 
@@ -57,6 +58,7 @@ def sweep(
     args: Mapping[str, str] | Sequence[Mapping[str, str]],
     *,
     study: Mapping[str, Any] | None = None,
+    written: Mapping[str, str] | None = None,
     root: Path = ROOT,
     runner: Sequence[str] = RUNNER,
     say: Callable[[str], None] = _SAY,
@@ -70,6 +72,7 @@ def sweep(
         args: key to text: flags of a sweep, of ours and of Ultralytics; a comma list makes a dimension. Several of
             these are grids that share a folder.
         study: what the report says about the table or figure that this is.
+        written: what the report says about the plan that this follows.
         root: where the folder `name` is made.
         runner: command that trains: with a run folder it makes the record there, with `--check` it reads the grid from
             standard input and answers with its error.
@@ -81,19 +84,25 @@ def sweep(
     """
     grid = read_grids([args] if isinstance(args, Mapping) else args)
     folder = root / (grid.flags.name or _time_stamp(root))
-    _refuse_other_grid(folder, grid)
+    begun = read_if_whole(Plan, folder / SWEEP)
+    grid = as_begun(grid, begun.asked if begun else {})
+    _refuse_other(folder, grid, written or {})
     open_runs = [run for run in grid.runs if not _finished(folder, run)]
     if open_runs:
         _check(runner, open_runs)
         sources = {data: _source(data) for data in dict.fromkeys(str(run.host["data"]) for run in grid.runs)}
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
-        _refuse_other_grid(folder, grid)  # somebody may have made the folder since
+        for place in (folder, folder / _DATA):
+            clear(place)
+        _refuse_other(folder, grid, written or {})  # somebody may have made the folder since
         runs = tuple(run.id for run in grid.runs)
-        files.write(folder / SWEEP, Plan(asked=grid.asked, runs=runs, study=study or {}))
+        files.write(folder / SWEEP, Plan(asked=grid.asked, runs=runs, study=study or {}, written=written or {}))
         open_runs = [run for run in grid.runs if not _finished(folder, run)]
         over, jobs = len(runs) - len(open_runs), min(grid.flags.jobs, len(open_runs))
         pace = f", {jobs} at a time, {max(1, cores() // jobs)} threads each" if jobs else ""
+        if isinstance(grid.asked.get("label_seed"), int) and any(run.labels.protocol != "normal" for run in grid.runs):
+            say(f"label_seed={grid.asked['label_seed']} for all seeds, as this sweep was begun")
         say(f"{len(runs)} runs{f', {over} finished before' if over else ''}{pace}: {folder}")
         if open_runs:
             _write_configs(folder, open_runs, sources)
@@ -175,10 +184,11 @@ class _Crew:
         self.say(f"{self.place[run]} {told}")
 
 
-def _refuse_other_grid(folder: Path, grid: Grid) -> None:
-    """Raise where runs of other values are in the folder, or things that are not a sweep's."""
+def _refuse_other(folder: Path, grid: Grid, written: Mapping[str, str]) -> None:
+    """Raise where runs of other values or of another plan are in the folder, or things that are not a sweep's."""
     made = read_if_whole(Plan, folder / SWEEP)
-    if made is None and folder.exists() and {path.name for path in folder.iterdir()} - {_LOCK, f".{_LOCK}"}:
+    found = [path for path in folder.iterdir() if not unfinished(path)] if folder.exists() else []
+    if made is None and {path.name for path in found} - {_LOCK, f".{_LOCK}"}:
         raise RunError(f"{folder} is not a sweep (it has no {SWEEP}): give another name=")
     if made is None or not (folder / RUNS).exists():
         return
@@ -186,6 +196,8 @@ def _refuse_other_grid(folder: Path, grid: Grid) -> None:
     changed = difference(made.asked, asked)
     if changed:
         raise RunError(f"{folder} was made with another grid: {changed}. Give the same values, or another name=")
+    if made.written and made.written.get("sha256") != written.get("sha256"):
+        raise RunError(f"{folder} was begun with another text of its plan. Put that back, or give another name=")
 
 
 def _finished(folder: Path, run: Run) -> bool:
@@ -201,7 +213,7 @@ def _write_results(folder: Path, runs: Iterable[str]) -> None:
     writer = csv.DictWriter(text, rows[0] if rows else (), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    files.write_whole(folder / RESULTS, text.getvalue().encode())
+    write_whole(folder / RESULTS, text.getvalue().encode())
 
 
 def _row(record: Record) -> dict[str, Any]:
@@ -282,7 +294,7 @@ def _training_set(folder: Path, source: Path, labels: Labels, several: bool) -> 
     name = f"{labels.protocol}-{value_text(labels.rate)}-{labels.seed}"
     if several:
         name += f"-{hashlib.sha256(str(source).encode()).hexdigest()[:8]}"
-    out = folder / "data" / name
+    out = folder / _DATA / name
     if not out.exists():  # it appears whole or not at all
         from rebalance.data.derive import sparsify
 

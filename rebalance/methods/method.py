@@ -38,7 +38,7 @@ class Site:
         own: the host's own loss, as `loss=` names it.
         gives: what methods and settings may need: "overlap" of candidates and labels; the link of the logits; "one"
             logit a candidate, not several that refine it; "objectness"; "cells" with a centre; "anchors" of ours;
-            "samples" drawn at random; "proposals".
+            "samples" drawn at random; "proposals"; "scores" as targets, anything in [0, 1], not 0 and 1 alone.
         stages: of the loss.
         divisors: values of `divisor` that have a meaning here, in words.
         host: which of them `divisor=host` is.
@@ -78,6 +78,7 @@ class Run:
     Attributes:
         site: where the method acts.
         epoch: from 0.
+        epochs: of the training; 0 where nobody has said.
         step: of the epoch, from 1; does not move in validation.
         kept: what a method keeps, by name; goes into checkpoints.
     """
@@ -85,7 +86,7 @@ class Run:
     def __init__(self, site: Site, *, seed: int = 0, rank: int = 0, stream: int = 0) -> None:
         """Start at epoch 0; `rank` of the process and `stream` of the criterion let each draw differently."""
         self.site, self.key = site, (seed, rank, stream)
-        self.epoch = self.step = 0
+        self.epoch = self.step = self.epochs = 0
         self.kept: dict[str, Tensor] = {}
 
     @property
@@ -232,6 +233,14 @@ class Method:
     def joins(cls, element: type[Method]) -> bool:
         """Whether it, a weighting, has a meaning for an element loss."""
         return True
+
+    def at(self, site: Site) -> Method:
+        """Itself, with what its settings leave to a site settled."""
+        return self
+
+    def tells(self, run: Run) -> tuple[Mapping[str, Any], str]:
+        """For a run's first line: what settings leave to the run, settled, and what is to be said about it or ''."""
+        return {}, ""
 
     def acts(self, stage: str) -> bool:
         """Whether it acts in this stage with these settings."""

@@ -27,7 +27,7 @@ from rebalance.settings import value_text
 PAPERS = ("brl", "label-noise", "rebalancing", "residual")
 SIZES = ("cpu", "gpu")
 
-_LARGE = "seafloor-640.yaml"  # the built-in set in the size of the benchmark's preset=full, beside the small one
+_LARGE = "seafloor-640-complete.yaml"  # the built-in set for the benchmark's preset=full, beside the small one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,7 @@ def studies() -> dict[str, Study]:
     for paper in PAPERS:
         for key, told in _read(paper)["studies"].items():
             several = {name: tuple(told.get(name, ())) for name in ("tables", "figures")}
-            several |= {"cells": tuple(map(_texts, told.get("cells", ())))}
+            several |= {"cells": tuple(map(texts, told.get("cells", ())))}
             note = told.get("note", "")
             note = note if isinstance(note, str) else " ".join(note)
             made[key] = Study(**{**told, **several, "key": key, "paper": paper, "note": note})
@@ -143,10 +143,10 @@ def numbers() -> tuple[Number, ...]:
 @cache
 def detectors(size: str) -> dict[str, dict[str, str]]:
     """Detector of a cell -> its `model` and schedule in a size."""
-    return {name: _texts(told) for name, told in _read("budgets")["detectors"][size].items()}
+    return {name: texts(told) for name, told in _read("budgets")["detectors"][size].items()}
 
 
-def _texts(values: Mapping[str, Any]) -> dict[str, str]:
+def texts(values: Mapping[str, Any]) -> dict[str, str]:
     """Values as typed: 0,0.5 for a list."""
     lists = {key: value if isinstance(value, list) else [value] for key, value in values.items()}
     return {key: ",".join(map(value_text, several)) for key, several in lists.items()}
@@ -218,6 +218,8 @@ def about(study: Study, given: Mapping[str, str]) -> dict[str, Any]:
 def benchmark(given: Mapping[str, str]) -> dict[str, str]:
     """Return what to give to `sweep` for the built-in benchmark.
 
+    What the preset says of labels is for its own data: of others none are withheld unless `protocol` is given.
+
     Args:
         given: `preset` (cpu or full; default cpu), and any key of a sweep, which then replaces the preset's.
 
@@ -226,13 +228,23 @@ def benchmark(given: Mapping[str, str]) -> dict[str, str]:
     """
     presets = _read("budgets")["benchmark"]
     name = _preset(given, presets)
-    preset = _texts(presets[name])
+    preset = texts(presets[name])
     if name == "full":
         from rebalance.data.demo.seafloor import data_folder
 
         if (large := data_folder() / _LARGE).is_file():
             preset["data"] = shown(large)
-    return {**preset, **{key: text for key, text in given.items() if key != "preset"}}
+    made = {**preset, **{key: text for key, text in given.items() if key != "preset"}}
+    if "data" in given and "protocol" not in given:
+        made["protocol"] = "normal"
+    protocols = made["protocol"].split(",")
+    dropped = ",".join(made[key] for key in ("obj_drop", "box_drop")).split(",")
+    use = {
+        "rate": any(map(uses_rate, protocols)),
+        "complete": protocols != ["normal"],
+        "control": made["control"] in dropped and "drop_select" not in given,
+    }
+    return {key: text for key, text in made.items() if key in given or use.get(key, True)}
 
 
 def _preset(given: Mapping[str, str], choices: Mapping[str, Any] | tuple[str, ...]) -> str:
