@@ -92,6 +92,7 @@ def flag_rows(fields: Mapping[str, dataclasses.Field[Any]]) -> list[tuple[str, s
             values = f"at least {low:g}" if high == float("inf") else f"{low:g} to {high:g}"
         else:
             values = "a text" if isinstance(default, str) else "a number"
+        values = f"{default}, {values}" if facts["number"] else values
         text = f"{default:g}" if isinstance(default, float) else str(default)
         rows.append((name, text, f"{values} {facts['unit']}".strip(), facts["help"]))
     return rows

@@ -43,7 +43,15 @@ TRAIN: dict[str, tuple[type[Any], dataclasses.Field[Any]]] = {
     name: (owner, item) for owner in OWNERS for name, item in settings_of(owner).items()
 }
 DEFAULTS: Mapping[str, Any] = {name: item.default for name, (_, item) in TRAIN.items()}
+# What flags stand for in a training that began before there were any, where that is not the default
+BEFORE: Mapping[str, Any] = {
+    name: item.metadata["before"] for name, (_, item) in TRAIN.items() if item.metadata["before"] is not None
+}
 HEADS = {row.name for row in ROWS if row.kind == "head"}  # chosen by `loss=` too
+# Fractions of candidates that leave the loss: at 0 it is the host's own, so a series of them begins there
+REMOVALS: tuple[str, ...] = tuple(
+    name for row in ROWS if row.choose is not Method.choose for name, value in row.neutral.items() if value == 0
+)
 
 
 class Selection(NamedTuple):
@@ -104,6 +112,15 @@ class Recipe:
         }
 
     @property
+    def asked(self) -> dict[str, Any]:
+        """Flags that ask for this training again: loss, head, and what has a say and is not its default."""
+        more = {*self.used, "divisor"} | ({"autoanchor"} if "anchors" in self.site.gives else set())
+        if self["head"] in HEADS and "cells" in self.site.gives:
+            more.add("obj_base")
+        changed = {name: self[name] for name in DEFAULTS if name in more and self[name] != DEFAULTS[name]}
+        return {"loss": self["loss"], "head": self["head"], **changed}
+
+    @property
     def text(self) -> str:
         """`loss=`, `head=` and what they are called."""
         named = [*self["loss"].split("+"), *([self["head"]] if self["head"] in METHODS else [])]
@@ -156,13 +173,18 @@ def kept(values: Mapping[str, Any], sites: Sites, *, head: str = "stock") -> Rec
     """The recipe that a checkpoint keeps, checked when its run began; the host's own loss where it keeps none.
 
     Args:
-        values: flag name to value; flags of a later version have their defaults.
+        values: flag name to value; flags of a later version are at what was done before there were any.
         sites: of the model.
         head: the head where none is kept.
     """
-    found = {**DEFAULTS, "head": head, **_converted(values)}
+    found = {**DEFAULTS, **(BEFORE if values else {}), "head": head, **_converted(values)}
     site = sites.site(found["head"], found["obj_base"])
     return _made({**found, "loss": found["loss"] or site.own}, site)
+
+
+def unsaid(values: Mapping[str, Any], recipe: Recipe) -> str:
+    """Settings with a say that a checkpoint of an earlier version leaves unsaid, as it trained with them; or ''."""
+    return " ".join(f"{name}={recipe[name]}" for name in BEFORE if name in recipe.used and name not in values)
 
 
 def select(loss: str, site: Site) -> Selection:
@@ -209,12 +231,14 @@ def _made(values: Mapping[str, Any], site: Site) -> Recipe:
     if "cells" in site.gives and values["head"] in HEADS:  # what a checkpoint keeps is not asked again
         values = {**values, "obj_base": "anchor" if "anchors" in site.gives else "stock"}
     recipe = Recipe(values, site, (), "")
-    methods = tuple(recipe.of(METHODS[name]) for name in selected if name)
+    methods = tuple(recipe.of(METHODS[name]).at(site) for name in selected if name)
+    values = {**values, **{name: getattr(method, name) for method in methods for name in settings_of(type(method))}}
     divisor = values["divisor"]
     if divisor == "auto":
         own = (method.divide(site) for method in reversed(methods))  # the weighting has the first word
         divisor = next((by for by in own if by != "host"), "host")
-    return dataclasses.replace(recipe, methods=methods, divisor=site.host if divisor == "host" else divisor)
+    divisor = site.host if divisor == "host" else divisor
+    return dataclasses.replace(recipe, values=values, methods=methods, divisor=divisor)
 
 
 def _converted(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -271,6 +295,7 @@ GIVEN = {
     "objectness": "head=obj and head=resobj", "cells": "YOLO heads", "anchors": "head=anchor", "samples": "fasterrcnn",
     "proposals": "fasterrcnn", "sigmoid": "losses of a sigmoid", "softmax": "ssd",
     "dense": "detectors that score every candidate", "rpn": "fasterrcnn", "roi": "fasterrcnn",
+    "scores": "YOLO heads",
 }  # fmt: skip
 
 

@@ -11,10 +11,11 @@ from objectives import recipe_of
 from rebalance.errors import ConfigError
 from rebalance.hosts import FAMILIES, SITES
 from rebalance.methods import JOINS, METHODS
-from rebalance.recipe import GIVEN, HEADS, TRAIN, Selection, kept, select
+from rebalance.recipe import GIVEN, HEADS, TRAIN, Selection, kept, select, unsaid
 
 DEFAULTS = {name: item.default for name, (_, item) in TRAIN.items()}
 STOCK = SITES["stock"]
+ON_HOST = {"brl_base": "host", "brl_gamma": 0.0, "brl_alpha": -1.0}  # what auto comes to where targets are scores
 
 
 @pytest.mark.parametrize(
@@ -79,7 +80,12 @@ def test_select_refuses(loss: str, message: str) -> None:
         ({"head": "anchor", "anchor_t": "3", "box_drop": 0.25}, {"loss": "drop", "anchor_t": 3.0, "box_drop": 0.25}),
         ({"head": "anchor", "autoanchor": "False"}, {"autoanchor": False}),
         ({"focal_gamma": 1, "obj_drop": 0.5}, {"loss": "focal+drop", "focal_gamma": 1.0}),
-        ({"brl_weight": 1}, {"loss": "brl", "brl_weight": 1.0}),
+        ({"brl_weight": 1}, {"loss": "brl", "brl_weight": 1.0, **ON_HOST}),
+        ({"loss": "brl", "brl_gamma": 2}, {**ON_HOST, "brl_gamma": 2.0}),
+        ({"loss": "brl", "brl_alpha": 0.5, "brl_warmup": "3"}, {**ON_HOST, "brl_alpha": 0.5, "brl_warmup": 3}),
+        ({"loss": "brl", "brl_base": "auto", "brl_alpha": "auto"}, ON_HOST),
+        ({"loss": "brl", "brl_base": "focal"}, {"brl_gamma": 2.0, "brl_alpha": 0.25}),
+        ({"loss": "brl", "brl_base": "focal", "brl_gamma": 0}, {"brl_gamma": 0.0, "brl_alpha": 0.25}),
         ({"soft_a": 1}, {"loss": "soft", "soft_a": 1.0}),
         ({"divisor": "batch"}, {"loss": "bce"}),
         ({"loss": "resobj"}, {"loss": "bce", "head": "resobj"}),
@@ -87,7 +93,7 @@ def test_select_refuses(loss: str, message: str) -> None:
         ({"loss": "resobj", "resobj_steps": "3"}, {"loss": "bce", "head": "resobj", "resobj_steps": 3}),
         ({"loss": "resobj+drop", "obj_drop": 0.5}, {"loss": "drop", "head": "resobj"}),
         ({"loss": "resobj", "obj_drop": 0.5}, {"loss": "drop", "head": "resobj"}),
-        ({"loss": "brl+resobj", "head": "resobj"}, {"loss": "brl"}),
+        ({"loss": "brl+resobj", "head": "resobj"}, {"loss": "brl", **ON_HOST}),
         ({"head": "resobj", "resobj_grad": "joint", "resobj_on": "cls"}, {"loss": "bce"}),
     ],
 )
@@ -161,6 +167,11 @@ def test_the_head_of_a_checkpoint_counts_where_none_is_given() -> None:
         ({"loss": "brl", "ghm_bins": 5}, "ghm_bins=5 has no effect with loss=brl; use loss=ghm"),
         ({"brl_t": 0.5, "ghm_bins": 5}, "loss=brl+ghm: ghm has no meaning with brl; valid pairs: "),
         ({"brl_t": 2}, "brl_t=2 is out of range: 0 to 1"),
+        ({"brl_base": "hots"}, "brl_base=hots is not one of auto, host, focal (did you mean host?)"),
+        ({"brl_warmup": 1.5}, "brl_warmup=1.5 is not auto or a whole number"),
+        ({"brl_warmup": "atuo"}, "brl_warmup=atuo is not auto or a whole number"),
+        ({"brl_gamma": -1}, "brl_gamma=-1 is out of range: at least 0"),
+        ({"brl_gamma": True}, "brl_gamma=True is not auto or a number"),
         ({"ghm_bins": 0}, "ghm_bins=0 is out of range: at least 1"),
         ({"divisor": "positive"}, "divisor=positive is not one of auto, host, image, batch, candidates"),
         ({"ohem_rois": 64}, "ohem_rois=64 has no effect with head=stock; it is for fasterrcnn"),
@@ -219,6 +230,25 @@ def test_a_checkpoint_without_flags_has_the_host_s_loss() -> None:
     assert kept({}, FAMILIES[0], head="anchor") == recipe_of({"head": "anchor"})
 
 
+@pytest.mark.parametrize("head", ["stock", "anchor", "obj"])
+def test_a_checkpoint_of_an_earlier_version_goes_on_with_the_loss_that_it_was_trained_with(head: str) -> None:
+    numbers = {"brl_gamma": 2.0, "brl_alpha": 0.25, "brl_warmup": 0}
+    earlier = {"loss": "brl+drop", "head": head, "obj_drop": 0.5, "brl_t": 0.3, **numbers}
+    found = kept(earlier, FAMILIES[0])
+    assert {name: found[name] for name in earlier} == earlier
+    assert (found["brl_base"], found.divisor) == ("focal", STOCK.positives if head == "stock" else "batch")
+    assert found.methods[0].divide(found.site) == found.divisor
+    assert unsaid(earlier, found) == "brl_base=focal"
+    again = dict(found.values)  # what its next checkpoint keeps
+    assert kept(again, FAMILIES[0]) == found
+    assert unsaid(again, found) == ""
+
+
+@pytest.mark.parametrize("loss", ["bce", "focal", "drop"])
+def test_of_another_loss_nothing_was_left_unsaid(loss: str) -> None:
+    assert unsaid({"loss": loss}, kept({"loss": loss}, FAMILIES[0])) == ""
+
+
 def test_heads_on_anchors_take_the_flags_of_the_anchor_head() -> None:
     given = {"loss": "resobj", "anchor_t": 3, "obj_gain": 2, "resobj_steps": 1}
     recipe = recipe_of(given, anchored=True)
@@ -255,7 +285,8 @@ def test_without_head_resobj_there_are_no_steps() -> None:
         ("drop", "host", "host"),
         ("soft", "host", "host"),
         ("focal", "host", "batch"),
-        ("brl+drop", "host", "batch"),
+        ("brl+drop", "host", "host"),
+        ("varifocal", "host", "batch"),
         ("focal+soft", "host", "batch"),
         ("ohem", "host", "batch"),
         ("ghm", "candidates", "candidates"),

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rebalance.recipe import DEFAULTS, TRAIN
+from rebalance.recipe import DEFAULTS, HEADS, REMOVALS, TRAIN
 from rebalance.settings import checked
 
-__all__ = ["DEFAULTS", "OWNERS", "typed"]
+__all__ = ["DEFAULTS", "HEADS", "OWNERS", "REMOVALS", "typed"]
 
 # The methods that a flag is for; none: it is for all
 OWNERS: Mapping[str, tuple[str, ...]] = {

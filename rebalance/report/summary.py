@@ -143,8 +143,13 @@ def results(sweep: Sweep) -> Results:
     for setting, record in zip(settings_of(sweep.finished), sweep.finished, strict=True):
         seeds.setdefault(setting, {}).setdefault(record.seed, record)
     runs = {setting: tuple(r for _, r in sorted(by_seed.items())) for setting, by_seed in seeds.items()}
-    asked = sweep.baseline or sweep.study.get("baseline") or next(iter(as_list(sweep.asked.get("loss"))), "")
-    rows = _rows(runs, str(asked))
+    told = (
+        sweep.baseline,
+        sweep.written.get("baseline"),
+        sweep.study.get("baseline"),
+        *as_list(sweep.asked.get("loss")),
+    )
+    rows = _rows(runs, str(next(filter(None, told), "")))
     if sweep.baseline:
         _check_baseline(sweep.baseline, [setting for setting in runs if not setting.removes])
     return Results(sweep, runs, tuple(rows), *_groups(rows))
@@ -187,12 +192,15 @@ def settings_of(records: Sequence[Record]) -> list[Setting]:
             known.setdefault(name, set()).add(_hashable(value))
     agreed = {name: values.pop() for name, values in known.items() if len(values) == 1}
     loss_flags = frozenset(set().union(*named.values()) & known.keys())
+    withheld_from = [record for record in records if record.labels.get("protocol") not in (None, "normal")]
+    moves = all(record.labels.get("seed") == record.seed for record in withheld_from)  # the label seed, with the seed
     settings = []
     for record in records:
         later = {name: value for name, value in agreed.items() if name not in record.train}
         host = {name: value for name, value in record.host.items() if name not in INCIDENTAL}
         labels = {"protocol": "normal", "rate": 0.0, "seed": 0} | {**record.labels}
-        withheld = {"protocol": labels["protocol"], "rate": labels["rate"], "label_seed": labels["seed"]}
+        label_seed = 0 if moves else labels["seed"]
+        withheld = {"protocol": labels["protocol"], "rate": labels["rate"], "label_seed": label_seed}
         values = {**record.train, **later, **host, **withheld}
         settings.append(Setting.of(values, loss_flags, loss_flags - named.get(_kind(record), loss_flags)))
     return settings

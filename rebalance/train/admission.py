@@ -16,7 +16,7 @@ from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 from rebalance.data.demo.seafloor import built_in
 from rebalance.errors import ConfigError, ModelError, nearest
 from rebalance.hosts import FAMILIES, host_of
-from rebalance.hosts.host import remembered
+from rebalance.hosts.host import head_of, remembered
 from rebalance.hosts.state_dict import read_state_dict
 from rebalance.methods.resobj import ResObj
 from rebalance.recipe import TRAIN, Recipe, read
@@ -44,6 +44,7 @@ def separate(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, An
         held = YAML.load(file)
         if held.keys() & TRAIN.keys():
             own = {name: value for name, value in arguments.items() if name != "cfg"}
+            held.pop("save_dir", None)  # of a run's args.yaml: the folder of that run
             arguments = {**{k: v for k, v in held.items() if k in TRAIN or v is not None}, **own}
     ours = {name: value for name, value in arguments.items() if name in TRAIN}
     return ours, {name: value for name, value in arguments.items() if name not in TRAIN}
@@ -79,7 +80,7 @@ def admit(
     resume = arguments.get("resume")
     source = _resumed(model, resume) if resume else model.model
     before = remembered(source).get("flags", {})
-    head, host = before.get("head", "stock"), host_of(source)
+    head, host = head_of(source), host_of(source)
     plain = model.task == "detect" and not resume and is_state_dict(arguments.get("pretrained"))
     if plain and model.ckpt:
         told = f"pretrained={arguments['pretrained']}"

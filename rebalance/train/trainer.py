@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from ultralytics.models.yolo.detect import DetectionTrainer
-from ultralytics.utils import LOGGER, RANK
+from ultralytics.utils import LOGGER, RANK, YAML
 from ultralytics.utils.loss import E2ELoss
 from ultralytics.utils.torch_utils import unwrap_model
 
@@ -29,7 +29,7 @@ from rebalance.hosts.host import (
     step_means,
 )
 from rebalance.hosts.state_dict import read_state_dict
-from rebalance.recipe import Recipe, kept, read
+from rebalance.recipe import Recipe, kept, read, unsaid
 from rebalance.train.admission import check_flags, given_or_kept
 from rebalance.train.validator import Validator
 
@@ -76,6 +76,8 @@ class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
             self.recipe = kept(remembered(self.model).get("flags", {}), self.host.sites)
         checkpoint = super().setup_model()
         self.args.pretrained = pretrained
+        if RANK in {-1, 0}:  # with our flags `cfg=args.yaml` asks for the same training
+            YAML.save(self.save_dir / "args.yaml", {**vars(self.args), **self.recipe.asked})
         if state is not None or self._fresh:
             self.weights_matched = self.host.start(self.model, pretrained, state)
         return checkpoint
@@ -85,13 +87,15 @@ class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
         before = cfg.get(KEY, {}).get("flags", {}) if isinstance(cfg, dict) else {}
         self.host = host_of(weights if weights is not None and before else cfg)
         self._fresh = weights is None and not self.resume
-        head, sites = before.get("head", "stock"), self.host.sites
+        head, sites = before.get("head", getattr(weights, "own_head", "stock")), self.host.sites
         if self.resume:
             if self.given:
                 asked = read(self.given, sites, head=head)
                 if changed := [name for name in self.given if before.get(name) != asked[name]]:
                     LOGGER.warning(f"rebalance: resume keeps the checkpoint's flags; ignored: {', '.join(changed)}")
             self.recipe = kept(before, sites)
+            if RANK in {-1, 0} and (told := unsaid(before, self.recipe)):
+                LOGGER.info(f"rebalance: the training began with an earlier version, and goes on with its {told}")
             self._kept = cfg[KEY].get("state", []) if before else []
         else:
             self.recipe = self.admitted or read(given_or_kept(self.given, before), sites, head=head)
@@ -121,6 +125,8 @@ class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
     def _set_criterion(self, model: Any) -> None:
         model.criterion = self.host.criterion(model, self.recipe, self.args.seed)
         restore(model.criterion, self._kept)
+        # `time=` sets the number of epochs anew after each of them
+        begin_epoch(model.criterion, self.start_epoch, 0 if self.args.time else self.epochs)
 
     def get_validator(self) -> Validator:
         """The host's validator, with every image's detections also on a slow machine."""
@@ -141,7 +147,7 @@ class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
         """Tell the criterion where the run stands, then run the callbacks."""
         if event == "on_train_epoch_start":
             for model in (unwrap_model(self.model), self.ema.ema):  # the EMA's criterion gives the validation loss
-                begin_epoch(model.criterion, self.epoch)
+                begin_epoch(model.criterion, self.epoch, self.epochs)
         elif event == "on_train_epoch_end":
             self.drop_counts = counts(unwrap_model(self.model).criterion)
             self.step_means = step_means(unwrap_model(self.model).criterion)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from rebalance.match.candidates import SIGMOID
 from rebalance.methods.method import Site, Sites
 
-ONE = frozenset({"overlap", SIGMOID, "cells", "one"})
+ONE = frozenset({"overlap", SIGMOID, "cells", "one", "scores"})  # an assigner's scores, or the IoU
 
 STOCK = Site(
     name="stock", where="head=stock", about="class scores of an anchor-free head", own="bce", gives=ONE,
