@@ -86,6 +86,8 @@ def flag_rows(fields: Mapping[str, dataclasses.Field[Any]]) -> list[tuple[str, s
         low, high = facts["low"], facts["high"]
         if facts["choices"]:
             values = ", ".join(f"`{choice}`" for choice in facts["choices"])
+            if low > float("-inf"):
+                values += f", a number {low:g} to {high:g}"
         elif isinstance(default, bool):
             values = "True, False"
         elif low > float("-inf"):

@@ -22,7 +22,8 @@ from ultralytics.utils.checks import check_imgsz
 from rebalance.data.dataset import DataSet, withheld_path
 from rebalance.errors import DataError, ModelError
 from rebalance.experiments.evaluate import predict_flags
-from rebalance.experiments.record import Box, Config, Detection, Label, Sample, shown, write_whole
+from rebalance.experiments.record import Box, Config, Detection, Label, Sample, shown
+from rebalance.files import write_whole
 from rebalance.settings import StepsFlags
 from rebalance.train.api import YOLO
 

@@ -1,7 +1,8 @@
 """One run of a sweep, in a process of its own: `python -m rebalance.experiments.run <run folder>`.
 
 Reads config.json, trains, evaluates on val and test, and writes record.json last. Killed at any point, the same command
-goes on from the last checkpoint that is whole, or starts again in an emptied folder where there is none.
+goes on after the last epoch that was saved, to the figures of a run that was not killed (`rebalance.train.resumable`),
+or starts again in an emptied folder where there is none.
 
 What is evaluated is best.pt, the checkpoint that Ultralytics and YOLOv5 keep, and that a user goes on with: the epoch
 with the best fitness on val, whose labels are complete. The budget is fixed, so this selection is the same for every
@@ -29,6 +30,7 @@ import psutil
 from rebalance.errors import RebalanceError
 from rebalance.experiments.machine import git, machine, versions
 from rebalance.experiments.record import CONFIG, LOG, RECORD, Record, Task, failed, read_file, write
+from rebalance.files import clear
 
 _FILLED_IN = ("epochs", "imgsz", "batch")  # host flags that a record always names
 
@@ -40,13 +42,17 @@ def carry_out(folder: Path) -> Record:
         RunError: the folder is not a run's: it has no config.json that can be read.
     """
     began, task = time.perf_counter(), read_file(Task, folder / CONFIG)
+    clear(folder)
     from rebalance.experiments.train import PROGRESS, Keeper
 
     keeper = Keeper(folder / PROGRESS, int(os.environ.get("OMP_NUM_THREADS", "1")), began)
     try:
         made = _result(folder, task, keeper)
     except Exception as error:
-        traceback.print_exc()
+        if isinstance(error, RebalanceError):
+            print(f"rebalance: error: {error}", file=sys.stderr)
+        else:
+            traceback.print_exc()
         sys.stderr.flush()
         made = failed(task, one_line(error), folder / LOG)
     about = machine(keeper.threads, keeper.state.get("gpu"))

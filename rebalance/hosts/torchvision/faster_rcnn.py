@@ -51,7 +51,7 @@ STAGES = Site(
 )  # fmt: skip
 OBJECTNESS = replace(
     STAGES, name="fasterrcnn-obj", where="fasterrcnn with head=obj or resobj",
-    about="objectness of all anchors in the RPN, samples of the RoI head", gives=STAGES.gives | {"objectness"},
+    about="objectness of all anchors in the RPN, samples of the RoI head", gives=STAGES.gives | {"objectness", "prior"},
     divisors={
         "image": "RPN: positives of each image, mean over images; RoI head: samples of the batch",
         "batch": "RPN: positives of the batch; RoI head: samples of the batch",
@@ -381,11 +381,11 @@ class RefinedFasterRCNNDetect(Refined, FasterRCNNDetect):
         Without that the loss of all that is background would swamp the others.
         """
         last = self.rpn.cls_logits
-        nn.init.constant_(last.bias, logit(objectness_prior(self.nc)))
+        nn.init.constant_(last.bias, logit(objectness_prior(self.nc, settings.obj_prior)))
         if self.steps:
             self.residual = SharedResiduals(
                 last.in_channels, anchors=last.out_channels, steps=self.steps, on=settings.resobj_on,
-                grad=settings.resobj_grad,
+                grad=settings.resobj_grad, width=settings.resobj_width,
             )  # fmt: skip
 
     def first_stage(self, hidden: list[Tensor]) -> Raw:

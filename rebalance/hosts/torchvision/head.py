@@ -78,6 +78,10 @@ class TorchvisionHead(Detect):  # type: ignore[misc]
         made.add_objectness(settings)
         return self
 
+    def with_sigmoid(self) -> TorchvisionHead:
+        """This head, made into one whose scores are sigmoids, or ModelError."""
+        raise ModelError(f"head=sigmoid is not defined for {self.sites.name}")
+
     def class_rows(self) -> Mapping[str, Callable[[Tensor, Tensor], Tensor]]:
         """For each parameter with a row for each class: (tensor, (C',) classes to keep) -> the smaller tensor."""
         raise NotImplementedError

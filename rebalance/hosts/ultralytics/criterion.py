@@ -119,7 +119,8 @@ class ObjectnessCriterion(DetectionCriterion):
     Assignment: the host's, from P(class | object) · P(object) after all steps. Objectness: its target is the
     assigner's score (0 for a negative), the sum is divided as the host divides its class loss, by the sum of target
     scores; residual losses likewise. Class: binary cross-entropy of positives alone against 0 and 1, weighted by the
-    target score as the host weighs its box loss, divided by the sum of those. All three have the host's gain `cls`.
+    target score as the host weighs its box loss, divided by the sum of those. All three have the host's gain `cls`,
+    times `cls_weight` (class) or `obj_weight` (the other two).
 
     The methods act on the objectness and its residual losses; the class loss has no negatives to weigh.
 
@@ -147,7 +148,8 @@ class ObjectnessCriterion(DetectionCriterion):
         return assigned
 
     def _classification(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return bce(logits, (targets > 0).to(logits.dtype)) * targets.sum(-1, keepdim=True)
+        weights: Tensor = targets.sum(-1, keepdim=True) * self.recipe["cls_weight"]
+        return bce(logits, (targets > 0).to(logits.dtype)) * weights
 
     def _objectness(self) -> dict[str, Tensor]:
         (logits, residuals), choice = self._raw, self._choice
