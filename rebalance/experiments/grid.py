@@ -29,7 +29,7 @@ from typing import Any
 
 from rebalance.data.protocols import uses_rate
 from rebalance.errors import ConfigError
-from rebalance.experiments.flags import DEFAULTS, HEADS, OWNERS, REMOVALS, typed
+from rebalance.experiments.flags import DEFAULTS, HEADS, METHODS_OF, REMOVALS, typed
 from rebalance.settings import SparsifyFlags, SweepFlags, checked, convert, parse, settings_of, value_text
 
 LABELS = ("protocol", "rate")
@@ -318,7 +318,7 @@ def _no_point(varied: Mapping[str, Any], base: Mapping[str, Any]) -> ConfigError
 
 def _is_idle(key: str, values: Mapping[str, Any]) -> bool:
     """Whether a flag is of a method that the run's `loss` (or `head`) leaves out; without these a flag chooses it."""
-    owners = OWNERS.get(key, ())
+    owners = METHODS_OF.get(key, ())
     loss, head = str(values.get("loss") or ""), values.get("head")
     if not owners or not (loss or (head and "resobj" in owners)):
         return False
@@ -368,7 +368,7 @@ def _controls(runs: Sequence[Run], fractions: Sequence[float]) -> list[Run]:
 
 def _dropped(run: Run) -> list[float]:
     """The fractions that `drop` takes from the run's loss."""
-    return [run.train[key] for key in _removed(run) if OWNERS[key] == ("drop",)]
+    return [run.train[key] for key in _removed(run) if METHODS_OF[key] == ("drop",)]
 
 
 def _on_complete_labels(runs: Sequence[Run]) -> list[Run]:
@@ -414,7 +414,7 @@ def _removed(run: Run) -> list[str]:
     return [
         key
         for key in REMOVALS
-        if run.train[key] and (key in run.given or {*OWNERS[key]} & {*run.train["loss"].split("+")})
+        if run.train[key] and (key in run.given or {*METHODS_OF[key]} & {*run.train["loss"].split("+")})
     ]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from objectives import recipe_of
 
-from rebalance.experiments.flags import DEFAULTS, OWNERS
+from rebalance.experiments.flags import DEFAULTS, METHODS_OF
 from rebalance.methods import METHODS
 from rebalance.report import papers
 from rebalance.settings import SparsifyFlags, settings_of
@@ -68,7 +68,7 @@ def test_every_number_is_in_words_of_our_own() -> None:
 
 def test_what_goes_without_saying_is_what_a_run_has_that_gives_nothing() -> None:
     for number in papers.numbers():
-        names = {name for name, owners in OWNERS.items() if owners == (number.loss,)}
+        names = {name for name, owners in METHODS_OF.items() if owners == (number.loss,)}
         own = {name: DEFAULTS[name] for name in names}
         if "auto" in own.values():  # what it comes to on the paper's detector
             own = {name: recipe_of({"loss": number.loss}, host=papers.family(number.model))[name] for name in names}
