@@ -86,12 +86,15 @@ def flag_rows(fields: Mapping[str, dataclasses.Field[Any]]) -> list[tuple[str, s
         low, high = facts["low"], facts["high"]
         if facts["choices"]:
             values = ", ".join(f"`{choice}`" for choice in facts["choices"])
+            if low > float("-inf"):
+                values += f", a number {low:g} to {high:g}"
         elif isinstance(default, bool):
             values = "True, False"
         elif low > float("-inf"):
             values = f"at least {low:g}" if high == float("inf") else f"{low:g} to {high:g}"
         else:
             values = "a text" if isinstance(default, str) else "a number"
+        values = f"{default}, {values}" if facts["number"] else values
         text = f"{default:g}" if isinstance(default, float) else str(default)
         rows.append((name, text, f"{values} {facts['unit']}".strip(), facts["help"]))
     return rows

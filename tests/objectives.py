@@ -78,11 +78,14 @@ def step(objective: Objective, given: Candidates, predicted: Tensor | None = Non
             given.state, lambda: overlap.masked_fill(given.state < 0, 1), lambda: given.logits.detach().amax(-1)
         )
     )
-    targets = given.targets
-    if choice.background is not None:
-        targets = targets.masked_fill(choice.background.unsqueeze(-1), 0)
-    loss = objective.loss(given._replace(targets=targets, state=choice.seen(given.state)))
-    return Stepped(loss if choice.left is None else loss.masked_fill(choice.left.unsqueeze(-1), 0), choice)
+
+    def cost(choice: Choice) -> Tensor:
+        targets = given.targets
+        if choice.background is not None:
+            targets = targets.masked_fill(choice.background.unsqueeze(-1), 0)
+        return objective.loss(given._replace(targets=targets, state=choice.seen(given.state)))
+
+    return Stepped(choice.of_loss(choice.trained(cost)), choice)
 
 
 def gradient(loss: Tensor, given: Candidates) -> Tensor:

@@ -120,11 +120,16 @@ def training() -> Mapping[str, Field[Any]]:
 
 
 def sweep(args: list[str], *, preset: bool = False) -> None:
-    """Train a grid: the one that the arguments say, or with `preset` that of the built-in benchmark."""
-    from rebalance.experiments import papers, sweep
+    """Train a grid: the one that the arguments or a plan say, or with `preset` that of the built-in benchmark."""
+    from rebalance.experiments import papers, plan, sweep
 
     given = pairs(args, settings.SweepFlags)
-    show_report(sweep.sweep(papers.benchmark(given) if preset else given))
+    if "plan" in given and not preset:
+        path = Path(given.pop("plan"))
+        read = plan.read(path, given)
+        show_report(sweep.sweep(read.cells, written=read.words))
+    else:
+        show_report(sweep.sweep(papers.benchmark(given) if preset else given))
 
 
 def paper(args: list[str]) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rebalance.recipe import DEFAULTS, TRAIN
-from rebalance.settings import checked
+from rebalance.methods import ROWS
+from rebalance.recipe import DEFAULTS, HEADS, REMOVALS, TRAIN
+from rebalance.settings import checked, settings_of
 
-__all__ = ["DEFAULTS", "OWNERS", "typed"]
+__all__ = ["DEFAULTS", "HEADS", "OWNERS", "REMOVALS", "typed"]
 
 # The methods that a flag is for; none: it is for all
 OWNERS: Mapping[str, tuple[str, ...]] = {
-    **{name: (owner.name,) if hasattr(owner, "name") else () for name, (owner, _) in TRAIN.items()},
+    **{name: tuple(row.name for row in ROWS if name in settings_of(row)) for name in TRAIN},
     "obj_base": ("obj", "resobj"),
 }
 

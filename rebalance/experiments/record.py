@@ -244,11 +244,15 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a sweep was asked for: key to list of values, run ids in order, and the table or figure that it is."""
+    """What a sweep was asked for: key to list of values, run ids in order, and the table or figure that it is.
+
+    `written` is what was written down before it ran, see `rebalance.experiments.plan`.
+    """
 
     asked: Mapping[str, Any] = field(default_factory=dict)
     runs: tuple[str, ...] = ()
     study: Annotated[Mapping[str, Any], _STUDY] = field(default_factory=dict)
+    written: Mapping[str, Scalar] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -265,6 +269,7 @@ class Sweep:
         warnings: one line for each record that was skipped.
         baseline: the loss that the others are compared with, with flags where several settings have it; empty where
             none was chosen.
+        written: of a sweep with a plan: its `title`, `question`, `answer`, `baseline`, `file`, `sha256`, `given`.
     """
 
     folder: Path
@@ -274,6 +279,7 @@ class Sweep:
     missing: tuple[str, ...]
     warnings: tuple[str, ...]
     baseline: str = ""
+    written: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def finished(self) -> tuple[Record, ...]:
@@ -414,7 +420,9 @@ def load(folder: str | Path, baseline: str = "") -> Sweep:
         missing = [run for run, path in paths.items() if not path.exists()]
     if not (records or missing or warnings):
         raise RunError(f"{folder} is not the folder of a sweep: it has no {RUNS}/<run>/{RECORD}")
-    return Sweep(folder, plan.asked, plan.study, tuple(records), tuple(missing), tuple(warnings), baseline)
+    return Sweep(
+        folder, plan.asked, plan.study, tuple(records), tuple(missing), tuple(warnings), baseline, plan.written
+    )
 
 
 def by_epoch(records: Iterable[Record], key: str) -> dict[float, list[float]]:

@@ -36,7 +36,7 @@ from rebalance import errors
 from rebalance.data.protocols import uses_rate
 from rebalance.errors import DataError, RunError
 from rebalance.experiments import record as files
-from rebalance.experiments.grid import Grid, Labels, Run, difference, read_grids
+from rebalance.experiments.grid import Grid, Labels, Run, as_begun, difference, read_grids
 from rebalance.experiments.machine import cores
 from rebalance.experiments.record import CONFIG, LOG, RECORD, RUNS, SWEEP, Plan, Record, Task, failed, read_if_whole
 from rebalance.settings import SparsifyFlags, parse, value_text
@@ -57,6 +57,7 @@ def sweep(
     args: Mapping[str, str] | Sequence[Mapping[str, str]],
     *,
     study: Mapping[str, Any] | None = None,
+    written: Mapping[str, str] | None = None,
     root: Path = ROOT,
     runner: Sequence[str] = RUNNER,
     say: Callable[[str], None] = _SAY,
@@ -70,6 +71,7 @@ def sweep(
         args: key to text: flags of a sweep, of ours and of Ultralytics; a comma list makes a dimension. Several of
             these are grids that share a folder.
         study: what the report says about the table or figure that this is.
+        written: what the report says about the plan that this follows.
         root: where the folder `name` is made.
         runner: command that trains: with a run folder it makes the record there, with `--check` it reads the grid from
             standard input and answers with its error.
@@ -81,19 +83,23 @@ def sweep(
     """
     grid = read_grids([args] if isinstance(args, Mapping) else args)
     folder = root / (grid.flags.name or _time_stamp(root))
-    _refuse_other_grid(folder, grid)
+    begun = read_if_whole(Plan, folder / SWEEP)
+    grid = as_begun(grid, begun.asked if begun else {})
+    _refuse_other(folder, grid, written or {})
     open_runs = [run for run in grid.runs if not _finished(folder, run)]
     if open_runs:
         _check(runner, open_runs)
         sources = {data: _source(data) for data in dict.fromkeys(str(run.host["data"]) for run in grid.runs)}
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
-        _refuse_other_grid(folder, grid)  # somebody may have made the folder since
+        _refuse_other(folder, grid, written or {})  # somebody may have made the folder since
         runs = tuple(run.id for run in grid.runs)
-        files.write(folder / SWEEP, Plan(asked=grid.asked, runs=runs, study=study or {}))
+        files.write(folder / SWEEP, Plan(asked=grid.asked, runs=runs, study=study or {}, written=written or {}))
         open_runs = [run for run in grid.runs if not _finished(folder, run)]
         over, jobs = len(runs) - len(open_runs), min(grid.flags.jobs, len(open_runs))
         pace = f", {jobs} at a time, {max(1, cores() // jobs)} threads each" if jobs else ""
+        if isinstance(grid.asked.get("label_seed"), int) and any(run.labels.protocol != "normal" for run in grid.runs):
+            say(f"label_seed={grid.asked['label_seed']} for all seeds, as this sweep was begun")
         say(f"{len(runs)} runs{f', {over} finished before' if over else ''}{pace}: {folder}")
         if open_runs:
             _write_configs(folder, open_runs, sources)
@@ -175,8 +181,8 @@ class _Crew:
         self.say(f"{self.place[run]} {told}")
 
 
-def _refuse_other_grid(folder: Path, grid: Grid) -> None:
-    """Raise where runs of other values are in the folder, or things that are not a sweep's."""
+def _refuse_other(folder: Path, grid: Grid, written: Mapping[str, str]) -> None:
+    """Raise where runs of other values or of another plan are in the folder, or things that are not a sweep's."""
     made = read_if_whole(Plan, folder / SWEEP)
     if made is None and folder.exists() and {path.name for path in folder.iterdir()} - {_LOCK, f".{_LOCK}"}:
         raise RunError(f"{folder} is not a sweep (it has no {SWEEP}): give another name=")
@@ -186,6 +192,8 @@ def _refuse_other_grid(folder: Path, grid: Grid) -> None:
     changed = difference(made.asked, asked)
     if changed:
         raise RunError(f"{folder} was made with another grid: {changed}. Give the same values, or another name=")
+    if made.written and made.written.get("sha256") != written.get("sha256"):
+        raise RunError(f"{folder} was begun with another text of its plan. Put that back, or give another name=")
 
 
 def _finished(folder: Path, run: Run) -> bool:

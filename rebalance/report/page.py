@@ -89,12 +89,15 @@ def command(sweep: Sweep) -> str:
         given = sweep.study.get("given") or {}
         words = ["rebalance", "paper", str(sweep.study.get("key", "")), name, *(f"{k}={v}" for k, v in given.items())]
         return shlex.join(words)
+    if sweep.written:
+        words = [f"plan={sweep.written.get('file')}", name, *shlex.split(str(sweep.written.get("given", "")))]
+        return shlex.join(["rebalance", "sweep", *words])
     if not asked:
         return ""
     protocols = as_list(asked.get("protocol", "normal"))
     idle = {
         "rate": not any(protocol in RATED for protocol in protocols),
-        "label_seed": protocols == ["normal"] or not asked.get("label_seed"),
+        "label_seed": protocols == ["normal"],
         "protocol": protocols == ["normal"],
         "series": not asked.get("series"),
     }

@@ -52,8 +52,8 @@ class Setting:
     ) -> Setting:
         """A setting from a mapping of whatever JSON holds."""
         values = {name: _hashable(value) for name, value in values.items()}
-        # which labels a seed draws is no setting, nor is the share that a protocol without a rate came to
-        silent = {*idle, "label_seed", *["rate"] * (values.get("protocol") not in RATED)}
+        # the share that a protocol without a rate came to is no setting
+        silent = {*idle, *["rate"] * (values.get("protocol") not in RATED)}
         key = frozenset((name, value) for name, value in values.items() if name not in silent)
         return Setting(key, values, loss_flags, idle)
 
@@ -145,20 +145,26 @@ class Results:
 def results(sweep: Sweep, references: Sequence[Sweep] = ()) -> Results:
     """Return what a sweep comes to; its losses are compared with the baseline chosen, else the first asked for.
 
-    The runs of other sweeps, `references`, are in no table, but complete labels and long runs are looked for there too.
+    The runs of other sweeps, `references`, are in no table, but those on complete labels are looked at too.
 
     Raises:
         ConfigError: no run has the baseline chosen, or several do that differ in a loss's flags.
     """
-    records = [record for one in (sweep, *references) for record in one.finished]
+    beside = (record for one in references for record in one.finished if record.labels.get("protocol") == "normal")
+    records = [*sweep.finished, *beside]
     seeds: dict[Setting, dict[int, Record]] = {}
     for setting, record in zip(settings_of(records), records, strict=True):
         seeds.setdefault(setting, {}).setdefault(record.seed, record)
     known = {setting: tuple(r for _, r in sorted(by_seed.items())) for setting, by_seed in seeds.items()}
     mine = set(map(id, sweep.finished))
     runs = {s: own for s, every in known.items() if (own := tuple(r for r in every if id(r) in mine))}
-    asked = sweep.baseline or sweep.study.get("baseline") or next(iter(as_list(sweep.asked.get("loss"))), "")
-    rows, complete = _rows(runs, known, str(asked))
+    told = (
+        sweep.baseline,
+        sweep.written.get("baseline"),
+        sweep.study.get("baseline"),
+        *as_list(sweep.asked.get("loss")),
+    )
+    rows, complete = _rows(runs, known, str(next(filter(None, told), "")))
     if sweep.baseline:
         _check_baseline(sweep.baseline, [setting for setting in runs if not setting.removes])
     folders = tuple(one.folder for one in references)
@@ -193,12 +199,15 @@ def settings_of(records: Sequence[Record]) -> list[Setting]:
             known.setdefault(name, set()).add(_hashable(value))
     agreed = {name: values.pop() for name, values in known.items() if len(values) == 1}
     loss_flags = frozenset(set().union(*named.values()) & known.keys())
+    # whether the label seed moves with the seed
+    moves = all(r.labels.get("seed", 0) == r.seed for r in records if r.labels.get("protocol", "normal") != "normal")
     settings = []
     for record in records:
         later = {name: value for name, value in agreed.items() if name not in record.train}
         host = {name: value for name, value in record.host.items() if name not in INCIDENTAL}
         labels = {"protocol": "normal", "rate": 0.0, "seed": 0} | {**record.labels}
-        withheld = {"protocol": labels["protocol"], "rate": labels["rate"], "label_seed": labels["seed"]}
+        label_seed = 0 if moves else labels["seed"]
+        withheld = {"protocol": labels["protocol"], "rate": labels["rate"], "label_seed": label_seed}
         values = {**record.train, **later, **host, **withheld, "evaluation": evaluation_text(record)}
         settings.append(Setting.of(values, loss_flags, loss_flags - named.get(_kind(record), loss_flags)))
     return settings
@@ -278,7 +287,10 @@ def _rows(
     def on_all_labels(base: Setting) -> Setting | None:
         if not withholds(base):
             return None
-        alike = [base.change(protocol="normal", rate=0.0), *[base.change(rate=0.0)] * (base.get("protocol") in RATED)]
+        alike = [
+            base.change(protocol="normal", rate=0.0, label_seed=0),
+            *[base.change(rate=0.0)] * (base.get("protocol") in RATED),
+        ]
         return next((found for one in alike if (found := references.get(_reference_key(one)))), None)
 
     def values(setting: Setting | None, split: str, metric: str) -> dict[int, float]:
@@ -389,7 +401,7 @@ def varying(settings: Iterable[Setting]) -> list[str]:
     ordered = [*first, *(n for n in names if any(n in s.loss_flags for s in settings)), *sorted(names)]
     found = [name for name in dict.fromkeys(ordered) if len({s.get(name) for s in of.get(name, settings)}) > 1]
     # each detector has its own evaluation: it is said where nothing else tells two settings apart
-    rest = [name for name in found if name not in ("evaluation", "label_seed")]
+    rest = [name for name in found if name != "evaluation"]
     told = {tuple(s.get(name) for name in rest) for s in settings}
     return rest if len(told) == len(settings) or "evaluation" not in found else [*rest, "evaluation"]
 

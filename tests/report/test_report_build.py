@@ -228,6 +228,15 @@ def test_command_quotes_and_tells_rates(make_sweep: Any, make_record: Any) -> No
     )
 
 
+def test_command_makes_the_labels_again_whichever_way_their_seed_goes(make_sweep: Any, make_record: Any) -> None:
+    asked = {"data": ["d.yaml"], "protocol": ["percent"], "rate": [0.5], "seeds": [0, 1], "series": False}
+    begun = {"earlier": {"label_seed": 0}, "given": {"label_seed": [3]}, "moving": {}, "whole": {"complete": True}}
+    for name, own in begun.items():
+        make_sweep(make_record("a", 0), name=name, asked={**asked, **own})
+    told = [command(load(make_sweep(name=name))).partition("seeds=0,1")[2] for name in begun]
+    assert told == [" label_seed=0", " label_seed=3", "", " complete=True"]
+
+
 def test_imports_no_torch_and_no_host() -> None:
     for file in Path(rebalance.report.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):

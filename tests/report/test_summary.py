@@ -86,6 +86,25 @@ def test_idle_flags_of_drop_share_the_zero_run(make_sweep: Any, make_record: Any
     assert row(rows, loss="focal+drop").change == {}  # the 0 % run of focal is focal
 
 
+def test_runs_whose_labels_move_with_the_seed_are_of_one_setting(make_sweep: Any, make_record: Any) -> None:
+    runs = [make_record(f"normal{seed}", seed, test=0.7) for seed in (0, 1)]
+    for seed in (0, 1):
+        for p in (0.0, 0.75):
+            runs.append(
+                make_record(
+                    f"{p}-{seed}", seed, protocol="percent", rate=0.5, obj_drop=p, test=0.4 + p / 10 + seed / 50
+                )
+            )
+            runs[-1]["config"]["labels"]["seed"] = seed
+    mine = row(rows_of(make_sweep(*runs)), obj_drop=0.75)
+    assert (mine.change["mAP50"].n, mine.change["mAP50"].mean) == (2, pytest.approx(0.075))
+    assert mine.gap["mAP50"] is not None
+    assert mine.gap["mAP50"].share == pytest.approx(0.075 / 0.29)
+    fixed = [{**run, "config": {**run["config"], "labels": {**run["config"]["labels"], "seed": 3}}} for run in runs[2:]]
+    other = rows_of(make_sweep(*runs[2:4], *fixed[2:], name="other"))  # of two label seeds: two settings
+    assert sorted(r.setting.get("label_seed") for r in other if r.setting.get("obj_drop")) == [0, 3]
+
+
 def test_gap_closed(make_sweep: Any, make_record: Any) -> None:
     folder = make_sweep(
         *(make_record(f"full{s}", s, test=0.60 + 0.1 * s) for s in (0, 1)),

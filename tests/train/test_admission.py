@@ -110,7 +110,7 @@ SLIPS: list[tuple[str, dict[str, Any], str]] = [
     ("yolov8n.yaml", {"anchor_t": 3.0}, "anchor_t=3 has no effect with head=stock; add head=anchor"),
     ("yolov8n.yaml", {"head": "anchor", "box": 3.0}, "box=3.0 has no effect with head=anchor; its gains are box_gain"),
     ("yolov8n.yaml", {"head": "anchor", "cls_pw": 0.5}, "cls_pw=0.5 has no effect with head=anchor"),
-    ("yolov10n.yaml", {"head": "anchor"}, "; this one ends in v10Detect with 3 levels"),
+    ("yolov10n.yaml", {"head": "anchor"}, "head=anchor needs a detection model that ends in Detect; this one ends in "),
     ("yolov8n-seg.yaml", {"obj_drop": 0.5}, "obj_drop: only for detection models, and yolov8n-seg.yaml is a segme"),
     ("yolov8n-cls.yaml", {"loss": "focal"}, "loss: only for detection models, and yolov8n-cls.yaml is a classify "),
     ("retinanet_tiny", {"head": "anchor"}, "head=anchor is not defined for retinanet; heads: stock, obj, resobj"),

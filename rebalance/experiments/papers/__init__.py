@@ -113,7 +113,7 @@ def studies() -> dict[str, Study]:
     for paper in PAPERS:
         for key, told in _read(paper)["studies"].items():
             several = {name: tuple(told.get(name, ())) for name in ("tables", "figures")}
-            several |= {"cells": tuple(map(_texts, told.get("cells", ())))}
+            several |= {"cells": tuple(map(texts, told.get("cells", ())))}
             note = told.get("note", "")
             note = note if isinstance(note, str) else " ".join(note)
             made[key] = Study(**{**told, **several, "key": key, "paper": paper, "note": note})
@@ -143,10 +143,10 @@ def numbers() -> tuple[Number, ...]:
 @cache
 def detectors(size: str) -> dict[str, dict[str, str]]:
     """Detector of a cell -> its `model` and schedule in a size."""
-    return {name: _texts(told) for name, told in _read("budgets")["detectors"][size].items()}
+    return {name: texts(told) for name, told in _read("budgets")["detectors"][size].items()}
 
 
-def _texts(values: Mapping[str, Any]) -> dict[str, str]:
+def texts(values: Mapping[str, Any]) -> dict[str, str]:
     """Values as typed: 0,0.5 for a list."""
     lists = {key: value if isinstance(value, list) else [value] for key, value in values.items()}
     return {key: ",".join(map(value_text, several)) for key, several in lists.items()}
@@ -226,7 +226,7 @@ def benchmark(given: Mapping[str, str]) -> dict[str, str]:
     """
     presets = _read("budgets")["benchmark"]
     name = _preset(given, presets)
-    preset = _texts(presets[name])
+    preset = texts(presets[name])
     if name == "full":
         from rebalance.data.demo.seafloor import data_folder
 

@@ -99,11 +99,12 @@ class DenseCriterion(ABC):
         return logits.amax(-1)
 
     def _classification(self, logits: Tensor, classes: Tensor, matched: Matched, choice: Choice) -> Tensor:
-        state = choice.seen(matched.state)
-        parts = self._parts(logits, classes, state == POSITIVE, state, matched.overlap)
-        loss = torch.cat([self._of_images(*part) for part in parts])  # (B, A)
-        if choice.left is not None:
-            loss = loss.masked_fill(choice.left, 0)
+        def cost(choice: Choice) -> Tensor:
+            state = choice.seen(matched.state)
+            parts = self._parts(logits, classes, state == POSITIVE, state, matched.overlap)
+            return torch.cat([self._of_images(*part) for part in parts])  # (B, A)
+
+        loss = choice.of_loss(choice.trained(cost))
         channels = 1 if self.link == SOFTMAX else logits.shape[-1]
         positive, ignored = matched.state == POSITIVE, matched.state == IGNORE
         count = self.objective.count(positive, choice, channels=channels, ignored=ignored)
@@ -125,8 +126,8 @@ class DenseCriterion(ABC):
         chosen = choice.in_box(positive)
         # of what is no match, any box with an area, so that no gradient is lost in an infinity
         target = encode_deltas(torch.where(chosen.unsqueeze(-1), gt_boxes, anchors), anchors, self.scale)
-        loss = torch.where(chosen, self.box_loss(deltas, target), 0)
-        counted = chosen if choice.kept else positive
+        loss = choice.of_box_loss(torch.where(chosen, self.box_loss(deltas, target), 0))
+        counted = choice.of_box_count(positive)
         return (loss.sum(1) / self.objective.count(counted, NOTHING, by=plainly(self.recipe))).sum()
 
 

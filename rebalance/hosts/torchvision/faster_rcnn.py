@@ -50,7 +50,7 @@ STAGES = Site(
 )  # fmt: skip
 OBJECTNESS = replace(
     STAGES, name="fasterrcnn-obj", where="fasterrcnn with head=obj or resobj",
-    about="objectness of all anchors in the RPN, samples of the RoI head", gives=STAGES.gives | {"objectness"},
+    about="objectness of all anchors in the RPN, samples of the RoI head", gives=STAGES.gives | {"objectness", "prior"},
     divisors={
         "image": "RPN: positives of each image, mean over images; RoI head: samples of the batch",
         "batch": "RPN: positives of the batch; RoI head: samples of the batch",
@@ -136,7 +136,7 @@ class FasterRCNNCriterion:
         candidates = Candidates(logits, positive.to(logits.dtype), matched.state, matched.overlap)
         losses = self.rpn.objectness(candidates, residuals, choice)
         in_box = choice.in_box(positive)
-        losses["prop_loss"] = _smooth_l1(deltas, encode_deltas(gt_boxes, anchors), in_box)
+        losses["prop_loss"] = choice.of_box_loss(_smooth_l1(deltas, encode_deltas(gt_boxes, anchors), in_box))
         return self._divided(losses, matched.state, choice)
 
     def _drawn(self, raw: Raw, matched: Matched) -> tuple[Raw, Matched]:
@@ -151,9 +151,10 @@ class FasterRCNNCriterion:
 
     def _divided(self, losses: dict[str, Tensor], state: Tensor, choice: Choice) -> dict[str, Tensor]:
         """The RPN's summed losses, of (B, S) each."""
+        sampled = state != IGNORE
         return {
-            "obj_loss": _mean(losses["obj_loss"], state != IGNORE, choice.left, choice),
-            "prop_loss": _mean(losses["prop_loss"], state != IGNORE, choice.box, choice),
+            "obj_loss": _mean(losses["obj_loss"], choice.of_count(sampled, choice.left)),
+            "prop_loss": _mean(losses["prop_loss"], choice.of_box_count(sampled)),
         }
 
     # Second stage -----------------------------------------------------------------------------------------------------
@@ -180,7 +181,9 @@ class FasterRCNNCriterion:
         choice = self.roi.choose(Predictions(state, lambda: chosen.overlap, confidence))
         cls, box = self._roi_losses(logits, deltas, labels, rois, chosen, choice)
         sampled = state != IGNORE
-        return _mean(cls, sampled, choice.left, choice), _mean(box, sampled, choice.box, choice)
+        cls = choice.of_loss(cls.where(sampled, 0))
+        counted = choice.of_count(sampled, choice.left), choice.of_box_count(sampled)
+        return _mean(cls, counted[0]), _mean(choice.of_box_loss(box), counted[1])
 
     def _roi_losses(
         self, logits: Tensor, deltas: Tensor, labels: Padded, rois: Tensor, matched: Matched, choice: Choice = NOTHING
@@ -229,9 +232,8 @@ class RefinedFasterRCNNCriterion(FasterRCNNCriterion):
 
     def _divided(self, losses: dict[str, Tensor], state: Tensor, choice: Choice) -> dict[str, Tensor]:
         positive = state == POSITIVE
-        in_box = choice.in_box(positive) if choice.kept else positive
         count = self.rpn.count(positive, choice, ignored=state == IGNORE)
-        counts = {"prop_loss": self.rpn.count(in_box, NOTHING, by=plainly(self.recipe))}
+        counts = {"prop_loss": self.rpn.count(choice.of_box_count(positive), NOTHING, by=plainly(self.recipe))}
         order = [name for name in ("obj_loss", "prop_loss", "res_loss") if name in losses]
         return {name: (losses[name].sum(1) / counts.get(name, count)).sum() for name in order}
 
@@ -242,10 +244,9 @@ def _smooth_l1(deltas: Tensor, targets: Tensor, chosen: Tensor) -> Tensor:
     return torch.where(chosen, smooth_l1_loss(deltas, safe, reduction="none", beta=BETA).sum(-1), 0)
 
 
-def _mean(loss: Tensor, counted: Tensor, gone: Tensor | None, choice: Choice) -> Tensor:
-    """Of what is counted and not gone; divided by all that is counted where the choice says so."""
-    left = counted if gone is None else counted & ~gone
-    return torch.where(left, loss, 0).sum() / (left if choice.kept else counted).sum().clamp(min=1)
+def _mean(loss: Tensor, counted: Tensor) -> Tensor:
+    """The sum of losses, 0 for what does not count, divided by what counts, at least 1."""
+    return loss.sum() / counted.sum().clamp(min=1)
 
 
 class FasterRCNNDetect(TorchvisionHead):
@@ -378,11 +379,11 @@ class RefinedFasterRCNNDetect(Refined, FasterRCNNDetect):
         Without that the loss of all that is background would swamp the others.
         """
         last = self.rpn.cls_logits
-        nn.init.constant_(last.bias, logit(objectness_prior(self.nc)))
+        nn.init.constant_(last.bias, logit(objectness_prior(self.nc, settings.obj_prior)))
         if self.steps:
             self.residual = SharedResiduals(
                 last.in_channels, anchors=last.out_channels, steps=self.steps, on=settings.resobj_on,
-                grad=settings.resobj_grad,
+                grad=settings.resobj_grad, width=settings.resobj_width,
             )  # fmt: skip
 
     def first_stage(self, hidden: list[Tensor]) -> Raw:

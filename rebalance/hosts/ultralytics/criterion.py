@@ -83,13 +83,13 @@ class DetectionCriterion(v8DetectionLoss):  # type: ignore[misc]
         return assigned
 
     def _classification(self, logits: Tensor, targets: Tensor) -> Tensor:
-        choice, trained = self._choice, targets
-        if choice.background is not None:
-            trained = targets.masked_fill(choice.background.unsqueeze(-1), 0)
-        loss = self.objective.loss(Candidates(logits, trained, choice.seen(self._state), self._overlap))
-        if choice.left is not None:
-            loss = loss.masked_fill_(choice.left.unsqueeze(-1), 0)
-        return self._divide(loss, targets)
+        def cost(choice: Choice) -> Tensor:
+            trained = targets
+            if choice.background is not None:
+                trained = targets.masked_fill(choice.background.unsqueeze(-1), 0)
+            return self.objective.loss(Candidates(logits, trained, choice.seen(self._state), self._overlap))
+
+        return self._divide(self._choice.of_loss(self._choice.trained(cost)), targets)
 
     def _divide(self, loss: Tensor, targets: Tensor) -> Tensor:
         """Make up for the host's division by the sum of target scores, where another divisor is wanted."""
@@ -99,16 +99,18 @@ class DetectionCriterion(v8DetectionLoss):  # type: ignore[misc]
             return loss * (self._host_divisor / count.view(-1, 1, 1))
         if choice.gone is None or not (choice.kept and choice.matched):
             return loss
-        left = targets.masked_fill(choice.gone.unsqueeze(-1), 0)
+        left = choice.of_count(targets, choice.gone)
         return loss * (targets.sum().clamp(min=1) / left.sum().clamp(min=1))
 
     def _box(self, *inputs: Any) -> Any:
-        if (left := self._choice.box) is None:
+        choice = self._choice
+        if choice.box is None:
             return self._host["bbox_loss"](*inputs)
         *predictions, scores, total, matched, size, stride = inputs
-        if self._choice.kept:
-            total = scores.masked_fill(left.unsqueeze(-1), 0).sum().clamp(min=1)
-        return self._host["bbox_loss"](*predictions, scores, total, matched & ~left, size, stride)
+        if choice.kept:
+            total = choice.of_box_count(scores).sum().clamp(min=1)
+        scores, matched = choice.of_box_loss(scores), choice.in_box(matched)  # a match weighs as much as its score
+        return self._host["bbox_loss"](*predictions, scores, total, matched, size, stride)
 
 
 class ObjectnessCriterion(DetectionCriterion):
@@ -117,7 +119,8 @@ class ObjectnessCriterion(DetectionCriterion):
     Assignment: the host's, from P(class | object) · P(object) after all steps. Objectness: its target is the
     assigner's score (0 for a negative), the sum is divided as the host divides its class loss, by the sum of target
     scores; residual losses likewise. Class: binary cross-entropy of positives alone against 0 and 1, weighted by the
-    target score as the host weighs its box loss, divided by the sum of those. All three have the host's gain `cls`.
+    target score as the host weighs its box loss, divided by the sum of those. All three have the host's gain `cls`,
+    times `cls_weight` (class) or `obj_weight` (the other two).
 
     The methods act on the objectness and its residual losses; the class loss has no negatives to weigh.
 
@@ -145,7 +148,8 @@ class ObjectnessCriterion(DetectionCriterion):
         return assigned
 
     def _classification(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return bce(logits, (targets > 0).to(logits.dtype)) * targets.sum(-1, keepdim=True)
+        weights: Tensor = targets.sum(-1, keepdim=True) * self.recipe["cls_weight"]
+        return bce(logits, (targets > 0).to(logits.dtype)) * weights
 
     def _objectness(self) -> dict[str, Tensor]:
         (logits, residuals), choice = self._raw, self._choice
@@ -155,8 +159,8 @@ class ObjectnessCriterion(DetectionCriterion):
         if self.recipe.divisor != "host":
             count = self.objective.count(self._state == POSITIVE, choice)
         else:
-            if choice.gone is not None and choice.kept and choice.matched:
-                targets = targets.masked_fill(choice.gone, 0)
+            if choice.matched:
+                targets = choice.of_count(targets, choice.gone)
             count = targets.sum().clamp(min=1)
         return {name: (loss.sum(1) / count).sum() for name, loss in losses.items()}
 
@@ -226,9 +230,9 @@ class AnchorCriterion:
         ))  # fmt: skip
 
         in_box = choice.in_box(found.valid)
-        counts = in_box if choice.kept else found.valid
         # where, not a product: a slot that is no match may hold any number
-        box = (torch.where(in_box, 1 - iou, 0).sum(1) / counts.sum(1).clamp(min=1)).sum()
+        box = choice.of_box_loss(torch.where(in_box, 1 - iou, 0)).sum(1)
+        box = (box / choice.of_box_count(found.valid).sum(1).clamp(min=1)).sum()
         losses = self.objective.objectness(Candidates(logits, target, state, overlap), residuals, choice)
         objects = {name: self._reduce(x, state == POSITIVE, choice, shapes) for name, x in losses.items()}
         parts = {"box_loss": box, "obj_loss": objects["obj_loss"], "cls_loss": self._classes(chosen[..., 5:], found)}
@@ -246,7 +250,7 @@ class AnchorCriterion:
         if choice.left is None:
             means = [x.mean() for x in levels]
         elif choice.kept:
-            weights = torch.split(~choice.left, sizes, 1)
+            weights = torch.split(choice.of_count(torch.ones_like(choice.left), choice.left), sizes, 1)
             means = [x.sum() / w.sum().clamp(min=1) for x, w in zip(levels, weights, strict=True)]
         else:
             means = [x.sum() / x.numel() for x in levels]

@@ -205,11 +205,12 @@ def test_the_loss_s_parts_by_hand() -> None:
     torch.testing.assert_close(ours, torch.tensor([[0.5 - 1 / 18, 0]]))
     torch.testing.assert_close((cls, box), (torch.tensor(3.0).log(), (0.5 - torch.tensor(1 / 18)) / 2))
     counted = torch.tensor([[True, True]])
-    torch.testing.assert_close(faster_rcnn._mean(ours, counted, None, Choice()), box)
-    assert faster_rcnn._mean(ours * 0, ~counted, None, Choice()) == 0
+    torch.testing.assert_close(faster_rcnn._mean(ours, counted), box)
+    assert faster_rcnn._mean(ours * 0, ~counted) == 0
     gone = torch.tensor([[False, True]])
-    torch.testing.assert_close(faster_rcnn._mean(ours, counted, gone, Choice()), box * 2)
-    torch.testing.assert_close(faster_rcnn._mean(ours, counted, gone, Choice(kept=False)), box)
+    for kept in (True, False):  # of two counted, one is gone
+        left = Choice(left=gone, kept=kept).of_count(counted, gone)
+        torch.testing.assert_close(faster_rcnn._mean(ours, left), box * (2 if kept else 1))
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -260,7 +260,7 @@ def test_a_checkpoint_without_averages_starts_afresh(nothing: list[Any]) -> None
 @pytest.mark.parametrize("name", HEADS)
 def test_the_warm_up_of_brl_reaches_every_branch_and_copy(name: str) -> None:
     criterion = make(name, "brl", brl_warmup=1)
-    plain, recalibrated = run(make(name, "focal"), name, LABELS)[0], run(make(name, "brl"), name, LABELS)[0]
+    plain, recalibrated = run(make(name, "bce"), name, LABELS)[0], run(make(name, "brl"), name, LABELS)[0]
     assert not torch.equal(plain, recalibrated)
     assert torch.equal(run(criterion, name, LABELS)[0], plain)
     copy = deepcopy(criterion)  # as the EMA has one
@@ -275,7 +275,8 @@ def test_the_warm_up_of_brl_reaches_every_branch_and_copy(name: str) -> None:
         ("yolov8n.yaml", "focal+drop", {}, "sum of target scores, what is left"),
         ("yolov8n.yaml", "ghm", {}, "predictions of the batch times classes"),
         ("yolo26n.yaml", "brl", {"divisor": "batch"}, "matched predictions of the batch"),
-        (ANCHOR, "brl", {}, "matched candidates of the batch"),
+        (ANCHOR, "brl", {}, "mean over the candidates of a level"),
+        (ANCHOR, "brl", {"brl_base": "focal"}, "matched candidates of the batch"),
         (ANCHOR, "brl+drop", {"divisor": "host"}, "mean over the candidates of a level, what is left"),
         (ANCHOR, "soft", {}, "mean over the candidates of a level"),
     ],
