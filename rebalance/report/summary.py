@@ -287,11 +287,9 @@ def _rows(
     def on_all_labels(base: Setting) -> Setting | None:
         if not withholds(base):
             return None
-        alike = [
-            base.change(protocol="normal", rate=0.0, label_seed=0),
-            *[base.change(rate=0.0)] * (base.get("protocol") in RATED),
-        ]
-        return next((found for one in alike if (found := references.get(_reference_key(one)))), None)
+        if found := references.get(_reference_key(base.change(protocol="normal", rate=0.0, label_seed=0))):
+            return found
+        return references.get(_reference_key(base.change(rate=0.0))) if base.get("protocol") in RATED else None
 
     def values(setting: Setting | None, split: str, metric: str) -> dict[int, float]:
         found = known.get(setting, ()) if setting else ()
