@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -23,8 +24,9 @@ class Common:
 
     loss: str = setting("", "method, or element loss and weighting joined by +; empty: what the other flags imply")
     head: str = setting(
-        "stock", "detection head; obj, resobj: on anchors for YOLOv3 and YOLOv5, else beside the class scores",
-        choices=("stock", "anchor", "obj", "resobj"),
+        "stock", "detection head; obj, resobj: on anchors for YOLOv3 and YOLOv5, else beside the class scores; "
+        "sigmoid: SSD with a score for each class, not a softmax",
+        choices=("stock", "anchor", "obj", "resobj", "sigmoid"),
     )  # fmt: skip
     obj_base: str = setting(
         "auto", "head=obj, resobj on YOLO: refine the anchor head's objectness, or one beside the stock head's classes",
@@ -37,8 +39,22 @@ class Common:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Flags of learning rate and optimizer that Ultralytics has none for; the loss knows nothing of them."""
+
+    lr_steps: str = setting(
+        "", "epochs after which the learning rate falls to a tenth, e.g. [8,11]; empty: as lrf and cos_lr say"
+    )
+    warmup_from: float = setting(
+        0.0, "share of the learning rate at which the warm-up begins (of biases: warmup_bias_lr)", low=0, high=1
+    )
+    grad_clip: float = setting(10.0, "largest norm of a step's gradient; 0: any", low=0)
+    optim_eps: float = setting(0.0, "what Adam's kin and RMSprop add to the denominator; 0: PyTorch's default", low=0)
+
+
 # Every flag of a training: the class that it belongs to, and its field
-OWNERS: tuple[type[Any], ...] = (Common, *ROWS, AnchorSettings)
+OWNERS: tuple[type[Any], ...] = (Common, Schedule, *ROWS, AnchorSettings)
 TRAIN: dict[str, tuple[type[Any], dataclasses.Field[Any]]] = {}
 for _owner in OWNERS:
     for _name, _item in settings_of(_owner).items():
@@ -49,6 +65,11 @@ BEFORE: Mapping[str, Any] = {
     name: item.metadata["before"] for name, (_, item) in TRAIN.items() if item.metadata["before"] is not None
 }
 HEADS = {row.name for row in ROWS if row.kind == "head"}  # chosen by `loss=` too
+# The methods that a flag is for; none: it is for all
+METHODS_OF: Mapping[str, tuple[str, ...]] = {
+    **{name: tuple(row.name for row in ROWS if name in settings_of(row)) for name in TRAIN},
+    "obj_base": ("obj", "resobj"),
+}
 # Fractions of candidates that leave the loss: at 0 it is the host's own, so a series of them begins there
 REMOVALS: tuple[str, ...] = tuple(
     name for row in ROWS if row.choose is not Method.choose for name, value in row.neutral.items() if value == 0
@@ -113,9 +134,16 @@ class Recipe:
         }
 
     @property
+    def lr_steps(self) -> tuple[int, ...]:
+        """Epochs after which the learning rate falls to a tenth; none: the host's schedule."""
+        return _epochs(self["lr_steps"])
+
+    @property
     def asked(self) -> dict[str, Any]:
         """Flags that ask for this training again: loss, head, and what has a say and is not its default."""
-        more = {*self.used, "divisor"} | ({"autoanchor"} if "anchors" in self.site.gives else set())
+        more = {*self.used, "divisor", *settings_of(Schedule)} | (
+            {"autoanchor"} if "anchors" in self.site.gives else set()
+        )
         if self["head"] in HEADS and "cells" in self.site.gives:
             more.add("obj_base")
         changed = {name: self[name] for name in DEFAULTS if name in more and self[name] != DEFAULTS[name]}
@@ -151,6 +179,7 @@ def read(
         ConfigError: an unknown flag, a bad value, or a flag that would have no effect.
     """
     values = {**DEFAULTS, "head": head, **_converted(given)}
+    _epochs(values["lr_steps"])
     values["head"], loss = _head_and_loss(values, given)
     if values["head"] not in sites.by_head:
         raise ConfigError(f"head={values['head']} is not defined for {sites.name}; heads: {', '.join(sites.by_head)}")
@@ -251,6 +280,22 @@ def _converted(given: Mapping[str, Any]) -> dict[str, Any]:
         if name not in TRAIN:
             raise ConfigError(f"unknown flag {name}={value}{nearest(name, TRAIN)}; flags: {', '.join(TRAIN)}")
     return {name: checked(name, TRAIN[name][1], value) for name, value in given.items()}
+
+
+def _epochs(text: str) -> tuple[int, ...]:
+    """The epochs in [8,11], which rise.
+
+    Raises:
+        ConfigError: it is no such list.
+    """
+    inside = text.removeprefix("[").removesuffix("]").replace(" ", "")
+    if text and re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", inside):
+        found = tuple(map(int, inside.split(",")))
+        if list(found) == sorted(set(found)):
+            return found
+    elif not text:
+        return ()
+    raise ConfigError(f"lr_steps={text} is not a list of rising epochs such as [8,11]")
 
 
 def _older(kept: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import sys
 from collections import abc
@@ -27,6 +26,7 @@ from types import NoneType
 from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 from rebalance.errors import RunError
+from rebalance.files import write_whole
 
 SCHEMA = 1
 SWEEP, RUNS, PACKED = "sweep.json", "runs", "records.jsonl"
@@ -486,16 +486,6 @@ def pack(folder: Path, out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(read_json(file), separators=(",", ":")) for file in files]
     return write_whole(out / PACKED, "".join(f"{line}\n" for line in lines).encode())
-
-
-def write_whole(path: Path, data: bytes) -> Path:
-    """Write a file whole or not at all, and return it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    return temporary.replace(path)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

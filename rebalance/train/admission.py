@@ -19,6 +19,9 @@ from rebalance.hosts import FAMILIES, host_of
 from rebalance.hosts.host import COCO, head_of, remembered
 from rebalance.hosts.state_dict import read_state_dict
 from rebalance.recipe import TRAIN, Recipe, read
+from rebalance.settings import value_text
+
+HAVE_EPS = ("adam", "adamax", "adamw", "nadam", "radam", "rmsprop")  # optimizers, as the host compares their names
 
 
 class Admitted(NamedTuple):
@@ -97,6 +100,8 @@ def admit(
         recipe = read(given, host.sites, head=head, before=before)
         given["head"] = recipe["head"]
     if recipe:
+        if not resume:
+            check_schedule(recipe, arguments)
         host.refuse(source, recipe, arguments, _channels(arguments.get("data")))
     if not resume and (recipe or strict):
         _check_weights(arguments.get("pretrained"))
@@ -121,6 +126,25 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         get_cfg(overrides=dict(arguments))
     except (TypeError, ValueError, SyntaxError) as error:
         raise ConfigError(" ".join(str(error).split())) from None
+
+
+def check_schedule(recipe: Recipe, arguments: Mapping[str, Any]) -> None:
+    """Refuse flags of the learning rate and the optimizer that would have no effect with the host's."""
+    defaults = DEFAULT_CFG_DICT  # args.yaml spells them out
+    other = next((name for name in ("cos_lr", "lrf") if arguments.get(name, defaults[name]) != defaults[name]), "")
+    if recipe.lr_steps and other:
+        raise ConfigError(f"lr_steps={recipe['lr_steps']} cannot be joined with {other}={arguments[other]}")
+    if (start := recipe["warmup_from"]) and arguments.get("warmup_epochs") == 0:
+        raise ConfigError(f"warmup_from={value_text(start)} has no effect with warmup_epochs=0")
+    name = str(arguments.get("optimizer", "auto"))
+    if recipe["optim_eps"] and name.lower() not in HAVE_EPS:
+        raise ConfigError(no_eps(recipe, name))
+
+
+def no_eps(recipe: Recipe, optimizer: str) -> str:
+    """That an optimizer has no ε to set."""
+    told = f"optim_eps={value_text(recipe['optim_eps'])} has no effect with optimizer={optimizer}"
+    return f"{told}; it is for Adam, Adamax, AdamW, NAdam, RAdam and RMSprop"
 
 
 def _check_weights(pretrained: Any) -> None:

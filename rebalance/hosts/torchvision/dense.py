@@ -136,6 +136,11 @@ def plainly(recipe: Recipe) -> str:
     return recipe.site.host if recipe.divisor == "candidates" else recipe.divisor
 
 
+def one_hot(logits: Tensor, classes: Tensor, positive: Tensor) -> Tensor:
+    """(B, A, C) like the logits: 1 for the class of a positive, from (B, A) classes and which are positive."""
+    return torch.zeros_like(logits).scatter_(2, classes.unsqueeze(-1), positive.unsqueeze(-1).to(logits.dtype))
+
+
 def of_label(labels: Padded, index: Tensor) -> tuple[Tensor, Tensor]:
     """(B, A, 4) boxes and (B, A) classes of the labels that `index` (B, A) points to; zeros where there is none."""
     if labels.classes.shape[1] == 0:

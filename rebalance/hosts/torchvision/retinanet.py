@@ -25,7 +25,8 @@ from rebalance.heads.objectness import (
     logit,
     objectness_prior,
 )
-from rebalance.hosts.torchvision.dense import Batch, DenseCriterion, Result, plainly
+from rebalance.hosts.evaluation import RCNN
+from rebalance.hosts.torchvision.dense import Batch, DenseCriterion, Result, one_hot, plainly
 from rebalance.hosts.torchvision.head import Anchors, Raw, TorchvisionHead, best_pairs, boxes_at, by_cell, class_rows
 from rebalance.match.boxes import upcast
 from rebalance.match.candidates import IGNORE, POSITIVE, SIGMOID, Candidates
@@ -72,7 +73,7 @@ class RetinaNetCriterion(DenseCriterion):
 
     def class_targets(self, logits: Tensor, classes: Tensor, positive: Tensor) -> Tensor:
         """(B, A, C) 1 for the class of a positive."""
-        return torch.zeros_like(logits).scatter_(2, classes.unsqueeze(-1), positive.unsqueeze(-1).to(logits.dtype))
+        return one_hot(logits, classes, positive)
 
 
 class RefinedRetinaNetCriterion(RetinaNetCriterion):
@@ -121,6 +122,7 @@ class RefinedRetinaNetCriterion(RetinaNetCriterion):
 class RetinaNetDetect(TorchvisionHead):
     """torchvision's RetinaNet head with its anchors."""
 
+    evaluation = RCNN
     sites = Sites("retinanet", {"stock": CLASSES, "obj": OBJECTNESS, "resobj": OBJECTNESS})
     criterion = RetinaNetCriterion
 
