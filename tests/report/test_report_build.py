@@ -78,7 +78,9 @@ def test_whole_report(series_sweep: Path) -> None:
     }
     assert text.count("<img") == 4
     assert "a &lt;cpu&gt;" in text
-    assert "obj_drop=0.75: +10.1 ± 1.3 points on test, n = 2" in text
+    assert "a long run of this detector with complete labels (2 times the epochs or more) is missing" in text
+    assert "rebalance sweep name=mine-long model=yolov5n.yaml data=d.yaml" in text
+    assert text.count("NMS at an IoU of 0.7, score from 0.001, at most 300 boxes an image") == 8  # below every table
     assert "drop obj_drop=0.75 box_drop=0" in text  # which loss ran
     assert "mean over the cells kept" in text  # the divisor
     assert "0123456789ab with local changes" in text
@@ -123,7 +125,7 @@ def test_one_run_only(make_sweep: Any, make_record: Any) -> None:
 def test_no_test_split(make_sweep: Any, make_record: Any) -> None:
     folder = make_sweep(make_record("a", 0, test=None, val=0.4), make_record("b", 0, test=None, val=0.45, box_drop=0.1))
     text = check(report(folder))
-    assert "+5.0 points on val, n = 1" in text
+    assert "box_drop=0.1, +5.0 points on val" in text
     assert "test mAP50" not in text
 
 

@@ -17,7 +17,7 @@ from rebalance.report.build import report, terminal_table
 from rebalance.report.figures import against
 from rebalance.report.page import command
 from rebalance.report.summary import Row, results
-from rebalance.report.tables import loss_table, rate_lines, rate_table, study_numbers, study_table
+from rebalance.report.tables import difference_table, rate_lines, rate_table, study_numbers, study_table
 
 Make = Callable[..., Path]
 
@@ -72,21 +72,23 @@ def test_table_4_has_the_papers_numbers_differences_and_gap_closed(make_study: M
     assert table is not None
     assert table.head == (
         *("model", "loss", "labels", "n", "mAP50", "paper mAP50", "mAP75", "paper mAP75", "mAP50-95"),
-        *("paper mAP50-95", "mAP50 vs baseline", "gap closed", "paper's table"),
+        *("paper mAP50-95", "mAP50 vs baseline", "mAP50-95 vs baseline", "p (Holm)", "gap closed", "paper's table"),
     )
     cells = {tuple(c.text for c in row[:3]): [c.text for c in row[3:]] for row in table.rows}
     assert len(cells) == 18
     # 0.42 and 0.43 of the seeds; 12 points above focal, which lost 30: 0.12 / 0.30
     assert cells["retinanet_tiny", "brl", "extreme"] == [
-        *("2", "42.5 ± 6.4", "66.2", "21.2 ± 3.2", "43.1", "10.6 ± 1.6", "-", "+12.0 ± 0.0", "0.40", "brl, Table 4")
+        *("2", "42.5 ± 6.4", "66.2", "21.2 ± 3.2", "43.1", "10.6 ± 1.6", "-", "+12.0 ± 0.0", "+3.0 ± 0.0", "< 0.001"),
+        *("0.40 (0.40 to 0.40)", "brl, Table 4"),
     ]
     assert cells["retinanet_tiny", "focal", "extreme"][2] == "59.8"  # its Table 1
-    assert cells["retinanet_tiny", "focal", "extreme"][-3:] == ["", "", "brl, Table 1"]
-    assert cells["retinanet_tiny", "brl", "normal"][-3:-1] == ["-2.0 ± 0.0", ""]  # nothing is missing there
-    assert cells["retinanet_tiny", "ghm", "extreme"][-3:-1] == ["-3.0 ± 0.0", "-0.10"]
+    assert cells["retinanet_tiny", "focal", "extreme"][-5:] == ["", "", "", "", "brl, Table 1"]
+    # nothing is missing there
+    assert cells["retinanet_tiny", "brl", "normal"][-5:-1] == ["-2.0 ± 0.0", "-0.5 ± 0.0", "< 0.001", ""]
+    assert cells["retinanet_tiny", "ghm", "extreme"][-2] == "-0.10 (-0.10 to -0.10)"
     assert cells["retinanet_tiny", "brl", "per_class 0.5"][2:7] == ["50.8", "22.8 ± 3.2", "35.3", "11.4 ± 1.6", "32.7"]
     assert cells["fasterrcnn_tiny", "ohem", "hard"][2] == "71.7"
-    assert cells["fasterrcnn_tiny", "ohem", "hard"][-3:-1] == ["", ""]  # no focal loss on Faster R-CNN
+    assert cells["fasterrcnn_tiny", "ohem", "hard"][-5:-1] == [""] * 4  # no focal loss on Faster R-CNN
     notes = " ".join(table.notes)
     assert "Baseline: loss=focal with the same model and labels." in notes
     assert "brl, Table 4: fasterrcnn-r101 on voc0712, voc2007-test" in notes
@@ -172,7 +174,9 @@ def test_the_rate_that_withholds_nothing_is_all_labels_of_gap_closed(make_study:
     rows = rows_of(make_study("label-noise.fig3", by_rate))
     (bce,) = [r for r in rows if r.setting.get("loss") == "bce" and r.setting.get("rate") == 0.5 and r.split == "test"]
     assert bce.change["mAP50"].mean == pytest.approx(0.05)
-    assert bce.gap["mAP50"] == pytest.approx(0.05 / 0.10)
+    gap = bce.gap["mAP50"]
+    assert gap is not None
+    assert gap.share == pytest.approx(0.05 / 0.10)
     (full,) = [r for r in rows if r.setting.get("loss") == "bce" and r.setting.get("rate") == 0 and r.split == "test"]
     assert full.gap == {}
 
@@ -228,8 +232,8 @@ def test_losses_of_a_sweep_are_compared_within_model_head_and_labels(make_sweep:
     assert changes["anchor", "bce"] == changes["stock", "bce"] == {}
     text = terminal_table(folder)
     assert "Losses, protocol hard, head=anchor\n" in text
-    assert "Verdict: brl: +10.0 ± 0.0 points on test, n = 2." in text
-    assert "mAP50 vs bce" in text
+    assert "Losses, protocol hard, head=anchor: differences from bce\n" in text
+    assert "bce with complete labels and the same seeds is missing" in text
     report(folder)
     lines = list(csv.DictReader((folder / "summary.csv").read_text("utf-8").splitlines()))
     assert [(r["n"], r["pairs"], r["mAP50_diff"]) for r in lines] == [
@@ -249,13 +253,12 @@ def test_a_removal_keeps_its_own_zero_run_beside_other_losses(make_sweep: Any, m
         asked={"loss": ["drop", "focal+drop"], "obj_drop": [0.0, 0.5], "seeds": [0]},
     )
     (one,) = results(load(folder)).compared
-    table = loss_table(one, "")
-    assert table.head[-1] == "mAP50 vs drop obj_drop=0"
-    assert [(row[0].text, row[-1].text) for row in table.rows] == [
-        ("drop obj_drop=0", ""),
+    table = difference_table(one)
+    assert table is not None
+    assert "drop obj_drop=0" in table.title
+    assert [(row[0].text, row[2].text) for row in table.rows] == [
         ("focal+drop obj_drop=0", "+10.0"),
-        ("drop obj_drop=0.5", "+5.0"),
-        ("focal+drop obj_drop=0.5", ""),  # its 0 % run is another, which the series has
+        ("drop obj_drop=0.5", "+5.0"),  # the 0 % run of the other removal is another, which the series has
     ]
 
 
