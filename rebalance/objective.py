@@ -61,9 +61,9 @@ class Objective:
         self.by_image = all(method.by_image for method in self.methods)
         self.begin_epoch(0)
 
-    def begin_epoch(self, epoch: int) -> None:
-        """Take note of the epoch (from 0), and forget what was counted."""
-        self.run.epoch, self.run.step = epoch, 0
+    def begin_epoch(self, epoch: int, epochs: int = 0) -> None:
+        """Take note of the epoch (from 0) and how many there are, and forget what was counted."""
+        self.run.epoch, self.run.epochs, self.run.step = epoch, epochs, 0
         self.counts: Tensor | None = None
         self.steps = StepMeans()
 
@@ -108,6 +108,8 @@ class Objective:
     def objectness(self, candidates: Candidates, residuals: Tensor, choice: Choice) -> dict[str, Tensor]:
         """Losses of an objectness and its refinements, without what was chosen; (B, N) each, not divided.
 
+        Both have the weight `obj_weight`.
+
         Args:
             candidates: with (B, N) logits and targets.
             residuals: (T, B, N).
@@ -117,30 +119,31 @@ class Objective:
             `obj_loss` and, where there are steps, `res_loss`, the sum over the steps.
         """
         logits, targets, state, overlap, _ = candidates
-        if choice.background is not None:
-            targets = targets.masked_fill(choice.background, 0)
-        state = choice.seen(state)
+        # in part, what becomes background is a positive still
+        seen = choice.seen(state) if choice.rest is None else state
         if self.run.training and "objectness" in self.run.site.gives:
-            self.steps.add(refine(logits.detach(), residuals.detach()), state)
+            self.steps.add(refine(logits.detach(), residuals.detach()), seen)
 
         def element(logits: Tensor, targets: Tensor) -> Tensor:
-            if self.plain:
-                return bce(logits, targets)
-            one = Candidates(logits.unsqueeze(-1), targets.unsqueeze(-1), state, overlap)
-            return self.loss(one).squeeze(-1)
+            def cost(choice: Choice) -> Tensor:
+                aims = targets if choice.background is None else targets.masked_fill(choice.background, 0)
+                if self.plain:
+                    return bce(logits, aims)
+                one = Candidates(logits.unsqueeze(-1), aims.unsqueeze(-1), choice.seen(state), overlap)
+                return self.loss(one).squeeze(-1)
 
-        counted = None if not self.ignores else state != IGNORE
-        if choice.left is not None:
-            counted = ~choice.left if counted is None else counted & ~choice.left
-        loss = element(logits, targets)
-        losses = {"obj_loss": loss if counted is None else torch.where(counted, loss, 0)}
+            return choice.trained(cost)
+
+        loss = choice.of_loss(element(logits, targets))
+        losses = {"obj_loss": loss.masked_fill(state == IGNORE, 0) if self.ignores else loss}
         if len(residuals):
+            settings = self.recipe.resobj
             losses["res_loss"] = residual_objectness(
-                logits, residuals, targets, state,
-                weights=None if counted is None else counted.to(logits.dtype),
-                grad=self.recipe.resobj.resobj_grad, element=element,
+                logits, residuals, targets, seen,
+                weights=None if choice.left is None else choice.of_loss(torch.ones_like(logits)),
+                grad=settings.resobj_grad, gate=settings.resobj_gate, element=element,
             ).losses.sum(0)  # fmt: skip
-        return losses
+        return {name: loss * self.recipe["obj_weight"] for name, loss in losses.items()}
 
     def count(
         self, positive: Tensor, choice: Choice, *, by: str = "", channels: int = 1, ignored: Any = None
@@ -164,8 +167,7 @@ class Objective:
             gone = choice.left
         else:
             counted, gone = positive, choice.gone
-        if gone is not None and choice.kept:
-            counted = counted & ~gone
+        counted = choice.of_count(counted, gone)
         if by == "image":
             return counted.sum(1).clamp(min=1) * len(counted)
         return (counted.sum() * (channels if by == "candidates" else 1)).clamp(min=1)

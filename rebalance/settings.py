@@ -27,6 +27,8 @@ def setting(
     choices: tuple[str, ...] = (),
     unit: str = "",
     needs: str = "",
+    number: type[Any] | None = None,
+    before: Any = None,
 ) -> Any:
     """A dataclass field with the facts that `convert` checks and `help` prints.
 
@@ -35,11 +37,16 @@ def setting(
         help: one line for the user.
         low: smallest allowed number, inclusive.
         high: largest allowed number, inclusive.
-        choices: allowed strings; empty means any.
+        choices: allowed strings, beside numbers where `low` and `high` are given; empty means any.
         unit: unit of the number, e.g. "epochs".
         needs: what a site must give for it to count, see `rebalance.methods.method.Site`; empty: nothing.
+        number: int or float, where the default is the word `auto` and any other value a number.
+        before: what a training of a version without this flag did, where that is not the default.
     """
-    facts = {"help": help, "low": low, "high": high, "choices": choices, "unit": unit, "needs": needs}
+    facts = {
+        "help": help, "low": low, "high": high, "choices": choices, "unit": unit, "needs": needs, "number": number,
+        "before": before,
+    }  # fmt: skip
     return field(default=default, metadata=facts)
 
 
@@ -81,9 +88,21 @@ class SweepFlags:
     seeds: str = setting("0", "training seeds, comma separated")
     protocol: str = setting("normal", "label protocols of the training split, comma separated")
     rate: str = setting("0.5", "rates of percent and per_class, comma separated")
-    label_seed: int = setting(0, "seed of the withheld labels", low=0)
+    label_seed: str = setting(
+        "", "seed of the withheld labels, the same for all runs; default: the seed of each training"
+    )
+    complete: bool = setting(
+        False, "once a seed, train the baseline (the first loss, nothing removed) on complete labels too"
+    )
+    control: str = setting(
+        "", "fractions; of every run that drops one of them at random, train the control too: drop_select=weight"
+    )
     jobs: int = setting(1, "runs at a time, each with its share of the cores", low=1)
-    series: bool = setting(False, "vary one list at a time from the first values, instead of the product")
+    series: bool = setting(
+        False,
+        "vary one list at a time, not their product: obj_drop, box_drop, nrd_rate from 0, of which one value is a list "
+        "too; others from 0 where it is in the list, else from the first",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,8 +148,11 @@ def checked(name: str, item: dataclasses.Field[Any], value: Any) -> Any:
     Raises:
         ConfigError: the value has the wrong type, is out of range, or is not among the choices.
     """
-    kind, facts = type(item.default), item.metadata
+    facts = item.metadata
+    kind = facts["number"] or type(item.default)
     text = str(value).strip()
+    if facts["number"] and text == item.default:
+        return text
     try:
         if kind is bool:
             result: Any = {"true": True, "1": True, "false": False, "0": False}[text.lower()]
@@ -145,13 +167,25 @@ def checked(name: str, item: dataclasses.Field[Any], value: Any) -> Any:
         else:
             result = float(value)
     except (ValueError, TypeError, KeyError, OverflowError):
-        raise ConfigError(f"{name}={value} is not {_KINDS[kind]}") from None
-    if kind in (int, float) and not (facts["low"] <= result <= facts["high"]):  # NaN fails too
+        word = f"{item.default} or " if facts["number"] else ""
+        raise ConfigError(f"{name}={value} is not {word}{_KINDS[kind]}") from None
+    if kind in (int, float) and not _within(result, facts):
         raise ConfigError(f"{name}={value} is out of range: {span(facts)}")
-    if facts["choices"] and result not in facts["choices"]:
-        choices = ", ".join(facts["choices"])
-        raise ConfigError(f"{name}={value} is not one of {choices}{nearest(text, facts['choices'])}")
+    if facts["choices"] and result not in facts["choices"] and not (span(facts) and _within(result, facts)):
+        raise ConfigError(f"{name}={value} is not one of {_choices(facts)}{nearest(text, facts['choices'])}")
     return result
+
+
+def _within(value: Any, facts: Mapping[str, Any]) -> bool:
+    try:
+        return bool(facts["low"] <= float(value) <= facts["high"])  # NaN fails too
+    except ValueError:
+        return False
+
+
+def _choices(facts: Mapping[str, Any]) -> str:
+    """The allowed texts, and where numbers are too, their range."""
+    return ", ".join([*facts["choices"], *([f"a number {span(facts)}"] if span(facts) else [])])
 
 
 _KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
@@ -170,7 +204,8 @@ def described(items: Mapping[str, dataclasses.Field[Any]]) -> list[tuple[str, st
     rows = []
     for name, item in items.items():
         facts = item.metadata
-        values = ", ".join(facts["choices"]) or span(facts) or _KINDS[type(item.default)]
+        values = (_choices(facts) if facts["choices"] else span(facts)) or _KINDS[facts["number"] or type(item.default)]
+        values = f"{item.default}, {values}" if facts["number"] else values
         rows.append((name, str(item.default), f"{values} {facts['unit']}".strip(), facts["help"]))
     return rows
 

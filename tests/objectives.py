@@ -66,23 +66,31 @@ class Stepped(NamedTuple):
     choice: Choice
 
 
-def step(objective: Objective, given: Candidates, predicted: Tensor | None = None) -> Stepped:
+def step(
+    objective: Objective, given: Candidates, predicted: Tensor | None = None, own: Tensor | None = None
+) -> Stepped:
     """A training step: choose by the candidates' overlap and scores, then the loss, with what left at 0.
 
-    `predicted`: overlap of the predicted boxes, where the candidates' is that of other boxes.
+    `predicted`: overlap of the predicted boxes, where the candidates' is that of other boxes; `own`: with their labels.
     """
     objective.relabel({})
     overlap = given.overlap if predicted is None else predicted
     choice = objective.choose(
         Predictions(
-            given.state, lambda: overlap.masked_fill(given.state < 0, 1), lambda: given.logits.detach().amax(-1)
+            given.state,
+            lambda: overlap.masked_fill(given.state < 0, 1),
+            lambda: given.logits.detach().amax(-1),
+            own=lambda: overlap if own is None else own,
         )
     )
-    targets = given.targets
-    if choice.background is not None:
-        targets = targets.masked_fill(choice.background.unsqueeze(-1), 0)
-    loss = objective.loss(given._replace(targets=targets, state=choice.seen(given.state)))
-    return Stepped(loss if choice.left is None else loss.masked_fill(choice.left.unsqueeze(-1), 0), choice)
+
+    def cost(choice: Choice) -> Tensor:
+        targets = given.targets
+        if choice.background is not None:
+            targets = targets.masked_fill(choice.background.unsqueeze(-1), 0)
+        return objective.loss(given._replace(targets=targets, state=choice.seen(given.state)))
+
+    return Stepped(choice.of_loss(choice.trained(cost)), choice)
 
 
 def gradient(loss: Tensor, given: Candidates) -> Tensor:

@@ -26,9 +26,9 @@ ARROWS = {
     "recipe": "errors heads methods settings",
     "objective": "match methods recipe  torch",
     "hosts": "errors heads match methods objective recipe  PIL numpy torch torchvision ultralytics",
-    "train": "data errors files hosts methods recipe  numpy torch ultralytics",
-    "experiments": "rebalance data errors files recipe settings train"
-    "  cv2 filelock numpy psutil torch ultralytics yaml",
+    "train": "data errors files hosts methods recipe settings  numpy torch ultralytics",
+    "experiments": "rebalance data errors files hosts.evaluation match.boxes recipe settings train"
+    "  cv2 faster_coco_eval filelock numpy psutil torch ultralytics yaml",
     "report": "rebalance errors files experiments.papers experiments.record settings"
     "  cv2 jinja2 matplotlib numpy pandas yaml",
     "bench": "errors experiments hosts match methods recipe settings  torch torchvision ultralytics yolov5",

@@ -53,13 +53,16 @@ def test_an_element_loss_times_weights_on_a_softmax() -> None:
     assert mined[1].eq(0).all()  # no positive, nothing mined
 
 
-def test_all_settings_of_brl_together() -> None:
+@pytest.mark.parametrize("base", ["focal", "host"])
+def test_all_settings_of_brl_together(base: str) -> None:
     given = candidates()
     given = given._replace(state=given.state.abs())
     flags = {"brl_t": 0.3, "brl_iou": 0.2, "brl_weight": 0.7, "brl_beta": 0.4, "brl_gamma": 1.5, "brl_alpha": 0.6}
     confused = ((given.state == NEGATIVE) & (given.overlap < 0.2)).unsqueeze(-1)
     expected = brl(*given[:2], confused, t=0.3, weight=0.7, beta=0.4, gamma=1.5, alpha=0.6)
-    assert torch.equal(compose("brl", **flags).loss(given), expected)
+    if base == "host":  # the settings are those of the confused alone
+        expected = torch.where(confused, expected, bce(*given[:2]))
+    assert torch.equal(compose("brl", brl_base=base, **flags).loss(given), expected)
     assert confused.any()
 
 
@@ -105,23 +108,33 @@ def test_of_two_stages_each_has_its_own_methods(loss: str, rpn: str, roi: str, m
 # Warm-up, moving averages ---------------------------------------------------------------------------------------------
 
 
-def test_brl_starts_after_its_warm_up() -> None:
+@pytest.mark.parametrize(
+    ("site", "base", "plain"),
+    [("stock", "host", bce), ("stock", "focal", focal), ("retinanet", "focal", focal), ("retinanet", "host", focal)],
+)
+def test_brl_starts_from_its_base_after_its_warm_up(site: str, base: str, plain: Any) -> None:
     given = candidates()
     given = given._replace(state=given.state.abs())
-    objective = compose("brl", brl_warmup=2)
-    for epoch in (0, 1):
-        objective.begin_epoch(epoch)
-        assert torch.equal(objective.loss(given), focal(*given[:2]))
-    objective.begin_epoch(2)
-    assert torch.equal(objective.loss(given), compose("brl").loss(given))
-    assert not torch.equal(objective.loss(given), focal(*given[:2]))
+    recalibrated = compose("brl", site, brl_base=base).loss(given)
+    assert not torch.equal(recalibrated, plain(*given[:2]))
+    auto = 1 if site == "stock" else 0  # where targets are 0 and 1 there is none
+    lengths = (("auto", 40, 4 * auto), ("auto", 39, 3 * auto), ("auto", 9, 0), (2, 40, 2), (0, 40, 0))
+    for warmup, epochs, length in lengths:
+        objective = compose("brl", site, brl_warmup=warmup, brl_base=base)
+        for epoch in range(6):
+            objective.begin_epoch(epoch, epochs)
+            assert torch.equal(objective.loss(given), plain(*given[:2]) if epoch < length else recalibrated)
 
 
-def test_a_high_threshold_after_warm_up_stays_finite() -> None:
+@pytest.mark.parametrize("base", ["focal", "host"])
+def test_a_high_threshold_after_warm_up_stays_finite(base: str) -> None:
     # Free logits without a single label near, t = 0.7: the mirrored branch drives the scores apart, but not to NaN
     logits = torch.randn(1, 50, 1, generator=torch.Generator().manual_seed(0)).requires_grad_()
     state, overlap = torch.full((1, 50), NEGATIVE, dtype=torch.int8), torch.zeros(1, 50)
-    loss, optimizer = compose("brl", brl_t=0.7, brl_weight=1, brl_warmup=3), torch.optim.SGD([logits], lr=5.0)
+    loss, optimizer = (
+        compose("brl", brl_base=base, brl_t=0.7, brl_weight=1, brl_warmup=3),
+        torch.optim.SGD([logits], lr=5.0),
+    )
     for epoch in range(12):
         loss.begin_epoch(epoch)
         for _ in range(30):
@@ -359,8 +372,8 @@ def test_predictions_are_looked_at_only_where_a_method_asks() -> None:
 
     state = torch.zeros(1, 3, dtype=torch.int8)
     for loss, flags in (("bce", {}), ("focal", {}), ("drop", {}), ("drop", {"obj_drop": 0.5, "drop_warmup": 1})):
-        assert compose(loss, **flags).choose(Predictions(state, never, never)) is NOTHING
-    nrd = compose("nrd", "fasterrcnn", stage=ROI).choose(Predictions(state, never, never))
+        assert compose(loss, **flags).choose(Predictions(state, never, never, never)) is NOTHING
+    nrd = compose("nrd", "fasterrcnn", stage=ROI).choose(Predictions(state, never, never, never))
     assert nrd.left is not None
     assert int(nrd.left.sum()) == 2  # floor(0.75 · 3)
     assert compose("focal", stage=DENSE).weighting is None

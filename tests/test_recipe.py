@@ -11,10 +11,11 @@ from objectives import recipe_of
 from rebalance.errors import ConfigError
 from rebalance.hosts import FAMILIES, SITES
 from rebalance.methods import JOINS, METHODS
-from rebalance.recipe import GIVEN, HEADS, TRAIN, Selection, kept, select
+from rebalance.recipe import GIVEN, HEADS, TRAIN, Selection, kept, read, select, unsaid
 
 DEFAULTS = {name: item.default for name, (_, item) in TRAIN.items()}
 STOCK = SITES["stock"]
+ON_HOST = {"brl_base": "host", "brl_gamma": 0.0, "brl_alpha": -1.0}  # what auto comes to where targets are scores
 
 
 @pytest.mark.parametrize(
@@ -79,7 +80,12 @@ def test_select_refuses(loss: str, message: str) -> None:
         ({"head": "anchor", "anchor_t": "3", "box_drop": 0.25}, {"loss": "drop", "anchor_t": 3.0, "box_drop": 0.25}),
         ({"head": "anchor", "autoanchor": "False"}, {"autoanchor": False}),
         ({"focal_gamma": 1, "obj_drop": 0.5}, {"loss": "focal+drop", "focal_gamma": 1.0}),
-        ({"brl_weight": 1}, {"loss": "brl", "brl_weight": 1.0}),
+        ({"brl_weight": 1}, {"loss": "brl", "brl_weight": 1.0, **ON_HOST}),
+        ({"loss": "brl", "brl_gamma": 2}, {**ON_HOST, "brl_gamma": 2.0}),
+        ({"loss": "brl", "brl_alpha": 0.5, "brl_warmup": "3"}, {**ON_HOST, "brl_alpha": 0.5, "brl_warmup": 3}),
+        ({"loss": "brl", "brl_base": "auto", "brl_alpha": "auto"}, ON_HOST),
+        ({"loss": "brl", "brl_base": "focal"}, {"brl_gamma": 2.0, "brl_alpha": 0.25}),
+        ({"loss": "brl", "brl_base": "focal", "brl_gamma": 0}, {"brl_gamma": 0.0, "brl_alpha": 0.25}),
         ({"soft_a": 1}, {"loss": "soft", "soft_a": 1.0}),
         ({"divisor": "batch"}, {"loss": "bce"}),
         ({"loss": "resobj"}, {"loss": "bce", "head": "resobj"}),
@@ -87,7 +93,7 @@ def test_select_refuses(loss: str, message: str) -> None:
         ({"loss": "resobj", "resobj_steps": "3"}, {"loss": "bce", "head": "resobj", "resobj_steps": 3}),
         ({"loss": "resobj+drop", "obj_drop": 0.5}, {"loss": "drop", "head": "resobj"}),
         ({"loss": "resobj", "obj_drop": 0.5}, {"loss": "drop", "head": "resobj"}),
-        ({"loss": "brl+resobj", "head": "resobj"}, {"loss": "brl"}),
+        ({"loss": "brl+resobj", "head": "resobj"}, {"loss": "brl", **ON_HOST}),
         ({"head": "resobj", "resobj_grad": "joint", "resobj_on": "cls"}, {"loss": "bce"}),
     ],
 )
@@ -152,7 +158,7 @@ def test_the_head_of_a_checkpoint_counts_where_none_is_given() -> None:
             {"drop_scope": "match"},
             "drop_scope=match is not one of background, matched, literal (did you mean matched?)",
         ),
-        ({"head": "anchors"}, "head=anchors is not one of stock, anchor, obj, resobj (did you mean anchor?)"),
+        ({"head": "anchors"}, "head=anchors is not one of stock, anchor, obj, resobj, sigmoid (did you mean anchor?)"),
         ({"loss": "dorp"}, "loss=dorp: dorp is not one of "),
         ({"loss": "bce", "obj_drop": 0.5}, "obj_drop=0.5 has no effect with loss=bce; add it: loss=bce+drop"),
         ({"anchor_t": 3}, "anchor_t=3 has no effect with head=stock; add head=anchor"),
@@ -161,6 +167,11 @@ def test_the_head_of_a_checkpoint_counts_where_none_is_given() -> None:
         ({"loss": "brl", "ghm_bins": 5}, "ghm_bins=5 has no effect with loss=brl; use loss=ghm"),
         ({"brl_t": 0.5, "ghm_bins": 5}, "loss=brl+ghm: ghm has no meaning with brl; valid pairs: "),
         ({"brl_t": 2}, "brl_t=2 is out of range: 0 to 1"),
+        ({"brl_base": "hots"}, "brl_base=hots is not one of auto, host, focal (did you mean host?)"),
+        ({"brl_warmup": 1.5}, "brl_warmup=1.5 is not auto or a whole number"),
+        ({"brl_warmup": "atuo"}, "brl_warmup=atuo is not auto or a whole number"),
+        ({"brl_gamma": -1}, "brl_gamma=-1 is out of range: at least 0"),
+        ({"brl_gamma": True}, "brl_gamma=True is not auto or a number"),
         ({"ghm_bins": 0}, "ghm_bins=0 is out of range: at least 1"),
         ({"divisor": "positive"}, "divisor=positive is not one of auto, host, image, batch, candidates"),
         ({"ohem_rois": 64}, "ohem_rois=64 has no effect with head=stock; it is for fasterrcnn"),
@@ -190,12 +201,12 @@ def test_train_flags_refuses(given: dict[str, Any], message: str) -> None:
     ("name", "where"),
     [
         ("bce", list(SITES)),
-        ("focal", ["stock", "anchor", "obj", "resobj", "retinanet", "retinanet-obj", "ssd"]),
-        ("varifocal", ["stock", "anchor", "obj", "resobj", "retinanet", "retinanet-obj"]),
-        ("brl", ["stock", "anchor", "obj", "resobj", "retinanet", "retinanet-obj"]),
+        ("focal", ["stock", "anchor", "obj", "resobj", "retinanet", "retinanet-obj", "ssd", "ssd-sigmoid"]),
+        ("varifocal", ["stock", "anchor", "obj", "resobj", "retinanet", "retinanet-obj", "ssd-sigmoid"]),
+        ("brl", ["stock", "anchor", "obj", "resobj", "retinanet", "retinanet-obj", "ssd-sigmoid"]),
         ("drop", list(SITES)),
-        ("ghm", ["stock", "anchor", "obj", "retinanet"]),
-        ("ohem", ["stock", "anchor", "obj", "retinanet", "fasterrcnn", "fasterrcnn-obj", "ssd"]),
+        ("ghm", ["stock", "anchor", "obj", "retinanet", "ssd-sigmoid"]),
+        ("ohem", ["stock", "anchor", "obj", "retinanet", "fasterrcnn", "fasterrcnn-obj", "ssd", "ssd-sigmoid"]),
         ("soft", list(SITES)),
         ("nrd", ["fasterrcnn", "fasterrcnn-obj"]),
         ("obj", ["obj", "resobj", "retinanet-obj", "fasterrcnn-obj"]),
@@ -214,9 +225,59 @@ def test_flags_that_a_checkpoint_keeps_come_back(given: dict[str, Any]) -> None:
     assert kept(dict(recipe.values), FAMILIES[0]) == recipe
 
 
+def test_an_isolated_gradient_of_a_time_without_a_choice_of_the_gate_ends_at_its_own_step() -> None:
+    now = dict(recipe_of({"head": "resobj"}).values)
+    before = {name: value for name, value in now.items() if name != "resobj_gate"}
+    assert kept(now, FAMILIES[0])["resobj_grad"] == "isolated"
+    for old in (before, {"head": "resobj", "resobj_grad": "isolated"}):
+        assert kept(old, FAMILIES[0])["resobj_grad"] == "stepwise"
+        assert read({}, FAMILIES[0], head="resobj", before=old)["resobj_grad"] == "stepwise"
+    assert kept({**before, "resobj_grad": "joint"}, FAMILIES[0])["resobj_grad"] == "joint"
+
+
+@pytest.mark.parametrize(
+    ("kept_", "given", "expected"),
+    [
+        ("resobj", {}, {"head": "resobj", "obj_width": 32, "resobj_width": 8, "resobj_steps": 3, "obj_drop": 0.0}),
+        ("resobj", {"resobj_steps": 1}, {"resobj_steps": 1, "obj_width": 32}),
+        ("resobj", {"head": "obj"}, {"head": "obj", "obj_width": 32, "obj_weight": 2.0, "resobj_width": 0}),
+        ("resobj", {"loss": "obj+focal"}, {"head": "obj", "obj_width": 32, "resobj_width": 0}),
+        ("obj", {"loss": "resobj"}, {"head": "resobj", "obj_width": 32, "resobj_width": 0}),
+        ("resobj", {"head": "stock"}, {"head": "stock", "obj_width": 0, "obj_weight": 1.0}),
+        ("resobj", {"obj_base": "anchor"}, {"head": "resobj", "obj_width": 0, "resobj_width": 8}),
+    ],
+)
+def test_what_stays_with_the_head_of_a_checkpoint(kept_: str, given: dict[str, Any], expected: dict[str, Any]) -> None:
+    before: dict[str, Any] = {"head": kept_, "obj_width": 32, "obj_weight": 2.0}
+    if kept_ == "resobj":
+        before |= {"resobj_width": 8, "resobj_steps": 3, "loss": "drop", "obj_drop": 0.5}
+    before = dict(recipe_of(before).values)
+    found = read(given, FAMILIES[0], head=kept_, before=before)
+    assert {name: found[name] for name in expected} == expected
+
+
 def test_a_checkpoint_without_flags_has_the_host_s_loss() -> None:
     assert kept({}, FAMILIES[0]) == recipe_of({})
     assert kept({}, FAMILIES[0], head="anchor") == recipe_of({"head": "anchor"})
+
+
+@pytest.mark.parametrize("head", ["stock", "anchor", "obj"])
+def test_a_checkpoint_of_an_earlier_version_goes_on_with_the_loss_that_it_was_trained_with(head: str) -> None:
+    numbers = {"brl_gamma": 2.0, "brl_alpha": 0.25, "brl_warmup": 0}
+    earlier = {"loss": "brl+drop", "head": head, "obj_drop": 0.5, "brl_t": 0.3, **numbers}
+    found = kept(earlier, FAMILIES[0])
+    assert {name: found[name] for name in earlier} == earlier
+    assert (found["brl_base"], found.divisor) == ("focal", STOCK.positives if head == "stock" else "batch")
+    assert found.methods[0].divide(found.site) == found.divisor
+    assert unsaid(earlier, found) == "brl_base=focal"
+    again = dict(found.values)  # what its next checkpoint keeps
+    assert kept(again, FAMILIES[0]) == found
+    assert unsaid(again, found) == ""
+
+
+@pytest.mark.parametrize("loss", ["bce", "focal", "drop"])
+def test_of_another_loss_nothing_was_left_unsaid(loss: str) -> None:
+    assert unsaid({"loss": loss}, kept({"loss": loss}, FAMILIES[0])) == ""
 
 
 def test_heads_on_anchors_take_the_flags_of_the_anchor_head() -> None:
@@ -255,7 +316,8 @@ def test_without_head_resobj_there_are_no_steps() -> None:
         ("drop", "host", "host"),
         ("soft", "host", "host"),
         ("focal", "host", "batch"),
-        ("brl+drop", "host", "batch"),
+        ("brl+drop", "host", "host"),
+        ("varifocal", "host", "batch"),
         ("focal+soft", "host", "batch"),
         ("ohem", "host", "batch"),
         ("ghm", "candidates", "candidates"),
@@ -301,7 +363,12 @@ def test_the_settings_that_have_a_say_are_those_of_what_runs() -> None:
     assert used({"loss": "ohem"}) == {"ohem_ratio"}
     assert used({"loss": "ohem"}, "fasterrcnn") == {"ohem_rois"}
     assert used({"head": "anchor"}) == {"anchor_t", "box_gain", "obj_gain", "cls_gain"}
-    assert used({"head": "resobj"}) == {"resobj_steps", "resobj_grad", "resobj_on"}
+    own = {"obj_width", "obj_prior", "cls_prior", "obj_weight", "cls_weight"}
+    steps = {name for name in TRAIN if name.startswith("resobj_")}
+    assert used({"head": "resobj"}) == own | steps
+    assert used({"head": "obj"}) == own
+    assert used({"head": "resobj"}, "fasterrcnn") == {"obj_prior", "obj_weight"} | steps
+    assert used({"head": "obj"}, anchored=True) == {"anchor_t", "box_gain", "obj_gain", "cls_gain"}
     assert used({"head": "resobj"}, anchored=True) >= {"resobj_steps", "anchor_t"}
 
 

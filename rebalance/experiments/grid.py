@@ -1,7 +1,13 @@
 """A grid of trainings, from `key=value` texts in which a comma list makes a dimension.
 
     obj_drop=0,0.5 seeds=0,1 model=yolov5n.yaml data=my.yaml        4 runs, the product
-    obj_drop=0,0.5 box_drop=0,0.5 series=True                       3 runs, one list at a time from the base 0, 0
+    obj_drop=0,0.5 box_drop=0.5 series=True                         3 runs, one list at a time from the base 0, 0
+    protocol=extreme complete=True                                  2 runs, the baseline on complete labels too
+    obj_drop=0,0.5,0.9 control=0.5                                  4 runs, one with the weights of 0.5 in its place
+
+In a series the base of a fraction that leaves the loss (`obj_drop`, `box_drop`, `nrd_rate`) is 0, given or not, so one
+value of it is a list; the base of another list is 0 where that is in it, else its first value. Any other single value
+is the same in all runs.
 
 A value in brackets is one value: `classes=[0,1]`; `freeze=[0],[0,1]` is a dimension of two. `device=0,1` is one value
 too: runs do not differ by device. A flag of a method is for the runs that have it: `loss=focal,brl brl_t=0.3,0.5` is
@@ -23,8 +29,8 @@ from typing import Any
 
 from rebalance.data.protocols import uses_rate
 from rebalance.errors import ConfigError
-from rebalance.experiments.flags import DEFAULTS, OWNERS, typed
-from rebalance.settings import SparsifyFlags, SweepFlags, convert, parse, settings_of, value_text
+from rebalance.experiments.flags import DEFAULTS, HEADS, METHODS_OF, REMOVALS, typed
+from rebalance.settings import SparsifyFlags, SweepFlags, checked, convert, parse, settings_of, value_text
 
 LABELS = ("protocol", "rate")
 RATED = tuple(p for p in settings_of(SparsifyFlags)["protocol"].metadata["choices"] if uses_rate(p))
@@ -40,6 +46,7 @@ SET_BY_SWEEP = {  # host keys that a sweep decides, and what to give instead
     "save": "a sweep evaluates the checkpoint that training saves",
 }
 
+_SEEDS = {"seeds": "a list of whole numbers such as 0,1,2", "label_seed": "a whole number"}
 _OPEN, _CLOSE = "([{", ")]}"
 _ABSENT = "\0"  # what no value is
 _LONGEST_ID = 120  # characters; file systems end at 255, and a folder name should fit a line
@@ -47,7 +54,7 @@ _LONGEST_ID = 120  # characters; file systems end at 255, and a folder name shou
 
 @dataclass(frozen=True, kw_only=True)
 class Labels:
-    """Which training labels a run sees; `rate` is 0 for a protocol that takes none."""
+    """Which training labels a run sees; `rate` and `seed` are 0 for a protocol that takes none."""
 
     protocol: str = "normal"
     rate: float = 0.0
@@ -96,6 +103,11 @@ def read_grid(given: Mapping[str, str]) -> Grid:
     Raises:
         ConfigError: a bad, empty or repeated value, a key that the sweep sets itself, or no model or data.
     """
+    return read_grids([given])
+
+
+def _cell(given: Mapping[str, str]) -> Grid:
+    """As `read_grid`, without the runs on complete labels."""
     own = settings_of(SweepFlags)
     sweep = parse(SweepFlags, {key: text for key, text in given.items() if key in own})
     if sweep.plan:
@@ -108,15 +120,16 @@ def read_grid(given: Mapping[str, str]) -> Grid:
     for key in ("model", "data"):
         if not lists.get(key) or lists[key][0] in ("", None):
             raise ConfigError(f"{key}= is missing: a sweep needs model= and data=")
-    texts = split("seeds", sweep.seeds)
-    for text in texts:
-        if not re.fullmatch(r"[0-9]+", text):
-            raise ConfigError(f"seeds={text} is not a list of whole numbers such as 0,1,2")
-    seeds = _unique("seeds", list(map(int, texts)))
+    seeds = _unique("seeds", [_seed("seeds", text) for text in split("seeds", sweep.seeds)])
+    label_seed = _seed("label_seed", sweep.label_seed) if sweep.label_seed else None
     _check_labels(given, lists, sweep.series)
 
-    dimensions = {key: values for key, values in lists.items() if len(values) > 1}
     base = {key: _base(values) if sweep.series else values[0] for key, values in lists.items()}
+    if sweep.series:
+        for key in REMOVALS:
+            if key in lists and 0 not in lists[key] and not _is_idle(key, base):
+                lists[key], base[key] = [0.0, *lists[key]], 0.0
+    dimensions = {key: values for key, values in lists.items() if len(values) > 1}
     points = _series(dimensions, base) if sweep.series else _product(dimensions)
     idle = [{key for key in lists if _is_idle(key, {**base, **varied})} for varied in points]
     everywhere = set(lists).intersection(*idle)  # stays, so that the check of the runs refuses it
@@ -125,15 +138,26 @@ def read_grid(given: Mapping[str, str]) -> Grid:
         for varied, out in zip(points, idle, strict=True):
             values = {key: value for key, value in {**base, **varied}.items() if key not in out - everywhere}
             own = {key: value for key, value in varied.items() if key in values}
-            runs.append(_run(values, own, sweep.label_seed, seed))
-    asked: dict[str, Any] = {**lists, "seeds": seeds, "series": sweep.series, "label_seed": sweep.label_seed}
-    return Grid(sweep, tuple(_name(_distinct(runs, _key))), asked)
+            if sweep.series and varied and not own:
+                raise _no_point(varied, base)
+            runs.append(_run(values, own, seed if label_seed is None else label_seed, seed))
+    asked: dict[str, Any] = {**lists, "seeds": seeds, "series": sweep.series}
+    if label_seed is not None:
+        asked["label_seed"] = [label_seed]
+    if sweep.control:
+        fraction = settings_of(SparsifyFlags)["rate"]
+        asked["control"] = _unique(
+            "control", [checked("control", fraction, x) for x in split("control", sweep.control)]
+        )
+    if sweep.complete:
+        asked["complete"] = True
+    return Grid(sweep, tuple(_distinct(runs, _key)), asked)
 
 
 def read_grids(cells: Sequence[Mapping[str, str]]) -> Grid:
     """Return one grid of several, seed by seed, a run that is in two of them once.
 
-    A run is named by the values in which it differs from any other of them.
+    Of several, a run is named by the values in which it differs from any other of them.
 
     Args:
         cells: as `given` of `read_grid`; `name`, `seeds`, `jobs` and the like are the same in all.
@@ -141,27 +165,38 @@ def read_grids(cells: Sequence[Mapping[str, str]]) -> Grid:
     Raises:
         ConfigError: as `read_grid`.
     """
-    grids = [read_grid(cell) for cell in cells]
-    if len(grids) == 1:
-        return grids[0]
-    runs = _distinct([run for grid in grids for run in grid.runs], _content)
-    values = [_values_of(run) for run in runs]
-    keys = dict.fromkeys(("model", "data", "head", "loss", *DEFAULTS, *itertools.chain(*values)))  # labels come last
-    texts = {key: {json.dumps(own.get(key, _ABSENT), default=str) for own in values} for key in keys}
-    differing = [key for key in keys if len(texts[key]) > 1]
-    named = []
-    for run, own in zip(runs, values, strict=True):
-        varied = {key: own[key] for key in differing if key in own}
-        named.append(replace(run, id=_id(varied, run.seed), varied=varied))
-    seeds = list(dict.fromkeys(run.seed for run in named))
-    named.sort(key=lambda run: seeds.index(run.seed))
-    asked = [grid.asked for grid in grids]
-    common = {key: value for key, value in asked[0].items() if all(other.get(key) == value for other in asked)}
-    lines = [
-        " ".join(f"{key}={asked_text(value)}" for key, value in own.items() if key not in common and value is not None)
-        for own in asked
-    ]
-    return Grid(grids[0].flags, tuple(_name(named)), {**common, "cells": lines})
+    grids = [_cell(given) for given in cells]
+    flags, asked, runs = grids[0].flags, dict(grids[0].asked), list(grids[0].runs)
+    if len(grids) > 1:
+        runs = _apart(_distinct([run for grid in grids for run in grid.runs], _content))
+        every = [grid.asked for grid in grids]
+        asked = {key: value for key, value in asked.items() if all(other.get(key) == value for other in every)}
+        asked["cells"] = [
+            " ".join(f"{key}={asked_text(value)}" for key, value in own.items() if key not in asked) for own in every
+        ]
+    if flags.control:
+        runs = _distinct([*runs, *_controls(runs, grids[0].asked["control"])], _content)
+    if flags.complete:
+        runs = _distinct([*runs, *_on_complete_labels(runs)], _content)
+    seeds = list(dict.fromkeys(run.seed for run in runs))
+    runs.sort(key=lambda run: seeds.index(run.seed))
+    return Grid(flags, tuple(_name(runs)), asked)
+
+
+def as_begun(grid: Grid, asked: Mapping[str, Any]) -> Grid:
+    """Return the grid with the label seed of the sweep that it continues, where an earlier version began that.
+
+    Its label seed was the same for all training seeds, 0 where none was given, and is kept as a number, not as a list.
+
+    Args:
+        grid: of the same values.
+        asked: what the sweep was begun with.
+    """
+    begun = asked.get("label_seed")
+    if not isinstance(begun, int) or grid.asked.get("label_seed", [0]) != [begun]:
+        return grid
+    runs = (replace(run, labels=_labels(run.labels.protocol, run.labels.rate, begun)) for run in grid.runs)
+    return Grid(grid.flags, tuple(runs), {**grid.asked, "label_seed": begun})
 
 
 def asked_text(value: Any) -> str:
@@ -239,6 +274,12 @@ def _unique(key: str, values: list[Any]) -> list[Any]:
     return values
 
 
+def _seed(key: str, text: str) -> int:
+    if not re.fullmatch(r"[0-9]+", text):
+        raise ConfigError(f"{key}={text} is not {_SEEDS[key]}")
+    return int(text)
+
+
 def _check_labels(given: Mapping[str, str], lists: Mapping[str, list[Any]], series: bool) -> None:
     """Refuse a rate or a label seed that no run would use."""
     protocols = lists["protocol"]
@@ -266,9 +307,18 @@ def _series(dimensions: Mapping[str, list[Any]], base: Mapping[str, Any]) -> lis
     return [{key: base[key] for key in dimensions}, *others]
 
 
+def _no_point(varied: Mapping[str, Any], base: Mapping[str, Any]) -> ConfigError:
+    """The error of a point of a series whose flag has no say in it."""
+    told = ", ".join(f"{key}={value_text(value)}" for key, value in varied.items())
+    loss = ", ".join(f"{key}={value_text(base[key])}" for key in ("head", "loss") if base.get(key))
+    return ConfigError(
+        f"{told} has no effect with {loss}, from which the series starts; series=False takes the product"
+    )
+
+
 def _is_idle(key: str, values: Mapping[str, Any]) -> bool:
     """Whether a flag is of a method that the run's `loss` (or `head`) leaves out; without these a flag chooses it."""
-    owners = OWNERS.get(key, ())
+    owners = METHODS_OF.get(key, ())
     loss, head = str(values.get("loss") or ""), values.get("head")
     if not owners or not (loss or (head and "resobj" in owners)):
         return False
@@ -278,7 +328,6 @@ def _is_idle(key: str, values: Mapping[str, Any]) -> bool:
 def _run(values: Mapping[str, Any], varied: Mapping[str, Any], label_seed: int, seed: int) -> Run:
     """One run, its id still the plain one."""
     protocol = values["protocol"]
-    rate, label_seed = values["rate"] if uses_rate(protocol) else 0.0, label_seed if protocol != "normal" else 0
     varied = {key: value for key, value in varied.items() if key != "rate" or uses_rate(protocol)}
     given = tuple(key for key in values if key in DEFAULTS)
     return Run(
@@ -286,10 +335,106 @@ def _run(values: Mapping[str, Any], varied: Mapping[str, Any], label_seed: int, 
         train={**DEFAULTS, **{key: values[key] for key in given}},
         given=given,
         host={key: value for key, value in values.items() if key not in (*given, *LABELS)},
-        labels=Labels(protocol=protocol, rate=rate, seed=label_seed),
+        labels=_labels(protocol, values["rate"], label_seed),
         seed=seed,
         varied=varied,
     )
+
+
+def _labels(protocol: str, rate: float, seed: int) -> Labels:
+    """What has no say in a protocol is 0."""
+    return Labels(
+        protocol=protocol, rate=rate if uses_rate(protocol) else 0.0, seed=seed if protocol != "normal" else 0
+    )
+
+
+def _controls(runs: Sequence[Run], fractions: Sequence[float]) -> list[Run]:
+    """The runs that drop one of the fractions at random, with the expected weights in the place of chance.
+
+    Raises:
+        ConfigError: no run drops one of them.
+    """
+    made = []
+    for fraction in fractions:
+        dropping = [run for run in runs if run.train["drop_select"] == "random" and fraction in _dropped(run)]
+        if not dropping:
+            raise ConfigError(f"control={value_text(fraction)}: no run drops that fraction at random")
+        for run in dropping:
+            varied = {**run.varied, "drop_select": "weight"}
+            train, given = {**run.train, "drop_select": "weight"}, tuple(dict.fromkeys([*run.given, "drop_select"]))
+            made.append(replace(run, id=_id(varied, run.seed), train=train, given=given, varied=varied))
+    return made
+
+
+def _dropped(run: Run) -> list[float]:
+    """The fractions that `drop` takes from the run's loss."""
+    return [run.train[key] for key in _removed(run) if METHODS_OF[key] == ("drop",)]
+
+
+def _on_complete_labels(runs: Sequence[Run]) -> list[Run]:
+    """The runs on complete labels that are not there yet: of each detector, budget and seed the baseline.
+
+    The baseline is the first run, one that removes nothing before others, and with nothing removed. A head that is a
+    method has that of the head beside it, where there is one.
+
+    Raises:
+        ConfigError: no run withholds labels.
+    """
+    partial = [run for run in runs if _withholds(run.labels)]
+    if not partial:
+        raise ConfigError(
+            "complete=True has no meaning where nothing is withheld: give protocol=, and data= with complete labels"
+        )
+    there = {_content(replace(run, labels=Labels())) for run in runs if not _withholds(run.labels)}
+    first: dict[tuple[str, str], Run] = {}
+    for run in sorted(partial, key=lambda run: (_head(run) in HEADS, bool(_removed(run)))):
+        budget = json.dumps([run.seed, run.train["divisor"], dict(run.host)], default=str, sort_keys=True)
+        if _head(run) not in HEADS:
+            first.setdefault((budget, _head(run)), run)
+        elif not any(budget == other for other, _ in first):
+            first[budget, ""] = run
+    made = []
+    for run in first.values():
+        none = dict.fromkeys(_removed(run), 0.0)
+        varied = {key: value for key, value in {**run.varied, **none, "protocol": "normal"}.items() if key != "rate"}
+        given = tuple(dict.fromkeys([*run.given, *none]))
+        whole = replace(
+            run, id=_id(varied, run.seed), train={**run.train, **none}, given=given, labels=Labels(), varied=varied
+        )
+        made += [whole] * (_content(whole) not in there)
+    return made
+
+
+def _head(run: Run) -> str:
+    """The head of a run, which its loss may choose."""
+    chosen = [part for part in str(run.train["loss"]).split("+") if part in HEADS]
+    return (chosen or [str(run.train["head"])])[0]
+
+
+def _withholds(labels: Labels) -> bool:
+    return labels.protocol != "normal" and (labels.rate > 0 or not uses_rate(labels.protocol))
+
+
+def _removed(run: Run) -> list[str]:
+    """The fractions that leave the run's loss."""
+    return [
+        key
+        for key in REMOVALS
+        if run.train[key] and (key in run.given or {*METHODS_OF[key]} & {*run.train["loss"].split("+")})
+    ]
+
+
+def _apart(runs: Sequence[Run]) -> list[Run]:
+    """The same, named by the values in which each differs from any other."""
+    values = [_values_of(run) for run in runs]
+    keys = dict.fromkeys(("model", "data", "head", "loss", *DEFAULTS, *itertools.chain(*values)))  # labels come last
+    texts = {key: {json.dumps(own.get(key, _ABSENT), default=str) for own in values} for key in keys}
+    differing = [key for key in keys if len(texts[key]) > 1]
+    named = []
+    for run, own in zip(runs, values, strict=True):
+        varied = {key: own[key] for key in differing if key in own}
+        named.append(replace(run, id=_id(varied, run.seed), varied=varied))
+    return named
 
 
 def _values_of(run: Run) -> dict[str, Any]:

@@ -61,15 +61,20 @@ def carry_out(folder: Path) -> Record:
 
 def _result(folder: Path, task: Task, keeper: Any) -> Record:
     from rebalance.data.dataset import load
-    from rebalance.experiments.evaluate import evaluate
+    from rebalance.experiments.evaluate import evaluate, setting_of
     from rebalance.experiments.inspect import sample
+    from rebalance.experiments.speed import speed
     from rebalance.experiments.train import TRAIN, read_epochs, train
 
     config, weights = task.config, train(folder, task, keeper)
     began, data = time.perf_counter(), load(config.data)
     splits = [split for split in ("val", "test") if split in data.splits]
-    metrics = {split: evaluate(weights, split, config, keeper.threads) for split in splits}
-    samples = sample(weights, data, config)
+    setting = setting_of(weights, config.host)
+    found = {split: evaluate(weights, split, config, setting, keeper.threads) for split in splits}
+    results = {split: result for split, result in found.items() if result}
+    most = max((result.max_det for result in results.values()), default=setting["max_det"])
+    samples = sample(weights, data, config, setting)
+    fps = speed(weights, data, config, setting, keeper.threads)
     now, state = time.perf_counter(), keeper.state
     args = state.get("host_args", {})
     host = {**{key: args[key] for key in _FILLED_IN if key in args}, **config.host}
@@ -80,9 +85,11 @@ def _result(folder: Path, task: Task, keeper: Any) -> Record:
         varied=task.varied,
         weights=weights.name,
         loss_ran=state.get("loss_ran") or {"loss": "stock", "head": "stock", "text": "the host's own loss and head"},
-        timings={**keeper.timings(), "eval_seconds": now - began, "total_seconds": now - keeper.origin},
+        timings={**keeper.timings(), **fps, "eval_seconds": now - began, "total_seconds": now - keeper.origin},
         peak_memory_mb=state.get("peak_memory_mb"),
-        metrics={split: found for split, found in metrics.items() if found},
+        metrics={split: result.metrics for split, result in results.items()},
+        host_metrics={split: result.at_host for split, result in results.items()},
+        evaluation={**setting, "max_det": most},
         epochs=tuple(read_epochs(folder / TRAIN / "results.csv")),
         samples=samples,
     )

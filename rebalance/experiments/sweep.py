@@ -36,7 +36,7 @@ from rebalance import errors
 from rebalance.data.protocols import uses_rate
 from rebalance.errors import DataError, RunError
 from rebalance.experiments import record as files
-from rebalance.experiments.grid import Grid, Labels, Run, difference, read_grids
+from rebalance.experiments.grid import Grid, Labels, Run, as_begun, difference, read_grids
 from rebalance.experiments.machine import cores
 from rebalance.experiments.record import CONFIG, LOG, RECORD, RUNS, SWEEP, Plan, Record, Task, failed, read_if_whole
 from rebalance.files import clear, unfinished, write_whole
@@ -84,6 +84,8 @@ def sweep(
     """
     grid = read_grids([args] if isinstance(args, Mapping) else args)
     folder = root / (grid.flags.name or _time_stamp(root))
+    begun = read_if_whole(Plan, folder / SWEEP)
+    grid = as_begun(grid, begun.asked if begun else {})
     _refuse_other(folder, grid, written or {})
     open_runs = [run for run in grid.runs if not _finished(folder, run)]
     if open_runs:
@@ -99,6 +101,8 @@ def sweep(
         open_runs = [run for run in grid.runs if not _finished(folder, run)]
         over, jobs = len(runs) - len(open_runs), min(grid.flags.jobs, len(open_runs))
         pace = f", {jobs} at a time, {max(1, cores() // jobs)} threads each" if jobs else ""
+        if isinstance(grid.asked.get("label_seed"), int) and any(run.labels.protocol != "normal" for run in grid.runs):
+            say(f"label_seed={grid.asked['label_seed']} for all seeds, as this sweep was begun")
         say(f"{len(runs)} runs{f', {over} finished before' if over else ''}{pace}: {folder}")
         if open_runs:
             _write_configs(folder, open_runs, sources)

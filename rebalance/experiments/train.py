@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import torch
 
-from rebalance.experiments.record import Task, read_json, write_json
+from rebalance.experiments.record import NUMBERS, Task, read_json, write_json
 from rebalance.train.api import YOLO
 from rebalance.train.checkpoint import find_state
 
@@ -87,6 +87,7 @@ def train(folder: Path, task: Task, keeper: Keeper) -> Path:
     """Train to the end, from where an earlier attempt was stopped, and return the checkpoint to evaluate.
 
     What is trained in several attempts is the same as in one, so a checkpoint without its state is of no use here.
+    The setting of the evaluation stays out of it: the host would choose best.pt by it.
     """
     data, weights = str(task.config.data), folder / TRAIN / "weights"
     found = _begun(weights / "last.pt")
@@ -96,7 +97,7 @@ def train(folder: Path, task: Task, keeper: Keeper) -> Path:
         model, asked = _YOLO(task.config.host["model"]), task.config
         keeper.attach(model)
         ours = {key: asked.train[key] for key in task.given}
-        host = {key: value for key, value in asked.host.items() if key not in ("model", "data")}
+        host = {key: value for key, value in asked.host.items() if key not in ("model", "data", *NUMBERS)}
         places = {"project": str(folder.absolute()), "name": TRAIN, "exist_ok": True}
         model.train(data=data, seed=asked.seed, **ours, **host, **places)
     else:

@@ -7,7 +7,7 @@ Parameters are named as in YOLOv5 (`m.{level}`, `anchors`), so that its state di
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,6 +65,14 @@ class AnchorHead(nn.Module):
                 bias = conv.bias.view(self.na, -1)  # type: ignore[operator]
                 bias[:, 4] += math.log(8 / (640 / stride) ** 2)
                 bias[:, 5:] += math.log(0.6 / (self.nc - 0.99999))
+
+    def class_rows(self) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+        """For each parameter (M · (5 + C), …): (tensor, (K,) classes) -> box, objectness and these classes' rows."""
+
+        def rows(x: Tensor, kept: Tensor) -> Tensor:
+            return x.view(self.na, -1, *x.shape[1:])[:, torch.cat((torch.arange(5), kept + 5))].flatten(0, 1)
+
+        return {f"m.{level}.{k}": rows for level in range(self.nl) for k in ("weight", "bias")}
 
     def maps(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Raw predictions of each level: (B, M, 5 + C, H, W), a view of the convolution's output."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from ultralytics.utils import DEFAULT_CFG_DICT
 from ultralytics.utils.loss import E2ELoss
 
-from rebalance.errors import ConfigError
+from rebalance.errors import ConfigError, ModelError
 from rebalance.methods.method import Sites
 from rebalance.methods.resobj import means
 from rebalance.objective import Objective
@@ -73,6 +73,22 @@ class Host(ABC):
         """
 
 
+class OwnYaml(dict[str, Any]):
+    """The `yaml` of a model with a head of ours: Ultralytics' own trainer would build another head from its layers.
+
+    It stops there, in one line, whichever way it came: `train` of a checkpoint, `tune`, a list of data sets, Ray.
+    """
+
+    def __getitem__(self, key: str) -> Any:
+        if key in ("backbone", "head"):  # what the host asks for first
+            flags = self.get(KEY, {}).get("flags", {})
+            what = f"a checkpoint with head={flags.get('head', 'anchor')} has a head of rebalance"
+            if "torchvision" in self:
+                what = f"{self['torchvision']} is a detector of torchvision"
+            raise ModelError(f"{what}: train it with rebalance.YOLO, or with trainer=rebalance.trainer()")
+        return super().__getitem__(key)
+
+
 def refuse_weights(arguments: Mapping[str, Any], what: str) -> None:
     """Raise where weights of the host's own losses are given for another loss."""
     for name in HOST_WEIGHTS:
@@ -91,6 +107,12 @@ def remembered(model: Any) -> dict[str, Any]:
     return yaml.get(KEY, {}) if isinstance(yaml, dict) else {}
 
 
+def head_of(model: Any) -> str:
+    """The value of `head` that a model has: what it remembers, else what its class is for."""
+    head: str = remembered(model).get("flags", {}).get("head") or getattr(model, "own_head", "stock")
+    return head
+
+
 # What a criterion keeps from step to step -----------------------------------------------------------------------------
 
 
@@ -104,10 +126,10 @@ def objectives(criterion: Any) -> list[Objective]:
     return [objective for branch in branches(criterion) for objective in branch.objectives]
 
 
-def begin_epoch(criterion: Any, epoch: int) -> None:
-    """Tell every branch of a criterion where the run stands (from 0)."""
+def begin_epoch(criterion: Any, epoch: int, epochs: int = 0) -> None:
+    """Tell every branch of a criterion where the run stands (from 0), and how long it is; 0: that is not known."""
     for objective in objectives(criterion):
-        objective.begin_epoch(epoch)
+        objective.begin_epoch(epoch, epochs)
 
 
 def counts(criterion: Any) -> dict[str, int]:
@@ -141,7 +163,7 @@ def describe(model: Any) -> dict[str, Any]:
     """What runs, in words and as data, read from the model's criterion rather than from the flags alone."""
     criterion = model.criterion
     branch = branches(criterion)[0]
-    ran = branch.objectives[0].recipe
+    run, ran = branch.objectives[0].run, branch.objectives[0].recipe
     name = type(criterion).__name__
     if isinstance(criterion, E2ELoss):
         name = f"{name} of two {type(branch).__name__}"
@@ -149,11 +171,13 @@ def describe(model: Any) -> dict[str, Any]:
     divisor = ran.site.divisors[ran.divisor]
     if weighting == "drop":
         divisor += ", what is left" if ran["drop_divisor"] == "kept" else ", as in the host"
-    settings = " ".join(f"{k}={v}" for k, v in ran.used.items())
+    told = [method.tells(run) for method in ran.methods]
+    used = {**ran.used, **{k: v for values, _ in told for k, v in values.items()}}
+    settings = " ".join(f"{k}={v}" for k, v in used.items())
+    said = ", ".join(filter(None, (name, settings, *(words for _, words in told), f"divisor: {divisor}")))
     return {
         "loss": ran["loss"], "head": ran["head"], "element": element, "weighting": weighting, "criterion": name,
-        "settings": ran.used, "divisor": divisor,
-        "text": f"{ran.text}: {name}, {settings}{', ' if settings else ''}divisor: {divisor}",
+        "settings": used, "divisor": divisor, "text": f"{ran.text}: {said}",
     }  # fmt: skip
 
 

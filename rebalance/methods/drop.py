@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rebalance.match.candidates import POSITIVE
-from rebalance.methods.method import DENSE, RPN, Choice, Golden, Method, Predictions, Run
+from rebalance.methods.method import DENSE, RPN, Choice, Golden, Method, Predictions, Rest, Run
 from rebalance.settings import setting
 
 
@@ -45,10 +45,23 @@ def drop_mask(
         bits = confidence.detach().float().flatten().view(torch.int32)
         key = ~(bits ^ ((bits >> 31) & 0x7FFFFFFF))  # integers in the order of the floats, reversed: highest first
     order = torch.where(flat, key, 2**31 - 1).argsort(stable=True)
-    part = Fraction(str(rate)).limit_denominator(10**9)  # nine digits, so that the product fits into int64
-    count = flat.sum() * part.numerator // part.denominator
-    chosen = torch.arange(flat.numel(), device=flat.device) < count
+    chosen = torch.arange(flat.numel(), device=flat.device) < part_of(flat.sum(), rate)
     return torch.empty_like(flat).scatter_(0, order, chosen).view_as(eligible) & eligible
+
+
+def part_of(count: Tensor, rate: float) -> Tensor:
+    """Floor(rate · N) of int64 counts N."""
+    part = Fraction(str(rate)).limit_denominator(10**9)  # nine digits, so that the product fits into int64
+    return count * part.numerator // part.denominator
+
+
+def expected(eligible: Tensor, rate: float) -> Rest:
+    """What is left of each eligible element where `rate` leaves of every one, and not every one of a rate.
+
+    Of its loss 1 − rate, and of its count what is left of it on average where floor(rate · N) leave of the N.
+    """
+    count = eligible.sum()
+    return Rest(1 - rate, 1 - part_of(count, rate) / count.clamp(min=1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +89,11 @@ class Drop(Method):
             [0, -2, 3, 1, 2, 2], [0, 0, 0, 0, 0, 1], [0, 0.126928, 0, 0, 2.126928, 0.126928],
             {"obj_drop": 0.75, "drop_select": "confident"}, overlap=[0, 0.29, 0.1, 0, 0.3, 0],
         ),
+        # of each of the four a quarter: of 0.693147, 0.126928, 3.048587 and 2.126928
+        Golden(
+            [0, -2, 3, 2, 2, 2], [0, 0, 0, 0, 0, 1], [0.173287, 0.031732, 0.762147, 0.531732, 2.126928, 0.126928],
+            {"obj_drop": 0.75, "drop_select": "weight"}, overlap=[0, 0.29, 0.1, 0, 0.3, 0],
+        ),
     )  # fmt: skip
 
     obj_drop: float = setting(0.0, "fraction of negatives that leaves the objectness loss", low=0, high=1)
@@ -87,34 +105,53 @@ class Drop(Method):
     drop_divisor: str = setting(
         "kept", "the loss is a mean over what is left, or over all as in the host", choices=("kept", "host")
     )
-    drop_select: str = setting("random", "drop at random, or the most confident first", choices=("random", "confident"))
+    drop_select: str = setting(
+        "random",
+        "drop at random, or the most confident first; weight, the control: drop none, but weigh each by 1 - p",
+        choices=("random", "confident", "weight"),
+    )
     drop_warmup: int = setting(0, "dropping starts after this", low=0, unit="epochs")
 
     def choose(self, predictions: Predictions, run: Run) -> Choice | None:
         """Draw from the negatives for the objectness loss, and from the matched ones of low IoU for the box loss.
 
-        In scope `literal` what is drawn becomes background; so it is where YOLOv5's IoU tensor is edited.
+        In scope `literal` both draw from the matches whose complete IoU with their own label is low, in one order, so
+        that the same leave both at the same rate: so it is where YOLOv5's IoU tensor is edited. A match that is drawn
+        sets no target of the objectness, and is background unless another match of the candidate sets one.
         """
         if not (self.obj_drop or self.box_drop) or not run.training or run.epoch < self.drop_warmup:
             return None
-        state, overlap = predictions.state, predictions.overlap()
-        generator = run.generator(overlap.device)
-        matched, low = state == POSITIVE, overlap < self.neg_iou
-        negatives = low & (~matched if self.drop_scope == "background" else matched)
-        ranking = predictions.confidence() if self.drop_select == "confident" else None
-        obj = drop_mask(negatives, self.obj_drop, generator=generator, confidence=ranking)
-        low_pairs = low & matched
-        if predictions.pairs is not None:
-            pairs = predictions.pairs()
-            low_pairs = low.flatten()[pairs.clamp(min=0)] & (pairs >= 0)
-            ranking = None if ranking is None else ranking.flatten()[pairs.clamp(min=0)]
-        box = drop_mask(low_pairs, self.box_drop, generator=generator, confidence=ranking)
-        literal = self.drop_scope == "literal"
+        state, pairs, literal = predictions.state, predictions.pairs, self.drop_scope == "literal"
+        matched, places = state == POSITIVE, None if pairs is None else pairs()
+        matches = matched if places is None else places >= 0
+
+        def at_matches(values: Tensor) -> Tensor:
+            return values if places is None else values.flatten()[places.clamp(min=0)]
+
+        if literal:
+            negatives = low_matches = matches & (predictions.own() < self.neg_iou)
+        else:
+            low = predictions.overlap() < self.neg_iou
+            negatives = low & (~matched if self.drop_scope == "background" else matched)
+            low_matches = matches & at_matches(low)
+        obj = box = None  # what they are ranked by
+        if self.drop_select == "confident":
+            obj = predictions.confidence()
+            box = at_matches(obj)
+            obj = box if literal else obj
+        weigh, generator = self.drop_select == "weight", run.generator(state.device)
+        obj = negatives if weigh else drop_mask(negatives, self.obj_drop, generator=generator, confidence=obj)
+        if literal:
+            generator = run.generator(state.device)
+        box = low_matches if weigh else drop_mask(low_matches, self.box_drop, generator=generator, confidence=box)
         return Choice(
             left=obj if self.obj_drop and not literal else None,
-            background=obj if self.obj_drop and literal else None,
+            background=obj if self.obj_drop and literal and places is None else None,
+            unset=obj if self.obj_drop and literal and places is not None else None,
             box=box if self.box_drop else None,
             kept=self.drop_divisor == "kept",
             matched=self.drop_scope != "background",
-            counts=torch.stack([mask.sum() for mask in (negatives, obj, low_pairs, box)]),
+            counts=torch.stack([negatives.sum(), obj.sum() * (not weigh), low_matches.sum(), box.sum() * (not weigh)]),
+            rest=expected(negatives, self.obj_drop) if weigh else None,
+            box_rest=expected(low_matches, self.box_drop) if weigh else None,
         )

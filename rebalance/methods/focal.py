@@ -5,6 +5,7 @@ Lin et al. 2017, "Focal Loss for Dense Object Detection", equation 5.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -77,6 +78,16 @@ def balance(targets: Tensor, alpha: float) -> Tensor:
     return (targets * (2 * alpha - 1)).add_(1 - alpha) if alpha >= 0 else torch.ones_like(targets)
 
 
+def start(site: Site, gamma: float, alpha: float) -> str:
+    """What is to be said where targets are scores: an untrained positive of score y costs y^γ·α_t of cross-entropy."""
+    if "scores" not in site.gives or (gamma == 0 and alpha < 0):
+        return ""
+    times = [1 / max(y**gamma * (alpha * y + (1 - alpha) * (1 - y) if alpha >= 0 else 1), TINY) for y in (0.5, 0.25)]
+    high, low = (f"{x:.3g} times below" if x >= 1 else f"{1 / x:.3g} times above" for x in times)
+    told = "targets are scores: before the divisor a positive starts"
+    return f"{told} {high} cross-entropy at score 0.5, {low} at 0.25"
+
+
 def softmax_focal(logits: Tensor, targets: Tensor, *, gamma: float = 2.0, alpha: float = 0.25) -> Tensor:
     """−α_t (1−p_t)^γ log(p_t), p_t the softmax probability of the true class; else as `softmax_cross_entropy`.
 
@@ -127,6 +138,10 @@ class Focal(Method):
         if link == SIGMOID:
             return focal(logits, targets, gamma=self.focal_gamma, alpha=self.focal_alpha)
         return softmax_focal(logits, targets, gamma=self.focal_gamma, alpha=self.focal_alpha).unsqueeze(-1)
+
+    def tells(self, run: Run) -> tuple[Mapping[str, Any], str]:
+        """That it takes from the positives where their targets are scores."""
+        return {}, start(run.site, self.focal_gamma, self.focal_alpha)
 
     def divide(self, site: Site) -> str:
         """By the positives (section 4): the mean over all candidates would be that of the easy ones."""

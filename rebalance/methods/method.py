@@ -38,7 +38,7 @@ class Site:
         own: the host's own loss, as `loss=` names it.
         gives: what methods and settings may need: "overlap" of candidates and labels; the link of the logits; "one"
             logit a candidate, not several that refine it; "objectness"; "cells" with a centre; "anchors" of ours;
-            "samples" drawn at random; "proposals".
+            "samples" drawn at random; "proposals"; "scores" as targets, anything in [0, 1], not 0 and 1 alone.
         stages: of the loss.
         divisors: values of `divisor` that have a meaning here, in words.
         host: which of them `divisor=host` is.
@@ -78,6 +78,7 @@ class Run:
     Attributes:
         site: where the method acts.
         epoch: from 0.
+        epochs: of the training; 0 where nobody has said.
         step: of the epoch, from 1; does not move in validation.
         kept: what a method keeps, by name; goes into checkpoints.
     """
@@ -85,7 +86,7 @@ class Run:
     def __init__(self, site: Site, *, seed: int = 0, rank: int = 0, stream: int = 0) -> None:
         """Start at epoch 0; `rank` of the process and `stream` of the criterion let each draw differently."""
         self.site, self.key = site, (seed, rank, stream)
-        self.epoch = self.step = 0
+        self.epoch = self.step = self.epochs = 0
         self.kept: dict[str, Tensor] = {}
 
     @property
@@ -109,14 +110,24 @@ def seed_of(*key: int | str) -> int:
 
 
 class Predictions(NamedTuple):
-    """What candidates are chosen from. Overlap and confidence are computed only where a method asks for them."""
+    """What candidates are chosen from. Overlaps and confidence are computed only where a method asks for them."""
 
     state: Tensor  # (B, N) int8, see `rebalance.match.candidates`
     overlap: Callable[[], Tensor]  # (B, N) IoU of the predicted box with the nearest label of the image
     confidence: Callable[[], Tensor]  # (B, N) predicted objectness, any monotone scale
+    # in the shape of `pairs`, else (B, N): complete IoU of a matched prediction with its own label, 0 below 0; where
+    # nothing is matched any number
+    own: Callable[[], Tensor]
     # (...) int64 index into the flattened candidates, or -1: the matched predictions of the box loss. None: each
     # matched candidate once, in its own place
     pairs: Callable[[], Tensor] | None = None
+
+
+class Rest(NamedTuple):
+    """What is left of each candidate that was chosen, where it is chosen in part."""
+
+    loss: float | Tensor  # of its loss; of each (B, N) or of all the same
+    divisor: Tensor  # of its count in a divisor, (B, N) or a scalar
 
 
 class Choice(NamedTuple):
@@ -128,19 +139,58 @@ class Choice(NamedTuple):
     kept: bool = True  # divisors count what is kept, else everything as in the host
     matched: bool = False  # whether `left` or `background` may hold candidates that are matched to a label
     counts: Tensor | None = None  # int64, see the method: summed up over an epoch for results.csv
+    # bool in the shape of `pairs`: sets no target, so that a candidate that no other match sets becomes background
+    unset: Tensor | None = None
+    rest: Rest | None = None  # what is left of `left`, `background` or `unset`; None: nothing
+    box_rest: Rest | None = None  # what is left of `box`; None: nothing
 
     @property
     def gone(self) -> Tensor | None:
-        """(B, N) bool: what is no positive any more."""
+        """(B, N) bool: what is no positive any more, or in part."""
         return self.left if self.background is None else self.background
-
-    def in_box(self, matched: Tensor) -> Tensor:
-        """Bool in the shape of `box`: which of the matches take part in the box loss."""
-        return matched if self.box is None else matched & ~self.box
 
     def seen(self, state: Tensor) -> Tensor:
         """(B, N) int8: the state, with what is trained as background negative."""
         return state if self.background is None else state.masked_fill(self.background, NEGATIVE)
+
+    def trained(self, loss: Callable[[Choice], Tensor]) -> Tensor:
+        """Losses of candidates that are trained as this choice says; of what becomes background in part, the mean.
+
+        Args:
+            loss: what they cost, by what becomes background as a whole.
+        """
+        found = loss(self)
+        if self.background is None or self.rest is None:
+            return found
+        return found + self.rest.loss * (loss(NOTHING) - found)
+
+    def of_loss(self, loss: Tensor) -> Tensor:
+        """Losses (B, N) or (B, N, C) without what left."""
+        return _without(loss, self.left, self.rest and self.rest.loss)
+
+    def of_count(self, counted: Tensor, gone: Tensor | None) -> Tensor:
+        """What divisors count, (B, N) or (B, N, C), without `gone`, which is chosen as a whole or in part."""
+        return _without(counted, gone if self.kept else None, self.rest and self.rest.divisor)
+
+    def in_box(self, matched: Tensor) -> Tensor:
+        """Bool in the shape of `box`: which of the matches take part in the box loss, as a whole or in part."""
+        return matched if self.box is None or self.box_rest is not None else matched & ~self.box
+
+    def of_box_loss(self, loss: Tensor) -> Tensor:
+        """Box losses of the matches, in the shape of `box`, or with more dimensions, without what left."""
+        return _without(loss, self.box, self.box_rest and self.box_rest.loss)
+
+    def of_box_count(self, counted: Tensor) -> Tensor:
+        """What divisors of the box loss count, in the shape of `box`, or with more dimensions."""
+        return _without(counted, self.box if self.kept else None, self.box_rest and self.box_rest.divisor)
+
+
+def _without(values: Tensor, chosen: Tensor | None, rest: float | Tensor | None) -> Tensor:
+    """Values with what is left of those that were chosen."""
+    if chosen is None:
+        return values
+    chosen = chosen.view(*chosen.shape, *(1,) * (values.dim() - chosen.dim()))
+    return values.masked_fill(chosen, 0) if rest is None else torch.where(chosen, values * rest, values)
 
 
 NOTHING = Choice()
@@ -183,6 +233,14 @@ class Method:
     def joins(cls, element: type[Method]) -> bool:
         """Whether it, a weighting, has a meaning for an element loss."""
         return True
+
+    def at(self, site: Site) -> Method:
+        """Itself, with what its settings leave to a site settled."""
+        return self
+
+    def tells(self, run: Run) -> tuple[Mapping[str, Any], str]:
+        """For a run's first line: what settings leave to the run, settled, and what is to be said about it or ''."""
+        return {}, ""
 
     def acts(self, stage: str) -> bool:
         """Whether it acts in this stage with these settings."""

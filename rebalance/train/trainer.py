@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from copy import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from ultralytics.utils import LOGGER, RANK
+from torch.nn.utils import clip_grad_norm_
+from torch.optim.lr_scheduler import LambdaLR
+from ultralytics.utils import LOGGER, RANK, YAML
 from ultralytics.utils.loss import E2ELoss
 from ultralytics.utils.torch_utils import unwrap_model
 
@@ -29,8 +33,8 @@ from rebalance.hosts.host import (
     step_means,
 )
 from rebalance.hosts.state_dict import read_state_dict
-from rebalance.recipe import Recipe, kept, read
-from rebalance.train.admission import check_flags, given_or_kept
+from rebalance.recipe import DEFAULTS, Recipe, kept, read, unsaid
+from rebalance.train.admission import check_flags, no_eps
 from rebalance.train.resumable import Resumable
 from rebalance.train.validator import Validator
 
@@ -41,6 +45,7 @@ class RebalanceTrainer(Resumable):
     Attributes:
         given: flags as the user gave them.
         admitted: what they were found to come to before the training began; None: nobody has asked.
+        starts_from: `pretrained`, where the host must not see it; None: that of the arguments.
         recipe: what this run trains with; None until the model is there, which has a say in what the flags mean.
         host: of the model.
         loss_ran: what the criterion says it is; printed, and kept for records.
@@ -50,6 +55,7 @@ class RebalanceTrainer(Resumable):
 
     given: Mapping[str, Any] = {}
     admitted: Recipe | None = None
+    starts_from: str | Path | None = None
 
     recipe: Recipe
     host: Host
@@ -67,7 +73,7 @@ class RebalanceTrainer(Resumable):
 
     def setup_model(self) -> Any:
         """Load, create or resume the model; `pretrained` may be a plain state dict."""
-        pretrained, state = self.args.pretrained, None
+        pretrained, state = self.starts_from or self.args.pretrained, None
         if isinstance(pretrained, (str, Path)) and not self.resume and Path(pretrained).is_file():
             state = read_state_dict(pretrained)
         if state is not None or pretrained == COCO:
@@ -77,6 +83,8 @@ class RebalanceTrainer(Resumable):
             self.recipe = kept(remembered(self.model).get("flags", {}), self.host.sites)
         checkpoint = super().setup_model()
         self.args.pretrained = pretrained
+        if RANK in {-1, 0}:  # with our flags `cfg=args.yaml` asks for the same training
+            YAML.save(self.save_dir / "args.yaml", {**vars(self.args), **self.recipe.asked})
         if state is not None or self._fresh:
             self.weights_matched = self.host.start(self.model, pretrained, state)
         return checkpoint
@@ -85,17 +93,20 @@ class RebalanceTrainer(Resumable):
         """Build the model with the head asked for, or the head of the checkpoint it starts from."""
         before = cfg.get(KEY, {}).get("flags", {}) if isinstance(cfg, dict) else {}
         self.host = host_of(weights if weights is not None and before else cfg)
+        weights = None if self.starts_from else weights
         self._fresh = weights is None and not self.resume
-        head, sites = before.get("head", "stock"), self.host.sites
+        head, sites = before.get("head", getattr(weights, "own_head", "stock")), self.host.sites
         if self.resume:
             if self.given:
                 asked = read(self.given, sites, head=head)
                 if changed := [name for name in self.given if before.get(name) != asked[name]]:
                     LOGGER.warning(f"rebalance: resume keeps the checkpoint's flags; ignored: {', '.join(changed)}")
             self.recipe = kept(before, sites)
+            if RANK in {-1, 0} and (told := unsaid(before, self.recipe)):
+                LOGGER.info(f"rebalance: the training began with an earlier version, and goes on with its {told}")
             self._kept = cfg[KEY].get("state", []) if before else []
         else:
-            self.recipe = self.admitted or read(given_or_kept(self.given, before), sites, head=head)
+            self.recipe = self.admitted or read(self.given, sites, head=head, before=before)
         verbose = verbose and RANK == -1
         model = self.host.build(cfg, self.recipe, nc=self.data["nc"], ch=self.data["channels"], verbose=verbose)
         self.set_model_names_for_load(model)
@@ -122,6 +133,8 @@ class RebalanceTrainer(Resumable):
     def _set_criterion(self, model: Any) -> None:
         model.criterion = self.host.criterion(model, self.recipe, self.args.seed)
         restore(model.criterion, self._kept)
+        # `time=` sets the number of epochs anew after each of them
+        begin_epoch(model.criterion, self.start_epoch, 0 if self.args.time else self.epochs)
 
     def get_validator(self) -> Validator:
         """The host's validator, with every image's detections also on a slow machine."""
@@ -136,13 +149,31 @@ class RebalanceTrainer(Resumable):
             model.criterion.updates = self.start_epoch - 1
             model.criterion.update()
 
+    def build_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """The host's, with `optim_eps`."""
+        optimizer = super().build_optimizer(*args, **kwargs)
+        if eps := self.recipe["optim_eps"]:
+            if "eps" not in optimizer.defaults:
+                raise ConfigError(no_eps(self.recipe, type(optimizer).__name__))
+            for group in optimizer.param_groups:
+                group["eps"] = eps
+        return optimizer
+
+    def _setup_scheduler(self) -> None:
+        super()._setup_scheduler()
+        if steps := self.recipe.lr_steps:
+            self.lf = partial(tenths, steps)
+            self.scheduler = LambdaLR(self.optimizer, lr_lambda=self.lf)
+            if RANK in {-1, 0} and (late := [step for step in steps if step >= self.epochs]):
+                LOGGER.warning(f"rebalance: lr_steps: of {self.epochs} epochs none comes after {late[0]}")
+
     # Running ----------------------------------------------------------------------------------------------------------
 
     def run_callbacks(self, event: str) -> None:
         """Tell the criterion where the run stands, then run the callbacks."""
         if event == "on_train_epoch_start":
             for model in (unwrap_model(self.model), self.ema.ema):  # the EMA's criterion gives the validation loss
-                begin_epoch(model.criterion, self.epoch)
+                begin_epoch(model.criterion, self.epoch, self.epochs)
         elif event == "on_train_epoch_end":
             self.drop_counts = counts(unwrap_model(self.model).criterion)
             self.step_means = step_means(unwrap_model(self.model).criterion)
@@ -166,6 +197,26 @@ class RebalanceTrainer(Resumable):
         for branch, found in zip(branches(unwrap_model(self.model).criterion), state["kept"], strict=True):
             branch.objectives[0].run.kept = {name: tensor.to(self.device) for name, tensor in found.items()}
 
+    def optimizer_step(self) -> None:
+        """The host's step, with `warmup_from` and `grad_clip`."""
+        if start := self.recipe["warmup_from"]:
+            for group in self.optimizer.param_groups:
+                full = group["initial_lr"] * self.lf(self.epoch)
+                if group.get("param_group") != "bias" and group["lr"] < full:  # the host warms up from 0
+                    group["lr"] = start * full + (1 - start) * group["lr"]
+        clip = self.recipe["grad_clip"]
+        if clip == DEFAULTS["grad_clip"]:
+            super().optimizer_step()
+            return
+        self.scaler.unscale_(self.optimizer)
+        if clip:
+            clip_grad_norm_(self.model.parameters(), max_norm=clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        if self.ema:
+            self.ema.update(self.model)
+
     def save_model(self) -> Any:
         """Save; what the loss keeps goes along, as plain numbers beside the flags."""
         found = keep(unwrap_model(self.model).criterion)
@@ -188,6 +239,11 @@ class RebalanceTrainer(Resumable):
         self.metrics = {**self.metrics, **ours}
 
 
+def tenths(steps: Sequence[int], epoch: int) -> float:
+    """A tenth for each of the steps that is over in this epoch (from 0)."""
+    return float(0.1 ** bisect_right(steps, epoch))
+
+
 def trainer(**given: Any) -> type[RebalanceTrainer]:
     """A trainer class with flags, for `ultralytics.YOLO(...).train(trainer=...)`.
 
@@ -201,7 +257,9 @@ def trainer(**given: Any) -> type[RebalanceTrainer]:
     return with_flags(given)
 
 
-def with_flags(given: Mapping[str, Any], admitted: Recipe | None = None) -> type[RebalanceTrainer]:
+def with_flags(
+    given: Mapping[str, Any], admitted: Recipe | None = None, base: type[RebalanceTrainer] = RebalanceTrainer
+) -> type[RebalanceTrainer]:
     """A trainer class with flags that have been checked; `admitted` is what they come to on the model it will train."""
-    held = {"given": dict(given), "admitted": admitted, "__module__": __name__}
-    return type("RebalanceTrainer", (RebalanceTrainer,), held)
+    held = {"given": dict(given), "admitted": admitted, "__module__": base.__module__}
+    return type(base.__name__, (base,), held)

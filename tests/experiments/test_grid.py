@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rebalance.errors import ConfigError
-from rebalance.experiments.grid import Labels, difference, literal, read_grid, split
+from rebalance.experiments.grid import Labels, as_begun, difference, literal, read_grid, read_grids, split
 
 BASE = {"model": "yolov5n.yaml", "data": "my.yaml"}
 PAPER = {"obj_drop": "0,0.1,0.25,0.75,0.9", "box_drop": "0,0.1,0.25,0.75,0.9"}
@@ -60,6 +60,139 @@ def test_series_base_is_zero_wherever_it_stands_and_else_the_first() -> None:
     runs = read_grid({**BASE, "obj_drop": "0.5,0", "lr0": "0.01,0.02", "series": "True"}).runs
     assert [(run.train["obj_drop"], run.host["lr0"]) for run in runs] == [(0, 0.01), (0.5, 0.01), (0, 0.02)]
     assert [dict(run.varied) for run in runs] == [{"obj_drop": 0, "lr0": 0.01}, {"obj_drop": 0.5}, {"lr0": 0.02}]
+
+
+def test_one_value_of_a_removal_is_a_series_from_zero_and_other_single_values_are_for_all_runs() -> None:
+    given = {**BASE, "obj_drop": "0,0.75", "box_drop": "0.75", "imgsz": "320", "neg_iou": "0.4", "series": "True"}
+    runs = read_grid(given).runs
+    assert [(run.train["obj_drop"], run.train["box_drop"]) for run in runs] == [(0, 0), (0.75, 0), (0, 0.75)]
+    assert {(run.host["imgsz"], run.train["neg_iou"]) for run in runs} == {(320, 0.4)}
+    assert [run.id for run in runs] == ["obj_drop=0,box_drop=0,seed=0", "obj_drop=0.75,seed=0", "box_drop=0.75,seed=0"]
+    assert ids(obj_drop="0.25,0.5", series="True") == [f"obj_drop={p},seed=0" for p in ("0", "0.25", "0.5")]
+    assert ids(loss="nrd", nrd_rate="0.75", series="True") == ["nrd_rate=0,seed=0", "nrd_rate=0.75,seed=0"]
+    assert ids(obj_drop="0", imgsz="320", series="True") == ["seed=0"]
+    assert ids(obj_drop="0,0.75", box_drop="0.75") == ["obj_drop=0,seed=0", "obj_drop=0.75,seed=0"]  # the product
+    assert read_grid({**BASE, "box_drop": "0.75"}).runs[0].train["box_drop"] == 0.75
+
+
+def test_a_removal_is_no_series_where_the_base_has_another_loss() -> None:
+    runs = read_grid({**BASE, "loss": "bce,drop", "obj_drop": "0.5", "series": "True"}).runs
+    assert [(run.train["loss"], run.train["obj_drop"]) for run in runs] == [("bce", 0), ("drop", 0.5)]
+
+
+def test_a_point_of_a_series_that_the_base_s_loss_has_no_use_for_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"brl_t=0\.5 has no effect with loss=bce, from which the series starts"):
+        read_grid({**BASE, "loss": "bce,brl", "brl_t": "0.3,0.5", "series": "True"})
+
+
+def test_the_labels_move_with_the_seed_unless_a_label_seed_is_given() -> None:
+    given = {**BASE, "protocol": "normal,percent,extreme", "seeds": "0,1,7"}
+    assert [run.labels.seed for run in read_grid(given).runs] == [0, 0, 0, 0, 1, 1, 0, 7, 7]
+    assert [run.labels.seed for run in read_grid({**given, "label_seed": "3"}).runs] == [0, 3, 3] * 3
+    assert "label_seed" not in read_grid(given).asked
+    assert difference(read_grid({**given, "label_seed": "0"}).asked, read_grid(given).asked) == (
+        "label_seed was 0, is not given"
+    )
+
+
+def test_a_sweep_of_an_earlier_version_goes_on_with_its_one_label_seed() -> None:
+    given = {**BASE, "protocol": "normal,percent", "seeds": "0,1"}
+    grid = read_grid(given)
+    kept = as_begun(grid, {**grid.asked, "label_seed": 0})
+    assert [run.labels.seed for run in kept.runs] == [0, 0, 0, 0]
+    assert difference({**grid.asked, "label_seed": 0}, kept.asked) == ""
+    three = read_grid({**given, "label_seed": "3"})
+    assert as_begun(three, {**three.asked, "label_seed": 3}).runs == three.runs
+    assert difference({**grid.asked, "label_seed": 3}, as_begun(three, {"label_seed": 3}).asked) == ""
+    assert difference({**grid.asked, "label_seed": 3}, as_begun(grid, {"label_seed": 3}).asked) == (
+        "label_seed was 3, is not given"
+    )
+    assert as_begun(grid, {**grid.asked}) == grid  # begun by this version
+    assert as_begun(grid, {**grid.asked, "label_seed": [0]}) == grid
+
+
+def complete(**given: str) -> list[tuple[str, str]]:
+    runs = read_grid({**BASE, "complete": "True", **given}).runs
+    return [(run.id, run.labels.protocol) for run in runs if run.labels.protocol == "normal"]
+
+
+def test_the_baseline_is_trained_on_complete_labels_too_once_a_seed() -> None:
+    half = {"protocol": "percent", "rate": "0.5"}
+    runs = read_grid({**BASE, **PAPER, **half, "series": "True", "complete": "True", "seeds": "0,1"}).runs
+    assert len(runs) == 20
+    assert [run.id for run in runs if run.labels == Labels()] == [
+        f"obj_drop=0,box_drop=0,protocol=normal,seed={seed}" for seed in (0, 1)
+    ]
+    first, *_, whole = runs[:10]
+    assert (whole.train, whole.host, whole.given) == (first.train, first.host, first.given)
+    assert dict(whole.varied) == {"obj_drop": 0, "box_drop": 0, "protocol": "normal"}
+    assert complete(**half, loss="focal,brl,brl+drop", brl_t="0.3,0.5", obj_drop="0.5") == [
+        ("loss=focal,protocol=normal,seed=0", "normal")
+    ]
+
+
+def test_every_detector_and_budget_has_its_own_complete_run_and_a_head_that_is_a_method_that_of_another() -> None:
+    extreme = {"protocol": "extreme"}
+    assert [run for run, _ in complete(**extreme, head="resobj,anchor,stock", imgsz="64,96")] == [
+        f"head={head},imgsz={size},protocol=normal,seed=0" for head in ("anchor", "stock") for size in (64, 96)
+    ]
+    assert complete(head="resobj", resobj_steps="0,1,2", **extreme) == [
+        ("resobj_steps=0,protocol=normal,seed=0", "normal")
+    ]
+
+
+def test_a_complete_run_that_is_there_is_not_made_again() -> None:
+    assert complete(protocol="normal,extreme", loss="focal,brl") == [
+        (f"protocol=normal,loss={loss},seed=0", "normal") for loss in ("focal", "brl")
+    ]
+    assert complete(protocol="percent", rate="0,0.5") == []  # nothing is withheld at a rate of 0
+
+
+def test_a_complete_run_removes_nothing_even_where_all_others_do() -> None:
+    grid = read_grid({**BASE, "complete": "True", "protocol": "hard", "obj_drop": "0.5,0.75", "box_drop": "0.9"})
+    whole = grid.runs[-1]
+    assert (whole.train["obj_drop"], whole.train["box_drop"]) == (0, 0)
+    assert whole.id == "obj_drop=0,box_drop=0,protocol=normal,seed=0"
+    (_, whole) = read_grid({**BASE, "complete": "True", "protocol": "hard", "loss": "nrd"}).runs
+    assert (whole.train["nrd_rate"], whole.given, whole.id) == (
+        0, ("loss", "nrd_rate"), "nrd_rate=0,protocol=normal,seed=0"
+    )  # fmt: skip
+
+
+def test_the_control_of_a_fraction_stands_beside_the_runs_that_drop_it_at_random() -> None:
+    def controls(**given: str) -> list[str]:
+        runs = read_grid({**BASE, **given}).runs
+        return [run.id for run in runs if run.train["drop_select"] == "weight"]
+
+    assert controls(obj_drop="0,0.5,0.9", control="0.5") == ["obj_drop=0.5,drop_select=weight,seed=0"]
+    assert controls(**PAPER, series="True", control="0.75,0.9", seeds="3") == [
+        f"{axis}={p},drop_select=weight,seed=3" for p in ("0.75", "0.9") for axis in ("obj_drop", "box_drop")
+    ]
+    grid = read_grid({**BASE, "obj_drop": "0.5", "control": "0.5", "drop_scope": "matched"})
+    chance, weights = grid.runs
+    assert (weights.given, weights.train) == (
+        ("obj_drop", "drop_scope", "drop_select"), {**chance.train, "drop_select": "weight"}
+    )  # fmt: skip
+    assert grid.asked["control"] == [0.5]
+    assert controls(obj_drop="0,0.5", drop_select="random,weight", control="0.5").count(
+        "obj_drop=0.5,drop_select=weight,seed=0"
+    ) == 1  # fmt: skip
+
+
+def test_several_grids_share_the_complete_run_of_their_baseline() -> None:
+    common = {**BASE, "protocol": "percent", "complete": "True", "seeds": "0,1"}
+    grid = read_grids([{**common, "loss": "focal"}, {**common, "loss": "brl", "brl_t": "0.3,0.5"}])
+    assert [run.id for run in grid.runs][:4] == [
+        "loss=focal,seed=0",
+        "loss=brl,brl_t=0.3,seed=0",
+        "loss=brl,brl_t=0.5,seed=0",
+        "loss=focal,protocol=normal,seed=0",
+    ]
+    assert len(grid.runs) == 8
+    assert grid.asked["complete"] is True
+    common |= {"protocol": "extreme", "seeds": "0"}
+    grid = read_grids([{**common, "head": "anchor", "loss": "bce"}, {**common, "loss": "resobj"}])
+    assert [run.id for run in grid.runs if run.labels == Labels()] == ["head=anchor,loss=bce,protocol=normal,seed=0"]
 
 
 def test_one_run_where_nothing_varies() -> None:
@@ -151,6 +284,15 @@ def test_ids_are_safe_as_folder_names_unique_and_stable() -> None:
         ({"rate": "0.3"}, "rate=0.3 has no meaning with protocol=normal"),
         ({"rate": "0.3,0.5", "protocol": "normal,percent", "series": "True"}, "has no meaning"),
         ({"label_seed": "3"}, "protocol=normal withholds nothing"),
+        ({"protocol": "percent", "label_seed": "0,1"}, "label_seed=0,1 is not a whole number"),
+        ({"protocol": "percent", "label_seed": "-1"}, "label_seed=-1 is not a whole number"),
+        ({"complete": "True"}, "complete=True has no meaning where nothing is withheld"),
+        ({"complete": "True", "protocol": "percent", "rate": "0"}, "complete=True has no meaning"),
+        ({"obj_drop": "0,0.5", "control": "0.75"}, "control=0.75: no run drops that fraction at random"),
+        ({"obj_drop": "0,0.5", "drop_select": "confident", "control": "0.5"}, "control=0.5: no run drops that"),
+        ({"loss": "nrd", "nrd_rate": "0.5", "control": "0.5"}, "control=0.5: no run drops that"),
+        ({"obj_drop": "0,0.5", "control": "half"}, "control=half is not a number"),
+        ({"obj_drop": "0,0.5", "control": "0.5,0.5"}, "control: 0.5 is given twice"),
         ({"seeds": "0,0"}, "seeds: 0 is given twice"),
         ({"seeds": "0,1.5"}, "seeds=1.5 is not"),
         ({"seeds": "-1"}, "seeds=-1 is not"),

@@ -342,6 +342,37 @@ def test_withheld_labels_are_made_once_for_each_protocol(bench: Bench) -> None:
     assert stamps == {path: path.stat().st_mtime_ns for path in folder.glob("data/*/manifest.json")}
 
 
+def test_labels_move_with_the_seed_and_a_set_is_made_once_for_the_runs_that_share_it(bench: Bench) -> None:
+    given = {"protocol": "percent", "rate": "0.5", "complete": "True"}
+    folder = bench.sweep(**given)
+    assert sorted(path.name for path in (folder / "data").iterdir()) == ["percent-0.5-0", "percent-0.5-1"]
+    labels = {run: bench.record(run)["config"]["labels"] for run in RUNS}
+    assert [labels[run]["seed"] for run in RUNS] == [0, 0, 1, 1]
+    assert [labels[run]["data"] for run in RUNS] == [
+        str(folder / "data" / f"percent-0.5-{seed}" / "data.yaml") for seed in (0, 0, 1, 1)
+    ]
+    whole = bench.record("obj_drop=0,protocol=normal,seed=1")["config"]["labels"]
+    assert whole == {"protocol": "normal", "rate": 0.0, "seed": 0, "data": str(bench.data), "manifest": None}
+
+
+def test_a_sweep_begun_with_one_label_seed_goes_on_with_it(bench: Bench) -> None:
+    given = {"protocol": "percent", "rate": "0.5", "obj_drop": "0"}
+    runs = ["seed=0", "seed=1"]
+    with pytest.raises(RunError, match="no run finished"):
+        bench.sweep(dict.fromkeys(runs, "fail"), label_seed="0", **given)
+    plan = bench.folder / "mine" / "sweep.json"
+    content = json.loads(plan.read_text("utf-8"))
+    plan.write_text(json.dumps({**content, "asked": {**content["asked"], "label_seed": 0}}), "utf-8")  # as it was
+    for _ in range(2):
+        bench.sweep(**given)
+        assert json.loads(plan.read_text("utf-8"))["asked"]["label_seed"] == 0
+    assert [bench.record(run)["config"]["labels"]["seed"] for run in runs] == [0, 0]
+    assert any("label_seed=0" in line for line in bench.said)
+    plan.write_text(json.dumps(content), "utf-8")  # of this version: given is given
+    with pytest.raises(RunError, match="label_seed was 0, is not given"):
+        bench.sweep(**given)
+
+
 def test_a_grid_whose_labels_cannot_be_made_can_be_corrected_under_the_same_name(bench: Bench) -> None:
     for path in bench.data.parent.glob("labels/train/*.txt"):
         path.unlink()

@@ -78,7 +78,9 @@ def test_whole_report(series_sweep: Path) -> None:
     }
     assert text.count("<img") == 4
     assert "a &lt;cpu&gt;" in text
-    assert "obj_drop=0.75: +10.1 ± 1.3 points on test, n = 2" in text
+    assert "a long run of this detector with complete labels (2 times the epochs or more) is missing" in text
+    assert "rebalance sweep name=mine-long model=yolov5n.yaml data=d.yaml" in text
+    assert text.count("NMS at an IoU of 0.7, score from 0.001, at most 300 boxes an image") == 8  # below every table
     assert "drop obj_drop=0.75 box_drop=0" in text  # which loss ran
     assert "mean over the cells kept" in text  # the divisor
     assert "0123456789ab with local changes" in text
@@ -123,7 +125,7 @@ def test_one_run_only(make_sweep: Any, make_record: Any) -> None:
 def test_no_test_split(make_sweep: Any, make_record: Any) -> None:
     folder = make_sweep(make_record("a", 0, test=None, val=0.4), make_record("b", 0, test=None, val=0.45, box_drop=0.1))
     text = check(report(folder))
-    assert "+5.0 points on val, n = 1" in text
+    assert "box_drop=0.1, +5.0 points on val" in text
     assert "test mAP50" not in text
 
 
@@ -224,6 +226,15 @@ def test_command_quotes_and_tells_rates(make_sweep: Any, make_record: Any) -> No
     assert command(load(folder)) == (
         "rebalance sweep name=mine 'data=my data.yaml' protocol=normal,percent rate=0.25 seeds=0 label_seed=3"
     )
+
+
+def test_command_makes_the_labels_again_whichever_way_their_seed_goes(make_sweep: Any, make_record: Any) -> None:
+    asked = {"data": ["d.yaml"], "protocol": ["percent"], "rate": [0.5], "seeds": [0, 1], "series": False}
+    begun = {"earlier": {"label_seed": 0}, "given": {"label_seed": [3]}, "moving": {}, "whole": {"complete": True}}
+    for name, own in begun.items():
+        make_sweep(make_record("a", 0), name=name, asked={**asked, **own})
+    told = [command(load(make_sweep(name=name))).partition("seeds=0,1")[2] for name in begun]
+    assert told == [" label_seed=0", " label_seed=3", "", " complete=True"]
 
 
 def test_imports_no_torch_and_no_host() -> None:

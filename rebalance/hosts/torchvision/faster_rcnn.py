@@ -23,6 +23,7 @@ from torchvision.ops import MultiScaleRoIAlign, batched_nms, clip_boxes_to_image
 from ultralytics.utils import RANK
 
 from rebalance.heads.objectness import Refined, SharedResiduals, flatten_steps, logit, objectness_prior
+from rebalance.hosts.evaluation import RCNN
 from rebalance.hosts.torchvision.dense import Batch, Result, labels_of, of_label, plainly, predictions
 from rebalance.hosts.torchvision.head import Anchors, Raw, TorchvisionHead, best_pairs, by_cell, take
 from rebalance.match.boxes import decode_deltas, encode_deltas, upcast
@@ -50,7 +51,7 @@ STAGES = Site(
 )  # fmt: skip
 OBJECTNESS = replace(
     STAGES, name="fasterrcnn-obj", where="fasterrcnn with head=obj or resobj",
-    about="objectness of all anchors in the RPN, samples of the RoI head", gives=STAGES.gives | {"objectness"},
+    about="objectness of all anchors in the RPN, samples of the RoI head", gives=STAGES.gives | {"objectness", "prior"},
     divisors={
         "image": "RPN: positives of each image, mean over images; RoI head: samples of the batch",
         "batch": "RPN: positives of the batch; RoI head: samples of the batch",
@@ -89,8 +90,9 @@ class FasterRCNNCriterion:
       classification loss, which is then a mean over what is left; the box loss is as it was. `nrd_stage=rpn`: the same
       for the sampled negative anchors and the RPN's objectness loss.
     * `drop`: in the RPN. `obj_drop` draws from the sampled anchors whose decoded box overlaps every label by less than
-      `neg_iou`, those with target 0 or the matched ones as `drop_scope` says; they leave the objectness loss, or in
-      scope `literal` become background. `box_drop` draws from the matched ones for the RPN's box loss. With
+      `neg_iou`, those with target 0 or the matched ones as `drop_scope` says, and they leave the objectness loss; in
+      scope `literal` from the matched ones whose complete IoU with their own label is lower, and they become
+      background. `box_drop` draws from the matched ones for the RPN's box loss. With
       `drop_divisor=kept` each loss is divided by the samples less those that left it, with `host` by all samples.
       Another anchor never takes the place of one that was dropped.
 
@@ -128,7 +130,7 @@ class FasterRCNNCriterion:
         gt_boxes, _ = of_label(labels, matched.label)
         choice = self.rpn.choose(
             predictions(
-                matched.state, lambda: decode_deltas(deltas.detach(), anchors), labels,
+                matched.state, lambda: decode_deltas(deltas.detach(), anchors), labels, gt_boxes,
                 lambda: refine(logits, residuals)[-1].detach(),
             )
         )  # fmt: skip
@@ -136,7 +138,7 @@ class FasterRCNNCriterion:
         candidates = Candidates(logits, positive.to(logits.dtype), matched.state, matched.overlap)
         losses = self.rpn.objectness(candidates, residuals, choice)
         in_box = choice.in_box(positive)
-        losses["prop_loss"] = _smooth_l1(deltas, encode_deltas(gt_boxes, anchors), in_box)
+        losses["prop_loss"] = choice.of_box_loss(_smooth_l1(deltas, encode_deltas(gt_boxes, anchors), in_box))
         return self._divided(losses, matched.state, choice)
 
     def _drawn(self, raw: Raw, matched: Matched) -> tuple[Raw, Matched]:
@@ -151,9 +153,10 @@ class FasterRCNNCriterion:
 
     def _divided(self, losses: dict[str, Tensor], state: Tensor, choice: Choice) -> dict[str, Tensor]:
         """The RPN's summed losses, of (B, S) each."""
+        sampled = state != IGNORE
         return {
-            "obj_loss": _mean(losses["obj_loss"], state != IGNORE, choice.left, choice),
-            "prop_loss": _mean(losses["prop_loss"], state != IGNORE, choice.box, choice),
+            "obj_loss": _mean(losses["obj_loss"], choice.of_count(sampled, choice.left)),
+            "prop_loss": _mean(losses["prop_loss"], choice.of_box_count(sampled)),
         }
 
     # Second stage -----------------------------------------------------------------------------------------------------
@@ -177,10 +180,12 @@ class FasterRCNNCriterion:
             return scores[..., BACKGROUND + 1 :].logsumexp(-1) - scores[..., BACKGROUND]
 
         # a proposal is judged by what it overlaps, not by the box that the head makes of it
-        choice = self.roi.choose(Predictions(state, lambda: chosen.overlap, confidence))
+        choice = self.roi.choose(Predictions(state, lambda: chosen.overlap, confidence, own=lambda: chosen.overlap))
         cls, box = self._roi_losses(logits, deltas, labels, rois, chosen, choice)
         sampled = state != IGNORE
-        return _mean(cls, sampled, choice.left, choice), _mean(box, sampled, choice.box, choice)
+        cls = choice.of_loss(cls.where(sampled, 0))
+        counted = choice.of_count(sampled, choice.left), choice.of_box_count(sampled)
+        return _mean(cls, counted[0]), _mean(choice.of_box_loss(box), counted[1])
 
     def _roi_losses(
         self, logits: Tensor, deltas: Tensor, labels: Padded, rois: Tensor, matched: Matched, choice: Choice = NOTHING
@@ -229,9 +234,8 @@ class RefinedFasterRCNNCriterion(FasterRCNNCriterion):
 
     def _divided(self, losses: dict[str, Tensor], state: Tensor, choice: Choice) -> dict[str, Tensor]:
         positive = state == POSITIVE
-        in_box = choice.in_box(positive) if choice.kept else positive
         count = self.rpn.count(positive, choice, ignored=state == IGNORE)
-        counts = {"prop_loss": self.rpn.count(in_box, NOTHING, by=plainly(self.recipe))}
+        counts = {"prop_loss": self.rpn.count(choice.of_box_count(positive), NOTHING, by=plainly(self.recipe))}
         order = [name for name in ("obj_loss", "prop_loss", "res_loss") if name in losses]
         return {name: (losses[name].sum(1) / counts.get(name, count)).sum() for name in order}
 
@@ -242,10 +246,9 @@ def _smooth_l1(deltas: Tensor, targets: Tensor, chosen: Tensor) -> Tensor:
     return torch.where(chosen, smooth_l1_loss(deltas, safe, reduction="none", beta=BETA).sum(-1), 0)
 
 
-def _mean(loss: Tensor, counted: Tensor, gone: Tensor | None, choice: Choice) -> Tensor:
-    """Of what is counted and not gone; divided by all that is counted where the choice says so."""
-    left = counted if gone is None else counted & ~gone
-    return torch.where(left, loss, 0).sum() / (left if choice.kept else counted).sum().clamp(min=1)
+def _mean(loss: Tensor, counted: Tensor) -> Tensor:
+    """The sum of losses, 0 for what does not count, divided by what counts, at least 1."""
+    return loss.sum() / counted.sum().clamp(min=1)
 
 
 class FasterRCNNDetect(TorchvisionHead):
@@ -255,6 +258,7 @@ class FasterRCNNDetect(TorchvisionHead):
     layers with `roi`.
     """
 
+    evaluation = RCNN
     sites = Sites("fasterrcnn", {"stock": STAGES, "obj": OBJECTNESS, "resobj": OBJECTNESS})
     criterion = FasterRCNNCriterion
     background = 1
@@ -378,11 +382,11 @@ class RefinedFasterRCNNDetect(Refined, FasterRCNNDetect):
         Without that the loss of all that is background would swamp the others.
         """
         last = self.rpn.cls_logits
-        nn.init.constant_(last.bias, logit(objectness_prior(self.nc)))
+        nn.init.constant_(last.bias, logit(objectness_prior(self.nc, settings.obj_prior)))
         if self.steps:
             self.residual = SharedResiduals(
                 last.in_channels, anchors=last.out_channels, steps=self.steps, on=settings.resobj_on,
-                grad=settings.resobj_grad,
+                grad=settings.resobj_grad, width=settings.resobj_width,
             )  # fmt: skip
 
     def first_stage(self, hidden: list[Tensor]) -> Raw:

@@ -7,27 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from ultralytics.nn.tasks import DetectionModel
+from ultralytics.utils import LOGGER
 
 from rebalance.errors import ModelError, nearest
 from rebalance.heads.objectness import unfused
-from rebalance.hosts.host import remembered
-from rebalance.hosts.state_dict import load_by_name
+from rebalance.hosts.host import OwnYaml, remembered
+from rebalance.hosts.state_dict import follow_names, load_by_name
 from rebalance.hosts.torchvision.zoo import ZOO, Detector
 from rebalance.recipe import Recipe, kept
 
 KEY = "torchvision"  # of model.yaml: the detector's name
-
-
-class Yaml(dict[str, Any]):
-    """The `yaml` of a detector of torchvision, which has no layers for Ultralytics' own trainer to build."""
-
-    def __missing__(self, key: str) -> Any:
-        if key == "backbone":  # what the host asks for first
-            raise ModelError(
-                f"{self.get(KEY)} is a detector of torchvision: train it with rebalance.YOLO, "
-                "or with trainer=rebalance.trainer()"
-            )
-        raise KeyError(key)
 
 
 class TorchvisionModel(DetectionModel):  # type: ignore[misc]
@@ -54,7 +43,7 @@ class TorchvisionModel(DetectionModel):  # type: ignore[misc]
             ModelError: there is no such detector, or it does not take images of `ch` channels.
         """
         nn.Module.__init__(self)
-        self.yaml = Yaml(cfg if isinstance(cfg, dict) else {KEY: cfg, "yaml_file": cfg})
+        self.yaml = OwnYaml(cfg if isinstance(cfg, dict) else {KEY: cfg, "yaml_file": cfg})
         name = self.yaml[KEY]
         if name not in ZOO:
             raise ModelError(f"model={name} is not one of {', '.join(ZOO)}{nearest(name, ZOO)}")
@@ -64,7 +53,9 @@ class TorchvisionModel(DetectionModel):  # type: ignore[misc]
         detector: Detector = ZOO[name]
         body, neck, head = detector.build(self.yaml["nc"])
         recipe = recipe or kept(remembered(self).get("flags", {}), head.sites)
-        if recipe["head"] != "stock":
+        if recipe["head"] == "sigmoid":
+            head = head.with_sigmoid()
+        elif recipe["head"] != "stock":
             head = head.with_objectness(recipe.resobj)
         self.nc = self.yaml["nc"]
         self.model = nn.Sequential(body, neck, head)
@@ -86,7 +77,7 @@ class TorchvisionModel(DetectionModel):  # type: ignore[misc]
         return {**self.__dict__, "yaml": dict(self.yaml)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__({**state, "yaml": Yaml(state["yaml"])})
+        super().__setstate__({**state, "yaml": OwnYaml(state["yaml"])})
 
     def is_fused(self) -> bool:
         """As the host's, and the refinements of the head have been added up."""
@@ -104,10 +95,21 @@ class TorchvisionModel(DetectionModel):  # type: ignore[misc]
         return head(neck(features), (x.shape[-2], x.shape[-1]))
 
     def load(self, weights: Any, verbose: bool = True) -> None:
-        """Copy the tensors of a model, or of a checkpoint, that match by name and shape; how many is always told."""
+        """Copy the tensors of a model, or of a checkpoint, that match by name and shape; how many is always told.
+
+        The rows of classes follow the classes' names, as the host has it.
+        """
         model = (weights.get("ema") or weights["model"]) if isinstance(weights, dict) else weights
-        state = self.translate(model.float().state_dict())
+        state = self.translate(dict(model.float().state_dict()))
+        self.follow_names(state, getattr(model, "names", None))
         load_by_name(self, state, str(getattr(model, "pt_path", "the model given")))
+
+    def follow_names(self, state: dict[str, Tensor], names: Any) -> None:
+        """Bring the class rows of a state dict with class names (index to name) into the order of this model's."""
+        head: Any = self.model[-1]
+        rows = {f"model.2.{name}": take for name, take in head.class_rows().items()}
+        if isinstance(names, dict) and (told := follow_names(self, state, names, rows, head.background)):
+            LOGGER.info(f"rebalance: {told}")
 
     def init_criterion(self) -> Any:
         """The loss that this model was trained with."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +78,7 @@ def start(model: TorchvisionModel, pretrained: bool | str) -> tuple[int, int] | 
     state = read_state_dict(pretrained)
     if state is None:
         raise ModelError(f"pretrained={pretrained} is not a state dict of tensors")
-    return load_by_name(model, model.translate(state), str(pretrained))
+    return _load(model, model.translate(state), str(pretrained))
 
 
 def _kept(weights: WeightsEnum) -> Path:
@@ -105,14 +105,34 @@ def load_coco(model: TorchvisionModel, state: dict[str, Tensor], weights: Weight
     """
     categories = weights.meta["categories"]
     kept = [i for i, name in enumerate(categories) if name not in N_A]
+    names = {i: categories[k] for i, k in enumerate(kept)}
     state = _thawed(model, model.translate(state))
     head: Any = model.model[-1]
-    if model.nc == len(kept):
+    if model.nc != len(categories):  # a model of all of torchvision's 91 takes the rows as they are
         index = torch.tensor([*range(head.background), *kept])
         for name, rows in head.class_rows().items():
             state[f"model.2.{name}"] = rows(state[f"model.2.{name}"], index)
-        model.names = {i: categories[k] for i, k in enumerate(kept)}
-    return load_by_name(model, state, weights.url)
+        if model.nc == len(kept) and model.names == {i: f"{i}" for i in range(model.nc)}:
+            model.names = names
+        model.follow_names(state, names)
+    return _load(model, state, weights.url)
+
+
+def _load(model: TorchvisionModel, state: dict[str, Tensor], source: str) -> tuple[int, int]:
+    """Fill a model by name; a detector enters as a whole, but for the layers of other classes.
+
+    Raises:
+        ModelError: it would enter in part.
+    """
+    own, head = model.state_dict(), cast(Any, model.model[-1])
+    if any(name.startswith("model.2.") for name in state.keys() & own.keys()):
+        other = {name for name, x in state.items() if name not in own or own[name].shape != x.shape}
+        if left := sorted(other - {f"model.2.{name}" for name in head.class_rows()}):
+            raise ModelError(
+                f"pretrained={source} is another detector than {model.yaml[KEY]}: "
+                f"{len(left)} of its {len(state)} tensors have no place here, e.g. {', '.join(left[:3])}"
+            )
+    return load_by_name(model, state, source)
 
 
 def _thawed(model: TorchvisionModel, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -89,9 +89,13 @@ def _anchors(sizes: Sequence[Sequence[float]]) -> Anchors:
     return Anchors(tuple(map(tuple, sizes)), ((0.5, 1.0, 2.0),) * len(sizes))
 
 
-def retinanet_resnet(network: Callable[..., nn.Module], nc: int) -> Parts:
-    """torchvision's RetinaNet: five levels from stride 8 to 128, nine anchors a cell, four convolutions a tower."""
-    neck = fpn.FeaturePyramidNetwork([512, 1024, 2048], 256, extra_blocks=fpn.LastLevelP6P7(2048, 256))
+def retinanet_resnet(network: Callable[..., nn.Module], sixth: int, nc: int) -> Parts:
+    """torchvision's RetinaNet: five levels from stride 8 to 128, nine anchors a cell, four convolutions a tower.
+
+    The sixth level is made of the pyramid's fifth where it takes 256 channels, as in torchvision's first version, or of
+    the body's last stage where it takes 2048, as in Lin et al. 2017, Detectron and mmdetection.
+    """
+    neck = fpn.FeaturePyramidNetwork([512, 1024, 2048], 256, extra_blocks=fpn.LastLevelP6P7(sixth, 256))
     anchors = _anchors([[float(int(x * 2 ** (k / 3))) for k in range(3)] for x in (32, 64, 128, 256, 512)])
     head = RetinaNetDetect(RetinaNetHead(256, anchors.per_cell, nc), anchors, nc)
     return resnet_levels(network, 2), neck, head
@@ -279,12 +283,12 @@ YOLOV5 = {f"model.{i}.": f"model.0.{i}." for i in range(10)}  # its later layers
 
 ZOO: dict[str, Detector] = {
     "retinanet_resnet50_fpn": Detector(
-        RetinaNetDetect, partial(retinanet_resnet, models.resnet50), "RetinaNet, ResNet-50 and FPN", **IMAGENET,
+        RetinaNetDetect, partial(retinanet_resnet, models.resnet50, 256), "RetinaNet, ResNet-50 and FPN", **IMAGENET,
         prefixes=RESNET, backbone=models.ResNet50_Weights.IMAGENET1K_V1,
         coco=detection.RetinaNet_ResNet50_FPN_Weights.COCO_V1,
     ),
     "retinanet_resnet101_fpn": Detector(
-        RetinaNetDetect, partial(retinanet_resnet, models.resnet101), "RetinaNet, ResNet-101 and FPN (BRL's)",
+        RetinaNetDetect, partial(retinanet_resnet, models.resnet101, 2048), "RetinaNet, ResNet-101 and FPN (BRL's)",
         **IMAGENET, prefixes=RESNET, backbone=models.ResNet101_Weights.IMAGENET1K_V1,
     ),
     "retinanet_tiny": Detector(

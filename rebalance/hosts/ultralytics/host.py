@@ -14,7 +14,7 @@ from ultralytics.nn.modules.head import Detect
 
 from rebalance.errors import ModelError
 from rebalance.heads.anchor import AnchorSettings
-from rebalance.hosts.host import Host, refuse_weights, remembered
+from rebalance.hosts.host import Host, head_of, refuse_weights
 from rebalance.hosts.state_dict import load_by_name
 from rebalance.hosts.ultralytics.model import AnchorDetect, build, criterion_of, replaceable_head, sites_of
 from rebalance.match.autoanchor import best_possible_recall, fit_anchors
@@ -32,7 +32,7 @@ class Ultralytics(Host):
         head, anchors = recipe["head"], "anchors" in recipe.site.gives
         if anchors:
             refuse_weights(arguments, f"head={head}; its gains are box_gain, obj_gain, cls_gain")
-        if head != "stock" and remembered(model).get("flags", {}).get("head", "stock") == "stock":
+        if head != "stock" and head_of(model) == "stock":
             replaceable_head(model, "anchor" if anchors else head)
 
     @property

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from ultralytics.nn.modules.head import Detect
 from ultralytics.nn.tasks import DetectionModel, yaml_model_load
+from ultralytics.utils import LOGGER
 from ultralytics.utils.loss import E2ELoss
 
 from rebalance.errors import ModelError
 from rebalance.heads.anchor import COCO_ANCHORS, AnchorHead
 from rebalance.heads.objectness import (
-    CLASS_PRIOR,
     Refined,
     ResidualObjectness,
     SharedResiduals,
+    class_prior,
     flatten_steps,
     logit,
     objectness_prior,
     unfused,
 )
-from rebalance.hosts.host import remembered
+from rebalance.hosts.evaluation import ANCHORS
+from rebalance.hosts.host import OwnYaml, remembered
+from rebalance.hosts.state_dict import follow_names
 from rebalance.hosts.ultralytics.criterion import AnchorCriterion, DetectionCriterion, ObjectnessCriterion
 from rebalance.hosts.ultralytics.sites import YoloSites
 from rebalance.match.boxes import xywh_to_xyxy
@@ -38,6 +41,7 @@ class AnchorDetect(AnchorHead, Detect):  # type: ignore[misc]
 
     cv2 = ()
     cv3 = None
+    evaluation = ANCHORS
 
     @property
     def anchors(self) -> Tensor:  # type: ignore[override]
@@ -69,9 +73,12 @@ class RefinedAnchorDetect(Refined, AnchorDetect):
         """Add the residual subnets, at least one step, to levels of these channels."""
         self.steps = settings.resobj_steps
         self.residual = nn.ModuleList(
-            SharedResiduals(c, anchors=self.na, steps=self.steps, on=settings.resobj_on, grad=settings.resobj_grad)
+            SharedResiduals(
+                c, anchors=self.na, steps=self.steps, on=settings.resobj_on, grad=settings.resobj_grad,
+                width=settings.resobj_width,
+            )
             for c in channels
-        )
+        )  # fmt: skip
 
     def raw(self, features: list[Tensor]) -> dict[str, Any]:
         """Maps, and for each level the residual logits (B, T, M, H, W)."""
@@ -103,14 +110,15 @@ class ObjectnessDetect(Refined, Detect):  # type: ignore[misc]
                 continue
             modules = nn.ModuleList(
                 ResidualObjectness(
-                    tower[-1].in_channels, steps=made.steps, on=settings.resobj_on, grad=settings.resobj_grad,
-                    prior=objectness_prior(made.nc),
+                    tower[-1].in_channels, width=settings.obj_width, residual_width=settings.resobj_width,
+                    steps=made.steps, on=settings.resobj_on, grad=settings.resobj_grad,
+                    prior=objectness_prior(made.nc, settings.obj_prior),
                 )
                 for tower in towers
             )  # fmt: skip
             setattr(made, f"{prefix}objectness", modules)
             for tower in towers:
-                nn.init.constant_(tower[-1].bias, logit(CLASS_PRIOR))
+                nn.init.constant_(tower[-1].bias, logit(class_prior(made.nc, settings.cls_prior)))
         return made  # type: ignore[no-any-return]
 
     @property
@@ -154,7 +162,8 @@ class RebalancedModel(DetectionModel):  # type: ignore[misc]
         self, cfg: Any = "yolov8n.yaml", ch: int = 3, nc: int | None = None, verbose: bool = True,
         settings: ResObj | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(cfg, ch=ch, nc=nc, verbose=False)
+        super().__init__(dict(cfg) if isinstance(cfg, dict) else cfg, ch=ch, nc=nc, verbose=False)
+        self.yaml: dict[str, Any] = OwnYaml(self.yaml)
         old, head = self.model[-1], self.replaced(settings or ResObj(resobj_steps=0))
         # what the host's parser would have given it
         head.i, head.f, head.type = old.i, old.f, f"{type(head).__module__}.{type(head).__name__}"
@@ -166,6 +175,13 @@ class RebalancedModel(DetectionModel):  # type: ignore[misc]
     def replaced(self, settings: ResObj) -> Any:
         """A head of ours in the place of the stock head."""
         raise NotImplementedError
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a checkpoint keeps: of `yaml` plain values."""
+        return {**self.__dict__, "yaml": dict(self.yaml)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({**state, "yaml": OwnYaml(state["yaml"])})
 
     def is_fused(self) -> bool:
         """Whether nothing is left to fuse: what the host fuses, and the refinements of the head."""
@@ -192,6 +208,15 @@ class AnchorDetectionModel(RebalancedModel):
             head.refined_by(channels, settings)
         return head
 
+    def _remap_cls_by_names(self, csd: dict[str, Tensor], src_model: Any, verbose: bool = True) -> int:
+        """The host's, for the rows of this head; csd holds them in this model's order then."""
+        names, head = getattr(src_model, "names", None), cast(Any, self.model[-1])
+        rows = {f"model.{head.i}.{name}": take for name, take in head.class_rows().items()}
+        told = follow_names(self, csd, names, rows) if isinstance(names, dict) else ""
+        if told and verbose:
+            LOGGER.info(f"rebalance: {told}")
+        return 0
+
 
 class ObjectnessDetectionModel(RebalancedModel):
     """An Ultralytics detection model with the stock head, which gets an objectness."""
@@ -205,6 +230,7 @@ class ObjectnessDetectionModel(RebalancedModel):
 
 def build(cfg: Any, recipe: Recipe, **options: Any) -> Any:
     """A model with the head of the recipe and random weights; `options` are the constructor's."""
+    cfg = dict(cfg) if isinstance(cfg, dict) else cfg
     if recipe["head"] == "stock":
         return DetectionModel(cfg, **options)
     own = AnchorDetectionModel if "anchors" in recipe.site.gives else ObjectnessDetectionModel
@@ -255,7 +281,6 @@ def replaceable_head(model: nn.Module, wanted: str = "anchor") -> Detect:
     if type(head) is Detect and (wanted != "anchor" or head.nl in COCO_ANCHORS):
         return head
     needs, has = "that ends in Detect", type(head).__name__
-    if wanted == "anchor":
-        needs = f"with {', '.join(map(str, COCO_ANCHORS))} levels"
-        has += f" with {head.nl} levels" if hasattr(head, "nl") else ""
+    if type(head) is Detect:
+        needs, has = f"with {', '.join(map(str, COCO_ANCHORS))} levels", f"Detect with {head.nl} levels"
     raise ModelError(f"head={wanted} needs a detection model {needs}; this one ends in {has}")

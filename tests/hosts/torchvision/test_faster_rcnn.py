@@ -19,7 +19,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 from torchvision.models.detection.rpn import RegionProposalNetwork
-from torchvision.ops import batched_nms, box_iou
+from torchvision.ops import batched_nms, box_iou, complete_box_iou
 
 from rebalance import YOLO
 from rebalance.hosts import SITES
@@ -205,11 +205,12 @@ def test_the_loss_s_parts_by_hand() -> None:
     torch.testing.assert_close(ours, torch.tensor([[0.5 - 1 / 18, 0]]))
     torch.testing.assert_close((cls, box), (torch.tensor(3.0).log(), (0.5 - torch.tensor(1 / 18)) / 2))
     counted = torch.tensor([[True, True]])
-    torch.testing.assert_close(faster_rcnn._mean(ours, counted, None, Choice()), box)
-    assert faster_rcnn._mean(ours * 0, ~counted, None, Choice()) == 0
+    torch.testing.assert_close(faster_rcnn._mean(ours, counted), box)
+    assert faster_rcnn._mean(ours * 0, ~counted) == 0
     gone = torch.tensor([[False, True]])
-    torch.testing.assert_close(faster_rcnn._mean(ours, counted, gone, Choice()), box * 2)
-    torch.testing.assert_close(faster_rcnn._mean(ours, counted, gone, Choice(kept=False)), box)
+    for kept in (True, False):  # of two counted, one is gone
+        left = Choice(left=gone, kept=kept).of_count(counted, gone)
+        torch.testing.assert_close(faster_rcnn._mean(ours, left), box * (2 if kept else 1))
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -486,7 +487,14 @@ def test_drop_acts_on_the_rpn(
     overlaps = [
         box_iou(b, torch.tensor([c for _, *c in own]).view(-1, 4)) for b, own in zip(boxes, LABELS, strict=True)
     ]
-    overlap = torch.stack([o.max(1)[0] if o.shape[1] else torch.zeros(len(o)) for o in overlaps]).gather(1, place)
+    overlap = torch.stack([o.max(1)[0] if o.shape[1] else torch.zeros(len(o)) for o in overlaps])
+    if scope == "literal":  # with its own label: that of the anchor
+        for row, b, own in zip(overlap, boxes, LABELS, strict=True):
+            if own:
+                corners = torch.tensor([c for _, *c in own]).float()
+                label = box_iou(corners, raw["anchors"]).max(0)[1]
+                row.copy_(complete_box_iou(b, corners).gather(1, label.unsqueeze(1)).squeeze(1))
+    overlap = overlap.gather(1, place)
     low = (overlap < 0.6) & sampled
     eligible = low & (~positive if scope == "background" else positive)
     slope = gradient(found[0], raw["logits"]).gather(1, place)

@@ -13,11 +13,8 @@ from small_data import make_dataset
 from small_training import log
 from torch import Tensor, nn
 from torchvision.models import resnet50
-from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights
-from torchvision.models.detection._utils import overwrite_eps
-from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
+from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights, retinanet_resnet50_fpn
 from torchvision.models.detection.retinanet import RetinaNet
-from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from torchvision.ops.misc import FrozenBatchNorm2d
 from ultralytics.cfg import get_cfg
 
@@ -117,10 +114,12 @@ def test_fusing_changes_nothing() -> None:
 def frozen_retinanet() -> RetinaNet:
     """torchvision's model as it is when its weights come from COCO: frozen normalisation, ε 0; random numbers."""
     torch.manual_seed(1)
-    body = resnet50(weights=None, norm_layer=FrozenBatchNorm2d)
-    levels = {"returned_layers": [2, 3, 4], "extra_blocks": LastLevelP6P7(2048, 256)}
-    model = RetinaNet(_resnet_fpn_extractor(body, 5, **levels), 91).eval()
-    overwrite_eps(model, 0.0)
+    model = retinanet_resnet50_fpn(weights=None, weights_backbone=None).eval()
+    body = model.backbone.body
+    for parent in list(body.modules()):
+        for name, layer in parent.named_children():
+            if isinstance(layer, nn.BatchNorm2d):
+                setattr(parent, name, FrozenBatchNorm2d(layer.num_features, eps=0.0))
     for layer in model.modules():
         if isinstance(layer, FrozenBatchNorm2d):
             layer.weight.uniform_(0.2, 0.6)
@@ -183,6 +182,17 @@ def test_a_file_of_torchvision_loads_by_name(theirs: RetinaNet, tmp_path: Path) 
     copied = published.start(model, str(tmp_path / "body.pth"))
     assert copied == (len(body.state_dict()) - 2, len(body.state_dict()))  # all but fc
     assert torch.equal(model.model[0].layer4[2].conv3.weight, body.layer4[2].conv3.weight)
+
+
+def test_a_detector_that_would_enter_in_part_is_refused(tmp_path: Path) -> None:
+    """As the file of a version whose sixth level is made of other channels: two of five levels would be random."""
+    state = dict(tiny().state_dict())
+    state["model.1.extra_blocks.conv.weight"] = torch.zeros(64, 256, 3, 3)
+    torch.save(state, tmp_path / "other.pth")
+    with pytest.raises(
+        ModelError, match=r"is another detector than retinanet_tiny: 1 of its \d+ tensors .*conv\.weight"
+    ):
+        published.start(tiny(), str(tmp_path / "other.pth"))
 
 
 def test_a_state_dict_of_our_own_and_of_yolov5(tmp_path: Path) -> None:
