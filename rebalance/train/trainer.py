@@ -197,7 +197,7 @@ class RebalanceTrainer(Resumable):
         for branch, found in zip(branches(unwrap_model(self.model).criterion), state["kept"], strict=True):
             branch.objectives[0].run.kept = {name: tensor.to(self.device) for name, tensor in found.items()}
 
-    def optimizer_step(self) -> None:
+    def take_step(self) -> None:
         """The host's step, with `warmup_from` and `grad_clip`."""
         if start := self.recipe["warmup_from"]:
             for group in self.optimizer.param_groups:
@@ -206,7 +206,7 @@ class RebalanceTrainer(Resumable):
                     group["lr"] = start * full + (1 - start) * group["lr"]
         clip = self.recipe["grad_clip"]
         if clip == DEFAULTS["grad_clip"]:
-            super().optimizer_step()
+            super().take_step()
             return
         self.scaler.unscale_(self.optimizer)
         if clip:
