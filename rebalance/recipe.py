@@ -65,6 +65,11 @@ BEFORE: Mapping[str, Any] = {
     name: item.metadata["before"] for name, (_, item) in TRAIN.items() if item.metadata["before"] is not None
 }
 HEADS = {row.name for row in ROWS if row.kind == "head"}  # chosen by `loss=` too
+# The methods that a flag is for; none: it is for all
+METHODS_OF: Mapping[str, tuple[str, ...]] = {
+    **{name: tuple(row.name for row in ROWS if name in settings_of(row)) for name in TRAIN},
+    "obj_base": ("obj", "resobj"),
+}
 # Fractions of candidates that leave the loss: at 0 it is the host's own, so a series of them begins there
 REMOVALS: tuple[str, ...] = tuple(
     name for row in ROWS if row.choose is not Method.choose for name, value in row.neutral.items() if value == 0

@@ -94,6 +94,9 @@ class SweepFlags:
     complete: bool = setting(
         False, "once a seed, train the baseline (the first loss, nothing removed) on complete labels too"
     )
+    control: str = setting(
+        "", "fractions; of every run that drops one of them at random, train the control too: drop_select=weight"
+    )
     jobs: int = setting(1, "runs at a time, each with its share of the cores", low=1)
     series: bool = setting(
         False,

@@ -16,6 +16,7 @@ from typing import Any
 
 from rebalance import settings
 from rebalance.errors import ConfigError, RebalanceError, nearest
+from rebalance.files import full_disk_told
 
 
 @dataclass(frozen=True)
@@ -353,7 +354,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line, by default the process's own; return the exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
     rest = [arg for arg in args if arg != "--debug"]
-    return guarded(lambda: dispatch(rest), debug=len(rest) < len(args))
+
+    def call() -> None:
+        with full_disk_told("the output"):
+            dispatch(rest)
+
+    return guarded(call, debug=len(rest) < len(args))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from rebalance.hosts.torchvision.model import TorchvisionModel
 from rebalance.hosts.torchvision.published import check, missing_coco, start
 from rebalance.hosts.torchvision.zoo import ZOO
 from rebalance.train.admission import admit, is_state_dict, separate
+from rebalance.train.resumable import Resumable
 from rebalance.train.trainer import RebalanceTrainer, with_flags
 from rebalance.train.validator import Validator
 
@@ -31,9 +32,11 @@ class YOLO(ultralytics.YOLO):  # type: ignore[misc]
 
     Attributes:
         strict: whether a stock training has its arguments checked in one line too, as the command line wants it.
+        exact: whether a stock training goes on exactly after a kill too, as a sweep wants it.
     """
 
     strict: ClassVar[bool] = False
+    exact: ClassVar[bool] = False
 
     def _load(self, weights: str, task: Any = None) -> None:
         if str(weights) not in ZOO:
@@ -119,6 +122,8 @@ class YOLO(ultralytics.YOLO):  # type: ignore[misc]
         if admitted.recipe is None:
             if remembered(self.model):  # the host's loss from here on: resuming must not bring an earlier one back
                 del self.model.yaml[KEY]
+            if self.exact and self.task == "detect":
+                trainer = trainer or Resumable
             return super().train(trainer=trainer, **admitted.arguments)
         made = with_flags(admitted.given, admitted.recipe, base or RebalanceTrainer)
         pretrained = arguments.get("pretrained")

@@ -17,6 +17,8 @@ from rebalance.experiments.record import Config, Detection, Sample
 from rebalance.hosts.host import remember
 from rebalance.hosts.ultralytics.model import build
 
+SETTING = {"iou": 0.7, "conf": 0.9, "max_det": 300, "source": "here"}  # conf is of what is evaluated
+
 
 def checkpoint(folder: Path, **given: Any) -> Path:
     """A model that nobody has trained; logits: objectness -1.5, each step +1, the two classes 6 and -6."""
@@ -45,12 +47,12 @@ def config(tiny_dataset: Path) -> Config:
     withheld = tiny_dataset.parent / "withheld" / "train" / "00.txt"
     withheld.parent.mkdir(parents=True)
     withheld.write_text("0 0.5 0.5 0.2 0.2\n", "utf-8")
-    host = {"imgsz": 64, "device": "cpu", "workers": 0, "batch": 4, "conf": 0.9}  # conf is of what is evaluated
+    host = {"imgsz": 64, "device": "cpu", "workers": 0, "batch": 4}
     return Config(train={}, host=host, labels={"data": str(tiny_dataset)}, seed=0)
 
 
 def samples(weights: Path, config: Config) -> tuple[Sample, ...]:
-    return module.sample(weights, load(config.data), config)
+    return module.sample(weights, load(config.data), config, SETTING)
 
 
 def score(logit: float) -> float:

@@ -113,15 +113,22 @@ def test_a_real_sweep_from_end_to_end(tmp_path: Path, tiny_dataset: Path, monkey
     assert record["config"]["host"]["imgsz"] == 64
     for split in ("val", "test"):
         metrics = record["metrics"][split]
-        assert list(metrics) == ["mAP50", "mAP75", "mAP50-95", "precision", "recall", "mAP_by_iou", "per_class"]
+        named = ["mAP50", "mAP75", "mAP50-95", "precision", "recall", "mAP_by_iou", "per_class", "coco", "voc"]
+        assert list(metrics) == named
+        assert {"AP", "AP50", "AP75", "AP_small"} <= set(metrics["coco"])
+        assert set(metrics["voc"]) == {"mAP50", "mAP75"}
+        assert set(record["host_metrics"][split]) == {"mAP50", "mAP75", "mAP50-95"}
         assert all(0 <= metrics[name] <= 1 for name in list(metrics)[:5])
         by_iou = metrics["mAP_by_iou"]
         assert list(by_iou) == [f"{t / 100:.2f}" for t in range(50, 100, 5)]
         assert (by_iou["0.50"], by_iou["0.75"]) == pytest.approx((metrics["mAP50"], metrics["mAP75"]))
         assert sum(by_iou.values()) / 10 == pytest.approx(metrics["mAP50-95"])
-        assert set(metrics["per_class"]) == {"kind0", "kind1"}
+        assert set(metrics["per_class"]) == {"0: kind0", "1: kind1"}
     assert record["epochs"][0]["drop/obj_dropped"] > 0 == records[0]["epochs"][0]["drop/obj_dropped"]
     assert record["timings"]["images_per_second"] == pytest.approx(7 / record["timings"]["train_seconds"])
+    assert record["timings"]["fps"] > 0
+    assert record["evaluation"] == {"iou": 0.6, "conf": 0.001, "max_det": 300, "source": "val.py of YOLOv5"}
+    assert "iou 0.6, conf 0.001, max_det 300" in (folder / "runs" / record["run"] / "log.txt").read_text("utf-8")
     assert record["peak_memory_mb"] > 100
     shown = {sample["split"] for sample in record["samples"]}
     assert shown == {"train", "test"}

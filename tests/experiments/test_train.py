@@ -21,17 +21,6 @@ def test_epochs_are_read_once_each_and_half_lines_are_passed_over(tmp_path: Path
     assert module.read_epochs(tmp_path / "none.csv") == []
 
 
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [("a,b\n1,2\n2,", "a,b\n1,2\n"), ("a,b\n1,2\n", "a,b\n1,2\n"), ("a,", ""), ("", "")],
-)
-def test_a_half_written_line_is_taken_off(tmp_path: Path, before: str, after: str) -> None:
-    path = tmp_path / "results.csv"
-    path.write_text(before, "utf-8")
-    module.repair_csv(path)
-    assert path.read_text("utf-8") == after
-
-
 def fake_trainer(epoch: int) -> SimpleNamespace:
     device = SimpleNamespace(type="cpu")
     loader = SimpleNamespace(dataset=range(100))

@@ -29,7 +29,7 @@ from rebalance.settings import value_text
 PAPERS = ("brl", "label-noise", "rebalancing", "residual")
 SIZES = ("cpu", "gpu")
 
-_LARGE = "seafloor-640.yaml"  # the built-in set in the size of the benchmark's preset=full, beside the small one
+_LARGE = "seafloor-640-complete.yaml"  # the built-in set for the benchmark's preset=full, beside the small one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,6 +226,8 @@ def about(study: Study, given: Mapping[str, str]) -> dict[str, Any]:
 def benchmark(given: Mapping[str, str]) -> dict[str, str]:
     """Return what to give to `sweep` for the built-in benchmark.
 
+    What the preset says of labels is for its own data: of others none are withheld unless `protocol` is given.
+
     Args:
         given: `preset` (cpu or full; default cpu), and any key of a sweep, which then replaces the preset's.
 
@@ -240,7 +242,17 @@ def benchmark(given: Mapping[str, str]) -> dict[str, str]:
 
         if (large := data_folder() / _LARGE).is_file():
             preset["data"] = shown(large)
-    return {**preset, **{key: text for key, text in given.items() if key != "preset"}}
+    made = {**preset, **{key: text for key, text in given.items() if key != "preset"}}
+    if "data" in given and "protocol" not in given:
+        made["protocol"] = "normal"
+    protocols = made["protocol"].split(",")
+    dropped = ",".join(made[key] for key in ("obj_drop", "box_drop")).split(",")
+    use = {
+        "rate": any(map(uses_rate, protocols)),
+        "complete": protocols != ["normal"],
+        "control": made["control"] in dropped and "drop_select" not in given,
+    }
+    return {key: text for key, text in made.items() if key in given or use.get(key, True)}
 
 
 def _preset(given: Mapping[str, str], choices: Mapping[str, Any] | tuple[str, ...]) -> str:

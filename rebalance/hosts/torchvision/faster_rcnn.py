@@ -23,6 +23,7 @@ from torchvision.ops import MultiScaleRoIAlign, batched_nms, clip_boxes_to_image
 from ultralytics.utils import RANK
 
 from rebalance.heads.objectness import Refined, SharedResiduals, flatten_steps, logit, objectness_prior
+from rebalance.hosts.evaluation import RCNN
 from rebalance.hosts.torchvision.dense import Batch, Result, labels_of, of_label, plainly, predictions
 from rebalance.hosts.torchvision.head import Anchors, Raw, TorchvisionHead, best_pairs, by_cell, take
 from rebalance.match.boxes import decode_deltas, encode_deltas, upcast
@@ -256,6 +257,7 @@ class FasterRCNNDetect(TorchvisionHead):
     layers with `roi`.
     """
 
+    evaluation = RCNN
     sites = Sites("fasterrcnn", {"stock": STAGES, "obj": OBJECTNESS, "resobj": OBJECTNESS})
     criterion = FasterRCNNCriterion
     background = 1

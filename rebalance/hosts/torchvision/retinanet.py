@@ -25,6 +25,7 @@ from rebalance.heads.objectness import (
     logit,
     objectness_prior,
 )
+from rebalance.hosts.evaluation import RCNN
 from rebalance.hosts.torchvision.dense import Batch, DenseCriterion, Result, one_hot, plainly
 from rebalance.hosts.torchvision.head import Anchors, Raw, TorchvisionHead, best_pairs, boxes_at, by_cell, class_rows
 from rebalance.match.boxes import upcast
@@ -121,6 +122,7 @@ class RefinedRetinaNetCriterion(RetinaNetCriterion):
 class RetinaNetDetect(TorchvisionHead):
     """torchvision's RetinaNet head with its anchors."""
 
+    evaluation = RCNN
     sites = Sites("retinanet", {"stock": CLASSES, "obj": OBJECTNESS, "resobj": OBJECTNESS})
     criterion = RetinaNetCriterion
 

@@ -22,6 +22,7 @@ from torchvision.models.detection.ssd import SSDHead
 from torchvision.models.detection.ssdlite import SSDLiteHead
 
 from rebalance.heads.objectness import logit
+from rebalance.hosts.evaluation import SSD, SSDLITE, Evaluation
 from rebalance.hosts.torchvision.dense import DenseCriterion, one_hot
 from rebalance.hosts.torchvision.head import Raw, TorchvisionHead, best_pairs, boxes_at, class_rows
 from rebalance.match.boxes import upcast
@@ -172,6 +173,11 @@ class SSDDetect(TorchvisionHead):
         """
         super().__init__(nc, STRIDE)
         self.layers, self.boxes_of, self.side, self.most = layers, boxes, side, most
+
+    @property
+    def evaluation(self) -> Evaluation:  # type: ignore[override]
+        """SSDLite's numbers are others than SSD's."""
+        return SSDLITE if isinstance(self.layers, SSDLiteHead) else SSD
 
     def predict(self, features: OrderedDict[str, Tensor], size: tuple[int, int]) -> Raw:
         """`logits` (B, A, 1 + C), `deltas` (B, A, 4), `anchors` (A, 4) in pixels."""

@@ -23,6 +23,7 @@ from rebalance.heads.objectness import (
     objectness_prior,
     unfused,
 )
+from rebalance.hosts.evaluation import ANCHORS
 from rebalance.hosts.host import OwnYaml, remembered
 from rebalance.hosts.state_dict import follow_names
 from rebalance.hosts.ultralytics.criterion import AnchorCriterion, DetectionCriterion, ObjectnessCriterion
@@ -40,6 +41,7 @@ class AnchorDetect(AnchorHead, Detect):  # type: ignore[misc]
 
     cv2 = ()
     cv3 = None
+    evaluation = ANCHORS
 
     @property
     def anchors(self) -> Tensor:  # type: ignore[override]

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from objectives import LOSSES, compose, recipe_of, step
+from small_training import log
 from torch import Tensor
 from yolo_heads import (
     ANCHOR,
@@ -192,6 +193,27 @@ def test_neutral_settings_are_the_host_s_loss_in_value_and_gradient(name: str, l
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", HEADS)
+def test_at_its_neutral_settings_brl_is_the_host_s_loss_to_the_last_bit(name: str) -> None:
+    ours = run(make(name, "brl", brl_t=0, brl_weight=1), name, LABELS)
+    host = run(make(name, "bce") if name == ANCHOR else build(name).init_criterion(), name, LABELS)
+    assert torch.equal(ours[0], host[0])
+    assert all(torch.equal(one, other) for one, other in zip(ours[2], host[2], strict=True))
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_brl_changes_the_gradient_of_what_is_confused_alone(name: str) -> None:
+    candidates = given(name, "box")[0]
+    confused = (candidates.state != POSITIVE) & (candidates.overlap < 0.1)
+    ours, own = found(name, "brl")[1], found(name, "bce")[1]
+    assert torch.equal(ours[~confused], own[~confused])
+    mirrored = candidates.logits.detach()[confused] >= 0
+    wanted = own[confused] - mirrored * own[confused] / candidates.logits.detach()[confused].sigmoid()
+    torch.testing.assert_close(ours[confused], 0.1 * wanted, rtol=1e-4, atol=1e-9)  # of p, or of p - 1
+    assert mirrored.any()
+    assert not mirrored.all()
+
+
 # Without labels, in half precision ------------------------------------------------------------------------------------
 
 
@@ -291,6 +313,40 @@ def test_what_ran_says_so(name: str, loss: str, given: dict[str, Any], divisor: 
     assert all(METHODS[method].title in ran["text"] for method in loss.split("+"))
 
 
+@pytest.mark.parametrize(
+    ("name", "given", "said"),
+    [
+        (
+            "yolov8n.yaml",
+            {"loss": "focal"},
+            "starts 8 times below cross-entropy at score 0.5, 25.6 times below at 0.25",
+        ),
+        ("yolov8n.yaml", {"loss": "brl", "brl_base": "focal"}, "starts 8 times below cross-entropy"),
+        (ANCHOR, {"loss": "focal", "focal_gamma": 0, "focal_alpha": 1}, "starts 2 times below cross-entropy"),
+        (ANCHOR, {"loss": "brl", "brl_base": "focal", "brl_gamma": 1, "brl_alpha": -1}, "4 times below at 0.25"),
+        ("yolo26n.yaml", {"loss": "focal", "focal_gamma": 0, "focal_alpha": -1}, ""),
+        ("yolov8n.yaml", {"loss": "brl"}, ""),
+        (ANCHOR, {"loss": "brl", "brl_gamma": 2}, ""),
+        (ANCHOR, {"loss": "varifocal"}, ""),
+    ],
+)
+def test_a_run_says_how_far_below_cross_entropy_it_starts(name: str, given: dict[str, Any], said: str) -> None:
+    recipe = recipe_of({**given, "head": "anchor" if name == ANCHOR else "stock"})
+    text = describe(SimpleNamespace(criterion=criterion_of(build(name), recipe, 0)))["text"]
+    assert (said in text) if said else ("targets are scores" not in text)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_run_says_how_long_the_warm_up_of_brl_is(name: str) -> None:
+    criterion = make(name, "brl")
+    assert "brl_warmup=auto" in describe(SimpleNamespace(criterion=criterion))["text"]
+    begin_epoch(criterion, 0, 57)
+    ran = describe(SimpleNamespace(criterion=criterion))
+    assert ran["settings"]["brl_warmup"] == 5
+    assert "brl_base=host" in ran["text"]
+    assert "brl_warmup=5" in ran["text"]
+
+
 # A run ----------------------------------------------------------------------------------------------------------------
 
 
@@ -323,3 +379,30 @@ def test_the_moving_average_survives_a_resume(host: dict[str, str], tiny_dataset
     model.add_callback("on_train_start", lambda trainer: resumed.append(keep(trainer.model.criterion)))
     model.train(resume=True)
     assert resumed == kept
+
+
+@pytest.mark.slow
+def test_a_training_of_an_earlier_version_goes_on_with_focal_loss_and_says_so(
+    tiny_dataset: Path, tmp_path: Path
+) -> None:
+    settings = {"data": str(tiny_dataset), "epochs": 2, "imgsz": 64, "batch": 4, "workers": 0, "plots": False}
+
+    def kill(trainer: Any) -> None:
+        raise KilledError
+
+    model = YOLO("yolov5n.yaml")
+    model.add_callback("on_model_save", kill)
+    with pytest.raises(KilledError):
+        model.train(**settings, loss="brl", brl_base="focal", project=str(tmp_path), name="run", device="cpu")
+    last = tmp_path / "run" / "weights" / "last.pt"
+    checkpoint = torch.load(last, weights_only=False)
+    del checkpoint["ema"].yaml["rebalance"]["flags"]["brl_base"]  # as it was before there was a choice
+    torch.save(checkpoint, last)
+    model = YOLO(last)
+    with log() as lines:
+        model.train(resume=True)
+    said = "rebalance: the training began with an earlier version, and goes on with its brl_base=focal"
+    assert lines.count(said) == 1
+    assert model.trainer.loss_ran["settings"]["brl_base"] == "focal"
+    assert model.trainer.model.criterion.objective.element.brl_gamma == 2
+    assert remembered(YOLO(last).model)["flags"]["brl_base"] == "focal"
