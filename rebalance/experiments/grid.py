@@ -3,6 +3,7 @@
     obj_drop=0,0.5 seeds=0,1 model=yolov5n.yaml data=my.yaml        4 runs, the product
     obj_drop=0,0.5 box_drop=0.5 series=True                         3 runs, one list at a time from the base 0, 0
     protocol=extreme complete=True                                  2 runs, the baseline on complete labels too
+    obj_drop=0,0.5,0.9 control=0.5                                  4 runs, one with the weights of 0.5 in its place
 
 In a series the base of a fraction that leaves the loss (`obj_drop`, `box_drop`, `nrd_rate`) is 0, given or not, so one
 value of it is a list; the base of another list is 0 where that is in it, else its first value. Any other single value
@@ -28,8 +29,8 @@ from typing import Any
 
 from rebalance.data.protocols import uses_rate
 from rebalance.errors import ConfigError
-from rebalance.experiments.flags import DEFAULTS, HEADS, OWNERS, REMOVALS, typed
-from rebalance.settings import SparsifyFlags, SweepFlags, convert, parse, settings_of, value_text
+from rebalance.experiments.flags import DEFAULTS, HEADS, METHODS_OF, REMOVALS, typed
+from rebalance.settings import SparsifyFlags, SweepFlags, checked, convert, parse, settings_of, value_text
 
 LABELS = ("protocol", "rate")
 RATED = tuple(p for p in settings_of(SparsifyFlags)["protocol"].metadata["choices"] if uses_rate(p))
@@ -143,6 +144,11 @@ def _cell(given: Mapping[str, str]) -> Grid:
     asked: dict[str, Any] = {**lists, "seeds": seeds, "series": sweep.series}
     if label_seed is not None:
         asked["label_seed"] = [label_seed]
+    if sweep.control:
+        fraction = settings_of(SparsifyFlags)["rate"]
+        asked["control"] = _unique(
+            "control", [checked("control", fraction, x) for x in split("control", sweep.control)]
+        )
     if sweep.complete:
         asked["complete"] = True
     return Grid(sweep, tuple(_distinct(runs, _key)), asked)
@@ -168,6 +174,8 @@ def read_grids(cells: Sequence[Mapping[str, str]]) -> Grid:
         asked["cells"] = [
             " ".join(f"{key}={asked_text(value)}" for key, value in own.items() if key not in asked) for own in every
         ]
+    if flags.control:
+        runs = _distinct([*runs, *_controls(runs, grids[0].asked["control"])], _content)
     if flags.complete:
         runs = _distinct([*runs, *_on_complete_labels(runs)], _content)
     seeds = list(dict.fromkeys(run.seed for run in runs))
@@ -310,7 +318,7 @@ def _no_point(varied: Mapping[str, Any], base: Mapping[str, Any]) -> ConfigError
 
 def _is_idle(key: str, values: Mapping[str, Any]) -> bool:
     """Whether a flag is of a method that the run's `loss` (or `head`) leaves out; without these a flag chooses it."""
-    owners = OWNERS.get(key, ())
+    owners = METHODS_OF.get(key, ())
     loss, head = str(values.get("loss") or ""), values.get("head")
     if not owners or not (loss or (head and "resobj" in owners)):
         return False
@@ -340,6 +348,29 @@ def _labels(protocol: str, rate: float, seed: int) -> Labels:
     )
 
 
+def _controls(runs: Sequence[Run], fractions: Sequence[float]) -> list[Run]:
+    """The runs that drop one of the fractions at random, with the expected weights in the place of chance.
+
+    Raises:
+        ConfigError: no run drops one of them.
+    """
+    made = []
+    for fraction in fractions:
+        dropping = [run for run in runs if run.train["drop_select"] == "random" and fraction in _dropped(run)]
+        if not dropping:
+            raise ConfigError(f"control={value_text(fraction)}: no run drops that fraction at random")
+        for run in dropping:
+            varied = {**run.varied, "drop_select": "weight"}
+            train, given = {**run.train, "drop_select": "weight"}, tuple(dict.fromkeys([*run.given, "drop_select"]))
+            made.append(replace(run, id=_id(varied, run.seed), train=train, given=given, varied=varied))
+    return made
+
+
+def _dropped(run: Run) -> list[float]:
+    """The fractions that `drop` takes from the run's loss."""
+    return [run.train[key] for key in _removed(run) if METHODS_OF[key] == ("drop",)]
+
+
 def _on_complete_labels(runs: Sequence[Run]) -> list[Run]:
     """The runs on complete labels that are not there yet: of each detector, budget and seed the baseline.
 
@@ -356,10 +387,10 @@ def _on_complete_labels(runs: Sequence[Run]) -> list[Run]:
         )
     there = {_content(replace(run, labels=Labels())) for run in runs if not _withholds(run.labels)}
     first: dict[tuple[str, str], Run] = {}
-    for run in sorted(partial, key=lambda run: (run.train["head"] in HEADS, bool(_removed(run)))):
+    for run in sorted(partial, key=lambda run: (_head(run) in HEADS, bool(_removed(run)))):
         budget = json.dumps([run.seed, run.train["divisor"], dict(run.host)], default=str, sort_keys=True)
-        if run.train["head"] not in HEADS:
-            first.setdefault((budget, run.train["head"]), run)
+        if _head(run) not in HEADS:
+            first.setdefault((budget, _head(run)), run)
         elif not any(budget == other for other, _ in first):
             first[budget, ""] = run
     made = []
@@ -374,6 +405,12 @@ def _on_complete_labels(runs: Sequence[Run]) -> list[Run]:
     return made
 
 
+def _head(run: Run) -> str:
+    """The head of a run, which its loss may choose."""
+    chosen = [part for part in str(run.train["loss"]).split("+") if part in HEADS]
+    return (chosen or [str(run.train["head"])])[0]
+
+
 def _withholds(labels: Labels) -> bool:
     return labels.protocol != "normal" and (labels.rate > 0 or not uses_rate(labels.protocol))
 
@@ -383,7 +420,7 @@ def _removed(run: Run) -> list[str]:
     return [
         key
         for key in REMOVALS
-        if run.train[key] and (key in run.given or {*OWNERS[key]} & {*run.train["loss"].split("+")})
+        if run.train[key] and (key in run.given or {*METHODS_OF[key]} & {*run.train["loss"].split("+")})
     ]
 
 

@@ -159,6 +159,26 @@ def test_a_complete_run_removes_nothing_even_where_all_others_do() -> None:
     )  # fmt: skip
 
 
+def test_the_control_of_a_fraction_stands_beside_the_runs_that_drop_it_at_random() -> None:
+    def controls(**given: str) -> list[str]:
+        runs = read_grid({**BASE, **given}).runs
+        return [run.id for run in runs if run.train["drop_select"] == "weight"]
+
+    assert controls(obj_drop="0,0.5,0.9", control="0.5") == ["obj_drop=0.5,drop_select=weight,seed=0"]
+    assert controls(**PAPER, series="True", control="0.75,0.9", seeds="3") == [
+        f"{axis}={p},drop_select=weight,seed=3" for p in ("0.75", "0.9") for axis in ("obj_drop", "box_drop")
+    ]
+    grid = read_grid({**BASE, "obj_drop": "0.5", "control": "0.5", "drop_scope": "matched"})
+    chance, weights = grid.runs
+    assert (weights.given, weights.train) == (
+        ("obj_drop", "drop_scope", "drop_select"), {**chance.train, "drop_select": "weight"}
+    )  # fmt: skip
+    assert grid.asked["control"] == [0.5]
+    assert controls(obj_drop="0,0.5", drop_select="random,weight", control="0.5").count(
+        "obj_drop=0.5,drop_select=weight,seed=0"
+    ) == 1  # fmt: skip
+
+
 def test_several_grids_share_the_complete_run_of_their_baseline() -> None:
     common = {**BASE, "protocol": "percent", "complete": "True", "seeds": "0,1"}
     grid = read_grids([{**common, "loss": "focal"}, {**common, "loss": "brl", "brl_t": "0.3,0.5"}])
@@ -170,6 +190,9 @@ def test_several_grids_share_the_complete_run_of_their_baseline() -> None:
     ]
     assert len(grid.runs) == 8
     assert grid.asked["complete"] is True
+    common |= {"protocol": "extreme", "seeds": "0"}
+    grid = read_grids([{**common, "head": "anchor", "loss": "bce"}, {**common, "loss": "resobj"}])
+    assert [run.id for run in grid.runs if run.labels == Labels()] == ["head=anchor,loss=bce,protocol=normal,seed=0"]
 
 
 def test_one_run_where_nothing_varies() -> None:
@@ -265,6 +288,11 @@ def test_ids_are_safe_as_folder_names_unique_and_stable() -> None:
         ({"protocol": "percent", "label_seed": "-1"}, "label_seed=-1 is not a whole number"),
         ({"complete": "True"}, "complete=True has no meaning where nothing is withheld"),
         ({"complete": "True", "protocol": "percent", "rate": "0"}, "complete=True has no meaning"),
+        ({"obj_drop": "0,0.5", "control": "0.75"}, "control=0.75: no run drops that fraction at random"),
+        ({"obj_drop": "0,0.5", "drop_select": "confident", "control": "0.5"}, "control=0.5: no run drops that"),
+        ({"loss": "nrd", "nrd_rate": "0.5", "control": "0.5"}, "control=0.5: no run drops that"),
+        ({"obj_drop": "0,0.5", "control": "half"}, "control=half is not a number"),
+        ({"obj_drop": "0,0.5", "control": "0.5,0.5"}, "control: 0.5 is given twice"),
         ({"seeds": "0,0"}, "seeds: 0 is given twice"),
         ({"seeds": "0,1.5"}, "seeds=1.5 is not"),
         ({"seeds": "-1"}, "seeds=-1 is not"),

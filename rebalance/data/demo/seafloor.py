@@ -38,7 +38,8 @@ from rebalance.settings import SeafloorFlags, as_dict, parse
 
 VERSION = 1  # raise it with every change of a picture or a label: old folders are then left alone and new ones made
 SPLITS = ("train", "val", "test")
-YAML = "seafloor.yaml"
+YAML, COMPLETE = "seafloor.yaml", "seafloor-complete.yaml"
+BUILT_IN = {YAML: SeafloorFlags(), COMPLETE: SeafloorFlags(labelled=1.0)}  # names that always work
 QUALITY = 92  # JPEG
 SHARE = 32  # images that make another process worth its start
 PROJECT = Path(__file__).resolve().parents[3]
@@ -91,8 +92,8 @@ def generate(flags: SeafloorFlags, out: str | Path) -> Path:
 def built_in(data: str) -> str:
     """Return the data.yaml that `data=` means: for a seafloor YAML the generated one, else `data` itself.
 
-    A seafloor YAML is a file with the key `seafloor`; its data set lies beside it. The bare name `seafloor.yaml` always
-    works: without such a file in the current folder it is the one of this project, or the default flags.
+    A seafloor YAML is a file with the key `seafloor`; its data set lies beside it. The bare names in `BUILT_IN` always
+    work: without such a file in the current folder it is the one of this project, or the flags there.
 
     Raises:
         ConfigError: the YAML has an unknown flag or a bad value.
@@ -102,9 +103,9 @@ def built_in(data: str) -> str:
     if path.suffix in (".yaml", ".yml") and path.is_file():
         flags = _flags(path)
         return data if flags is None else str(ensure(flags, path.parent))
-    if data == YAML:
-        own = data_folder() / YAML
-        return str(ensure(from_yaml(own) if own.is_file() else SeafloorFlags()))
+    if data in BUILT_IN:
+        own = data_folder() / data
+        return str(ensure(from_yaml(own) if own.is_file() else BUILT_IN[data]))
     return data
 
 

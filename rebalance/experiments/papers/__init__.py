@@ -1,11 +1,13 @@
 """The papers: their tables and figures as grids to run, and the numbers that they report. One YAML a paper.
 
-`rebalance paper brl.table4 data=my.yaml preset=cpu` runs one. A study is a list of *cells*: grids that are run into one
-folder with one report. A cell names its detector; which one that is, and the budget, is the size's, in budgets.yaml,
-which also has the built-in benchmark. A further paper is a further file.
+`rebalance paper brl.table4 data=my.yaml preset=cpu` runs one; `rebalance paper numbers` prints the numbers. A study is
+a list of *cells*: grids that are run into one folder with one report. A cell names its detector; which one that is, the
+budget and the evaluation are the size's, in budgets.yaml, which also has the built-in benchmark. A further paper is a
+further file.
 
 A block of `numbers` is a table of a paper: what all rows share, the names of `columns`, and `rows`. A column such as
-`test mAP50` holds values, fractions in [0, 1] (`FPS`: frames a second); others and keys are fields of `Number`.
+`test mAP50` holds values, fractions in [0, 1] (`FPS`: frames a second; `mAP50_drop`: a difference of two; `AP_small`
+and the like: COCO's); others and keys are fields of `Number`.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from rebalance.settings import value_text
 PAPERS = ("brl", "label-noise", "rebalancing", "residual")
 SIZES = ("cpu", "gpu")
 
-_LARGE = "seafloor-640.yaml"  # the built-in set in the size of the benchmark's preset=full, beside the small one
+_LARGE = "seafloor-640-complete.yaml"  # the built-in set for the benchmark's preset=full, beside the small one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +106,12 @@ def _read(name: str) -> dict[str, Any]:
 def titles() -> dict[str, str]:
     """Paper -> its title."""
     return {paper: _read(paper)["title"] for paper in PAPERS}
+
+
+@cache
+def notes() -> dict[str, list[str]]:
+    """Paper -> what its authors' configurations state, and what differs here in size `gpu`."""
+    return {paper: _read(paper)["notes"] for paper in PAPERS}
 
 
 @cache
@@ -218,6 +226,8 @@ def about(study: Study, given: Mapping[str, str]) -> dict[str, Any]:
 def benchmark(given: Mapping[str, str]) -> dict[str, str]:
     """Return what to give to `sweep` for the built-in benchmark.
 
+    What the preset says of labels is for its own data: of others none are withheld unless `protocol` is given.
+
     Args:
         given: `preset` (cpu or full; default cpu), and any key of a sweep, which then replaces the preset's.
 
@@ -232,7 +242,17 @@ def benchmark(given: Mapping[str, str]) -> dict[str, str]:
 
         if (large := data_folder() / _LARGE).is_file():
             preset["data"] = shown(large)
-    return {**preset, **{key: text for key, text in given.items() if key != "preset"}}
+    made = {**preset, **{key: text for key, text in given.items() if key != "preset"}}
+    if "data" in given and "protocol" not in given:
+        made["protocol"] = "normal"
+    protocols = made["protocol"].split(",")
+    dropped = ",".join(made[key] for key in ("obj_drop", "box_drop")).split(",")
+    use = {
+        "rate": any(map(uses_rate, protocols)),
+        "complete": protocols != ["normal"],
+        "control": made["control"] in dropped and "drop_select" not in given,
+    }
+    return {key: text for key, text in made.items() if key in given or use.get(key, True)}
 
 
 def _preset(given: Mapping[str, str], choices: Mapping[str, Any] | tuple[str, ...]) -> str:

@@ -215,12 +215,13 @@ def test_every_flag_but_out_has_its_own_folder() -> None:
     assert len(names | {seafloor.folder_name(SeafloorFlags())}) == 7
 
 
-def test_the_yaml_in_the_repository_has_the_default_flags() -> None:
-    file = ROOT / "data" / "seafloor.yaml"
+@pytest.mark.parametrize(("name", "flags"), seafloor.BUILT_IN.items())
+def test_the_yaml_in_the_repository_has_the_flags_of_the_bare_name(name: str, flags: SeafloorFlags) -> None:
+    file = ROOT / "data" / name
     content = yaml.safe_load(file.read_text())
-    assert seafloor.from_yaml(file) == SeafloorFlags()
-    assert set(content["seafloor"]) == set(as_dict(SeafloorFlags())) - {"out"}  # all of them are spelled out
-    assert content["path"] == f"data/{seafloor.folder_name(SeafloorFlags())}"
+    assert seafloor.from_yaml(file) == flags
+    assert set(content["seafloor"]) == set(as_dict(flags)) - {"out"}  # all of them are spelled out
+    assert content["path"] == f"data/{seafloor.folder_name(flags)}"
     assert tuple(content["names"].values()) == seafloor.NAMES
 
 
@@ -254,6 +255,8 @@ def test_the_bare_name_works_anywhere(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(seafloor, "PROJECT", tmp_path / "site-packages")  # installed without the repository
     assert seafloor.built_in("seafloor.yaml") == str(Path("data") / seafloor.folder_name(SeafloorFlags()) / "data.yaml")
     assert [flags for flags, _ in asked] == [small, SeafloorFlags()]
+    assert seafloor.built_in("seafloor-complete.yaml").endswith("data.yaml")
+    assert asked[2][0] == SeafloorFlags(labelled=1.0)
 
 
 @pytest.mark.parametrize(
