@@ -69,8 +69,9 @@ class Brl(Method):
 
     What is not confused has the loss that it stands on, `brl_base`: as published, focal loss. That is for targets 0 and
     1. Where they are scores (IoU, an assigner's) it leaves an untrained positive of score y no more than y^γ·α_t of
-    cross-entropy, an eighth at 0.5 and a 26th at 0.25. There `auto` stands on the host's own loss, `host`: positives and
-    negatives near a label have it to the last bit, by the host's divisor, and only what is confused is recalibrated.
+    cross-entropy, an eighth at 0.5 and a 26th at 0.25. There `auto` stands on the host's own loss, `host`: positives
+    and negatives near a label have it to the last bit, by the host's divisor, and only what is confused is
+    recalibrated.
 
     On cross-entropy a confused candidate has cross-entropy too (γ = 0, α off): weight·p pushes it down where
     p_t = 1 − p > t, weight·β·(1 − p) pulls it up where it is mirrored. With γ = 2 the push would be 3·p³ where that of
