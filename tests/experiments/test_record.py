@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from rebalance.errors import RunError
 from rebalance.experiments import record
 
 
@@ -38,9 +39,10 @@ def test_writing_that_breaks_leaves_what_was_there(tmp_path: Path, monkeypatch: 
         raise OSError("disk full")
 
     monkeypatch.setattr("os.fsync", broken)
-    with pytest.raises(record.RunError, match="disk full"):
+    with pytest.raises(RunError, match=r"a\.json cannot be written: disk full"):
         record.write_json(path, {"a": 2})
     assert record.read_json(path) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[1]", "null", "\x00"])
