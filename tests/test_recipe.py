@@ -317,7 +317,7 @@ def test_without_head_resobj_there_are_no_steps() -> None:
         ("soft", "host", "host"),
         ("focal", "host", "batch"),
         ("brl+drop", "host", "host"),
-        ("varifocal", "host", "batch"),
+        ("varifocal", "host", "host"),
         ("focal+soft", "host", "batch"),
         ("ohem", "host", "batch"),
         ("ghm", "candidates", "candidates"),
