@@ -122,10 +122,12 @@ def training() -> Mapping[str, Field[Any]]:
 
 def sweep(args: list[str], *, preset: bool = False) -> None:
     """Train a grid: the one that the arguments or a plan say, or with `preset` that of the built-in benchmark."""
-    from rebalance.experiments import papers, plan, sweep
+    from rebalance.experiments import papers, sweep
 
     given = pairs(args, settings.SweepFlags)
     if "plan" in given and not preset:
+        from rebalance.experiments import plan
+
         path = Path(given.pop("plan"))
         read = plan.read(path, given)
         show_report(sweep.sweep(read.cells, written=read.words))

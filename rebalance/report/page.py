@@ -137,7 +137,7 @@ def _what_ran(found: Results) -> tuple[dict[str, str], dict[str, str]]:
         "Model": _distinct(r.host.get("model") for r in records),
         "Head": _distinct(r.loss_ran.get("head") or r.train.get("head") for r in records),
         "Data": _distinct(_data_name(sweep, r) for r in records),
-        "Training labels": _distinct(_labels(r.labels) for r in records),
+        "Training labels": _labels(records),
         "Loss": "".join(losses.values()) if len(losses) == 1 else "",
         "Element loss": _distinct(r.loss_ran.get("element") for r in records),
         "Divisor": _distinct(r.loss_ran.get("divisor") for r in records),
@@ -153,14 +153,23 @@ def _what_ran(found: Results) -> tuple[dict[str, str], dict[str, str]]:
     return {name: value for name, value in facts.items() if value}, losses if len(losses) > 1 else {}
 
 
-def _labels(labels: Mapping[str, Any]) -> str:
-    protocol = str(labels.get("protocol", "normal"))
-    reached = (labels.get("manifest") or {}).get("reached")
-    told = f", {100 * reached:.1f}% of the boxes withheld" if isinstance(reached, (int, float)) else ""
-    if protocol == "normal":
-        return f"normal: as the data set has them{told}"
-    rate = f" {value_text(labels['rate'])}" if labels.get("rate") else ""
-    return f"{protocol}{rate}{told}, label seed {labels.get('seed', 0)}"
+def _labels(records: Iterable[Record]) -> str:
+    """The training labels, each with the label seeds that drew them."""
+    seeds: dict[str, set[int]] = {}
+    for labels in (record.labels for record in records):
+        protocol = str(labels.get("protocol", "normal"))
+        reached = (labels.get("manifest") or {}).get("reached")
+        told = f", {100 * reached:.1f}% of the boxes withheld" if isinstance(reached, (int, float)) else ""
+        rate = f" {value_text(labels['rate'])}" if labels.get("rate") else ""
+        drawn = seeds.setdefault(
+            f"{protocol}{rate if protocol != 'normal' else ': as the data set has them'}{told}", set()
+        )
+        if protocol != "normal":
+            drawn.add(labels.get("seed") or 0)
+    return "; ".join(
+        text + (f", label seed{'s' * (len(own) > 1)} {', '.join(map(str, sorted(own)))}" if own else "")
+        for text, own in seeds.items()
+    )
 
 
 def _machine(machine: Mapping[str, Any]) -> str:

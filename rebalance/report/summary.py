@@ -218,9 +218,9 @@ def evaluation(record: Record) -> dict[str, Any]:
 
     An older record does not say them: they are Ultralytics' own, but for what the run was given.
     """
-    if record.evaluation:
-        return {**EVALUATION, "source": "", **record.evaluation}
-    given = {name: record.host[name] for name in EVALUATION if record.host.get(name) is not None}
+    if told := record.evaluation:
+        return {**EVALUATION, "source": "", **{name: told[name] for name in (*EVALUATION, "source") if name in told}}
+    given = {name: record.host[name] for name in EVALUATION if isinstance(record.host.get(name), (int, float))}
     return {**EVALUATION, **given, "source": "as given" if given else "the host's default"}
 
 

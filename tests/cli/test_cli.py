@@ -96,17 +96,19 @@ def test_a_sweep_ends_with_its_report(
     stub(
         monkeypatch,
         "rebalance.report.build",
-        report=lambda folder, baseline: folder / "report.html",
-        terminal_table=lambda folder, baseline: f"table of {folder}{baseline}",
+        report=lambda folder, baseline, references: folder / "report.html",
+        terminal_table=lambda folder, baseline, references: " ".join(
+            map(str, ["table of", folder, baseline, *references])
+        ),
     )
     assert cli.main([command, "obj_drop=0,0.5", "series"]) == 0
     expected = {"obj_drop": "0,0.5", "series": "True"}
     assert given == [expected if command == "sweep" else {"preset": "found", **expected}]
-    assert capsys.readouterr().out == "table of runs/x\n\nruns/x/report.html\n"
+    assert capsys.readouterr().out == "table of runs/x \n\nruns/x/report.html\n"
     assert cli.main(["report", "runs/y"]) == 0
-    assert capsys.readouterr().out == "table of runs/y\n\nruns/y/report.html\n"
-    assert cli.main(["report", "runs/y", "baseline=focal"]) == 0
-    assert capsys.readouterr().out == "table of runs/yfocal\n\nruns/y/report.html\n"
+    assert capsys.readouterr().out == "table of runs/y \n\nruns/y/report.html\n"
+    assert cli.main(["report", "reference=runs/long, runs/full", "runs/y", "baseline=focal"]) == 0
+    assert capsys.readouterr().out == "table of runs/y focal runs/long runs/full\n\nruns/y/report.html\n"
 
 
 def test_paper_runs_the_cells_of_its_study_and_reports(
@@ -120,14 +122,15 @@ def test_paper_runs_the_cells_of_its_study_and_reports(
 
     stub(monkeypatch, "rebalance.experiments.sweep", sweep=sweep)
     stub(
-        monkeypatch, "rebalance.report.build", report=lambda folder, baseline: folder / "report.html",
-        terminal_table=lambda folder, baseline: str(folder),
+        monkeypatch, "rebalance.report.build", report=lambda folder, *_: folder / "report.html",
+        terminal_table=lambda folder, *_: str(folder),
     )  # fmt: skip
     assert cli.main(["paper", "brl.fig3", "data=my.yaml", "seeds=0,1"]) == 0
     assert capsys.readouterr().out == "runs/x\n\nruns/x/report.html\n"
     ((cells, study),) = calls
     assert [(cell["model"], cell["loss"]) for cell in cells] == [
-        *(("retinanet_tiny", loss) for loss in ("focal", "focal", "ghm", "brl")),
+        ("retinanet_tiny", "focal"),
+        ("retinanet_tiny", "focal,ghm,brl"),
         ("fasterrcnn_tiny", "ohem"),
     ]
     assert {(cell["data"], cell["seeds"]) for cell in cells} == {("my.yaml", "0,1")}
@@ -174,7 +177,9 @@ def test_paper_refuses_what_it_cannot_run(capsys: pytest.CaptureFixture[str], ar
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("args", [["report"], ["report", "a", "b"], ["report", "name=a"]])
+@pytest.mark.parametrize(
+    "args", [["report"], ["report", "a", "b"], ["report", "name=a"], ["report", "a", "baseline=b", "baseline=c"]]
+)
 def test_report_takes_one_folder(capsys: pytest.CaptureFixture[str], args: list[str]) -> None:
     assert cli.main(args) == 2
     assert "report takes one run folder" in capsys.readouterr().err

@@ -237,6 +237,16 @@ def test_command_makes_the_labels_again_whichever_way_their_seed_goes(make_sweep
     assert told == [" label_seed=0", " label_seed=3", "", " complete=True"]
 
 
+def test_the_labels_that_were_trained_on_are_told_with_all_their_draws(make_sweep: Any, make_record: Any) -> None:
+    drawn = [make_record(f"{s}", s, protocol="percent", rate=0.5, label_seed=s) for s in (0, 1)]
+    for run in drawn:
+        run["config"]["labels"]["manifest"] = {"asked": 0.5, "reached": 0.4996, "sha256": "0"}
+    text = check(report(make_sweep(*drawn, make_record("all", 0))))
+    assert (
+        "<dd>percent 0.5, 50.0% of the boxes withheld, label seeds 0, 1; normal: as the data set has them</dd>" in text
+    )
+
+
 def test_imports_no_torch_and_no_host() -> None:
     for file in Path(rebalance.report.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):
