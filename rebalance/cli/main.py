@@ -136,13 +136,19 @@ def sweep(args: list[str], *, preset: bool = False) -> None:
 
 
 def paper(args: list[str]) -> None:
-    """Run the grid of one table or figure of a paper, or list them."""
+    """Run the grid of one table or figure of a paper, or list them, or print the numbers that the papers report."""
     from rebalance.experiments import papers
 
     if not args:
         rows = [(study.key, study.title, study.compared) for study in papers.studies().values()]
         print(table([("Key", "In the paper", "What is compared"), *rows]))
         print("\nrebalance paper KEY data=my.yaml preset=cpu|gpu; any key of `rebalance sweep` overrides the preset.")
+        print("rebalance paper numbers > papers.csv writes what the papers report.")
+        return
+    if args == ["numbers"]:
+        from rebalance.report.papers import as_csv
+
+        print(as_csv(), end="")
         return
     study, given = papers.find(args[0]), pairs(args[1:], settings.SweepFlags)
     if study.cells:

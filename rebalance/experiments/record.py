@@ -14,7 +14,6 @@ Boxes are (x1, y1, x2, y2) in pixels of the image; metrics are fractions in [0, 
 from __future__ import annotations
 
 import json
-import math
 import re
 import sys
 from collections import abc
@@ -66,7 +65,8 @@ class Rule(NamedTuple):
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Not NaN, not infinite, and no whole number that no float holds."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _is_one(value: Any) -> bool:
@@ -350,10 +350,12 @@ def decode(kind: type[T], text: str, what: str) -> T:
     """
     try:
         content = json.loads(text)
+        if r"\ud" in text.lower():
+            json.dumps(content, ensure_ascii=False).encode()  # half a character, which no page can hold
         if build(dict, content, "the content").get("schema") != SCHEMA:
             raise RunError(f"schema is {content.get('schema')!r}, this version reads {SCHEMA}")
         made: T = build(kind, content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunError(f"{what} is not valid JSON: {error}") from None
     except RunError as error:
         raise RunError(f"{what}: {error}") from None

@@ -92,7 +92,7 @@ def test_a_sweep_ends_with_its_report(
         return Path("runs/x")
 
     stub(monkeypatch, "rebalance.experiments.sweep", sweep=sweep)
-    stub(monkeypatch, "rebalance.experiments.papers", benchmark=lambda args: {"preset": "found", **args})
+    monkeypatch.setattr("rebalance.experiments.papers.benchmark", lambda args: {"preset": "found", **args})
     stub(
         monkeypatch,
         "rebalance.report.build",
@@ -128,10 +128,12 @@ def test_paper_runs_the_cells_of_its_study_and_reports(
     assert cli.main(["paper", "brl.fig3", "data=my.yaml", "seeds=0,1"]) == 0
     assert capsys.readouterr().out == "runs/x\n\nruns/x/report.html\n"
     ((cells, study),) = calls
-    assert [(cell["model"], cell["loss"], cell["data"], cell["seeds"]) for cell in cells] == [
-        ("retinanet_tiny", "focal,ghm,brl", "my.yaml", "0,1"),
-        ("fasterrcnn_tiny", "ohem", "my.yaml", "0,1"),
+    assert [(cell["model"], cell["loss"]) for cell in cells] == [
+        ("retinanet_tiny", "focal"),
+        ("retinanet_tiny", "focal,ghm,brl"),
+        ("fasterrcnn_tiny", "ohem"),
     ]
+    assert {(cell["data"], cell["seeds"]) for cell in cells} == {("my.yaml", "0,1")}
     assert (study["key"], study["given"]) == ("brl.fig3", {"data": "my.yaml", "seeds": "0,1"})
 
 
@@ -141,6 +143,13 @@ def test_paper_alone_lists_the_tables_and_figures(capsys: pytest.CaptureFixture[
     assert cli.main(["paper"]) == 0
     out = capsys.readouterr().out
     assert all(f"\n{study.key} " in out for study in studies().values())
+
+
+def test_paper_numbers_is_a_csv(capsys: pytest.CaptureFixture[str]) -> None:
+    from rebalance.report.papers import as_csv
+
+    assert cli.main(["paper", "numbers"]) == 0
+    assert capsys.readouterr().out == as_csv()
 
 
 def test_paper_draws_a_function(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from rebalance.errors import RunError
 from rebalance.experiments import record
 
 
@@ -36,9 +37,10 @@ def test_writing_that_breaks_leaves_what_was_there(tmp_path: Path, monkeypatch: 
         raise OSError("disk full")
 
     monkeypatch.setattr("os.fsync", broken)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(RunError, match=r"a\.json cannot be written: disk full"):
         record.write_json(path, {"a": 2})
     assert record.read_json(path) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[1]", "null", "\x00"])

@@ -90,8 +90,9 @@ class FasterRCNNCriterion:
       classification loss, which is then a mean over what is left; the box loss is as it was. `nrd_stage=rpn`: the same
       for the sampled negative anchors and the RPN's objectness loss.
     * `drop`: in the RPN. `obj_drop` draws from the sampled anchors whose decoded box overlaps every label by less than
-      `neg_iou`, those with target 0 or the matched ones as `drop_scope` says; they leave the objectness loss, or in
-      scope `literal` become background. `box_drop` draws from the matched ones for the RPN's box loss. With
+      `neg_iou`, those with target 0 or the matched ones as `drop_scope` says, and they leave the objectness loss; in
+      scope `literal` from the matched ones whose complete IoU with their own label is lower, and they become
+      background. `box_drop` draws from the matched ones for the RPN's box loss. With
       `drop_divisor=kept` each loss is divided by the samples less those that left it, with `host` by all samples.
       Another anchor never takes the place of one that was dropped.
 
@@ -129,7 +130,7 @@ class FasterRCNNCriterion:
         gt_boxes, _ = of_label(labels, matched.label)
         choice = self.rpn.choose(
             predictions(
-                matched.state, lambda: decode_deltas(deltas.detach(), anchors), labels,
+                matched.state, lambda: decode_deltas(deltas.detach(), anchors), labels, gt_boxes,
                 lambda: refine(logits, residuals)[-1].detach(),
             )
         )  # fmt: skip
@@ -179,7 +180,7 @@ class FasterRCNNCriterion:
             return scores[..., BACKGROUND + 1 :].logsumexp(-1) - scores[..., BACKGROUND]
 
         # a proposal is judged by what it overlaps, not by the box that the head makes of it
-        choice = self.roi.choose(Predictions(state, lambda: chosen.overlap, confidence))
+        choice = self.roi.choose(Predictions(state, lambda: chosen.overlap, confidence, own=lambda: chosen.overlap))
         cls, box = self._roi_losses(logits, deltas, labels, rois, chosen, choice)
         sampled = state != IGNORE
         cls = choice.of_loss(cls.where(sampled, 0))

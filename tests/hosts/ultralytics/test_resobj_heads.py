@@ -22,7 +22,18 @@ from ultralytics.cfg import get_cfg
 from ultralytics.engine.results import Results
 from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 from ultralytics.utils import YAML
-from yolo_heads import anchor_head, assigned, batch, decoded, hosts, on_anchors, overlaps, parts, predictions
+from yolo_heads import (
+    anchor_head,
+    assigned,
+    batch,
+    decoded,
+    hosts,
+    matches_of,
+    on_anchors,
+    overlaps,
+    parts,
+    predictions,
+)
 
 from rebalance import YOLO
 from rebalance.errors import ConfigError, DataError, ModelError
@@ -341,6 +352,7 @@ class Refined(NamedTuple):
     residuals: Tensor  # (T, B, N)
     logits: Tensor  # (B, N, C) P(class | object)
     scores: Tensor  # (B, N, C) target scores
+    own: Tensor  # (B, N) complete IoU of a matched prediction with its own label
 
 
 def refined(model: Any, branch: int = -1, given: dict[str, Tensor] | None = None) -> Refined:
@@ -354,7 +366,7 @@ def refined(model: Any, branch: int = -1, given: dict[str, Tensor] | None = None
     found = assigned(hosts(model)[branch], part, given, refine(logits, residuals)[-1])
     state, overlap = candidate_state(found.positive), overlaps(found.boxes, given)
     candidates = Candidates(logits, found.scores.sum(-1), state, overlap)
-    return Refined(part, candidates, residuals, part["scores"].transpose(1, 2), found.scores)
+    return Refined(part, candidates, residuals, part["scores"].transpose(1, 2), found.scores, found.own)
 
 
 @pytest.mark.parametrize("name", FREE)
@@ -490,7 +502,16 @@ def test_dropped_matches_leave_both_losses_or_become_background(name: str, scope
     raw, given, residuals, _ = objectnesses(model)
     _, items = model.criterion(raw, labels())
     logits, targets, state, overlap, _ = given
-    overlap = overlap if free else overlaps(decoded(model.model[-1], raw["maps"]), labels())
+    if scope == "literal" and free:
+        overlap = refined(model).own
+    elif scope == "literal":  # the last match above it sets the target
+        targets = torch.zeros_like(targets)
+        for image, candidate, iou in matches_of(model.model[-1], raw["maps"], labels()):
+            if iou >= 0.2:
+                targets[image, candidate] = iou
+        overlap = targets
+    elif not free:
+        overlap = overlaps(decoded(model.model[-1], raw["maps"]), labels())
     gone = (state == POSITIVE) & (overlap < 0.2)
     assert 0 < int(gone.sum()) < int((state == POSITIVE).sum())
     whole = targets if free else (state == POSITIVE).float()  # what the loss is divided by the sum of
