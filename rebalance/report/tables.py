@@ -22,6 +22,7 @@ from rebalance.report.summary import (
     as_list,
     cell_text,
     evaluation,
+    evaluation_text,
     grouped,
     loss_text,
     loss_texts,
@@ -318,7 +319,7 @@ def study_table(rows: Sequence[Row], title: str, tables: Tables) -> Table | None
         speeds = column("FPS", (mean_text([r.timings.get("fps") for r in row.records], 1) for row in rows))
         columns += [*[speeds] * (not speeds.empty), *beside.column("FPS")]
     columns += [*_differences(rows, "baseline" if changes else ""), *beside.sources()]
-    notes = [f"{rows[0].split}; {_intervals(rows)}" + ("; vs baseline: paired by seed." if changes else ".")]
+    notes = [f"On {rows[0].split}. {_intervals(rows)}" + ("; vs baseline: paired by seed." if changes else ".")]
     baselines = _baselines(rows)
     notes += [f"Baseline: loss={baselines} with the same model and labels."] if baselines else []
     notes += [*_gap_note(rows), *draw_note(r for row in rows for r in row.records), *evaluation_note(rows)]
@@ -342,7 +343,7 @@ def rate_table(rows: Sequence[Row], title: str, tables: Tables) -> Table | None:
     rows = judged_rows(rows)
     heads, texts_of = ["loss", "", *map(percent, rates)], zip(*body, strict=True)
     columns = [column(head, own, left=i < 2) for i, (head, own) in enumerate(zip(heads, texts_of, strict=True))]
-    notes = (f"mAP50 on {rows[0].split}; {_intervals(rows)}.", *evaluation_note(rows), *_source_note(found))
+    notes = (f"mAP50 on {rows[0].split}. {_intervals(rows)}.", *evaluation_note(rows), *_source_note(found))
     return Table(title, tuple(columns), notes)
 
 
@@ -439,7 +440,7 @@ def draw_note(records: Iterable[Record]) -> list[str]:
 def evaluation_note(rows: Iterable[Row]) -> list[str]:
     """At which overlap of NMS, score and number of boxes the metrics were taken, by model where they differ."""
     records = [record for row in rows for record in row.records]
-    told = grouped(records, lambda r: tuple(evaluation(r).values()))
+    told = grouped(records, lambda r: (evaluation_text(r), str(evaluation(r)["source"])))
     texts = []
     for own in told.values():
         *_, source = numbers = [evaluation(own[0])[name] for name in (*EVALUATION, "source")]
