@@ -27,6 +27,7 @@ from rebalance.hosts.host import (
     counts,
     describe,
     keep,
+    pulls,
     remember,
     remembered,
     restore,
@@ -50,6 +51,7 @@ class RebalanceTrainer(Resumable):
         host: of the model.
         loss_ran: what the criterion says it is; printed, and kept for records.
         drop_counts: counts of the epoch that ended last.
+        pulls: by what dropping multiplies the loss's pull on positives and push on negatives, when measured last.
         step_means: mean objectness of positives and negatives after each step, of the epoch that ended last.
     """
 
@@ -63,6 +65,7 @@ class RebalanceTrainer(Resumable):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.loss_ran: dict[str, Any] = {}
         self.drop_counts: dict[str, int] = {}
+        self.pulls = {"pull": 1.0, "push": 1.0}
         self.step_means: dict[str, float] = {}
         self.weights_matched: tuple[int, int] | None = None
         self._fresh = False  # whether the model started from random weights
@@ -176,8 +179,22 @@ class RebalanceTrainer(Resumable):
                 begin_epoch(model.criterion, self.epoch, self.epochs)
         elif event == "on_train_epoch_end":
             self.drop_counts = counts(unwrap_model(self.model).criterion)
+            self._weigh_up(pulls(unwrap_model(self.model).criterion))
             self.step_means = step_means(unwrap_model(self.model).criterion)
         super().run_callbacks(event)
+
+    def _weigh_up(self, found: dict[str, float]) -> None:
+        """Say what dropping does to the loss, the first time that it is known, and keep it for the record."""
+        self.pulls |= found
+        if len(found) < len(self.pulls) or "pull" in self.loss_ran:
+            return
+        self.loss_ran |= found
+        if RANK in {-1, 0}:
+            given = " ".join(f"{name}={self.recipe[name]}" for name in ("obj_drop", "drop_divisor", "drop_select"))
+            LOGGER.info(
+                f"rebalance: drop: {given}: pull on positives x{found['pull']:.2f}, push on negatives "
+                f"x{found['push']:.2f} of the loss without dropping"
+            )
 
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Count the labels of the fullest image while they are still on the host."""
@@ -226,8 +243,9 @@ class RebalanceTrainer(Resumable):
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
         """Add the counts of dropped predictions and the objectness after each step to results.csv."""
-        for method in self.recipe.methods:
-            metrics = {**metrics, **{f"{method.name}/{name}": self.drop_counts.get(name, 0) for name in method.counted}}
+        for method in filter(lambda method: method.counted, self.recipe.methods):
+            found = {**{name: self.drop_counts.get(name, 0) for name in method.counted}, **self.pulls}
+            metrics = {**metrics, **{f"{method.name}/{name}": number for name, number in found.items()}}
         metrics = {**metrics, **{f"resobj/{name}": round(mean, 5) for name, mean in self.step_means.items()}}
         super().save_metrics(metrics)
 
