@@ -387,10 +387,10 @@ def _on_complete_labels(runs: Sequence[Run]) -> list[Run]:
         )
     there = {_content(replace(run, labels=Labels())) for run in runs if not _withholds(run.labels)}
     first: dict[tuple[str, str], Run] = {}
-    for run in sorted(partial, key=lambda run: (run.train["head"] in HEADS, bool(_removed(run)))):
+    for run in sorted(partial, key=lambda run: (_head(run) in HEADS, bool(_removed(run)))):
         budget = json.dumps([run.seed, run.train["divisor"], dict(run.host)], default=str, sort_keys=True)
-        if run.train["head"] not in HEADS:
-            first.setdefault((budget, run.train["head"]), run)
+        if _head(run) not in HEADS:
+            first.setdefault((budget, _head(run)), run)
         elif not any(budget == other for other, _ in first):
             first[budget, ""] = run
     made = []
@@ -403,6 +403,12 @@ def _on_complete_labels(runs: Sequence[Run]) -> list[Run]:
         )
         made += [whole] * (_content(whole) not in there)
     return made
+
+
+def _head(run: Run) -> str:
+    """The head of a run, which its loss may choose."""
+    chosen = [part for part in str(run.train["loss"]).split("+") if part in HEADS]
+    return (chosen or [str(run.train["head"])])[0]
 
 
 def _withholds(labels: Labels) -> bool:

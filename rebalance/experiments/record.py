@@ -14,7 +14,6 @@ Boxes are (x1, y1, x2, y2) in pixels of the image; metrics are fractions in [0, 
 from __future__ import annotations
 
 import json
-import math
 import re
 import sys
 from collections import abc
@@ -66,7 +65,8 @@ class Rule(NamedTuple):
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Not NaN, not infinite, and no whole number that no float holds."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _is_one(value: Any) -> bool:
@@ -198,7 +198,7 @@ class Record:
     peak_memory_mb: float | None = None
     metrics: Metrics = field(default_factory=dict)
     host_metrics: HostMetrics = field(default_factory=dict)
-    evaluation: Annotated[Mapping[str, Any], _EVALUATION] = field(default_factory=dict)
+    evaluation: Annotated[Mapping[str, Scalar], _EVALUATION] = field(default_factory=dict)
     epochs: tuple[Numbers, ...] = ()
     samples: tuple[Sample, ...] = ()
     log_tail: tuple[str, ...] = ()
@@ -345,6 +345,14 @@ def build(kind: Any, value: Any, name: str = "") -> Any:
     return rule.make(value)
 
 
+def _held(text: str, kind: type[float] = float) -> float:
+    """A number that floats hold; NaN, infinity and what would become it are none in JSON, and are never written."""
+    value = kind(text)
+    if not _is_number(value):
+        raise ValueError(f"{text[:20]} is not a number")
+    return value
+
+
 def decode(kind: type[T], text: str, what: str) -> T:
     """Return the object in a JSON text as `kind`: Record, Task or Plan; `what` is the file or line, for errors.
 
@@ -352,11 +360,13 @@ def decode(kind: type[T], text: str, what: str) -> T:
         RunError: not JSON, of another schema, or a part is missing or of the wrong kind; it is named.
     """
     try:
-        content = json.loads(text)
+        content = json.loads(text, parse_constant=_held, parse_float=_held, parse_int=partial(_held, kind=int))
+        if r"\ud" in text.lower():
+            json.dumps(content, ensure_ascii=False).encode()  # half a character, which no page can hold
         if build(dict, content, "the content").get("schema") != SCHEMA:
             raise RunError(f"schema is {content.get('schema')!r}, this version reads {SCHEMA}")
         made: T = build(kind, content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunError(f"{what} is not valid JSON: {error}") from None
     except RunError as error:
         raise RunError(f"{what}: {error}") from None
@@ -447,17 +457,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
+# where empty
 _LEFT_OUT = (
-    "evaluation",
-    "host_args",
-    "host_metrics",
-    "log_tail",
-    "machine",
-    "steps",
-    "study",
-    "versions",
-    "weights",
-)  # where empty
+    "evaluation", "host_args", "host_metrics", "log_tail", "machine", "steps", "study", "versions", "weights",
+    "written",
+)  # fmt: skip
 _NULL = ("error", "git", "loss_ran", "metrics", "timings")  # where empty
 
 

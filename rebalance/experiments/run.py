@@ -151,10 +151,10 @@ def main(argv: Sequence[str]) -> int:
     folder = Path(argv[0])
     try:
         made = carry_out(folder)
+        write(folder / RECORD, made)
     except RebalanceError as error:
         print(f"rebalance: error: {error}", file=sys.stderr)
         return 2
-    write(folder / RECORD, made)
     return 0 if made.finished else 1
 
 

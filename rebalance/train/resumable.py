@@ -21,16 +21,16 @@ import torch
 from ultralytics.data.augment import Albumentations
 from ultralytics.data.build import InfiniteDataLoader
 from ultralytics.engine import trainer as host
-from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import LOGGER, RANK
 from ultralytics.utils.torch_utils import init_seeds, unwrap_model
 
 from rebalance.errors import RunError
 from rebalance.files import clear, full_disk_told, moved, write_whole
 from rebalance.train.checkpoint import cut_csv, find_state, remove_states, state_of, write_state
+from rebalance.train.schedule import Scheduled
 
 
-class Resumable(DetectionTrainer):  # type: ignore[misc]
+class Resumable(Scheduled):
     """Trains as the host does; its checkpoints are written whole, each with the state that goes on exactly."""
 
     wdir: Path
@@ -181,8 +181,8 @@ class Resumable(DetectionTrainer):  # type: ignore[misc]
             self._go_on(self._state)
         elif event == "on_train_batch_start":
             self._since += 1
-        elif event == "on_train_batch_end" and self._exact:
-            self._step_if_due()
+        elif event == "on_train_batch_end" and self._exact and self._since >= self.accumulate:
+            self.optimizer_step()
         elif event == "on_train_epoch_end":
             self._passes.passed()
             if self._exact:
@@ -206,16 +206,13 @@ class Resumable(DetectionTrainer):  # type: ignore[misc]
 
     def optimizer_step(self) -> None:
         """Step, as there. Resumed, the host no longer knows when the last step was and calls too early: we count."""
-        if self._exact:
-            self._step_if_due()
-        else:
-            super().optimizer_step()
+        if not self._exact or self._since >= self.accumulate:
+            self.take_step()
             self._since = 0
 
-    def _step_if_due(self) -> None:
-        if self._since >= self.accumulate:
-            super().optimizer_step()
-            self._since = 0
+    def take_step(self) -> None:
+        """Take a step that is due."""
+        super().optimizer_step()
 
     def _handle_nan_recovery(self, epoch: int) -> bool:
         recovered = bool(super()._handle_nan_recovery(epoch))

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from copy import copy
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.utils import clip_grad_norm_
-from torch.optim.lr_scheduler import LambdaLR
 from ultralytics.utils import LOGGER, RANK, YAML
 from ultralytics.utils.loss import E2ELoss
 from ultralytics.utils.torch_utils import unwrap_model
@@ -34,8 +30,8 @@ from rebalance.hosts.host import (
     step_means,
 )
 from rebalance.hosts.state_dict import read_state_dict
-from rebalance.recipe import DEFAULTS, Recipe, kept, read, unsaid
-from rebalance.train.admission import check_flags, no_eps
+from rebalance.recipe import Recipe, kept, read, unsaid
+from rebalance.train.admission import check_flags
 from rebalance.train.resumable import Resumable
 from rebalance.train.validator import Validator
 
@@ -152,24 +148,6 @@ class RebalanceTrainer(Resumable):
             model.criterion.updates = self.start_epoch - 1
             model.criterion.update()
 
-    def build_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """The host's, with `optim_eps`."""
-        optimizer = super().build_optimizer(*args, **kwargs)
-        if eps := self.recipe["optim_eps"]:
-            if "eps" not in optimizer.defaults:
-                raise ConfigError(no_eps(self.recipe, type(optimizer).__name__))
-            for group in optimizer.param_groups:
-                group["eps"] = eps
-        return optimizer
-
-    def _setup_scheduler(self) -> None:
-        super()._setup_scheduler()
-        if steps := self.recipe.lr_steps:
-            self.lf = partial(tenths, steps)
-            self.scheduler = LambdaLR(self.optimizer, lr_lambda=self.lf)
-            if RANK in {-1, 0} and (late := [step for step in steps if step >= self.epochs]):
-                LOGGER.warning(f"rebalance: lr_steps: of {self.epochs} epochs none comes after {late[0]}")
-
     # Running ----------------------------------------------------------------------------------------------------------
 
     def run_callbacks(self, event: str) -> None:
@@ -214,26 +192,6 @@ class RebalanceTrainer(Resumable):
         for branch, found in zip(branches(unwrap_model(self.model).criterion), state["kept"], strict=True):
             branch.objectives[0].run.kept = {name: tensor.to(self.device) for name, tensor in found.items()}
 
-    def optimizer_step(self) -> None:
-        """The host's step, with `warmup_from` and `grad_clip`."""
-        if start := self.recipe["warmup_from"]:
-            for group in self.optimizer.param_groups:
-                full = group["initial_lr"] * self.lf(self.epoch)
-                if group.get("param_group") != "bias" and group["lr"] < full:  # the host warms up from 0
-                    group["lr"] = start * full + (1 - start) * group["lr"]
-        clip = self.recipe["grad_clip"]
-        if clip == DEFAULTS["grad_clip"]:
-            super().optimizer_step()
-            return
-        self.scaler.unscale_(self.optimizer)
-        if clip:
-            clip_grad_norm_(self.model.parameters(), max_norm=clip)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad()
-        if self.ema:
-            self.ema.update(self.model)
-
     def save_model(self) -> Any:
         """Save; what the loss keeps goes along, as plain numbers beside the flags."""
         found = keep(unwrap_model(self.model).criterion)
@@ -242,17 +200,18 @@ class RebalanceTrainer(Resumable):
         return super().save_model()
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
-        """Add the counts of dropped predictions and the objectness after each step to results.csv."""
-        for method in filter(lambda method: method.counted, self.recipe.methods):
-            found = {**{name: self.drop_counts.get(name, 0) for name in method.counted}, **self.pulls}
-            metrics = {**metrics, **{f"{method.name}/{name}": number for name, number in found.items()}}
-        metrics = {**metrics, **{f"resobj/{name}": round(mean, 5) for name, mean in self.step_means.items()}}
-        super().save_metrics(metrics)
+        """Add the counts of dropped predictions, what that does to the loss, and the objectness after each step.
 
-
-def tenths(steps: Sequence[int], epoch: int) -> float:
-    """A tenth for each of the steps that is over in this epoch (from 0)."""
-    return float(0.1 ** bisect_right(steps, epoch))
+        They go into results.csv, and to loggers, e.g. TensorBoard and MLflow, which read `metrics` after each epoch.
+        """
+        ours: dict[str, float] = {}
+        for each in filter(lambda method: method.counted, self.recipe.methods):
+            found = {**{name: self.drop_counts.get(name, 0) for name in each.counted}, **self.pulls}
+            ours |= {f"{each.name}/{name}": number for name, number in found.items()}
+        ours |= {f"resobj/{name}": round(mean, 5) for name, mean in self.step_means.items()}
+        host = {name: value for name, value in metrics.items() if name not in ours}  # without those of the last epoch
+        super().save_metrics({**host, **ours})
+        self.metrics = {**self.metrics, **ours}
 
 
 def trainer(**given: Any) -> type[RebalanceTrainer]:

@@ -7,6 +7,7 @@ import errno
 import os
 import random
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,14 @@ from rebalance.train.resumable import Passes, _strips_whole, random_state, set_r
 
 # Model, flags, and after which epoch (from 0) it is stopped. Three batches an epoch, the last of two images, and a step
 # every other batch: gradients are pending after an epoch. Warm-up ends, and mosaic, within the three epochs.
-USUAL = {"epochs": 3, "batch": 3, "nbs": 6, "warmup_epochs": 1.5, "close_mosaic": 1, "mixup": 0.3, "amp": False}
+USUAL = {"epochs": 3, "batch": 3, "nbs": 6, "warmup_epochs": 2, "close_mosaic": 1, "mixup": 0.3, "amp": False}
+GHM = {"loss": "ghm", "warmup_epochs": 1.5}  # it has a moving average
 SLOW = pytest.mark.slow
 FAMILIES: dict[str, tuple[str, dict[str, Any], int]] = {
-    "stock": ("yolov8n.yaml", {"loss": "ghm"}, 0),  # with a moving average
+    "stock": ("yolov8n.yaml", GHM, 0),
     "two branches": ("yolo26n.yaml", {"loss": "drop", "obj_drop": 0.5}, 1),
-    "retinanet": ("retinanet_tiny", {"loss": "brl"}, 1),
+    # killed in its warm-up
+    "retinanet": ("retinanet_tiny", {"loss": "brl", "lr_steps": "[2]", "warmup_from": 0.3, "grad_clip": 1}, 0),
     "anchor": ("yolov5n.yaml", {"head": "anchor", "loss": "drop", "obj_drop": 0.5, "box_drop": 0.5}, 1),
     "resobj": ("yolov8n.yaml", {"head": "resobj", "optimizer": "AdamW", "lr0": 0.001, "multi_scale": 0.4}, 1),
     "resobj anchor": ("yolov5n.yaml", {"head": "resobj", "optimizer": "MuSGD", "close_mosaic": 2}, 1),
@@ -86,7 +89,7 @@ def resume(folder: Path) -> tuple[Any, list[str]]:
     model = YOLO(folder / "weights" / "last.pt")
     with log() as lines:
         model.train(resume=True, save_dir=str(folder))
-    return model.trainer, [line for line in lines if line.startswith("rebalance: ") and "goes on" in line]
+    return model.trainer, [line.partition("rebalance: ")[2] for line in lines if "goes on" in line]
 
 
 def check_same(unbroken: Unbroken, trainer: Any, folder: Path) -> None:
@@ -119,7 +122,7 @@ def test_a_killed_training_ends_as_if_it_had_not_been_killed(
     with (folder / "results.csv").open("a", encoding="utf-8") as file:
         file.write("9,9,9\n1")  # of an epoch that was not saved, and of one that was not even written
     trainer, told = resume(folder)
-    assert told == [f"rebalance: goes on from state{unbroken.stopped}.pt as if it had not stopped"]
+    assert told == [f"goes on from state{unbroken.stopped}.pt as if it had not stopped"]
     check_same(unbroken, trainer, folder)
     times = [float(row["time"]) for row in read_csv(folder)]
     assert times == sorted(times)
@@ -145,7 +148,7 @@ def test_every_instant_leaves_a_checkpoint_with_its_state(
     model.add_callback("on_train_epoch_end", lambda t: watched.append(t.save_dir) if t.epoch == 1 else None)
     model.add_callback("on_model_save", lambda _: watched.clear())
     model.add_callback("on_fit_epoch_end", lambda t: setattr(t, "stop", t.epoch == 1))  # what comes is not looked at
-    train(model, data, tmp_path, loss="ghm", save_period=1, **USUAL)
+    train(model, data, tmp_path, save_period=1, **{**USUAL, **GHM})
     monkeypatch.undo()
     moved = [instant.name.partition("-")[2] for instant in instants]
     assert (moved[0][:11], moved[3:]) == (".state1.pt.", ["last.pt", "state0.pt"])
@@ -184,31 +187,22 @@ def test_a_training_that_was_stopped_early_trains_no_further_epoch(data: Path, t
     model = YOLO("yolov8n.yaml")
     model.add_callback("on_train_epoch_end", lambda t: setattr(t, "stop", True))  # as patience does
     model.add_callback("on_model_save", lambda t: shutil.copytree(t.save_dir, tmp_path / "killed"))
-    train(model, data, tmp_path, obj_drop=0.5, epochs=3)
+    train(model, data, tmp_path, obj_drop=0.5, epochs=3)  # it stops after one
     resume(tmp_path / "killed")
     assert len(rows(tmp_path / "killed")) == 1
     assert YOLO(tmp_path / "killed" / "weights" / "last.pt").ckpt["epoch"] == -1
 
 
-@pytest.mark.parametrize("damage", ["missing", "damaged", "another"])
 def test_without_its_state_a_training_goes_on_as_the_host_does_and_says_so(
-    runs: dict[str, Unbroken], tmp_path: Path, damage: str
+    runs: dict[str, Unbroken], tmp_path: Path
 ) -> None:
     folder = runs["stock"].copy(1, tmp_path / "killed")
     state = state_of(folder / "weights" / "last.pt", 1)
-    if damage == "missing":
-        state.unlink()
-        expected = f"there is no {state}"
-    elif damage == "damaged":
-        state.write_bytes(state.read_bytes()[:-100])
-        expected = f"{state} is damaged"
-    else:
-        shutil.copy(runs["stock"].folder.with_name("0") / "weights" / "state0.pt", state)
-        expected = f"{state} is of another checkpoint"
+    state.unlink()
     with (folder / "results.csv").open("a", encoding="utf-8") as file:
         file.write("3,9,9\n")
     _, told = resume(folder)
-    assert told == [f"rebalance: {expected}: goes on from last.pt alone, which rounds, not exactly"]
+    assert told == [f"there is no {state}: goes on from last.pt alone, which rounds, not exactly"]
     assert [row["epoch"] for row in rows(folder)] == ["1", "2", "3"]
     assert rows(folder)[:2] == rows(runs["stock"].folder)[:2]
 
@@ -239,8 +233,10 @@ def test_a_full_disk_ends_a_training_in_one_line_and_takes_nothing(
     monkeypatch.setattr(Path, "write_bytes", fill)
     flags = {"imgsz": 64, "batch": 4, "epochs": 3, "plots": False, "project": tmp_path, "name": "run", "obj_drop": 0.5}
     given = [f"{name}={value}" for name, value in {"model": "yolov8n.yaml", "data": data, **flags}.items()]
-    monkeypatch.setattr("sys.argv", ["rebalance"])
-    assert cli.main(["train", *given]) == 2
+    before = sys.argv[:]
+    code = cli.main(["train", *given])
+    sys.argv[:] = before  # the host reads that very list
+    assert code == 2
     folder = tmp_path / "run"
     last = folder / "weights" / "last.pt"
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("rebalance: error")]

@@ -11,7 +11,8 @@ from small_data import make_dataset
 from small_training import log, train
 
 from rebalance.errors import ConfigError
-from rebalance.train.trainer import tenths, trainer
+from rebalance.train.schedule import tenths
+from rebalance.train.trainer import trainer
 
 Steps = list[dict[str, Any]]
 

@@ -57,7 +57,7 @@ OBJECTNESS = replace(
         "batch": "RPN: positives of the batch; RoI head: samples of the batch",
         "candidates": "RPN: anchors of the batch; RoI head: samples of the batch",
     },
-    host="image",
+    host="batch",
 )  # fmt: skip
 
 
@@ -226,8 +226,8 @@ class RefinedFasterRCNNCriterion(FasterRCNNCriterion):
 
     RPN: binary cross-entropy on the objectness, target 1 of a positive and 0 of a negative; the residual losses with
     the same targets behind their gates, summed over the steps; smooth L1 on the offsets of all positives. All three are
-    divided by `divisor`, as RetinaNet's losses are: by default by the positives of each image, then the mean over
-    images. (The offsets' also with `candidates`.) The paper does not say what it divides by.
+    divided by `divisor`, as those of RetinaNet with an objectness are: by default by the positives of the batch. (The
+    offsets' also with `candidates`.) The paper does not say what it divides by.
 
     `drop` and `nrd_stage=rpn` draw from all anchors, and what they draw leaves the objectness loss and the residual
     losses; a prediction's confidence is its refined objectness.
