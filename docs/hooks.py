@@ -19,6 +19,7 @@ from package import (
     flag_rows,
     general_flags,
     measured,
+    paper_notes,
     papers,
     sites,
 )
@@ -163,6 +164,14 @@ def papers_table() -> str:
     return table(("Key", "In the paper", "What is compared"), [(f"`{key}`", *rest) for key, *rest in papers()])
 
 
+def paper_notes_text() -> str:
+    """What the authors' configurations state, and what differs."""
+    parts = []
+    for key, title, told in paper_notes():
+        parts += [f"### {title}", f"`{key}`: {told[0]}", *told[1:]]
+    return "\n\n".join(parts)
+
+
 MADE: dict[str, Callable[[], str]] = {
     "<!-- made: methods -->": methods_table,
     "<!-- made: helps -->": helps_table,
@@ -170,4 +179,5 @@ MADE: dict[str, Callable[[], str]] = {
     "<!-- made: general flags -->": lambda: flags_table(flag_rows(general_flags())),
     "<!-- made: commands -->": commands_text,
     "<!-- made: papers -->": papers_table,
+    "<!-- made: paper notes -->": paper_notes_text,
 }

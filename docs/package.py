@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rebalance.cli.main import COMMANDS
-from rebalance.experiments.papers import studies
+from rebalance.experiments.papers import notes, studies, titles
 from rebalance.experiments.record import load
 from rebalance.hosts import SITES
 from rebalance.methods import JOINS, METHODS
@@ -86,6 +86,8 @@ def flag_rows(fields: Mapping[str, dataclasses.Field[Any]]) -> list[tuple[str, s
         low, high = facts["low"], facts["high"]
         if facts["choices"]:
             values = ", ".join(f"`{choice}`" for choice in facts["choices"])
+            if low > float("-inf"):
+                values += f", a number {low:g} to {high:g}"
         elif isinstance(default, bool):
             values = "True, False"
         elif low > float("-inf"):
@@ -111,6 +113,11 @@ def commands() -> list[tuple[str, str, str, str]]:
 def papers() -> list[tuple[str, str, str]]:
     """Each table or figure that `rebalance paper` runs: key, where it stands, what is compared."""
     return [(study.key, study.title, study.compared) for study in studies().values()]
+
+
+def paper_notes() -> list[tuple[str, str, list[str]]]:
+    """Each paper: key, title, and what its authors' configurations state and what differs in preset=gpu."""
+    return [(paper, title, notes()[paper]) for paper, title in titles().items()]
 
 
 def measured(name: str) -> list[tuple[str, str, str, str, str, str]]:

@@ -108,6 +108,8 @@ class Objective:
     def objectness(self, candidates: Candidates, residuals: Tensor, choice: Choice) -> dict[str, Tensor]:
         """Losses of an objectness and its refinements, without what was chosen; (B, N) each, not divided.
 
+        Both have the weight `obj_weight`.
+
         Args:
             candidates: with (B, N) logits and targets.
             residuals: (T, B, N).
@@ -135,12 +137,13 @@ class Objective:
         loss = choice.of_loss(element(logits, targets))
         losses = {"obj_loss": loss.masked_fill(state == IGNORE, 0) if self.ignores else loss}
         if len(residuals):
+            settings = self.recipe.resobj
             losses["res_loss"] = residual_objectness(
                 logits, residuals, targets, seen,
                 weights=None if choice.left is None else choice.of_loss(torch.ones_like(logits)),
-                grad=self.recipe.resobj.resobj_grad, element=element,
+                grad=settings.resobj_grad, gate=settings.resobj_gate, element=element,
             ).losses.sum(0)  # fmt: skip
-        return losses
+        return {name: loss * self.recipe["obj_weight"] for name, loss in losses.items()}
 
     def count(
         self, positive: Tensor, choice: Choice, *, by: str = "", channels: int = 1, ignored: Any = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -11,7 +12,7 @@ from rebalance.errors import ConfigError, nearest
 from rebalance.heads.anchor import AnchorSettings
 from rebalance.methods import ALIASES, JOINS, METHODS, ROWS
 from rebalance.methods.method import Method, Site, Sites
-from rebalance.methods.resobj import ResObj
+from rebalance.methods.resobj import Obj, ResObj
 from rebalance.settings import checked, setting, settings_of, value_text
 
 S = TypeVar("S")
@@ -23,8 +24,9 @@ class Common:
 
     loss: str = setting("", "method, or element loss and weighting joined by +; empty: what the other flags imply")
     head: str = setting(
-        "stock", "detection head; obj, resobj: on anchors for YOLOv3 and YOLOv5, else beside the class scores",
-        choices=("stock", "anchor", "obj", "resobj"),
+        "stock", "detection head; obj, resobj: on anchors for YOLOv3 and YOLOv5, else beside the class scores; "
+        "sigmoid: SSD with a score for each class, not a softmax",
+        choices=("stock", "anchor", "obj", "resobj", "sigmoid"),
     )  # fmt: skip
     obj_base: str = setting(
         "auto", "head=obj, resobj on YOLO: refine the anchor head's objectness, or one beside the stock head's classes",
@@ -37,17 +39,37 @@ class Common:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Flags of learning rate and optimizer that Ultralytics has none for; the loss knows nothing of them."""
+
+    lr_steps: str = setting(
+        "", "epochs after which the learning rate falls to a tenth, e.g. [8,11]; empty: as lrf and cos_lr say"
+    )
+    warmup_from: float = setting(
+        0.0, "share of the learning rate at which the warm-up begins (of biases: warmup_bias_lr)", low=0, high=1
+    )
+    grad_clip: float = setting(10.0, "largest norm of a step's gradient; 0: any", low=0)
+    optim_eps: float = setting(0.0, "what Adam's kin and RMSprop add to the denominator; 0: PyTorch's default", low=0)
+
+
 # Every flag of a training: the class that it belongs to, and its field
-OWNERS: tuple[type[Any], ...] = (Common, *ROWS, AnchorSettings)
-TRAIN: dict[str, tuple[type[Any], dataclasses.Field[Any]]] = {
-    name: (owner, item) for owner in OWNERS for name, item in settings_of(owner).items()
-}
+OWNERS: tuple[type[Any], ...] = (Common, Schedule, *ROWS, AnchorSettings)
+TRAIN: dict[str, tuple[type[Any], dataclasses.Field[Any]]] = {}
+for _owner in OWNERS:
+    for _name, _item in settings_of(_owner).items():
+        TRAIN.setdefault(_name, (_owner, _item))  # of a class and one made from it, the former's
 DEFAULTS: Mapping[str, Any] = {name: item.default for name, (_, item) in TRAIN.items()}
 # What flags stand for in a training that began before there were any, where that is not the default
 BEFORE: Mapping[str, Any] = {
     name: item.metadata["before"] for name, (_, item) in TRAIN.items() if item.metadata["before"] is not None
 }
 HEADS = {row.name for row in ROWS if row.kind == "head"}  # chosen by `loss=` too
+# The methods that a flag is for; none: it is for all
+METHODS_OF: Mapping[str, tuple[str, ...]] = {
+    **{name: tuple(row.name for row in ROWS if name in settings_of(row)) for name in TRAIN},
+    "obj_base": ("obj", "resobj"),
+}
 # Fractions of candidates that leave the loss: at 0 it is the host's own, so a series of them begins there
 REMOVALS: tuple[str, ...] = tuple(
     name for row in ROWS if row.choose is not Method.choose for name, value in row.neutral.items() if value == 0
@@ -102,19 +124,26 @@ class Recipe:
     @property
     def used(self) -> dict[str, Any]:
         """The settings that have a say in the loss."""
-        owners = {*map(type, self.methods), METHODS.get(self["head"])}
+        owners: set[type[Any]] = {*map(type, self.methods), *filter(None, [METHODS.get(self["head"])])}
         if "anchors" in self.site.gives:
             owners.add(AnchorSettings)
         return {
             name: self.values[name]
             for name, (owner, item) in TRAIN.items()
-            if owner in owners and self.site.has(needed(item)) and name != "autoanchor"
+            if self.site.has(needed(item)) and name != "autoanchor" and any(issubclass(x, owner) for x in owners)
         }
+
+    @property
+    def lr_steps(self) -> tuple[int, ...]:
+        """Epochs after which the learning rate falls to a tenth; none: the host's schedule."""
+        return _epochs(self["lr_steps"])
 
     @property
     def asked(self) -> dict[str, Any]:
         """Flags that ask for this training again: loss, head, and what has a say and is not its default."""
-        more = {*self.used, "divisor"} | ({"autoanchor"} if "anchors" in self.site.gives else set())
+        more = {*self.used, "divisor", *settings_of(Schedule)} | (
+            {"autoanchor"} if "anchors" in self.site.gives else set()
+        )
         if self["head"] in HEADS and "cells" in self.site.gives:
             more.add("obj_base")
         changed = {name: self[name] for name in DEFAULTS if name in more and self[name] != DEFAULTS[name]}
@@ -132,13 +161,16 @@ def needed(item: dataclasses.Field[Any]) -> frozenset[str]:
     return frozenset({item.metadata["needs"]} - {""})
 
 
-def read(given: Mapping[str, Any], sites: Sites, *, head: str = "stock") -> Recipe:
+def read(
+    given: Mapping[str, Any], sites: Sites, *, head: str = "stock", before: Mapping[str, Any] | None = None
+) -> Recipe:
     """Check the flags that a user gave and complete them.
 
     Args:
         given: flag name to value.
         sites: of the model.
         head: the head where none is given, e.g. that of the checkpoint.
+        before: what the checkpoint keeps; of a head that is a method the settings stay with it.
 
     Returns:
         The recipe, with `loss` and `head` filled in: a method's flag without `loss` selects the method.
@@ -147,10 +179,12 @@ def read(given: Mapping[str, Any], sites: Sites, *, head: str = "stock") -> Reci
         ConfigError: an unknown flag, a bad value, or a flag that would have no effect.
     """
     values = {**DEFAULTS, "head": head, **_converted(given)}
+    _epochs(values["lr_steps"])
     values["head"], loss = _head_and_loss(values, given)
     if values["head"] not in sites.by_head:
         raise ConfigError(f"head={values['head']} is not defined for {sites.name}; heads: {', '.join(sites.by_head)}")
     site = sites.site(values["head"], values["obj_base"])
+    values |= {k: v for k, v in _of_head(before or {}, values["head"], site).items() if k not in given}
     owners = {name: TRAIN[name][0] for name in given}
     implied = sorted({owner.name for owner in owners.values() if _weighs(owner)})
     loss = loss or "+".join(implied) or site.own
@@ -177,7 +211,7 @@ def kept(values: Mapping[str, Any], sites: Sites, *, head: str = "stock") -> Rec
         sites: of the model.
         head: the head where none is kept.
     """
-    found = {**DEFAULTS, **(BEFORE if values else {}), "head": head, **_converted(values)}
+    found = {**DEFAULTS, **(BEFORE if values else {}), "head": head, **_older(values)}
     site = sites.site(found["head"], found["obj_base"])
     return _made({**found, "loss": found["loss"] or site.own}, site)
 
@@ -248,6 +282,42 @@ def _converted(given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: checked(name, TRAIN[name][1], value) for name, value in given.items()}
 
 
+def _epochs(text: str) -> tuple[int, ...]:
+    """The epochs in [8,11], which rise.
+
+    Raises:
+        ConfigError: it is no such list.
+    """
+    inside = text.removeprefix("[").removesuffix("]").replace(" ", "")
+    if text and re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", inside):
+        found = tuple(map(int, inside.split(",")))
+        if list(found) == sorted(set(found)):
+            return found
+    elif not text:
+        return ()
+    raise ConfigError(f"lr_steps={text} is not a list of rising epochs such as [8,11]")
+
+
+def _older(kept: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint keeps, converted, and where an earlier version had another name for it, renamed."""
+    values = _converted(kept)
+    if "resobj_gate" not in values and values.get("resobj_grad") == "isolated":
+        values["resobj_grad"] = "stepwise"  # what it was until there was a choice of the gate
+    return values
+
+
+def _of_head(before: Mapping[str, Any], head: str, site: Site) -> dict[str, Any]:
+    """The settings that a head has in common with the one of the checkpoint that a training starts from."""
+    heads = [METHODS.get(name) for name in (head, before.get("head")) if name in HEADS]
+    return {
+        name: value
+        for name, value in _older(before).items()
+        if len(heads) == 2
+        and all(row and issubclass(row, TRAIN[name][0]) for row in heads)
+        and site.has(needed(TRAIN[name][1]))
+    }
+
+
 def _head_and_loss(values: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[str, str]:
     """The head, which a loss may choose, and the loss without it.
 
@@ -272,8 +342,8 @@ def _idle(name: str, owner: type[Any], head: str, loss: str, selected: Selection
     """With what a flag that was given would have no effect, and what to do; None: it has one."""
     if owner is AnchorSettings and "anchors" not in site.gives:
         return f"head={head}; add {'obj_base' if head in HEADS and 'cells' in site.gives else 'head'}=anchor"
-    if owner is ResObj and head != "resobj":
-        return f"head={head}; add head=resobj"
+    if owner in (Obj, ResObj) and not issubclass(METHODS.get(head, Method), owner):
+        return f"head={head}; add head={owner.name}"
     if name == "obj_base" and not (head in HEADS and "cells" in site.gives):
         return f"{site.where}; it is for head=obj and head=resobj on YOLO"
     item = TRAIN[name][1]
@@ -294,6 +364,8 @@ GIVEN = {
     "overlap": "losses that know how far a candidate is from a label", "one": "heads that do not refine their logits",
     "objectness": "head=obj and head=resobj", "cells": "YOLO heads", "anchors": "head=anchor", "samples": "fasterrcnn",
     "proposals": "fasterrcnn", "sigmoid": "losses of a sigmoid", "softmax": "ssd",
+    "prior": "an objectness other than the anchor head's, which has its own prior and obj_gain",
+    "subnet": "an objectness beside class scores, on retinanet and on anchor-free heads",
     "dense": "detectors that score every candidate", "rpn": "fasterrcnn", "roi": "fasterrcnn",
     "scores": "YOLO heads",
 }  # fmt: skip

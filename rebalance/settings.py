@@ -37,7 +37,7 @@ def setting(
         help: one line for the user.
         low: smallest allowed number, inclusive.
         high: largest allowed number, inclusive.
-        choices: allowed strings; empty means any.
+        choices: allowed strings, beside numbers where `low` and `high` are given; empty means any.
         unit: unit of the number, e.g. "epochs".
         needs: what a site must give for it to count, see `rebalance.methods.method.Site`; empty: nothing.
         number: int or float, where the default is the word `auto` and any other value a number.
@@ -169,12 +169,23 @@ def checked(name: str, item: dataclasses.Field[Any], value: Any) -> Any:
     except (ValueError, TypeError, KeyError, OverflowError):
         word = f"{item.default} or " if facts["number"] else ""
         raise ConfigError(f"{name}={value} is not {word}{_KINDS[kind]}") from None
-    if kind in (int, float) and not (facts["low"] <= result <= facts["high"]):  # NaN fails too
+    if kind in (int, float) and not _within(result, facts):
         raise ConfigError(f"{name}={value} is out of range: {span(facts)}")
-    if facts["choices"] and result not in facts["choices"]:
-        choices = ", ".join(facts["choices"])
-        raise ConfigError(f"{name}={value} is not one of {choices}{nearest(text, facts['choices'])}")
+    if facts["choices"] and result not in facts["choices"] and not (span(facts) and _within(result, facts)):
+        raise ConfigError(f"{name}={value} is not one of {_choices(facts)}{nearest(text, facts['choices'])}")
     return result
+
+
+def _within(value: Any, facts: Mapping[str, Any]) -> bool:
+    try:
+        return bool(facts["low"] <= float(value) <= facts["high"])  # NaN fails too
+    except ValueError:
+        return False
+
+
+def _choices(facts: Mapping[str, Any]) -> str:
+    """The allowed texts, and where numbers are too, their range."""
+    return ", ".join([*facts["choices"], *([f"a number {span(facts)}"] if span(facts) else [])])
 
 
 _KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
@@ -193,7 +204,7 @@ def described(items: Mapping[str, dataclasses.Field[Any]]) -> list[tuple[str, st
     rows = []
     for name, item in items.items():
         facts = item.metadata
-        values = ", ".join(facts["choices"]) or span(facts) or _KINDS[facts["number"] or type(item.default)]
+        values = (_choices(facts) if facts["choices"] else span(facts)) or _KINDS[facts["number"] or type(item.default)]
         values = f"{item.default}, {values}" if facts["number"] else values
         rows.append((name, str(item.default), f"{values} {facts['unit']}".strip(), facts["help"]))
     return rows

@@ -66,16 +66,21 @@ class Stepped(NamedTuple):
     choice: Choice
 
 
-def step(objective: Objective, given: Candidates, predicted: Tensor | None = None) -> Stepped:
+def step(
+    objective: Objective, given: Candidates, predicted: Tensor | None = None, own: Tensor | None = None
+) -> Stepped:
     """A training step: choose by the candidates' overlap and scores, then the loss, with what left at 0.
 
-    `predicted`: overlap of the predicted boxes, where the candidates' is that of other boxes.
+    `predicted`: overlap of the predicted boxes, where the candidates' is that of other boxes; `own`: with their labels.
     """
     objective.relabel({})
     overlap = given.overlap if predicted is None else predicted
     choice = objective.choose(
         Predictions(
-            given.state, lambda: overlap.masked_fill(given.state < 0, 1), lambda: given.logits.detach().amax(-1)
+            given.state,
+            lambda: overlap.masked_fill(given.state < 0, 1),
+            lambda: given.logits.detach().amax(-1),
+            own=lambda: overlap if own is None else own,
         )
     )
 

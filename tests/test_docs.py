@@ -158,7 +158,7 @@ def check_own(name: str = "help", *rest: str) -> None:
 
 def check_sweep(name: str, rest: list[str]) -> None:
     if name == "paper" and rest and "=" not in rest[0]:
-        assert rest[0] == "KEY" or rest[0] in [key for key, *_ in package.papers()]
+        assert rest[0] in ("KEY", "numbers") or rest[0] in [key for key, *_ in package.papers()]
         rest = rest[1:]
     given = dict(word.split("=", 1) for word in rest)
     presets = given.pop("preset", "").split("|")

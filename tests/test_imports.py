@@ -17,6 +17,7 @@ NAMES = [str(m.with_suffix("")).replace("/", ".").removesuffix(".__init__") for 
 # from outside. "rebalance" is the package itself: its version and its lazy names.
 ARROWS = {
     "errors": "",
+    "files": "errors",
     "settings": "errors",
     "data": "rebalance errors settings  cv2 numpy yaml",
     "match": "numpy torch",  # numpy: the fit of anchors to label sizes
@@ -25,12 +26,13 @@ ARROWS = {
     "recipe": "errors heads methods settings",
     "objective": "match methods recipe  torch",
     "hosts": "errors heads match methods objective recipe  PIL numpy torch torchvision ultralytics",
-    "train": "data errors hosts methods recipe  torch ultralytics",
-    "experiments": "rebalance data errors recipe settings train  cv2 filelock numpy psutil torch ultralytics yaml",
-    "report": "rebalance errors experiments.papers experiments.record settings"
+    "train": "data errors files hosts methods recipe settings  numpy torch ultralytics",
+    "experiments": "rebalance data errors files hosts.evaluation match.boxes recipe settings train"
+    "  cv2 faster_coco_eval filelock numpy psutil torch ultralytics yaml",
+    "report": "rebalance errors files experiments.papers experiments.record settings"
     "  cv2 jinja2 matplotlib numpy pandas yaml",
     "bench": "errors experiments hosts match methods recipe settings  torch torchvision ultralytics yolov5",
-    "cli": "bench data errors experiments hosts methods recipe report settings train  ultralytics",
+    "cli": "bench data errors experiments files hosts methods recipe report settings train  ultralytics",
     "moved": "",
     "__init__": "moved train",
     "__main__": "cli",

@@ -372,8 +372,8 @@ def test_predictions_are_looked_at_only_where_a_method_asks() -> None:
 
     state = torch.zeros(1, 3, dtype=torch.int8)
     for loss, flags in (("bce", {}), ("focal", {}), ("drop", {}), ("drop", {"obj_drop": 0.5, "drop_warmup": 1})):
-        assert compose(loss, **flags).choose(Predictions(state, never, never)) is NOTHING
-    nrd = compose("nrd", "fasterrcnn", stage=ROI).choose(Predictions(state, never, never))
+        assert compose(loss, **flags).choose(Predictions(state, never, never, never)) is NOTHING
+    nrd = compose("nrd", "fasterrcnn", stage=ROI).choose(Predictions(state, never, never, never))
     assert nrd.left is not None
     assert int(nrd.left.sum()) == 2  # floor(0.75 · 3)
     assert compose("focal", stage=DENSE).weighting is None

@@ -11,7 +11,7 @@ from objectives import recipe_of
 from rebalance.errors import ConfigError
 from rebalance.hosts import FAMILIES, SITES
 from rebalance.methods import JOINS, METHODS
-from rebalance.recipe import GIVEN, HEADS, TRAIN, Selection, kept, select, unsaid
+from rebalance.recipe import GIVEN, HEADS, TRAIN, Selection, kept, read, select, unsaid
 
 DEFAULTS = {name: item.default for name, (_, item) in TRAIN.items()}
 STOCK = SITES["stock"]
@@ -158,7 +158,7 @@ def test_the_head_of_a_checkpoint_counts_where_none_is_given() -> None:
             {"drop_scope": "match"},
             "drop_scope=match is not one of background, matched, literal (did you mean matched?)",
         ),
-        ({"head": "anchors"}, "head=anchors is not one of stock, anchor, obj, resobj (did you mean anchor?)"),
+        ({"head": "anchors"}, "head=anchors is not one of stock, anchor, obj, resobj, sigmoid (did you mean anchor?)"),
         ({"loss": "dorp"}, "loss=dorp: dorp is not one of "),
         ({"loss": "bce", "obj_drop": 0.5}, "obj_drop=0.5 has no effect with loss=bce; add it: loss=bce+drop"),
         ({"anchor_t": 3}, "anchor_t=3 has no effect with head=stock; add head=anchor"),
@@ -201,12 +201,12 @@ def test_train_flags_refuses(given: dict[str, Any], message: str) -> None:
     ("name", "where"),
     [
         ("bce", list(SITES)),
-        ("focal", ["stock", "anchor", "obj", "resobj", "retinanet", "retinanet-obj", "ssd"]),
-        ("varifocal", ["stock", "anchor", "obj", "resobj", "retinanet", "retinanet-obj"]),
-        ("brl", ["stock", "anchor", "obj", "resobj", "retinanet", "retinanet-obj"]),
+        ("focal", ["stock", "anchor", "obj", "resobj", "retinanet", "retinanet-obj", "ssd", "ssd-sigmoid"]),
+        ("varifocal", ["stock", "anchor", "obj", "resobj", "retinanet", "retinanet-obj", "ssd-sigmoid"]),
+        ("brl", ["stock", "anchor", "obj", "resobj", "retinanet", "retinanet-obj", "ssd-sigmoid"]),
         ("drop", list(SITES)),
-        ("ghm", ["stock", "anchor", "obj", "retinanet"]),
-        ("ohem", ["stock", "anchor", "obj", "retinanet", "fasterrcnn", "fasterrcnn-obj", "ssd"]),
+        ("ghm", ["stock", "anchor", "obj", "retinanet", "ssd-sigmoid"]),
+        ("ohem", ["stock", "anchor", "obj", "retinanet", "fasterrcnn", "fasterrcnn-obj", "ssd", "ssd-sigmoid"]),
         ("soft", list(SITES)),
         ("nrd", ["fasterrcnn", "fasterrcnn-obj"]),
         ("obj", ["obj", "resobj", "retinanet-obj", "fasterrcnn-obj"]),
@@ -223,6 +223,37 @@ def test_a_method_is_defined_where_what_it_needs_is_given(name: str, where: list
 def test_flags_that_a_checkpoint_keeps_come_back(given: dict[str, Any]) -> None:
     recipe = recipe_of(given)
     assert kept(dict(recipe.values), FAMILIES[0]) == recipe
+
+
+def test_an_isolated_gradient_of_a_time_without_a_choice_of_the_gate_ends_at_its_own_step() -> None:
+    now = dict(recipe_of({"head": "resobj"}).values)
+    before = {name: value for name, value in now.items() if name != "resobj_gate"}
+    assert kept(now, FAMILIES[0])["resobj_grad"] == "isolated"
+    for old in (before, {"head": "resobj", "resobj_grad": "isolated"}):
+        assert kept(old, FAMILIES[0])["resobj_grad"] == "stepwise"
+        assert read({}, FAMILIES[0], head="resobj", before=old)["resobj_grad"] == "stepwise"
+    assert kept({**before, "resobj_grad": "joint"}, FAMILIES[0])["resobj_grad"] == "joint"
+
+
+@pytest.mark.parametrize(
+    ("kept_", "given", "expected"),
+    [
+        ("resobj", {}, {"head": "resobj", "obj_width": 32, "resobj_width": 8, "resobj_steps": 3, "obj_drop": 0.0}),
+        ("resobj", {"resobj_steps": 1}, {"resobj_steps": 1, "obj_width": 32}),
+        ("resobj", {"head": "obj"}, {"head": "obj", "obj_width": 32, "obj_weight": 2.0, "resobj_width": 0}),
+        ("resobj", {"loss": "obj+focal"}, {"head": "obj", "obj_width": 32, "resobj_width": 0}),
+        ("obj", {"loss": "resobj"}, {"head": "resobj", "obj_width": 32, "resobj_width": 0}),
+        ("resobj", {"head": "stock"}, {"head": "stock", "obj_width": 0, "obj_weight": 1.0}),
+        ("resobj", {"obj_base": "anchor"}, {"head": "resobj", "obj_width": 0, "resobj_width": 8}),
+    ],
+)
+def test_what_stays_with_the_head_of_a_checkpoint(kept_: str, given: dict[str, Any], expected: dict[str, Any]) -> None:
+    before: dict[str, Any] = {"head": kept_, "obj_width": 32, "obj_weight": 2.0}
+    if kept_ == "resobj":
+        before |= {"resobj_width": 8, "resobj_steps": 3, "loss": "drop", "obj_drop": 0.5}
+    before = dict(recipe_of(before).values)
+    found = read(given, FAMILIES[0], head=kept_, before=before)
+    assert {name: found[name] for name in expected} == expected
 
 
 def test_a_checkpoint_without_flags_has_the_host_s_loss() -> None:
@@ -332,7 +363,12 @@ def test_the_settings_that_have_a_say_are_those_of_what_runs() -> None:
     assert used({"loss": "ohem"}) == {"ohem_ratio"}
     assert used({"loss": "ohem"}, "fasterrcnn") == {"ohem_rois"}
     assert used({"head": "anchor"}) == {"anchor_t", "box_gain", "obj_gain", "cls_gain"}
-    assert used({"head": "resobj"}) == {"resobj_steps", "resobj_grad", "resobj_on"}
+    own = {"obj_width", "obj_prior", "cls_prior", "obj_weight", "cls_weight"}
+    steps = {name for name in TRAIN if name.startswith("resobj_")}
+    assert used({"head": "resobj"}) == own | steps
+    assert used({"head": "obj"}) == own
+    assert used({"head": "resobj"}, "fasterrcnn") == {"obj_prior", "obj_weight"} | steps
+    assert used({"head": "obj"}, anchored=True) == {"anchor_t", "box_gain", "obj_gain", "cls_gain"}
     assert used({"head": "resobj"}, anchored=True) >= {"resobj_steps", "anchor_t"}
 
 

@@ -162,3 +162,37 @@ def test_require_names_what_is_missing() -> None:
     require(SparsifyFlags(data="a.yaml", out="b"), "data", "out")
     with pytest.raises(ConfigError, match="out= is missing: folder to make"):
         require(SparsifyFlags(data="a.yaml"), "data", "out")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Left:
+    count: int | str = setting("auto", "left to the run", low=0, unit="epochs", number=int)
+    share: float | str = setting("auto", "left to the site", number=float)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "value"),
+    [("count", "auto", "auto"), ("count", "3", 3), ("count", 3.0, 3), ("share", "auto", "auto"), ("share", "3", 3.0)],
+)
+def test_a_number_may_be_left_to_the_run(name: str, given: Any, value: Any) -> None:
+    result = convert(Left, name, given)
+    assert result == value
+    assert type(result) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("count", "2.5", "count=2.5 is not auto or a whole number"),
+        ("count", "", "count= is not auto or a whole number"),
+        ("count", "-1", "count=-1 is out of range: at least 0"),
+        ("share", "Auto", "share=Auto is not auto or a number"),
+    ],
+)
+def test_what_is_neither_is_refused(name: str, given: Any, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        convert(Left, name, given)
+    assert str(caught.value) == message
+    assert [row[:3] for row in described(settings_of(Left))] == [
+        ("count", "auto", "auto, at least 0 epochs"), ("share", "auto", "auto, a number")
+    ]  # fmt: skip

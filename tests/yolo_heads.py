@@ -133,6 +133,12 @@ class Assigned(NamedTuple):
     strides: Tensor  # (N, 1)
 
     @property
+    def own(self) -> Tensor:
+        """(B, N) complete IoU of a matched prediction with its own label, by the host; else 0."""
+        found = bbox_iou(self.boxes, self.target_boxes, xywh=False, CIoU=True).squeeze(-1)
+        return found.where(self.positive, 0)
+
+    @property
     def centres(self) -> Tensor:
         """(N, 2) pixels."""
         return self.points * self.strides
@@ -183,17 +189,24 @@ def decoded(head: AnchorHead, maps: list[Tensor]) -> Tensor:
     return box_convert(boxes.transpose(1, 2), "cxcywh", "xyxy")
 
 
+def matches_of(head: AnchorHead, maps: list[Tensor], labels: Batch) -> list[tuple[int, int, float]]:
+    """Image, candidate and complete IoU, at least 0, of each match with its own label, in YOLOv5's order."""
+    table = torch.cat((labels["batch_idx"].view(-1, 1), labels["cls"], labels["bboxes"]), 1)
+    levels = slow_match(table, head.anchors, [(x.shape[3], x.shape[4]) for x in maps])
+    found = []
+    for x, matches in zip(maps, levels, strict=True):
+        for m in matches:
+            iou = bbox_iou(anchor_box(x, m), torch.tensor(m.box), xywh=True, CIoU=True).squeeze()
+            found.append((m.image, m.candidate, max(iou.item(), 0)))
+    return found
+
+
 def on_anchors(head: AnchorHead, maps: list[Tensor], labels: Batch) -> Candidates:
     """The objectness of the anchor head: targets are the CIoU of each label's matches, the last match counts."""
     logits = torch.cat([x.detach()[:, :, 4].flatten(1) for x in maps], 1)
     target, positive = torch.zeros_like(logits), torch.zeros(logits.shape, dtype=torch.bool)
-    table = torch.cat((labels["batch_idx"].view(-1, 1), labels["cls"], labels["bboxes"]), 1)
-    found = slow_match(table, head.anchors, [(x.shape[3], x.shape[4]) for x in maps])
-    for x, matches in zip(maps, found, strict=True):
-        for m in matches:
-            iou = bbox_iou(anchor_box(x, m), torch.tensor(m.box), xywh=True, CIoU=True).squeeze()
-            target[m.image, m.candidate] = max(iou.item(), 0)
-            positive[m.image, m.candidate] = True
+    for image, candidate, iou in matches_of(head, maps, labels):
+        target[image, candidate], positive[image, candidate] = iou, True
     overlap = overlaps(anchors_at_cells().expand(len(logits), -1, -1), labels)
     return Candidates(logits.unsqueeze(-1).requires_grad_(), target.unsqueeze(-1), candidate_state(positive), overlap)
 

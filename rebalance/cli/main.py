@@ -16,6 +16,7 @@ from typing import Any
 
 from rebalance import settings
 from rebalance.errors import ConfigError, RebalanceError, nearest
+from rebalance.files import full_disk_told
 
 
 @dataclass(frozen=True)
@@ -121,10 +122,12 @@ def training() -> Mapping[str, Field[Any]]:
 
 def sweep(args: list[str], *, preset: bool = False) -> None:
     """Train a grid: the one that the arguments or a plan say, or with `preset` that of the built-in benchmark."""
-    from rebalance.experiments import papers, plan, sweep
+    from rebalance.experiments import papers, sweep
 
     given = pairs(args, settings.SweepFlags)
     if "plan" in given and not preset:
+        from rebalance.experiments import plan
+
         path = Path(given.pop("plan"))
         read = plan.read(path, given)
         show_report(sweep.sweep(read.cells, written=read.words))
@@ -133,13 +136,19 @@ def sweep(args: list[str], *, preset: bool = False) -> None:
 
 
 def paper(args: list[str]) -> None:
-    """Run the grid of one table or figure of a paper, or list them."""
+    """Run the grid of one table or figure of a paper, or list them, or print the numbers that the papers report."""
     from rebalance.experiments import papers
 
     if not args:
         rows = [(study.key, study.title, study.compared) for study in papers.studies().values()]
         print(table([("Key", "In the paper", "What is compared"), *rows]))
         print("\nrebalance paper KEY data=my.yaml preset=cpu|gpu; any key of `rebalance sweep` overrides the preset.")
+        print("rebalance paper numbers > papers.csv writes what the papers report.")
+        return
+    if args == ["numbers"]:
+        from rebalance.report.papers import as_csv
+
+        print(as_csv(), end="")
         return
     study, given = papers.find(args[0]), pairs(args[1:], settings.SweepFlags)
     if study.cells:
@@ -157,20 +166,21 @@ def paper(args: list[str]) -> None:
 def report(args: list[str]) -> None:
     """Build the report of a run folder."""
     folders = [arg for arg in args if "=" not in arg]
-    chosen = [arg.removeprefix("baseline=") for arg in args if arg.startswith("baseline=")]
-    if len(folders) != 1 or len(chosen) > 1 or len(args) != len(folders) + len(chosen):
+    given = dict(arg.split("=", 1) for arg in args if "=" in arg)
+    if len(folders) != 1 or len(args) != 1 + len(given) or not {*given} <= {"baseline", "reference"}:
         raise ConfigError(
-            f"report takes one run folder, e.g. runs/benchmark/mine, and baseline=; got '{' '.join(args)}'"
+            f"report takes one run folder, e.g. runs/benchmark/mine, baseline= and reference=; got '{' '.join(args)}'"
         )
-    show_report(Path(folders[0]), *chosen)
+    references = [Path(text.strip()) for text in given.get("reference", "").split(",") if text.strip()]
+    show_report(Path(folders[0]), given.get("baseline", ""), references)
 
 
-def show_report(folder: Path, baseline: str = "") -> None:
+def show_report(folder: Path, baseline: str = "", references: Sequence[Path] = ()) -> None:
     """Build the report of a run folder and print its tables."""
     from rebalance.report import build
 
-    page = build.report(folder, baseline)
-    print(f"{build.terminal_table(folder, baseline)}\n\n{page}")
+    page = build.report(folder, baseline, references)
+    print(f"{build.terminal_table(folder, baseline, references)}\n\n{page}")
 
 
 def hook(args: list[str]) -> None:
@@ -273,7 +283,8 @@ COMMANDS: dict[str, Command] = {
         "rebalance report runs/benchmark/mine",
         "build tables, plots and the report of a run folder again",
         report,
-        more="baseline=focal compares the losses with that one, instead of the first that the sweep was asked for.",
+        more="baseline=focal compares the losses with that one, instead of the first that the sweep was asked for; "
+        "reference=runs/benchmark/other takes runs on complete labels and long runs from other sweeps too.",
     ),
     "bench": Command(
         "rebalance bench batch=16 imgsz=320",
@@ -347,7 +358,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line, by default the process's own; return the exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
     rest = [arg for arg in args if arg != "--debug"]
-    return guarded(lambda: dispatch(rest), debug=len(rest) < len(args))
+
+    def call() -> None:
+        with full_disk_told("the output"):
+            dispatch(rest)
+
+    return guarded(call, debug=len(rest) < len(args))
 
 
 if __name__ == "__main__":

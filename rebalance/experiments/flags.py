@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from rebalance.recipe import DEFAULTS, HEADS, REMOVALS, TRAIN
+from rebalance.recipe import DEFAULTS, HEADS, METHODS_OF, REMOVALS, TRAIN
 from rebalance.settings import checked
 
-__all__ = ["DEFAULTS", "HEADS", "OWNERS", "REMOVALS", "typed"]
-
-# The methods that a flag is for; none: it is for all
-OWNERS: Mapping[str, tuple[str, ...]] = {
-    **{name: (owner.name,) if hasattr(owner, "name") else () for name, (owner, _) in TRAIN.items()},
-    "obj_base": ("obj", "resobj"),
-}
+__all__ = ["DEFAULTS", "HEADS", "METHODS_OF", "REMOVALS", "typed"]
 
 
 def typed(name: str, text: str) -> Any:

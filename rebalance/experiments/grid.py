@@ -29,7 +29,7 @@ from typing import Any
 
 from rebalance.data.protocols import uses_rate
 from rebalance.errors import ConfigError
-from rebalance.experiments.flags import DEFAULTS, HEADS, OWNERS, REMOVALS, typed
+from rebalance.experiments.flags import DEFAULTS, HEADS, METHODS_OF, REMOVALS, typed
 from rebalance.settings import SparsifyFlags, SweepFlags, checked, convert, parse, settings_of, value_text
 
 LABELS = ("protocol", "rate")
@@ -318,7 +318,7 @@ def _no_point(varied: Mapping[str, Any], base: Mapping[str, Any]) -> ConfigError
 
 def _is_idle(key: str, values: Mapping[str, Any]) -> bool:
     """Whether a flag is of a method that the run's `loss` (or `head`) leaves out; without these a flag chooses it."""
-    owners = OWNERS.get(key, ())
+    owners = METHODS_OF.get(key, ())
     loss, head = str(values.get("loss") or ""), values.get("head")
     if not owners or not (loss or (head and "resobj" in owners)):
         return False
@@ -368,7 +368,7 @@ def _controls(runs: Sequence[Run], fractions: Sequence[float]) -> list[Run]:
 
 def _dropped(run: Run) -> list[float]:
     """The fractions that `drop` takes from the run's loss."""
-    return [run.train[key] for key in _removed(run) if OWNERS[key] == ("drop",)]
+    return [run.train[key] for key in _removed(run) if METHODS_OF[key] == ("drop",)]
 
 
 def _on_complete_labels(runs: Sequence[Run]) -> list[Run]:
@@ -387,10 +387,10 @@ def _on_complete_labels(runs: Sequence[Run]) -> list[Run]:
         )
     there = {_content(replace(run, labels=Labels())) for run in runs if not _withholds(run.labels)}
     first: dict[tuple[str, str], Run] = {}
-    for run in sorted(partial, key=lambda run: (run.train["head"] in HEADS, bool(_removed(run)))):
+    for run in sorted(partial, key=lambda run: (_head(run) in HEADS, bool(_removed(run)))):
         budget = json.dumps([run.seed, run.train["divisor"], dict(run.host)], default=str, sort_keys=True)
-        if run.train["head"] not in HEADS:
-            first.setdefault((budget, run.train["head"]), run)
+        if _head(run) not in HEADS:
+            first.setdefault((budget, _head(run)), run)
         elif not any(budget == other for other, _ in first):
             first[budget, ""] = run
     made = []
@@ -405,6 +405,12 @@ def _on_complete_labels(runs: Sequence[Run]) -> list[Run]:
     return made
 
 
+def _head(run: Run) -> str:
+    """The head of a run, which its loss may choose."""
+    chosen = [part for part in str(run.train["loss"]).split("+") if part in HEADS]
+    return (chosen or [str(run.train["head"])])[0]
+
+
 def _withholds(labels: Labels) -> bool:
     return labels.protocol != "normal" and (labels.rate > 0 or not uses_rate(labels.protocol))
 
@@ -414,7 +420,7 @@ def _removed(run: Run) -> list[str]:
     return [
         key
         for key in REMOVALS
-        if run.train[key] and (key in run.given or {*OWNERS[key]} & {*run.train["loss"].split("+")})
+        if run.train[key] and (key in run.given or {*METHODS_OF[key]} & {*run.train["loss"].split("+")})
     ]
 
 

@@ -5,8 +5,9 @@ The pictures are Figure 5 of Chen et al., "Residual Objectness for Imbalance Red
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ import cv2
 import numpy as np
 from ultralytics.data.utils import IMG_FORMATS
 from ultralytics.engine.results import Results
+from ultralytics.utils import LOGGER
 from ultralytics.utils.checks import check_imgsz
 
 from rebalance.data.dataset import DataSet, withheld_path
 from rebalance.errors import DataError, ModelError
-from rebalance.experiments.evaluate import eval_flags
-from rebalance.experiments.record import Box, Config, Detection, Label, Sample, shown, write_whole
+from rebalance.experiments.evaluate import predict_flags
+from rebalance.experiments.record import Box, Config, Detection, Label, Sample, shown
+from rebalance.files import write_whole
 from rebalance.settings import StepsFlags
 from rebalance.train.api import YOLO
 
@@ -34,35 +37,52 @@ WIDTH = 340  # pixels of a panel, at least: what the longest line of text takes
 STRIDE = 32  # what the host rounds image sizes up to, at least
 
 
-def sample(weights: Path, data: DataSet, config: Config) -> tuple[Sample, ...]:
+def sample(weights: Path, data: DataSet, config: Config, setting: Mapping[str, Any]) -> tuple[Sample, ...]:
     """Return detections beside labels, in pixels, on fixed images.
 
     Of test (or val), and of the training images with withheld boxes, both spread evenly over the sorted list: runs on
     the same data show the same images. Where the head has T steps, the image of test on which it finds most has the
     detections with the first 0 to T - 1 of them too, as `steps`.
+
+    Each image is given to the model alone, by its path: the host prepares those of a list in another way. One that
+    cannot be shown is named and left out, as the run has all that it was for.
     """
     split = "test" if "test" in data.splits else "val"
     withheld = {image: withheld_path(image) for image in sorted(set(data.images("train")))}
     partial = [image for image, file in withheld.items() if file and os.path.isfile(file) and os.path.getsize(file)]
     wanted = dict.fromkeys(spread(sorted(set(data.images(split))), SAMPLES), split)
     wanted |= dict.fromkeys(spread(partial, SAMPLES), "train")
-    chosen = {image: split for image, split in wanted.items() if _readable(data, image)}
-    if not chosen:
-        return ()
-    flags = {key: value for key, value in eval_flags(config, weights).items() if key not in ("workers", "batch")}
-    flags |= {"conf": SCORE, "save": False, "verbose": False}  # a conf that was given is of the metrics
+    flags = {**predict_flags(config, weights, setting), "conf": SCORE}  # that of the setting is of the metrics
     model = YOLO(str(weights))
-    steps, results = steps_of(model), model.predict(list(chosen), **flags)
-    found = zip(chosen.items(), results, strict=True)
-    samples = [_sample(data, image, split, result) for (image, split), result in found]
-    if steps:
-        most = max(range(len(samples)), key=lambda i: (samples[i].split == split, len(samples[i].detections)))
-        after = [at_step(weights, step).predict(list(chosen)[most], **flags) for step in range(steps)]
-        samples[most] = replace(samples[most], steps=tuple(_detections(result) for (result,) in after))
-    return tuple(samples)
+    found: dict[str, Sample] = {}
+    for image, of in wanted.items():
+        with _named(image):
+            found[image] = _sample(data, image, of, seen(model, image, flags))
+    if found and (steps := steps_of(model)):
+        most = max(found, key=lambda image: (found[image].split == split, len(found[image].detections)))
+        with _named(most):
+            after = [_detections(seen(at_step(weights, step), most, flags)) for step in range(steps)]
+            found[most] = replace(found[most], steps=tuple(after))
+    return tuple(found.values())
 
 
-def _sample(data: DataSet, image: str, split: str, result: Any) -> Sample:
+@contextlib.contextmanager
+def _named(image: str | Path) -> Iterator[None]:
+    """Turn what goes wrong with an image into a warning: a file that is cut, labels that are none."""
+    try:
+        yield
+    except Exception as error:  # of our readers, of the host's, of the image library
+        LOGGER.warning(f"{shown(image)} is not shown: {' '.join(str(error).split()) or type(error).__name__}")
+
+
+def seen(model: YOLO, image: str | Path, flags: Mapping[str, Any]) -> Results:
+    """What a model finds on an image; DataError where that cannot be read, which the host passes over."""
+    for result in model.predict(str(image), **flags):
+        return result
+    raise DataError("it cannot be read")
+
+
+def _sample(data: DataSet, image: str, split: str, result: Results) -> Sample:
     height, width = map(int, result.orig_shape)
 
     def boxes(labels: Any) -> tuple[Label, ...]:
@@ -101,7 +121,7 @@ def panels(flags: StepsFlags) -> list[Path]:
 
     Raises:
         ModelError: there is no such file, or its head has no steps.
-        DataError: there are no images.
+        DataError: there are no images, or none that can be read.
     """
     source, folder = Path(flags.source), Path(flags.out)
     files = sorted(f for f in source.iterdir() if f.suffix[1:].lower() in IMG_FORMATS) if source.is_dir() else [source]
@@ -117,18 +137,21 @@ def panels(flags: StepsFlags) -> list[Path]:
     # once, as the host would round and warn for every image and step
     stride = max(int(model.model.stride.max()), STRIDE)
     imgsz = check_imgsz(flags.imgsz or model.overrides["imgsz"], stride=stride, max_dim=1)
-    options = {"imgsz": imgsz, "conf": flags.conf, "device": flags.device or None, "verbose": False}
+    options = {"imgsz": imgsz, "conf": flags.conf, "device": flags.device or None, "save": False, "verbose": False}
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for file in files:
-        pictures = []
-        for step, model in enumerate(models):
-            (found,) = model.predict(str(file), save=False, **options)
-            scores = found.boxes.conf
-            mean = f", mean score {scores.mean():.2f}" if len(scores) else ""
-            pictures.append(_titled(_drawn(found), f"t = {step}: {len(scores)} found{mean}"))
-        picture = cv2.imencode(".png", np.hstack(pictures))[1].tobytes()
-        written.append(write_whole(folder / f"{file.stem}.png", picture))
+        with _named(file):
+            pictures = []
+            for step, model in enumerate(models):
+                found = seen(model, file, options)
+                scores = found.boxes.conf
+                mean = f", mean score {scores.mean():.2f}" if len(scores) else ""
+                pictures.append(_titled(_drawn(found), f"t = {step}: {len(scores)} found{mean}"))
+            picture = cv2.imencode(".png", np.hstack(pictures))[1].tobytes()
+            written.append(write_whole(folder / f"{file.stem}.png", picture))
+    if not written:
+        raise DataError(f"source={flags.source}: no image there can be read")
     return written
 
 
@@ -144,16 +167,6 @@ def at_step(file: str | Path, step: int) -> YOLO:
     head: Any = model.model.model[-1]
     head.shown = step  # before it first predicts: the host predicts with a copy
     return model
-
-
-def _readable(data: DataSet, image: str) -> bool:
-    """Whether image and labels can be shown; the host passes over broken ones too."""
-    try:
-        data.labels(image)
-        data.withheld(image)
-    except DataError:
-        return False
-    return cv2.imread(image) is not None
 
 
 def _drawn(found: Results) -> Any:

@@ -14,8 +14,6 @@ Boxes are (x1, y1, x2, y2) in pixels of the image; metrics are fractions in [0, 
 from __future__ import annotations
 
 import json
-import math
-import os
 import re
 import sys
 from collections import abc
@@ -27,12 +25,14 @@ from types import NoneType
 from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 from rebalance.errors import RunError
+from rebalance.files import write_whole
 
 SCHEMA = 1
 SWEEP, RUNS, PACKED = "sweep.json", "runs", "records.jsonl"
 CONFIG, RECORD, LOG = "config.json", "record.json", "log.txt"
 SPLITS = ("val", "test")
 METRICS = ("mAP50", "mAP75", "mAP50-95")
+NUMBERS = ("iou", "conf", "max_det")  # of an evaluation, by the names of the host's flags
 
 Box = tuple[float, float, float, float]
 T = TypeVar("T")
@@ -65,7 +65,8 @@ class Rule(NamedTuple):
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Not NaN, not infinite, and no whole number that no float holds."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _is_one(value: Any) -> bool:
@@ -99,14 +100,18 @@ Flags = Annotated[Mapping[str, Scalar], {"obj_drop": float, "box_drop": float}] 
 # A loss that overflowed is written as null: a curve has a gap there, the record is readable.
 _finite = _OBJECT._replace(make=lambda value: {key: item for key, item in value.items() if _is_number(item)})
 Numbers = Annotated[Mapping[str, float], _finite]
+_HOST_METRICS = dict.fromkeys(METRICS, Fraction)  # must be there
 _METRICS = {
-    **dict.fromkeys(METRICS, Fraction),  # must be there
+    **_HOST_METRICS,
     **dict.fromkeys(("precision", "recall"), float | None),
     "mAP_by_iou": Mapping[str, Fraction] | None,  # IoU threshold, e.g. '0.55' -> mAP; none in older records
-    "per_class": Mapping[str, Numbers] | None,
+    "per_class": Mapping[str, Numbers] | None,  # '<index>: <name>'; in older records the name alone
+    **dict.fromkeys(("coco", "voc"), Numbers | None),  # as COCO and VOC 2007 count; none in older records
 }
 _present = _OBJECT._replace(make=lambda value: {split: value[split] for split in SPLITS if value.get(split)})
 Metrics = Annotated[Mapping[str, Annotated[Mapping[str, Any], _METRICS]], _present]
+HostMetrics = Annotated[Mapping[str, Annotated[Mapping[str, float], _HOST_METRICS]], _present]
+_EVALUATION = {"iou": float, "conf": float, "max_det": int, "source": str}
 _LOSS_RAN = dict.fromkeys(("loss", "head", "element", "weighting", "divisor", "text"), str | None)
 _LABELS = {"protocol": str | None, "rate": float | None, "seed": int | None, "data": str | None}
 _STUDY = {
@@ -167,7 +172,14 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One run that is over. `metrics` are empty if it failed; `log_tail` are then the last lines of its log."""
+    """One run that is over. `metrics` are empty if it failed; `log_tail` are then the last lines of its log.
+
+    Attributes:
+        metrics: of the boxes that `evaluation` keeps.
+        host_metrics: of those that Ultralytics' defaults keep; empty in older records, whose `metrics` these are unless
+            the sweep had `iou`, `conf` or `max_det`.
+        evaluation: `iou`, `conf` and `max_det`, and their `source` in words; empty in older records.
+    """
 
     run: Name
     status: Status
@@ -182,6 +194,8 @@ class Record:
     timings: Numbers = field(default_factory=dict)
     peak_memory_mb: float | None = None
     metrics: Metrics = field(default_factory=dict)
+    host_metrics: HostMetrics = field(default_factory=dict)
+    evaluation: Annotated[Mapping[str, Any], _EVALUATION] = field(default_factory=dict)
     epochs: tuple[Numbers, ...] = ()
     samples: tuple[Sample, ...] = ()
     log_tail: tuple[str, ...] = ()
@@ -213,8 +227,8 @@ class Record:
 
     @property
     def per_class(self) -> dict[str, Mapping[str, Mapping[str, float]]]:
-        """Split -> class -> metric -> fraction."""
-        return {split: found.get("per_class") or {} for split, found in self.metrics.items()}
+        """Split -> class -> metric -> fraction; a class is named, with its index where another has the same name."""
+        return {split: _named(found.get("per_class") or {}) for split, found in self.metrics.items()}
 
     @property
     def by_iou(self) -> dict[str, Mapping[str, float]]:
@@ -276,6 +290,14 @@ class Sweep:
         return tuple(r for r in self.records if not r.finished)
 
 
+def _named(classes: Mapping[str, T]) -> dict[str, T]:
+    """Take the index off the keys '<index>: <name>' of classes whose name is theirs alone."""
+    if not all(re.match(r"[0-9]+: ", key) for key in classes):
+        return dict(classes)
+    names = [key.split(": ", 1)[1] for key in classes]
+    return {name if names.count(name) == 1 else key: classes[key] for key, name in zip(classes, names, strict=True)}
+
+
 @cache
 def _parts(kind: Any) -> dict[str, tuple[Any, bool]]:
     """Field of a dataclass -> its kind, and whether it must be there."""
@@ -328,10 +350,12 @@ def decode(kind: type[T], text: str, what: str) -> T:
     """
     try:
         content = json.loads(text)
+        if r"\ud" in text.lower():
+            json.dumps(content, ensure_ascii=False).encode()  # half a character, which no page can hold
         if build(dict, content, "the content").get("schema") != SCHEMA:
             raise RunError(f"schema is {content.get('schema')!r}, this version reads {SCHEMA}")
         made: T = build(kind, content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunError(f"{what} is not valid JSON: {error}") from None
     except RunError as error:
         raise RunError(f"{what}: {error}") from None
@@ -422,7 +446,17 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-_LEFT_OUT = ("host_args", "log_tail", "machine", "steps", "study", "versions", "weights")  # where empty
+_LEFT_OUT = (
+    "evaluation",
+    "host_args",
+    "host_metrics",
+    "log_tail",
+    "machine",
+    "steps",
+    "study",
+    "versions",
+    "weights",
+)  # where empty
 _NULL = ("error", "git", "loss_ran", "metrics", "timings")  # where empty
 
 
@@ -454,16 +488,6 @@ def pack(folder: Path, out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(read_json(file), separators=(",", ":")) for file in files]
     return write_whole(out / PACKED, "".join(f"{line}\n" for line in lines).encode())
-
-
-def write_whole(path: Path, data: bytes) -> Path:
-    """Write a file whole or not at all, and return it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    return temporary.replace(path)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

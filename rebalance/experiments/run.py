@@ -1,7 +1,8 @@
 """One run of a sweep, in a process of its own: `python -m rebalance.experiments.run <run folder>`.
 
 Reads config.json, trains, evaluates on val and test, and writes record.json last. Killed at any point, the same command
-goes on from the last checkpoint that is whole, or starts again in an emptied folder where there is none.
+goes on after the last epoch that was saved, to the figures of a run that was not killed (`rebalance.train.resumable`),
+or starts again in an emptied folder where there is none.
 
 What is evaluated is best.pt, the checkpoint that Ultralytics and YOLOv5 keep, and that a user goes on with: the epoch
 with the best fitness on val, whose labels are complete. The budget is fixed, so this selection is the same for every
@@ -29,6 +30,7 @@ import psutil
 from rebalance.errors import RebalanceError
 from rebalance.experiments.machine import git, machine, versions
 from rebalance.experiments.record import CONFIG, LOG, RECORD, Record, Task, failed, read_file, write
+from rebalance.files import clear
 
 _FILLED_IN = ("epochs", "imgsz", "batch")  # host flags that a record always names
 
@@ -40,13 +42,17 @@ def carry_out(folder: Path) -> Record:
         RunError: the folder is not a run's: it has no config.json that can be read.
     """
     began, task = time.perf_counter(), read_file(Task, folder / CONFIG)
+    clear(folder)
     from rebalance.experiments.train import PROGRESS, Keeper
 
     keeper = Keeper(folder / PROGRESS, int(os.environ.get("OMP_NUM_THREADS", "1")), began)
     try:
         made = _result(folder, task, keeper)
     except Exception as error:
-        traceback.print_exc()
+        if isinstance(error, RebalanceError):
+            print(f"rebalance: error: {error}", file=sys.stderr)
+        else:
+            traceback.print_exc()
         sys.stderr.flush()
         made = failed(task, one_line(error), folder / LOG)
     about = machine(keeper.threads, keeper.state.get("gpu"))
@@ -55,15 +61,20 @@ def carry_out(folder: Path) -> Record:
 
 def _result(folder: Path, task: Task, keeper: Any) -> Record:
     from rebalance.data.dataset import load
-    from rebalance.experiments.evaluate import evaluate
+    from rebalance.experiments.evaluate import evaluate, setting_of
     from rebalance.experiments.inspect import sample
+    from rebalance.experiments.speed import speed
     from rebalance.experiments.train import TRAIN, read_epochs, train
 
     config, weights = task.config, train(folder, task, keeper)
     began, data = time.perf_counter(), load(config.data)
     splits = [split for split in ("val", "test") if split in data.splits]
-    metrics = {split: evaluate(weights, split, config, keeper.threads) for split in splits}
-    samples = sample(weights, data, config)
+    setting = setting_of(weights, config.host)
+    found = {split: evaluate(weights, split, config, setting, keeper.threads) for split in splits}
+    results = {split: result for split, result in found.items() if result}
+    most = max((result.max_det for result in results.values()), default=setting["max_det"])
+    samples = sample(weights, data, config, setting)
+    fps = speed(weights, data, config, setting, keeper.threads)
     now, state = time.perf_counter(), keeper.state
     args = state.get("host_args", {})
     host = {**{key: args[key] for key in _FILLED_IN if key in args}, **config.host}
@@ -74,9 +85,11 @@ def _result(folder: Path, task: Task, keeper: Any) -> Record:
         varied=task.varied,
         weights=weights.name,
         loss_ran=state.get("loss_ran") or {"loss": "stock", "head": "stock", "text": "the host's own loss and head"},
-        timings={**keeper.timings(), "eval_seconds": now - began, "total_seconds": now - keeper.origin},
+        timings={**keeper.timings(), **fps, "eval_seconds": now - began, "total_seconds": now - keeper.origin},
         peak_memory_mb=state.get("peak_memory_mb"),
-        metrics={split: found for split, found in metrics.items() if found},
+        metrics={split: result.metrics for split, result in results.items()},
+        host_metrics={split: result.at_host for split, result in results.items()},
+        evaluation={**setting, "max_det": most},
         epochs=tuple(read_epochs(folder / TRAIN / "results.csv")),
         samples=samples,
     )
@@ -138,10 +151,10 @@ def main(argv: Sequence[str]) -> int:
     folder = Path(argv[0])
     try:
         made = carry_out(folder)
+        write(folder / RECORD, made)
     except RebalanceError as error:
         print(f"rebalance: error: {error}", file=sys.stderr)
         return 2
-    write(folder / RECORD, made)
     return 0 if made.finished else 1
 
 

@@ -39,6 +39,7 @@ from rebalance.experiments import record as files
 from rebalance.experiments.grid import Grid, Labels, Run, as_begun, difference, read_grids
 from rebalance.experiments.machine import cores
 from rebalance.experiments.record import CONFIG, LOG, RECORD, RUNS, SWEEP, Plan, Record, Task, failed, read_if_whole
+from rebalance.files import clear, unfinished, write_whole
 from rebalance.settings import SparsifyFlags, parse, value_text
 
 ROOT = Path("runs/benchmark")
@@ -48,7 +49,7 @@ RESULTS = "results.csv"
 METRICS = ("mAP50", "mAP75", "mAP50-95", "precision", "recall")
 
 _SAY = partial(print, flush=True)
-_LOCK = "lock"
+_LOCK, _DATA = "lock", "data"
 _POLL = 0.1  # seconds between looks at the children
 _GRACE = 10.0  # seconds that a stopped child gets to end by itself
 
@@ -92,6 +93,8 @@ def sweep(
         sources = {data: _source(data) for data in dict.fromkeys(str(run.host["data"]) for run in grid.runs)}
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
+        for place in (folder, folder / _DATA):
+            clear(place)
         _refuse_other(folder, grid, written or {})  # somebody may have made the folder since
         runs = tuple(run.id for run in grid.runs)
         files.write(folder / SWEEP, Plan(asked=grid.asked, runs=runs, study=study or {}, written=written or {}))
@@ -184,7 +187,8 @@ class _Crew:
 def _refuse_other(folder: Path, grid: Grid, written: Mapping[str, str]) -> None:
     """Raise where runs of other values or of another plan are in the folder, or things that are not a sweep's."""
     made = read_if_whole(Plan, folder / SWEEP)
-    if made is None and folder.exists() and {path.name for path in folder.iterdir()} - {_LOCK, f".{_LOCK}"}:
+    found = [path for path in folder.iterdir() if not unfinished(path)] if folder.exists() else []
+    if made is None and {path.name for path in found} - {_LOCK, f".{_LOCK}"}:
         raise RunError(f"{folder} is not a sweep (it has no {SWEEP}): give another name=")
     if made is None or not (folder / RUNS).exists():
         return
@@ -209,7 +213,7 @@ def _write_results(folder: Path, runs: Iterable[str]) -> None:
     writer = csv.DictWriter(text, rows[0] if rows else (), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    files.write_whole(folder / RESULTS, text.getvalue().encode())
+    write_whole(folder / RESULTS, text.getvalue().encode())
 
 
 def _row(record: Record) -> dict[str, Any]:
@@ -291,7 +295,7 @@ def _training_set(folder: Path, source: Path, labels: Labels, several: bool) -> 
     name = f"{labels.protocol}-{value_text(labels.rate)}-{labels.seed}"
     if several:
         name += f"-{hashlib.sha256(str(source).encode()).hexdigest()[:8]}"
-    out = folder / "data" / name
+    out = folder / _DATA / name
     if not out.exists():  # it appears whole or not at all
         from rebalance.data.derive import sparsify
 

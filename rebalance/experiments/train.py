@@ -1,4 +1,4 @@
-"""The training of one run, that can be killed at any point and goes on from the last checkpoint that is whole."""
+"""The training of one run, which can be killed at any point and goes on as if it had not been."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import os
 import shutil
 import sys
 import time
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
-from rebalance.experiments.record import Task, read_json, write_json
+from rebalance.experiments.record import NUMBERS, Task, read_json, write_json
 from rebalance.train.api import YOLO
+from rebalance.train.checkpoint import find_state
 
 PROGRESS = "progress.json"
 TRAIN = "train"
@@ -79,54 +79,54 @@ class Keeper:
         return {"train_seconds": seconds, "images_per_second": images / seconds if seconds else 0.0}
 
 
+class _YOLO(YOLO):
+    exact = True
+
+
 def train(folder: Path, task: Task, keeper: Keeper) -> Path:
-    """Train to the end, from where an earlier attempt was stopped, and return the checkpoint to evaluate."""
+    """Train to the end, from where an earlier attempt was stopped, and return the checkpoint to evaluate.
+
+    What is trained in several attempts is the same as in one, so a checkpoint without its state is of no use here.
+    The setting of the evaluation stays out of it: the host would choose best.pt by it.
+    """
     data, weights = str(task.config.data), folder / TRAIN / "weights"
-    found = _whole_checkpoint(weights)
+    found = _begun(weights / "last.pt")
     if found is None:
         shutil.rmtree(folder / TRAIN, ignore_errors=True)
         keeper.state = {"seconds": {}, "total_seconds": keeper.state.get("total_seconds", 0.0)}
-        model, asked = YOLO(task.config.host["model"]), task.config
+        model, asked = _YOLO(task.config.host["model"]), task.config
         keeper.attach(model)
         ours = {key: asked.train[key] for key in task.given}
-        host = {key: value for key, value in asked.host.items() if key not in ("model", "data")}
+        host = {key: value for key, value in asked.host.items() if key not in ("model", "data", *NUMBERS)}
         places = {"project": str(folder.absolute()), "name": TRAIN, "exist_ok": True}
         model.train(data=data, seed=asked.seed, **ours, **host, **places)
     else:
-        model, done = found
-        if not done:
-            repair_csv(folder / TRAIN / "results.csv")
+        model, over = found
+        if not over:
             keeper.attach(model)
             model.train(resume=True, data=data, save_dir=str((folder / TRAIN).absolute()))
     keeper.state = read_json(keeper.path) or keeper.state  # what a multi-GPU training wrote from its own processes
     best = weights / "best.pt"
-    return best if _is_whole(best) else weights / "last.pt"
+    return best if best.is_file() else weights / "last.pt"
 
 
-def _whole_checkpoint(weights: Path) -> tuple[Any, bool] | None:
-    """The model of the newest checkpoint that can be read, and whether its training is complete.
-
-    The host writes checkpoints in place, last.pt first: a kill can leave one of the two half-written, not both. A
-    half-written best.pt is removed, because the host would stumble over it at the end.
-    """
-    paths = [weights / name for name in ("last.pt", "best.pt")]
-    for path in paths:
-        if not _is_whole(path):
-            path.unlink(missing_ok=True)
-    for path in filter(Path.exists, paths):
-        try:
-            model = YOLO(str(path))
-            epoch, epochs = int(model.ckpt["epoch"]), int(model.ckpt["train_args"]["epochs"])
-        except Exception:  # whatever unpickling a damaged file raises: it is of no use
-            path.unlink()
-        else:
-            return model, epoch < 0 or epoch + 1 >= epochs  # the host writes -1 when it is through
-    return None
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether a checkpoint was written to its end, where a zip archive has its directory."""
-    return path.is_file() and zipfile.is_zipfile(path)
+def _begun(last: Path) -> tuple[Any, bool] | None:
+    """The model of a training that can go on exactly, and whether there is nothing left to train; None: begin again."""
+    if not last.is_file():
+        return None
+    try:
+        model = _YOLO(str(last))
+        epoch = int(model.ckpt["epoch"])
+    except Exception as error:  # whatever unpickling a damaged file raises
+        print(f"rebalance: {last} cannot be read ({type(error).__name__}): the run begins again", flush=True)
+        return None
+    if epoch < 0:  # as the host leaves it when it is through
+        return model, True
+    state, missing = find_state(last, epoch)
+    if state is None:
+        print(f"rebalance: {missing}, so it could not go on exactly: the run begins again", flush=True)
+        return None
+    return model, False
 
 
 def read_epochs(path: Path) -> list[dict[str, float]]:
@@ -147,13 +147,6 @@ def read_epochs(path: Path) -> list[dict[str, float]]:
             epoch = int(numbers.pop("epoch"))
             rows[epoch] = {"epoch": epoch, **numbers}
     return [rows[epoch] for epoch in sorted(rows)]
-
-
-def repair_csv(path: Path) -> None:
-    """Take the line off that a kill left half-written, so that the next one does not continue it."""
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    if text and not text.endswith("\n"):
-        path.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
 
 
 def peak_memory_mb(device: Any) -> float:

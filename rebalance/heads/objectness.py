@@ -17,16 +17,29 @@ from torch import Tensor, nn
 
 from rebalance.errors import ModelError
 
-CLASS_PRIOR = 0.01  # P(class | object) at the start, section 3.1
 STD = 0.01  # of the weights of a last layer, as in RetinaNet
 
 
-def objectness_prior(nc: int) -> float:
-    """P(object) at the start: 1/C (section 3.1), but at most that of the paper's 80 classes.
+def objectness_prior(nc: int, given: str = "auto") -> float:
+    """P(object) at the start, of `nc` classes.
 
-    Section 3.1 wants it low, so that the many negatives do not swamp the loss; with few classes 1/C is not.
+    Args:
+        given: paper: 1/C (section 3.1). auto: that, but at most what it is for the paper's 80 classes: section 3.1
+            wants it low, so that the many negatives do not swamp the loss, and with few classes 1/C is not. code:
+            0.001, as the authors have it in their later code. Or a number.
     """
-    return min(1 / nc, 1 / 80)
+    named = {"paper": _one_in(nc), "auto": min(_one_in(nc), 1 / 80), "code": 0.001}
+    return named[given] if given in named else float(given)
+
+
+def class_prior(nc: int, given: str = "paper") -> float:
+    """P(class | object) at the start, of `nc` classes: paper: 0.01 (section 3.1); code: 1/C; or a number."""
+    named = {"paper": 0.01, "code": _one_in(nc)}
+    return named[given] if given in named else float(given)
+
+
+def _one_in(nc: int) -> float:
+    return 1 / max(nc, 2)  # of a single class 1/C would be certainty
 
 
 def logit(p: float) -> float:
@@ -108,23 +121,28 @@ class ResidualObjectness(nn.Module):
     """An objectness subnet on a class tower, and the residual subnets of T steps.
 
     With `on="obj"` the residual subnets see the features within the objectness subnet; these are part of it, so where
-    the gradient is isolated (`grad`; else joint) they are detached, and the residual losses train the residual subnets
+    the gradient is isolated (`grad` is not joint) they are detached, and the residual losses train the residual subnets
     alone. With `on="cls"` they see the features of the class tower, which the residual losses train along.
     """
 
     fused = False
 
     def __init__(
-        self, channels: int, *, width: int = 0, anchors: int = 1, steps: int = 2, on: str = "obj",
-        grad: str = "isolated", prior: float = 0.01, act: type[nn.Module] = nn.SiLU,
+        self, channels: int, *, width: int = 0, residual_width: int = 0, anchors: int = 1, steps: int = 2,
+        on: str = "obj", grad: str = "isolated", prior: float = 0.01, act: type[nn.Module] = nn.SiLU,
     ) -> None:  # fmt: skip
-        """Build with random weights; width 0: a quarter of `channels`, at least 16; 0 steps: the objectness alone."""
+        """Build with random weights.
+
+        A width of 0, of the objectness or of each residual subnet, is a quarter of `channels`, at least 16; 0 steps:
+        the objectness alone.
+        """
         super().__init__()
-        width = width or max(16, channels // 4)
+        width, residual_width = (given or max(16, channels // 4) for given in (width, residual_width))
         self.on, self.grad = on, grad
         self.objectness: Any = ObjectnessSubnet(channels, width, anchors=anchors, prior=prior, act=act)
         source = width if on == "obj" else channels
-        self.residual = ResidualSubnets(source, width, anchors=anchors, steps=steps, act=act) if steps else None
+        made = ResidualSubnets(source, residual_width, anchors=anchors, steps=steps, act=act) if steps else None
+        self.residual = made
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """(B, K, H, W) -> objectness logits (B, A, H, W), and residual logits (B, T, A, H, W) or None where T = 0.
@@ -139,7 +157,7 @@ class ResidualObjectness(nn.Module):
             return logits, None
         if self.on == "cls":
             return logits, self.residual(x)
-        return logits, self.residual(features.detach() if self.grad == "isolated" else features)
+        return logits, self.residual(features if self.grad == "joint" else features.detach())
 
     def fuse(self, shown: int) -> None:
         """Let the last convolution give the objectness and the first `shown` residuals, summed: for inference alone.
@@ -177,7 +195,7 @@ class SharedResiduals(nn.Module):
         """Build with random weights; `width` 0, of what is squeezed too: an eighth of `channels`, at least 16."""
         super().__init__()
         width = width or max(16, channels // 8)
-        self.detached = on == "obj" and grad == "isolated"
+        self.detached = on == "obj" and grad != "joint"
         self.squeeze = nn.Conv2d(channels, width, 1)
         self.act = nn.SiLU()
         self.residual = ResidualSubnets(width, width, anchors=anchors, steps=steps)

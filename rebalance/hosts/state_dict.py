@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from argparse import Namespace
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,19 +14,26 @@ from ultralytics.utils import LOGGER
 
 from rebalance.errors import ModelError
 
+WRAPPERS = ("model", "state_dict", "model_state_dict")  # keys under which training scripts keep a state dict
+torch.serialization.add_safe_globals([Namespace])  # the arguments that torchvision's script keeps beside it
+
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor] | None:
     """The tensors of a plain state dict file; None where the file is something else, e.g. an Ultralytics checkpoint.
 
-    Nothing but tensors is ever unpickled.
+    It may be wrapped as training scripts do it, `{"model": …}` or `{"state_dict": …}` with optimizer and epoch beside,
+    and its names may begin with `module.`, as of several GPUs. Nothing but tensors and plain values is ever unpickled.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError):
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError):
         return None
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    wrapped = [state[name] for name in WRAPPERS if isinstance(state, dict) and isinstance(state.get(name), dict)]
+    state = (wrapped or [state])[0]
+    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         return None
-    return state
+    several = all(name.startswith("module.") for name in state)
+    return {name.removeprefix("module.") if several else name: x for name, x in state.items()}
 
 
 Rows = Callable[[Tensor, Tensor], Tensor]  # (a parameter, (K,) classes) -> its rows of these classes, in this order

@@ -93,3 +93,31 @@ def match(labels: Tensor, anchors: Tensor, shapes: Sequence[tuple[int, int]], an
         boxes_xywh=spread(boxes),
         anchor_wh=spread(anchors[:, None, :, None]),
     )
+
+
+def set_in_part(place: Tensor, loose: Tensor, part: float | Tensor) -> Tensor:
+    """By how much each slot sets the target of its candidate, where the last slot of a candidate sets it.
+
+    A loose slot is there but in part: what is missing is set by the slot before it.
+
+    Args:
+        place: (K,) int64 candidate of each slot, in the order of slots.
+        loose: (K,) bool.
+        part: of a loose slot that is missing, in [0, 1].
+
+    Returns:
+        (K,) in [0, 1]; over the slots of a candidate they add up to 1, or to less where all are loose.
+    """
+    order = len(place) - 1 - place.flip(0).argsort(stable=True)  # a candidate's slots side by side, the last first
+    place, loose = place[order], loose[order]
+    first = torch.ones_like(loose)
+    first[1:] = place[1:] != place[:-1]
+
+    def before(counted: Tensor) -> Tensor:
+        """(K,) how many come before, of the same candidate."""
+        total = counted.cumsum(0) - counted.long()
+        return total - torch.where(first, total, 0).cummax(0).values
+
+    share = torch.where(loose, 1 - part, 1.0) * part ** before(loose)
+    share = share.where(before(~loose) == 0, 0)
+    return torch.empty_like(share).scatter_(0, order, share)

@@ -115,36 +115,43 @@ class Drop(Method):
     def choose(self, predictions: Predictions, run: Run) -> Choice | None:
         """Draw from the negatives for the objectness loss, and from the matched ones of low IoU for the box loss.
 
-        In scope `literal` what is drawn becomes background; so it is where YOLOv5's IoU tensor is edited.
+        In scope `literal` both draw from the matches whose complete IoU with their own label is low, in one order, so
+        that the same leave both at the same rate: so it is where YOLOv5's IoU tensor is edited. A match that is drawn
+        sets no target of the objectness, and is background unless another match of the candidate sets one.
         """
         if not (self.obj_drop or self.box_drop) or not run.training or run.epoch < self.drop_warmup:
             return None
-        state, overlap = predictions.state, predictions.overlap()
-        generator, weigh = run.generator(overlap.device), self.drop_select == "weight"
+        state, pairs, literal = predictions.state, predictions.pairs, self.drop_scope == "literal"
+        matched, places = state == POSITIVE, None if pairs is None else pairs()
+        matches = matched if places is None else places >= 0
 
-        def drawn(eligible: Tensor, rate: float) -> Tensor:
-            if weigh:
-                return eligible
-            return drop_mask(eligible, rate, generator=generator, confidence=ranking)
+        def at_matches(values: Tensor) -> Tensor:
+            return values if places is None else values.flatten()[places.clamp(min=0)]
 
-        matched, low = state == POSITIVE, overlap < self.neg_iou
-        negatives = low & (~matched if self.drop_scope == "background" else matched)
-        ranking = predictions.confidence() if self.drop_select == "confident" else None
-        obj = drawn(negatives, self.obj_drop)
-        low_pairs = low & matched
-        if predictions.pairs is not None:
-            pairs = predictions.pairs()
-            low_pairs = low.flatten()[pairs.clamp(min=0)] & (pairs >= 0)
-            ranking = None if ranking is None else ranking.flatten()[pairs.clamp(min=0)]
-        box = drawn(low_pairs, self.box_drop)
-        literal = self.drop_scope == "literal"
+        if literal:
+            negatives = low_matches = matches & (predictions.own() < self.neg_iou)
+        else:
+            low = predictions.overlap() < self.neg_iou
+            negatives = low & (~matched if self.drop_scope == "background" else matched)
+            low_matches = matches & at_matches(low)
+        obj = box = None  # what they are ranked by
+        if self.drop_select == "confident":
+            obj = predictions.confidence()
+            box = at_matches(obj)
+            obj = box if literal else obj
+        weigh, generator = self.drop_select == "weight", run.generator(state.device)
+        obj = negatives if weigh else drop_mask(negatives, self.obj_drop, generator=generator, confidence=obj)
+        if literal:
+            generator = run.generator(state.device)
+        box = low_matches if weigh else drop_mask(low_matches, self.box_drop, generator=generator, confidence=box)
         return Choice(
             left=obj if self.obj_drop and not literal else None,
-            background=obj if self.obj_drop and literal else None,
+            background=obj if self.obj_drop and literal and places is None else None,
+            unset=obj if self.obj_drop and literal and places is not None else None,
             box=box if self.box_drop else None,
             kept=self.drop_divisor == "kept",
             matched=self.drop_scope != "background",
-            counts=torch.stack([negatives.sum(), obj.sum() * (not weigh), low_pairs.sum(), box.sum() * (not weigh)]),
+            counts=torch.stack([negatives.sum(), obj.sum() * (not weigh), low_matches.sum(), box.sum() * (not weigh)]),
             rest=expected(negatives, self.obj_drop) if weigh else None,
-            box_rest=expected(low_pairs, self.box_drop) if weigh else None,
+            box_rest=expected(low_matches, self.box_drop) if weigh else None,
         )

@@ -79,14 +79,13 @@ def balance(targets: Tensor, alpha: float) -> Tensor:
 
 
 def start(site: Site, gamma: float, alpha: float) -> str:
-    """What is to be said where targets are scores: an untrained positive of score y has y^γ·α_t of cross-entropy."""
+    """What is to be said where targets are scores: an untrained positive of score y costs y^γ·α_t of cross-entropy."""
     if "scores" not in site.gives or (gamma == 0 and alpha < 0):
         return ""
     times = [1 / max(y**gamma * (alpha * y + (1 - alpha) * (1 - y) if alpha >= 0 else 1), TINY) for y in (0.5, 0.25)]
-    return (
-        f"targets are scores: a positive of score 0.5 starts {times[0]:.3g} times below cross-entropy, of 0.25 "
-        f"{times[1]:.3g} times"
-    )
+    high, low = (f"{x:.3g} times below" if x >= 1 else f"{1 / x:.3g} times above" for x in times)
+    told = "targets are scores: before the divisor a positive starts"
+    return f"{told} {high} cross-entropy at score 0.5, {low} at 0.25"
 
 
 def softmax_focal(logits: Tensor, targets: Tensor, *, gamma: float = 2.0, alpha: float = 0.25) -> Tensor:

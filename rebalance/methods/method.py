@@ -110,11 +110,14 @@ def seed_of(*key: int | str) -> int:
 
 
 class Predictions(NamedTuple):
-    """What candidates are chosen from. Overlap and confidence are computed only where a method asks for them."""
+    """What candidates are chosen from. Overlaps and confidence are computed only where a method asks for them."""
 
     state: Tensor  # (B, N) int8, see `rebalance.match.candidates`
     overlap: Callable[[], Tensor]  # (B, N) IoU of the predicted box with the nearest label of the image
     confidence: Callable[[], Tensor]  # (B, N) predicted objectness, any monotone scale
+    # in the shape of `pairs`, else (B, N): complete IoU of a matched prediction with its own label, 0 below 0; where
+    # nothing is matched any number
+    own: Callable[[], Tensor]
     # (...) int64 index into the flattened candidates, or -1: the matched predictions of the box loss. None: each
     # matched candidate once, in its own place
     pairs: Callable[[], Tensor] | None = None
@@ -123,8 +126,8 @@ class Predictions(NamedTuple):
 class Rest(NamedTuple):
     """What is left of each candidate that was chosen, where it is chosen in part."""
 
-    loss: float  # of its loss
-    divisor: Tensor  # of its count in a divisor, a scalar
+    loss: float | Tensor  # of its loss; of each (B, N) or of all the same
+    divisor: Tensor  # of its count in a divisor, (B, N) or a scalar
 
 
 class Choice(NamedTuple):
@@ -136,7 +139,9 @@ class Choice(NamedTuple):
     kept: bool = True  # divisors count what is kept, else everything as in the host
     matched: bool = False  # whether `left` or `background` may hold candidates that are matched to a label
     counts: Tensor | None = None  # int64, see the method: summed up over an epoch for results.csv
-    rest: Rest | None = None  # what is left of `left` or `background`; None: nothing
+    # bool in the shape of `pairs`: sets no target, so that a candidate that no other match sets becomes background
+    unset: Tensor | None = None
+    rest: Rest | None = None  # what is left of `left`, `background` or `unset`; None: nothing
     box_rest: Rest | None = None  # what is left of `box`; None: nothing
 
     @property

@@ -29,17 +29,18 @@ class Refined(NamedTuple):
 
 def residual_objectness(
     objectness: Tensor, residuals: Tensor, targets: Tensor, state: Tensor, *, weights: Tensor | None = None,
-    grad: str = "isolated", element: Callable[[Tensor, Tensor], Tensor] = bce,
+    grad: str = "isolated", gate: str = "batch", element: Callable[[Tensor, Tensor], Tensor] = bce,
 ) -> Refined:  # fmt: skip
     """L_t^res of Algorithm 1, lines 3 to 9, unreduced.
 
     With o_0 the objectness, step t takes the candidates with o_{t−1} >= m, where m is the least o_{t−1} of the
-    positives of the batch (lines 5 and 6; logits compare as their scores do). For them o_t = o_{t−1} + r_t and the loss
-    is BCE(σ(o_t), target) (line 7). The others keep o_t = o_{t−1}, and may pass a later gate. Without a positive no
-    candidate passes: the loss is 0, with a gradient of 0 for every residual.
+    positives (lines 5 and 6; logits compare as their scores do). For them o_t = o_{t−1} + r_t and the loss is
+    BCE(σ(o_t), target) (line 7). The others keep o_t = o_{t−1}, and may pass a later gate. Where there is no positive
+    no candidate passes: the loss is 0, with a gradient of 0 for every residual.
 
-    The paper does not say what the sum is divided by; callers divide it as they divide the objectness loss, so that a
-    candidate weighs the same in both. In several processes each has the gate of its own batch.
+    The paper does not say what the minimum runs over, nor what the sum is divided by. `gate` says the former; callers
+    divide as they divide the objectness loss, so that a candidate weighs the same in both. In several processes each
+    has the gates of its own batch.
 
     Args:
         objectness: (B, N) logits o_0.
@@ -47,8 +48,12 @@ def residual_objectness(
         targets: (B, N) in [0, 1].
         state: (B, N) int8; IGNORE has no loss and no say in the gate.
         weights: (B, N) of each candidate in all steps; None: 1. A candidate of weight 0 keeps its say in the gate.
-        grad: isolated: no gradient to o_{t−1}, so none to the objectness (section 4.2, "not to objectness"); joint:
-            through all steps.
+        grad: isolated: no gradient to o_0, the residuals of earlier steps have theirs (section 3.2, "we isolate the
+            residual subnet from objectness subnet"; "not to objectness" in section 4.2). stepwise: none to o_{t−1}
+            either, so that each step trains its own residual alone; with one step that is the same. joint: through
+            all steps and to the objectness.
+        gate: batch: the least of all positives. image: of those of the candidate's own image, so that an image without
+            a positive has no residual loss.
         element: (logits, targets) -> loss of each candidate.
 
     Returns:
@@ -59,17 +64,20 @@ def residual_objectness(
         none = residuals + before.sum() * 0
         return Refined(none, torch.zeros_like(none, dtype=torch.bool))
     positive, counted = state == POSITIVE, state != IGNORE
+    over = (0, 1) if gate == "batch" else (1,)
     losses: list[Tensor] = []
     entered: list[Tensor] = []
+    if grad != "joint":
+        before = before.detach()
     for residual in residuals.unbind(0):
-        if grad == "isolated":
+        if grad == "stepwise":
             before = before.detach()
         seen = before.detach()
-        gate = seen >= seen.where(positive, torch.inf).amin()
-        after = torch.where(gate, before + residual, before)
-        loss = torch.where(gate & counted, element(after, targets), 0)
+        passes = seen >= seen.where(positive, torch.inf).amin(over, keepdim=True)
+        after = torch.where(passes, before + residual, before)
+        loss = torch.where(passes & counted, element(after, targets), 0)
         losses.append(loss if weights is None else loss * weights)
-        entered.append(gate)
+        entered.append(passes)
         before = after
     return Refined(torch.stack(losses), torch.stack(entered))
 
@@ -143,6 +151,21 @@ class Obj(Method):
     stages = (DENSE, RPN)
     needs = frozenset({"objectness"})
 
+    obj_width: int = setting(
+        0, "channels within the objectness subnet; 0: a quarter of the tower's, at least 16", low=0, high=4096,
+        needs="subnet",
+    )  # fmt: skip
+    obj_prior: str = setting(
+        "auto", "P(object) at the start: paper, 1/C; code (the authors' later one), 0.001; auto, 1/C but at most 1/80",
+        choices=("auto", "paper", "code"), low=1e-6, high=0.5, needs="prior",
+    )  # fmt: skip
+    cls_prior: str = setting(
+        "paper", "P(class | object) at the start: paper, 0.01; code (the authors' later one), 1/C",
+        choices=("paper", "code"), low=1e-6, high=0.5, needs="subnet",
+    )  # fmt: skip
+    obj_weight: float = setting(1.0, "weight of the objectness loss and of its residual losses", low=0, needs="prior")
+    cls_weight: float = setting(1.0, "weight of the class loss of the positives", low=0, needs="subnet")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ResObj(Obj):
@@ -162,14 +185,24 @@ class ResObj(Obj):
     )
     helps = "many easy negatives, on heads with an objectness; for missing labels by itself it does nothing"
     source = "Chen et al. 2019, Algorithm 1"
-    equation = r"o_t=\mathrm{sg}(o_{t-1})+r_t,\quad L_t=\sum_{\sigma(o_{t-1})\geq m}\mathrm{BCE}(\sigma(o_t),y)"
+    equation = (
+        r"o_0=\mathrm{sg}(o),\quad o_t=o_{t-1}+r_t,\quad L_t=\sum_{\sigma(o_{t-1})\geq m}\mathrm{BCE}(\sigma(o_t),y)"
+    )
 
     resobj_steps: int = setting(2, "T, refinements of the objectness; 0: as head=obj", low=0, high=5)
+    resobj_gate: str = setting(
+        "batch", "a step takes what scores as high as the lowest positive of the batch, or of the candidate's image",
+        choices=("batch", "image"),
+    )  # fmt: skip
     resobj_grad: str = setting(
-        "isolated", "residual losses train the residual subnets alone, or jointly with the objectness",
-        choices=("isolated", "joint"),
+        "isolated", "residual losses train the residual subnets of this step and before; stepwise: of this step alone; "
+        "joint: the objectness too", choices=("isolated", "stepwise", "joint"),
     )  # fmt: skip
     resobj_on: str = setting(
         "obj", "features that the residual subnets see: the objectness subnet's or the class tower's",
         choices=("obj", "cls"),
+    )  # fmt: skip
+    resobj_width: int = setting(
+        0, "channels within a residual subnet; 0: a quarter of the tower's (an eighth where there is no tower), at "
+        "least 16", low=0, high=4096,
     )  # fmt: skip

@@ -14,10 +14,12 @@ from typing import Any
 import jinja2
 
 from rebalance.experiments.record import SPLITS, Record, Sweep
-from rebalance.report import tables
+from rebalance.report import details, tables
 from rebalance.report.figures import Picture
 from rebalance.report.papers import RATED, TITLES
-from rebalance.report.summary import Results, as_list, describe, settings_of, varying
+from rebalance.report.summary import Results, as_list, describe, evaluation_text, settings_of, varying
+from rebalance.report.table import span
+from rebalance.report.verdict import judged, missing_runs, report_command
 from rebalance.report.words import template
 from rebalance.settings import value_text
 
@@ -28,30 +30,36 @@ PAGES = ("report.md", "report.html")
 
 def pages(found: Results, pictures: Sequence[Picture], notes: Sequence[str], plots: Path) -> dict[str, str]:
     """Return report.md and report.html, with the pictures in `plots`; `notes` tell why others were not made."""
-    sweep, judged = found.sweep, tables.result_tables(found)
+    sweep, compared, studied = found.sweep, judged(found), tables.study_tables(found)
+    splits = [split for split in SPLITS[::-1] if any(split == row.split for row in found.rows)]
+    shown = [[one.differences] * bool(one.differences) if studied else one.tables for one in compared]
     models = _distinct(r.host.get("model") for r in sweep.records)
     facts, losses = _what_ran(found)
     content = {
         "title": ": ".join(filter(None, [sweep.folder.resolve().name, models])),
         "lead": _lead(sweep),
-        "verdicts": [(table.title, text) for table, text in judged],
+        "verdicts": [(one.title, one.verdict) for one in compared],
+        "missing": missing_runs(found, compared),
         "sweep": sweep,
         "paper": TITLES.get(str(sweep.study.get("title") or "").partition(",")[0], ""),
         "pictures": pictures,
         "notes": notes,
-        "tables": tables.study_tables(found) or [table for table, _ in judged],
-        "several": any(change.half is not None for row in found.rows for change in row.change.values()),
-        "every": [tables.settings_table(found.rows, s) for s in SPLITS[::-1] if any(s == r.split for r in found.rows)],
-        "classes": [table for one in found.series if (table := tables.class_table(one))],
+        "tables": [*studied, *(table for own in shown for table in own)],
+        "every": [tables.settings_table(found.rows, split) for split in splits],
+        "others": [
+            table
+            for split in splits
+            for make in (details.host_table, details.precision_table)
+            if (table := make(found.rows, split))
+        ],
+        "classes": [table for one in found.series if (table := details.class_table(one))],
         "facts": facts,
         "losses": losses,
         "failures": [(r.run, f"failed: {r.error or 'no message'}") for r in sweep.failed],
-        "costs": [tables.cost_table(found.runs)] if sweep.finished else [],
-        "runs": [tables.runs_table(sweep.finished)] if sweep.finished else [],
+        "costs": [details.cost_table(found.runs)] if sweep.finished else [],
+        "runs": [details.runs_table(sweep.finished)] if sweep.finished else [],
         "again": command(sweep),
-        "report": shlex.join(
-            ["rebalance", "report", shown_folder(sweep.folder), *[f"baseline={sweep.baseline}"] * bool(sweep.baseline)]
-        ),
+        "report": report_command(found),
     }
     return {name: layout(name, plots).render(content).rstrip() + "\n" for name in PAGES}
 
@@ -72,13 +80,6 @@ def state(sweep: Sweep) -> str:
     counts = {"failed": sweep.failed, "missing": sweep.missing, "unreadable": sweep.warnings}
     parts = [f"{len(sweep.finished)} finished", *(f"{len(what)} {name}" for name, what in counts.items() if what)]
     return f"{total} run{'' if total == 1 else 's'}: {', '.join(parts)}"
-
-
-def shown_folder(folder: Path) -> str:
-    """The sweep folder as the user types it: from 'runs' on where it lies below one, else its name."""
-    parts = folder.resolve().parts
-    start = len(parts) - 1 - parts[::-1].index("runs") if "runs" in parts else len(parts) - 1
-    return "/".join(parts[start:])
 
 
 def command(sweep: Sweep) -> str:
@@ -131,15 +132,16 @@ def _what_ran(found: Results) -> tuple[dict[str, str], dict[str, str]]:
     losses = {name: " / ".join(told) for name, told in texts.items()}
     hidden = {"model", "data", *flags}
     common = records[0].host.items() if records else ()
-    n = tables.span(len(row.records) for row in found.rows)
+    n = span(len(row.records) for row in found.rows)
     facts = {
         "Model": _distinct(r.host.get("model") for r in records),
         "Head": _distinct(r.loss_ran.get("head") or r.train.get("head") for r in records),
         "Data": _distinct(_data_name(sweep, r) for r in records),
-        "Training labels": _distinct(_labels(r.labels) for r in records),
+        "Training labels": _labels(records),
         "Loss": "".join(losses.values()) if len(losses) == 1 else "",
         "Element loss": _distinct(r.loss_ran.get("element") for r in records),
         "Divisor": _distinct(r.loss_ran.get("divisor") for r in records),
+        "Evaluation": _distinct(evaluation_text(r) for r in records),
         "Seeds": ", ".join(map(str, sorted({r.seed for r in records}))),
         "n": n and n + (" (single runs)" if n == "1" else " runs a setting"),
         "Same in all runs": " ".join(f"{k}={value_text(v)}" for k, v in common if k not in hidden),
@@ -151,14 +153,23 @@ def _what_ran(found: Results) -> tuple[dict[str, str], dict[str, str]]:
     return {name: value for name, value in facts.items() if value}, losses if len(losses) > 1 else {}
 
 
-def _labels(labels: Mapping[str, Any]) -> str:
-    protocol = str(labels.get("protocol", "normal"))
-    reached = (labels.get("manifest") or {}).get("reached")
-    told = f", {100 * reached:.1f}% of the boxes withheld" if isinstance(reached, (int, float)) else ""
-    if protocol == "normal":
-        return f"normal: as the data set has them{told}"
-    rate = f" {value_text(labels['rate'])}" if labels.get("rate") else ""
-    return f"{protocol}{rate}{told}, label seed {labels.get('seed', 0)}"
+def _labels(records: Iterable[Record]) -> str:
+    """The training labels, each with the label seeds that drew them."""
+    seeds: dict[str, set[int]] = {}
+    for labels in (record.labels for record in records):
+        protocol = str(labels.get("protocol", "normal"))
+        reached = (labels.get("manifest") or {}).get("reached")
+        told = f", {100 * reached:.1f}% of the boxes withheld" if isinstance(reached, (int, float)) else ""
+        rate = f" {value_text(labels['rate'])}" if labels.get("rate") else ""
+        drawn = seeds.setdefault(
+            f"{protocol}{rate if protocol != 'normal' else ': as the data set has them'}{told}", set()
+        )
+        if protocol != "normal":
+            drawn.add(labels.get("seed") or 0)
+    return "; ".join(
+        text + (f", label seed{'s' * (len(own) > 1)} {', '.join(map(str, sorted(own)))}" if own else "")
+        for text, own in seeds.items()
+    )
 
 
 def _machine(machine: Mapping[str, Any]) -> str:

@@ -1,10 +1,13 @@
-"""Which of the numbers that papers report stand beside an own run."""
+"""Which of the numbers that papers report stand beside an own run, and all of them as one CSV."""
 
 from __future__ import annotations
 
+import csv
+import io
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from rebalance.experiments.papers import Number as Number
@@ -14,6 +17,7 @@ from rebalance.experiments.papers import titles
 
 TITLES = titles()
 ON_HEADS = ("obj", "resobj")  # heads that are methods: `loss=` may name them
+COLUMNS = ("paper", "table", "model", "loss", "flags", "data", "protocol", "rate", "split", "metric", "value")
 RATED = ("percent", "per_class")  # protocols of which the rate is asked, not found
 
 
@@ -38,6 +42,18 @@ def removal(axis: str) -> Published:
     first = rows[0]
     values = {(n.split, float(n.flags[0][1])): n.value for n in rows}
     return Published(first.title, first.table, first.model, first.data, values)
+
+
+def as_csv() -> str:
+    """Every reported number that the package carries, a row each; fractions, but frames a second."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for number in numbers():
+        flags = " ".join("=".join(flag) for flag in number.flags)
+        told = {**vars(number), "flags": flags, "rate": "" if number.rate is None else f"{number.rate:g}"}
+        writer.writerow([told[name] for name in COLUMNS])
+    return file.getvalue()
 
 
 def loss_name(loss: str) -> str:
@@ -72,29 +88,37 @@ def beside(settings: Iterable[Mapping[str, Any]], tables: Iterable[tuple[str, st
     """Return the reported numbers that each setting corresponds to, by metric.
 
     They agree in the family of the detector, the loss and all of its flags, and the training labels; the data set, the
-    size of the detector and the schedule differ. Those of a setting are of one row of one table: of the paper, and then
-    of the table, that has most of the settings; else of the first. A setting has all flags: ours, the host's, protocol
-    and rate; `tables` are (paper, table) to look in, by default all.
+    size of the detector and the schedule differ. Labels that are partial by nature agree with any where their table is
+    asked for. Those of a setting are of one row of one table: of the paper, and then of the table, that has most of the
+    settings; of the data set that ours is called after; else of the first. A setting has all flags: ours, the host's,
+    protocol and rate; `tables` are (paper, table) to look in, by default all.
     """
-    wanted = tuple(tables)
+    wanted, known = tuple(tables), list(settings)
     usable = [n for n in numbers() if not wanted or (n.paper, n.table) in wanted]
     candidates: list[dict[tuple[str, ...], dict[str, Number]]] = []
-    for values in settings:
+    for values in known:
         found: dict[tuple[str, ...], dict[str, Number]] = {}
-        for number in (n for n in usable if _corresponds(n, values)):
+        for number in (n for n in usable if _corresponds(n, values, asked=bool(wanted))):
             key = (number.paper, number.table, number.model, number.data)
             found.setdefault(key, {}).setdefault(number.metric, number)
         candidates.append(found)
     share = Counter(part for found in candidates for part in {key[:size] for key in found for size in (1, 2)})
-    return [found[max(found, key=lambda k: (share[k[:1]], share[k[:2]]))] if found else {} for found in candidates]
+    chosen = []
+    for values, found in zip(known, candidates, strict=True):
+        data = PurePath(str(values.get("data", ""))).stem.lower()
+        best = max(found, key=lambda k: (share[k[:1]], share[k[:2]], k[3] == data), default=None)
+        chosen.append(found[best] if best else {})
+    return chosen
 
 
-def _corresponds(number: Number, values: Mapping[str, Any]) -> bool:
+def _corresponds(number: Number, values: Mapping[str, Any], *, asked: bool) -> bool:
     if family(number.model) != family(str(values.get("model", ""))):
         return False
     if loss_name(number.loss) != loss_of(values):
         return False
-    if labels_key(number.protocol, number.rate) != labels_key(values.get("protocol"), values.get("rate")):
+    partial_by_nature = asked and not number.protocol
+    labels = labels_key(values.get("protocol"), values.get("rate"))
+    if not partial_by_nature and labels_key(number.protocol, number.rate) != labels:
         return False
     expected = {**number.settings, **dict(number.flags)}
     # a flag that came after a record was written had the value that goes without saying; so has one that is left to

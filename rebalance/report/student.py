@@ -1,4 +1,4 @@
-"""Student's t, for the intervals of small samples; exact for whole degrees of freedom, so SciPy is not needed."""
+"""Student's t, for intervals and tests of small samples; exact for whole degrees of freedom, so SciPy is not needed."""
 
 from __future__ import annotations
 
@@ -19,6 +19,13 @@ def quantile(freedom: int, level: float = 0.95) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if _inside(middle, freedom) < level else (low, middle)
     return math.sqrt(freedom) * math.tan((low + high) / 2)
+
+
+def p_value(t: float, freedom: int) -> float:
+    """Return the two-sided p-value of a t statistic, which may be infinite; `freedom` as in `quantile`."""
+    if freedom < 1:
+        raise ValueError(f"no t test at freedom={freedom}")
+    return max(0.0, 1.0 - _inside(math.atan(abs(t) / math.sqrt(freedom)), freedom))
 
 
 def _inside(angle: float, freedom: int) -> float:

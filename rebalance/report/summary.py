@@ -1,28 +1,29 @@
 """Records -> one row per setting and split: mean, spread and interval over seeds, and the change from its baseline.
 
-A *setting* is everything that makes a run but its seed. Its *baseline* is, where it removes predictions, the *0 % run*:
-the setting that differs from it only in removing nothing; else the first loss of the sweep with the same model, head,
-labels and budget. Runs are compared with it seed by seed, because a seed moves both alike. Intervals are half-widths of
-95 % intervals from Student's t. A single run has no spread, hence no interval.
+A *setting* is everything that makes a run but its seed and the draw of labels that goes with it. Its *baseline* is,
+where it removes predictions, the *0 % run*: the setting that differs from it only in removing nothing; else the first
+loss of the sweep with the same model, head, labels and budget. Runs are compared with it seed by seed, because a seed
+moves both alike. All settings with one baseline are a *family*, whose tests are corrected for their number on the split
+that is judged. Its *control* is, where it removes predictions at random, the same expected weights without randomness.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import statistics
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import PurePath
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
 from rebalance.errors import ConfigError, nearest
 from rebalance.experiments.record import METRICS, SPLITS, Record, Sweep
-from rebalance.report.papers import ON_HEADS, base_head, labels_key, loss_name, loss_of, same_value
-from rebalance.report.student import quantile
+from rebalance.report.evidence import MOST_SEEDS, Comparison, Gap, Stat, compare, gap_closed, stat
+from rebalance.report.papers import ON_HEADS, RATED, base_head, labels_key, loss_name, loss_of, same_value
 from rebalance.settings import value_text
 
 AXES = ("obj_drop", "box_drop")
+PRIMARY = "mAP50"  # the metric that is tested and judged by: that of the papers' tables, chosen before any run
+CONTROL = {"drop_select": "weight"}  # the expected weights of a removal, without its randomness
 LABELS = ("protocol", "rate", "label_seed")
 # Ultralytics' flags that say where and how a run is carried out, not what is trained
 INCIDENTAL = frozenset(
@@ -31,8 +32,9 @@ INCIDENTAL = frozenset(
         *("save_period", "cache", "val", "mode", "task"),
     }
 )
+# Ultralytics' own evaluation, which records have that do not say theirs
+EVALUATION: Mapping[str, float] = {"iou": 0.7, "conf": 0.001, "max_det": 300}
 T = TypeVar("T")
-LEAST_GAP = 0.001  # a tenth of a point of mAP: the last digit shown
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,9 @@ class Setting:
     ) -> Setting:
         """A setting from a mapping of whatever JSON holds."""
         values = {name: _hashable(value) for name, value in values.items()}
-        key = frozenset((name, value) for name, value in values.items() if name not in idle)
+        # the share that a protocol without a rate came to is no setting
+        silent = {*idle, *["rate"] * (values.get("protocol") not in RATED)}
+        key = frozenset((name, value) for name, value in values.items() if name not in silent)
         return Setting(key, values, loss_flags, idle)
 
     def get(self, name: str) -> Any:
@@ -78,21 +82,6 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Stat:
-    """Mean of n values, their standard deviation (n - 1) and the half-width of the mean's 95 % interval."""
-
-    n: int
-    mean: float
-    std: float | None  # None for a single value, as `half`
-    half: float | None
-
-    @property
-    def evidence(self) -> bool:
-        """Whether the 95 % interval leaves out 0."""
-        return self.half is not None and abs(self.mean) > self.half
-
-
-@dataclass(frozen=True)
 class Row:
     """One setting on one split."""
 
@@ -100,11 +89,14 @@ class Row:
     split: str
     records: tuple[Record, ...]  # by seed
     stats: Mapping[str, Stat]  # metric -> over the seeds
-    base: Setting | None  # the baseline; None for a baseline itself and where there is none
-    change: Mapping[str, Stat]  # metric -> setting minus baseline, over the seeds that both have
-    # metric -> (setting - baseline) / (baseline on all labels - baseline), on withheld labels only; None where that gap
-    # is too small to divide by
-    gap: Mapping[str, float | None]
+    base: Setting | None = None  # the baseline; None for a baseline itself and where there is none
+    change: Mapping[str, Stat] = field(default_factory=dict)  # setting minus baseline, over the seeds that both have
+    # metric -> share of the gap between the baseline and the baseline on all labels, on withheld labels only; None
+    # where that gap is too small to divide by
+    gap: Mapping[str, Gap | None] = field(default_factory=dict)
+    test: Comparison | None = None  # of the change in PRIMARY, on the split that is judged, with two seeds or more
+    control: Mapping[str, Stat] = field(default_factory=dict)  # setting minus its control; empty without one
+    control_test: Comparison | None = None  # as `test`, among the settings with that baseline that have a control
 
 
 @dataclass(frozen=True)
@@ -115,11 +107,26 @@ class Group:
     rows: Mapping[Setting, Mapping[str, Row]]  # the row on each split; of a series by removal, the 0 % run first
     base: Setting | None  # what the others are compared with; None where it has not finished
     axis: str = ""  # obj_drop or box_drop; '' for losses
+    complete: Mapping[str, Row] = field(default_factory=dict)  # split -> the baseline on all labels, beside it
 
     @property
     def splits(self) -> tuple[str, ...]:
         """Those that some setting was evaluated on; the last, test where there is one, is the one it is judged by."""
         return tuple(split for split in SPLITS if any(split in by_split for by_split in self.rows.values()))
+
+    @property
+    def lines(self) -> dict[str, dict[Setting, Mapping[str, Row]]]:
+        """Of a series, the rows of each way to choose what is removed, from the 0 % run on; controls alone, last."""
+        found: dict[str, dict[Setting, Mapping[str, Row]]] = {}
+        for setting in sorted((s for s in self.rows if s.removes), key=is_control):
+            found.setdefault(str(setting.get("drop_select")), {})[setting] = self.rows[setting]
+        zero = {setting: own for setting, own in self.rows.items() if not setting.removes}
+        return {select: own if select in CONTROL.values() else {**zero, **own} for select, own in found.items()}
+
+    @property
+    def records(self) -> list[Record]:
+        """Of all settings, without those on all labels."""
+        return [record for by_split in self.rows.values() for record in next(iter(by_split.values())).records]
 
 
 @dataclass(frozen=True)
@@ -131,28 +138,37 @@ class Results:
     rows: tuple[Row, ...]  # of each setting on each split, val before test
     series: tuple[Group, ...]  # objectness removal first, each with at least one removal above 0
     compared: tuple[Group, ...]  # of at least two losses, or settings of a loss
+    known: Mapping[Setting, tuple[Record, ...]]  # `runs` and those of other sweeps that they are judged by
+    references: tuple[Path, ...] = ()  # the folders of those
 
 
-def results(sweep: Sweep) -> Results:
+def results(sweep: Sweep, references: Sequence[Sweep] = ()) -> Results:
     """Return what a sweep comes to; its losses are compared with the baseline chosen, else the first asked for.
+
+    The runs of other sweeps, `references`, are in no table, but those on complete labels are looked at too.
 
     Raises:
         ConfigError: no run has the baseline chosen, or several do that differ in a loss's flags.
     """
+    beside = (record for one in references for record in one.finished if record.labels.get("protocol") == "normal")
+    records = [*sweep.finished, *beside]
     seeds: dict[Setting, dict[int, Record]] = {}
-    for setting, record in zip(settings_of(sweep.finished), sweep.finished, strict=True):
+    for setting, record in zip(settings_of(records), records, strict=True):
         seeds.setdefault(setting, {}).setdefault(record.seed, record)
-    runs = {setting: tuple(r for _, r in sorted(by_seed.items())) for setting, by_seed in seeds.items()}
+    known = {setting: tuple(r for _, r in sorted(by_seed.items())) for setting, by_seed in seeds.items()}
+    mine = set(map(id, sweep.finished))
+    runs = {s: own for s, every in known.items() if (own := tuple(r for r in every if id(r) in mine))}
     told = (
         sweep.baseline,
         sweep.written.get("baseline"),
         sweep.study.get("baseline"),
         *as_list(sweep.asked.get("loss")),
     )
-    rows = _rows(runs, str(next(filter(None, told), "")))
+    rows, complete = _rows(runs, known, str(next(filter(None, told), "")))
     if sweep.baseline:
         _check_baseline(sweep.baseline, [setting for setting in runs if not setting.removes])
-    return Results(sweep, runs, tuple(rows), *_groups(rows))
+    folders = tuple(one.folder for one in references)
+    return Results(sweep, runs, tuple(rows), *_groups(rows, complete), known, folders)
 
 
 def grouped(items: Iterable[T], key: Callable[[T], Any]) -> dict[Any, list[T]]:
@@ -166,15 +182,6 @@ def grouped(items: Iterable[T], key: Callable[[T], Any]) -> dict[Any, list[T]]:
 def as_list(value: Any) -> list[Any]:
     """What a sweep was asked for under a key, as the list that it should be."""
     return list(value) if isinstance(value, (list, tuple)) else [] if value is None else [value]
-
-
-def stat(values: Sequence[float]) -> Stat:
-    """Mean, standard deviation and 95 % interval of at least one value."""
-    n, mean = len(values), statistics.fmean(values)
-    if n == 1:
-        return Stat(1, mean, None, None)
-    std = statistics.stdev(values)
-    return Stat(n, mean, std, quantile(n - 1) * std / math.sqrt(n))
 
 
 def settings_of(records: Sequence[Record]) -> list[Setting]:
@@ -192,8 +199,8 @@ def settings_of(records: Sequence[Record]) -> list[Setting]:
             known.setdefault(name, set()).add(_hashable(value))
     agreed = {name: values.pop() for name, values in known.items() if len(values) == 1}
     loss_flags = frozenset(set().union(*named.values()) & known.keys())
-    withheld_from = [record for record in records if record.labels.get("protocol") not in (None, "normal")]
-    moves = all(record.labels.get("seed") == record.seed for record in withheld_from)  # the label seed, with the seed
+    # whether the label seed moves with the seed
+    moves = all(r.labels.get("seed", 0) == r.seed for r in records if r.labels.get("protocol", "normal") != "normal")
     settings = []
     for record in records:
         later = {name: value for name, value in agreed.items() if name not in record.train}
@@ -201,9 +208,26 @@ def settings_of(records: Sequence[Record]) -> list[Setting]:
         labels = {"protocol": "normal", "rate": 0.0, "seed": 0} | {**record.labels}
         label_seed = 0 if moves else labels["seed"]
         withheld = {"protocol": labels["protocol"], "rate": labels["rate"], "label_seed": label_seed}
-        values = {**record.train, **later, **host, **withheld}
+        values = {**record.train, **later, **host, **withheld, "evaluation": evaluation_text(record)}
         settings.append(Setting.of(values, loss_flags, loss_flags - named.get(_kind(record), loss_flags)))
     return settings
+
+
+def evaluation(record: Record) -> dict[str, Any]:
+    """Return NMS overlap `iou`, least score `conf` and `max_det` at which the metrics were taken, and their `source`.
+
+    An older record does not say them: they are Ultralytics' own, but for what the run was given.
+    """
+    if told := record.evaluation:
+        return {**EVALUATION, "source": "", **{name: told[name] for name in (*EVALUATION, "source") if name in told}}
+    given = {name: record.host[name] for name in EVALUATION if isinstance(record.host.get(name), (int, float))}
+    return {**EVALUATION, **given, "source": "as given" if given else "the host's default"}
+
+
+def evaluation_text(record: Record) -> str:
+    """Return these in words: 'iou=0.7 conf=0.001 max_det=300'."""
+    told = evaluation(record)
+    return " ".join(f"{name}={value_text(told[name])}" for name in EVALUATION)
 
 
 def _kind(record: Record) -> tuple[str, ...]:
@@ -223,67 +247,101 @@ def _reference_key(setting: Setting) -> Setting:
     return setting.change(of_drop, loss="+".join(part for part in parts if part not in ("", "drop")))
 
 
+def withholds(setting: Setting) -> bool:
+    """Whether its protocol withholds labels."""
+    return labels_key(setting.get("protocol"), setting.get("rate"))[0] != "normal"
+
+
 def loss_key(setting: Setting) -> Setting:
     """What two settings share whose losses are compared: all but the loss and its settings."""
     return setting.change({"loss", "obj_base", *setting.loss_flags}, head=base_head(setting.values))
 
 
-def _rows(runs: Mapping[Setting, Sequence[Record]], first: str) -> list[Row]:
-    """A row for each setting and split; `first` is the loss that others are compared with, as in `_chosen`."""
+def _rows(
+    runs: Mapping[Setting, Sequence[Record]], known: Mapping[Setting, Sequence[Record]], first: str
+) -> tuple[list[Row], dict[Setting, dict[str, Row]]]:
+    """A row for each setting and split of `runs`; and of baselines that `known` has on all labels, those rows.
+
+    `first` is the loss that others are compared with, as in `_chosen`.
+    """
     references: dict[Setting, Setting] = {}
     firsts: dict[Setting, Setting] = {}
-    for setting in runs:
+    for setting in known:
         if not setting.removes:
             references.setdefault(_reference_key(setting), setting)
-            if not first or _chosen(setting, first):
+            if setting in runs and (not first or _chosen(setting, first)):
                 firsts.setdefault(loss_key(setting), setting)
 
     def baseline(setting: Setting) -> Setting | None:
         if setting.removes:
+            # of several 0 % runs, the one with the same flags of drop; a control has that of what it is the control of
             own = setting.change(**dict.fromkeys(AXES, 0.0))
-            # of several 0 % runs, the one with the same flags of drop
-            return own if own in runs else references.get(_reference_key(setting))
+            if is_control(own):
+                own = next((s for s in runs if not is_control(s) and s.change(CONTROL) == own.change(CONTROL)), own)
+            found = own if own in runs else references.get(_reference_key(setting))
+            return found if found in runs else None
         first = firsts.get(loss_key(setting))
         # two 0 % runs that differ in the flags of drop only are the same run
         return None if first is None or _reference_key(first) == _reference_key(setting) else first
 
     def on_all_labels(base: Setting) -> Setting | None:
-        if labels_key(base.get("protocol"), base.get("rate"))[0] == "normal":
+        if not withholds(base):
             return None
-        normal = base.change(protocol="normal", rate=0.0, label_seed=0)
-        return references.get(_reference_key(normal)) or references.get(_reference_key(base.change(rate=0.0)))
+        if found := references.get(_reference_key(base.change(protocol="normal", rate=0.0, label_seed=0))):
+            return found
+        return references.get(_reference_key(base.change(rate=0.0))) if base.get("protocol") in RATED else None
 
     def values(setting: Setting | None, split: str, metric: str) -> dict[int, float]:
-        found = runs.get(setting, ()) if setting else ()
+        found = known.get(setting, ()) if setting else ()
         return {r.seed: r.metrics[split][metric] for r in found if split in r.metrics}
 
-    rows = []
-    for setting, records in runs.items():
-        base = baseline(setting)
+    def row(setting: Setting, split: str, records: Sequence[Record], base: Setting | None) -> Row:
         full = on_all_labels(base) if base else None
-        for split in SPLITS:
-            kept = tuple(r for r in records if split in r.metrics)
-            if not kept:
-                continue
-            stats, change, gap = {}, {}, {}
-            for metric in METRICS:
-                mine, theirs, all_labels = (values(s, split, metric) for s in (setting, base, full))
-                stats[metric] = stat(list(mine.values()))
-                gained = {seed: mine[seed] - theirs[seed] for seed in mine if seed in theirs}
-                if gained:
-                    change[metric] = stat(list(gained.values()))
-                if seeds := [seed for seed in gained if seed in all_labels]:
-                    mean = math.fsum(gained[seed] for seed in seeds) / len(seeds)
-                    gap[metric] = _gap_closed(mean, stat([all_labels[seed] - theirs[seed] for seed in seeds]))
-            rows.append(Row(setting, split, kept, stats, base, change, gap))
-    return rows
+        control = setting.change(**CONTROL) if setting.removes and not is_control(setting) else None
+        stats, change, gap, over = {}, {}, {}, {}
+        for metric in METRICS:
+            mine, theirs, all_labels, other = (values(s, split, metric) for s in (setting, base, full, control))
+            stats[metric] = stat(list(mine.values()))
+            gained = {seed: mine[seed] - theirs[seed] for seed in mine if seed in theirs}
+            if gained:
+                change[metric] = stat(list(gained.values()))
+            if full != setting and (seeds := [seed for seed in gained if seed in all_labels]):
+                missing = [all_labels[seed] - theirs[seed] for seed in seeds]
+                gap[metric] = gap_closed([gained[seed] for seed in seeds], missing)
+            if both := [mine[seed] - other[seed] for seed in mine if seed in other]:
+                over[metric] = stat(both)
+        return Row(setting, split, tuple(records), stats, base, change, gap, control=over)
+
+    def on_splits(setting: Setting, records: Sequence[Record], base: Setting | None) -> dict[str, Row]:
+        kept = {split: [r for r in records if split in r.metrics] for split in SPLITS}
+        return {split: row(setting, split, own, base) for split, own in kept.items() if own}
+
+    rows = [made for s, own in runs.items() for made in on_splits(s, own, baseline(s)).values()]
+    bases = dict.fromkeys([*(made.base for made in rows), *(s for s in runs if not s.removes)])
+    complete = {base: on_splits(full, known[full], base) for base in bases if base and (full := on_all_labels(base))}
+    return _tested(rows), complete
 
 
-def _gap_closed(gained: float, gap: Stat) -> float | None:
-    """None where the gap is smaller than what is shown of it, or within its interval: the ratio would be of noise."""
-    if gap.mean < LEAST_GAP or (gap.half is not None and not gap.evidence):
-        return None
-    return gained / gap.mean
+def _tested(rows: Sequence[Row]) -> list[Row]:
+    """The rows with the tests of each family on the split that it is judged by: the last of SPLITS that it has."""
+    tests: dict[int, Comparison] = {}
+    of_controls: dict[int, Comparison] = {}
+    families = grouped((i for i, row in enumerate(rows) if row.base), lambda i: rows[i].base)
+    for family in families.values():
+        judged = max((rows[i].split for i in family), key=SPLITS.index)
+        there = [i for i in family if rows[i].split == judged]
+        for made, stats in (
+            (tests, {i: rows[i].change.get(PRIMARY) for i in there}),
+            (of_controls, {i: rows[i].control.get(PRIMARY) for i in there}),
+        ):
+            several = {i: found for i, found in stats.items() if found and found.n > 1}
+            made.update(zip(several, compare(list(several.values())), strict=True))
+    return [replace(row, test=tests.get(i), control_test=of_controls.get(i)) for i, row in enumerate(rows)]
+
+
+def is_control(setting: Setting) -> bool:
+    """Whether what it removes is taken as a weight, without randomness: the control of a removal."""
+    return all(setting.get(name) == value for name, value in CONTROL.items())
 
 
 def _chosen(setting: Setting, baseline: str) -> bool:
@@ -305,9 +363,15 @@ def _check_baseline(baseline: str, settings: Sequence[Setting]) -> None:
         raise ConfigError(f"baseline={baseline} is several settings; give one of {told}")
 
 
-def _groups(rows: Sequence[Row]) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
+def _groups(
+    rows: Sequence[Row], complete: Mapping[Setting, Mapping[str, Row]]
+) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
     """The series, and the losses that are compared: those of other reference keys, so a series alone is none."""
     found = {s: {row.split: row for row in own} for s, own in grouped(rows, lambda row: row.setting).items()}
+
+    def group(key: Setting, settings: Sequence[Setting], base: Setting | None, axis: str = "") -> Group:
+        beside = complete.get(base, {}) if base else {}
+        return Group(key, {s: found[s] for s in settings}, base, axis, beside)
 
     def base_of(settings: Iterable[Setting]) -> Setting | None:
         return next((row.base for setting in settings for row in found[setting].values() if row.base), None)
@@ -315,12 +379,12 @@ def _groups(rows: Sequence[Row]) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
     series = []
     for axis, other in (AXES, AXES[::-1]):
         removing = [s for s in found if s.removal(axis) > 0 and not s.removal(other)]
-        for key, own in grouped(removing, lambda s: s.change(**dict.fromkeys(AXES, 0.0))).items():
+        for key, own in grouped(removing, lambda s: s.change(CONTROL, **dict.fromkeys(AXES, 0.0))).items():
             base = base_of(own)
-            ordered = sorted([*own, *[base] * bool(base)], key=lambda s: s.removal(axis))
-            series.append(Group(key, {s: found[s] for s in ordered}, base, axis))
+            ordered = sorted([*own, *[base] * bool(base)], key=lambda s: (s.removal(axis), is_control(s)))
+            series.append(group(key, ordered, base, axis))
     losses = [(k, own) for k, own in grouped(found, loss_key).items() if len(set(map(_reference_key, own))) > 1]
-    return tuple(series), tuple(Group(key, {s: found[s] for s in own}, base_of(own)) for key, own in losses)
+    return tuple(series), tuple(group(key, own, base_of(own)) for key, own in losses)
 
 
 def varying(settings: Iterable[Setting]) -> list[str]:
@@ -333,7 +397,11 @@ def varying(settings: Iterable[Setting]) -> list[str]:
     of = {"obj_base": [setting for setting in settings if setting.get("head") in ON_HEADS]}
     first = (*AXES, "protocol", "rate", "model", "data", "head", "loss")
     ordered = [*first, *(n for n in names if any(n in s.loss_flags for s in settings)), *sorted(names)]
-    return [name for name in dict.fromkeys(ordered) if len({s.get(name) for s in of.get(name, settings)}) > 1]
+    found = [name for name in dict.fromkeys(ordered) if len({s.get(name) for s in of.get(name, settings)}) > 1]
+    # each detector has its own evaluation: it is said where nothing else tells two settings apart
+    rest = [name for name in found if name != "evaluation"]
+    told = {tuple(s.get(name) for name in rest) for s in settings}
+    return rest if len(told) == len(settings) or "evaluation" not in found else [*rest, "evaluation"]
 
 
 def apart(settings: Iterable[Setting], besides: Collection[str] = LABELS) -> list[str]:
@@ -369,7 +437,8 @@ def loss_text(setting: Setting, names: Sequence[str]) -> str:
     """
     rest = [name for name in names if name not in ("loss", "head", *LABELS) and setting.owns(name)]
     rest.sort(key=lambda name: name not in setting.loss_flags)
-    return " ".join([loss_of(setting.values) or "the host's loss", *(f"{n}={cell_text(setting, n)}" for n in rest)])
+    told = [*(f"{n}={cell_text(setting, n)}" for n in rest), *["(control)"] * (setting.removes and is_control(setting))]
+    return " ".join([loss_of(setting.values) or "the host's loss", *told])
 
 
 def loss_texts(settings: Sequence[Setting], among: Sequence[Setting] = ()) -> list[str]:
@@ -379,13 +448,19 @@ def loss_texts(settings: Sequence[Setting], among: Sequence[Setting] = ()) -> li
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """Return summary.csv: fractions, `_ci95` are half-widths, `pairs` is the number of seeds behind `_diff`."""
+    """Return summary.csv: fractions; `pairs` is the number of seeds behind `_diff`; `_ci95` are half-widths.
+
+    `_p`, `_p_holm`, `_diff_ci_holm` and `seeds_needed` are of the metric and the split that is judged, `comparisons` is
+    the size of the family that they are corrected for.
+    """
     import pandas  # half a second, which whoever only reads results need not wait
 
-    names = ["model", "head", "loss", *AXES, "protocol", "drop_rate", "epochs", "imgsz"]
-    extra = apart((row.setting for row in rows), (*names, "rate"))
-    parts = ("mean", "std", "ci95", "diff", "diff_ci95", "gap_closed")
-    head = [*names, *extra, "split", "n", "seeds", "pairs", *(f"{m}_{part}" for m in METRICS for part in parts)]
+    names = ["model", "head", "loss", *AXES, "protocol", "drop_rate", "epochs", "imgsz", "evaluation"]
+    extra = apart((row.setting for row in rows), (*names, *LABELS))
+    parts = ("mean", "std", "ci95", "diff", "diff_ci95", "gap_closed", "gap_closed_low", "gap_closed_high")
+    tests = ("p", "p_holm", "diff_ci_holm")
+    head = [*names, *extra, "split", "n", "seeds", "label_seeds", "pairs"]
+    numeric = [*(f"{m}_{part}" for m in METRICS for part in parts), *(f"{PRIMARY}_{part}" for part in tests)]
     lines = []
     for row in rows:
         ran, values = row.records[0].loss_ran, {**row.setting.values, "drop_rate": row.setting.get("rate")}
@@ -393,13 +468,18 @@ def to_csv(rows: Sequence[Row]) -> str:
         cells = [values.get(name) for name in names]
         cells += [values.get(name) if row.setting.owns(name) else None for name in extra]
         pairs = row.change[METRICS[0]].n if row.change else None
-        cells += [row.split, len(row.records), " ".join(str(r.seed) for r in row.records), pairs]
+        draws = " ".join(str(r.labels.get("seed", 0)) for r in row.records) if withholds(row.setting) else ""
+        cells += [row.split, len(row.records), " ".join(str(r.seed) for r in row.records), draws, pairs]
         numbers: list[float | None] = []
         for metric in METRICS:
-            own, change = row.stats[metric], row.change.get(metric)
-            paired = (change.mean, change.half) if change else (None, None)
-            numbers += [own.mean, own.std, own.half, *paired, row.gap.get(metric)]
+            own, change, gap = row.stats[metric], row.change.get(metric), row.gap.get(metric)
+            numbers += [own.mean, own.std, own.half, *((change.mean, change.half) if change else (None, None))]
+            numbers += [gap.share, gap.low, gap.high] if gap else [None] * 3
+        test = row.test
+        numbers += [test.p, test.corrected, test.half] if test else [None] * 3
+        needed = [str(test.count), f">{MOST_SEEDS}" if test.seeds is None else str(test.seeds)] if test else ["", ""]
         texts = ["" if cell is None else value_text(cell) for cell in cells]
-        lines.append([*texts, *(None if x is None else round(x, 6) + 0.0 for x in numbers)])  # + 0.0: no minus zero
-    table = pandas.DataFrame(lines, columns=head)
+        rounded = [None if x is None else round(x, 6) + 0.0 for x in numbers]  # + 0.0: no minus zero
+        lines.append([*texts, *rounded, *needed])
+    table = pandas.DataFrame(lines, columns=[*head, *numeric, "comparisons", "seeds_needed"])
     return str(table.to_csv(index=False, float_format="%.6f", lineterminator="\n"))

@@ -1,111 +1,104 @@
-"""Rows -> tables, and the verdict on each in one sentence. A table is made of columns; templates/ lays it out.
-
-Metrics are shown in points, 0 to 100, with one decimal, as the papers do.
-"""
+"""Rows -> the tables of results: removals, losses, their differences, all settings, a paper's layout."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 from rebalance.experiments.record import METRICS, SPLITS, Record, Sweep
 from rebalance.report import papers
+from rebalance.report.evidence import LEAST_GAP, MOST_SEEDS, POWER, Comparison, Stat, stat
 from rebalance.report.summary import (
+    AXES,
+    CONTROL,
+    EVALUATION,
     LABELS,
-    LEAST_GAP,
+    PRIMARY,
     Group,
     Results,
     Row,
     Setting,
-    Stat,
     apart,
     as_list,
     cell_text,
+    evaluation,
+    grouped,
     loss_text,
     loss_texts,
     varying,
+    withholds,
+)
+from rebalance.report.table import (
+    Column,
+    Table,
+    column,
+    gap_text,
+    marked,
+    mean_text,
+    p_text,
+    percent,
+    points,
+    points_of,
 )
 from rebalance.report.words import say
 from rebalance.settings import value_text
 
 AXIS_TITLES = {"obj_drop": "Objectness removal", "box_drop": "Box removal"}
+SHOWN = ("mAP50", "mAP50-95")  # side by side wherever methods are compared
+FACTORS = ("pull", "push")  # what a loss that drops makes of the weight of positives, and of negatives
 Tables = Sequence[tuple[str, str]]  # (paper, table) whose numbers may stand beside ours; empty: all that there are
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One cell; bold marks the best of its column."""
+class More(NamedTuple):
+    """A metric that is shown where a paper reports it and the records have it."""
 
-    text: str
-    bold: bool = False
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column: its name, its cells, and whether they hold text, which stands left; numbers stand right."""
-
+    group: str  # of the metrics of a split
+    key: str
     name: str
-    cells: tuple[Cell, ...]
-    left: bool = False
 
 
-@dataclass(frozen=True)
-class Table:
-    """A title, columns of one length, and notes below, a line each."""
-
-    title: str
-    columns: tuple[Column, ...]
-    notes: tuple[str, ...] = ()
-
-    @property
-    def head(self) -> tuple[str, ...]:
-        """Names of the columns."""
-        return tuple(column.name for column in self.columns)
-
-    @property
-    def rows(self) -> list[tuple[Cell, ...]]:
-        """The cells, row by row."""
-        return list(zip(*(column.cells for column in self.columns), strict=True))
+# What a paper's numbers call it -> what records have
+MORE = {
+    "APs": More("coco", "AP_small", "COCO AP_S"),
+    "APm": More("coco", "AP_medium", "COCO AP_M"),
+    "APl": More("coco", "AP_large", "COCO AP_L"),
+}
+COCO = (*(More("coco", key, f"COCO {key}") for key in ("AP", "AP50", "AP75")), *MORE.values())
+VOC = (More("voc", "mAP50", "VOC mAP50"), More("voc", "mAP75", "VOC mAP75"))  # 11 points, as VOC 2007
 
 
 # Columns
 
 
-def _column(name: str, texts: Iterable[Any], left: bool = False) -> Column:
-    return Column(name, tuple(Cell(str(text)) for text in texts), left)
-
-
-def _marked(name: str, means: Sequence[float | None], texts: Iterable[str]) -> Column:
-    """A column with its largest value bold; ties as shown are all bold, unless all are the same."""
-    shown = [None if mean is None else points_of(mean) for mean in means]
-    known = [mean for mean in means if mean is not None]
-    best = points_of(max(known)) if len({*shown} - {None}) > 1 else ""
-    return Column(name, tuple(Cell(text, one == best) for one, text in zip(shown, texts, strict=True)))
-
-
-def _metric(name: str, rows: Sequence[Row | None], metric: str = "mAP50") -> Column:
+def _metric(name: str, rows: Sequence[Row | None], metric: str = PRIMARY, beside: Sequence[Row | None] = ()) -> Column:
+    """A metric, the best bold; rows `beside` stand below and outside the contest."""
     stats = [row.stats[metric] if row else None for row in rows]
-    return _marked(name, [s.mean if s else None for s in stats], map(points, stats))
+    below = (points(row.stats[metric] if row else None) for row in beside)
+    return marked(name, [s.mean if s else None for s in stats], map(points, stats), below)
 
 
-def _change(name: str, rows: Iterable[Row | None]) -> Column:
-    return _column(name, (points(row.change.get("mAP50") if row else None, sign=True) for row in rows))
+def _change(name: str, rows: Iterable[Row | None], metric: str = PRIMARY) -> Column:
+    return column(name, (points(row.change.get(metric) if row else None, sign=True) for row in rows))
 
 
-def _differences(rows: Sequence[Row | None], base: str) -> list[Column]:
-    """The change from `base`, '' for none, and the gap closed, where there is one."""
-    columns = [_change(f"mAP50 vs {base}", rows)] if base else []
-    if any(row and row.gap for row in rows):
-        gaps = [row.gap.get("mAP50", "") if row else "" for row in rows]
-        columns.append(
-            _column("gap closed", ("–" if g is None else g if isinstance(g, str) else f"{g:.2f}" for g in gaps))
-        )
-    return columns
+def _gap(rows: Sequence[Row | None]) -> list[Column]:
+    """The gap closed, where some row has one."""
+    texts = [gap_text(row.gap[PRIMARY]) if row and PRIMARY in row.gap else "" for row in rows]
+    return [column("gap closed", texts)] * any(texts)
 
 
-def _flags(names: Sequence[str], settings: Sequence[Setting]) -> list[Column]:
-    return [_column(name, (cell_text(setting, name) for setting in settings), left=True) for name in names]
+def _differences(rows: Sequence[Row], base: str) -> list[Column]:
+    """The changes from `base`, '' for none, Holm's p-value and the gap closed, where there is one."""
+    if not base:
+        return []
+    columns = [_change(f"{metric} vs {base}", rows, metric) for metric in SHOWN]
+    columns += [column("p (Holm)", (p_text(row.test.corrected) if row.test else "" for row in rows))]
+    return [one for one in columns if not one.empty] + _gap(rows)
+
+
+def flags(names: Sequence[str], settings: Sequence[Setting]) -> list[Column]:
+    """A column of each flag."""
+    return [column(name, (cell_text(setting, name) for setting in settings), left=True) for name in names]
 
 
 class _Beside:
@@ -113,27 +106,47 @@ class _Beside:
 
     def __init__(self, settings: Iterable[Setting], tables: Tables) -> None:
         self.numbers = papers.beside((setting.values for setting in settings), tables)
-        self.metrics = [m for m in METRICS if any(m in found for found in self.numbers)]
+        found = {name for own in self.numbers for name in own}
+        self.metrics = [m for m in (*METRICS, *MORE, "FPS") if m in found]
 
-    def column(self, metric: str) -> list[Column]:
-        """The paper's values of one metric, none where it has none."""
-        texts = (points_of(found[metric].value) if metric in found else "-" for found in self.numbers)
-        return [_column(f"paper {metric}", texts)] if metric in self.metrics else []
+    def column(self, metric: str, below: int = 0) -> list[Column]:
+        """The paper's values of one metric, none where it has none; `below` are rows that it has nothing for."""
+        digits = (lambda value: f"{value:.1f}") if metric == "FPS" else points_of
+        texts = (digits(found[metric].value) if metric in found else "-" for found in self.numbers)
+        return [column(f"paper {metric}", [*texts, *["-"] * below])] if metric in self.metrics else []
 
-    def sources(self) -> list[Column]:
+    def sources(self, below: int = 0) -> list[Column]:
         """The paper's table of each row, where they are not all of one; else none: the note names it."""
         texts = [next((n.source for n in found.values()), "-") for found in self.numbers]
-        return [_column("paper's table", texts)] if len({*texts} - {"-"}) > 1 else []
+        return [column("paper's table", [*texts, *["-"] * below])] if len({*texts} - {"-"}) > 1 else []
 
     def notes(self) -> list[str]:
         """Where the numbers come from."""
         return _source_note(found[m] for found in self.numbers for m in self.metrics if m in found)
+
+    @property
+    def voc(self) -> bool:
+        """Whether some numbers are of PASCAL VOC, whose own precision then stands beside."""
+        return any(number.data.startswith("voc") for found in self.numbers for number in found.values())
 
 
 def _source_note(numbers: Iterable[papers.Number]) -> list[str]:
     """Where numbers beside ours come from, and that they are not on the same data; none for no numbers."""
     found = dict.fromkeys(f"{n.source}: {n.model} on {n.data}" for n in numbers)
     return [say("paper", sources=found)] if found else []
+
+
+def recorded(row: Row, more: More) -> Stat | None:
+    """The mean of a metric that some records have, as a `Row` has those of METRICS; None where none has it."""
+    found = [(r.metrics[row.split].get(more.group) or {}).get(more.key) for r in row.records]
+    known = [value for value in found if value is not None]
+    return stat(known) if known else None
+
+
+def more_columns(rows: Sequence[Row], wanted: Iterable[More]) -> list[Column]:
+    """Of these metrics the ones that some record has."""
+    columns = [column(one.name, (points(recorded(row, one)) for row in rows)) for one in wanted]
+    return [one for one in columns if not one.empty]
 
 
 # Tables
@@ -144,32 +157,133 @@ def drop_table(series: Group, title: str = "") -> Table:
 
     The paper's own columns are on another data set, which the notes say.
     """
-    published, judged = papers.removal(series.axis), series.splits[-1]
-    removals, shown = [setting.removal(series.axis) for setting in series.rows], list(series.rows.values())
-    reported = {split: [published.values.get((split, removal)) for removal in removals] for split in SPLITS}
+    published, below = papers.removal(series.axis), complete_rows(series)
+    shown = list(series.rows.values())
+    of_paper = list(map(_as_published, series.rows))
+    reported = {split: [published.values.get((split, removal)) for removal in of_paper] for split in SPLITS}
     columns = [
-        _column("removal pct", map(percent, removals), left=True),
-        _column("n", (len(next(iter(own.values())).records) for own in shown)),
-        *(_metric(f"{split} mAP50", [own.get(split) for own in shown]) for split in series.splits),
-        _change(f"{judged} vs 0 %", (own.get(judged) if s.removes else None for s, own in series.rows.items())),
-        *(_marked(f"paper {s}", v, ("-" if x is None else points_of(x) for x in v)) for s, v in reported.items()),
+        column("removal pct", [*names_of(series).values(), *("0%, complete labels" for _ in below)], left=True),
+        column("n", (len(next(iter(own.values())).records) for own in [*shown, *below])),
+        *_levels(series),
+        *(
+            marked(f"paper {split}", v, ("-" if x is None else points_of(x) for x in v), ["-"] * len(below))
+            for split, v in reported.items()
+        ),
     ]
-    several = any(len(row.records) > 1 for own in shown for row in own.values())
+    rows = [row for own in shown for row in own.values()]
     paper = say("removal_of_paper", model=published.model, data=published.data, table=published.table)
     title = AXIS_TITLES[series.axis] + (f", {title}" if title else "")
-    return Table(title, tuple(columns), (say("removal", several=several), paper))
+    return Table(title, tuple(columns), (f"{_intervals(rows)}.", *_notes(series, rows), paper))
+
+
+def _as_published(setting: Setting) -> float:
+    """The removal that a paper's numbers are of: of those that are drawn at random; -1 for others."""
+    removal = max(map(setting.removal, AXES))
+    return removal if setting.get("drop_select") in (None, "random") or not removal else -1.0
+
+
+def loss_table(group: Group, title: str, tables: Tables = ()) -> Table:
+    """Return losses that differ in nothing else, and a paper's numbers."""
+    names, by_split, below = names_of(group), list(group.rows.values()), complete_rows(group)
+    rows = [row for own in by_split for row in own.values()]
+    beside = _Beside(group.rows, tables)
+    full = f"{names.get(group.base, '')}, complete labels" if group.base else ""
+    columns = [
+        column("loss", [*names.values(), *(full for _ in below)], left=True),
+        column("n", (max(len(row.records) for row in own.values()) for own in [*by_split, *below])),
+        *_levels(group, "mAP75" in beside.metrics),
+        *(one for metric in beside.metrics for one in beside.column(metric, len(below))),
+        *beside.sources(len(below)),
+    ]
+    return Table(f"Losses, {title}", tuple(columns), (f"{_intervals(rows)}.", *_notes(group, rows), *beside.notes()))
+
+
+def _levels(group: Group, also_75: bool = False) -> list[Column]:
+    """Each split's metrics, side by side; below, those of the baseline on complete labels."""
+    shown, below = list(group.rows.values()), complete_rows(group)
+    metrics = [(split, metric) for split in group.splits for metric in SHOWN]
+    metrics += [(group.splits[-1], "mAP75")] * also_75
+    columns = [
+        _metric(f"{split} {metric}", [own.get(split) for own in shown], metric, [own.get(split) for own in below])
+        for split, metric in metrics
+    ]
+    records = [next(iter(own.values())).records for own in [*shown, *below]]
+    factors = [column(name, (_factor(own, name) for own in records)) for name in FACTORS]
+    return [*columns, *(one for one in factors if not one.empty)]
+
+
+def difference_table(group: Group, title: str = "") -> Table | None:
+    """Return the differences of a group's settings from its baseline, with their tests; None where there is none.
+
+    A setting with a baseline of its own (a removal, beside losses) is not in it.
+    """
+    names, judged = names_of(group), group.splits[-1]
+    if not group.base:
+        return None
+    shown = {names[s]: own for s, own in group.rows.items() if any(r.base == group.base for r in own.values())}
+    if not shown:
+        return None
+    if below := complete_rows(group):
+        shown[f"{'0%' if group.axis else names[group.base]}, complete labels"] = below[0]
+    rows = [own.get(judged) for own in shown.values()]
+    tests = [row.test if row else None for row in rows]
+    controls = [row.control.get(PRIMARY) if row else None for row in rows]
+    columns = [
+        column("removal pct" if group.axis else "loss", shown, left=True),
+        column("pairs", (row.change[PRIMARY].n if row and row.change else "" for row in rows)),
+        *(
+            _change(f"{split} {metric}", (own.get(split) for own in shown.values()), metric)
+            for split in group.splits
+            for metric in SHOWN
+        ),
+        column("corrected", (f"± {points_of(test.half)}" if test else "" for test in tests)),
+        column("p (Holm)", (p_text(test.corrected) if test else "" for test in tests)),
+        column("seeds needed", (seeds_text(test) if test else "" for test in tests)),
+        column("vs control", (points(one, sign=True) for one in controls)),
+        *_gap(rows),
+    ]
+    kept = [one for one in columns if not one.empty]
+    count = next((test.count for test in tests if test), 0)
+    base = "the 0 % run" if group.axis else names[group.base]
+    notes = [say("paired", base=base, split=judged, metric=PRIMARY)]
+    notes += [say("tested", count=count, power=f"{100 * POWER:g}")] * bool(count)
+    notes += [say("of_control", metric=PRIMARY, split=judged)] * any(controls)
+    known = [row for row in rows if row]
+    table = f"{AXIS_TITLES[group.axis] if group.axis else 'Losses'}, {title}".rstrip(", ")
+    return Table(
+        f"{table}: differences from {base}",
+        tuple(kept),
+        (*notes, *_gap_note(known), *draw_note(group.records), *evaluation_note(known)),
+    )
+
+
+def seeds_text(test: Comparison) -> str:
+    """The seeds that a difference needs, counted up to a limit; 'holds' where it has them."""
+    return "holds" if test.holds else f"> {MOST_SEEDS}" if test.seeds is None else str(test.seeds)
+
+
+def _factor(records: Sequence[Record], name: str) -> str:
+    """`pull` or `push`, what a loss multiplies positives and negatives by; '' where records do not say."""
+    values = (record.loss_ran.get(name) for record in records)
+    text = mean_text([value for value in values if isinstance(value, (int, float))], 2)
+    return text and f"×{text}"
+
+
+def complete_rows(group: Group) -> list[Mapping[str, Row]]:
+    """The baseline on complete labels as a row below the others, where there is one."""
+    return [group.complete] if group.complete else []
 
 
 def settings_table(rows: Sequence[Row], split: str) -> Table:
-    """Return all settings of a sweep on one split: the flags that vary, every metric, change and gap closed."""
+    """Return all settings of a sweep on one split: the flags that vary, every metric, changes and gap closed."""
     rows = [row for row in rows if row.split == split]
     settings = [row.setting for row in rows]
     baselines = _baselines(rows)
     base = (baselines and "baseline") or "0 %"
     changes = any(row.change for row in rows)
     columns = [
-        *_flags(varying(settings) or ["model"], settings),
-        _column("n", (len(row.records) for row in rows)),
+        *flags(varying(settings) or ["model"], settings),
+        column("n", (len(row.records) for row in rows)),
         *(_metric(metric, rows, metric) for metric in METRICS),
         *_differences(rows, base if changes else ""),
     ]
@@ -177,28 +291,7 @@ def settings_table(rows: Sequence[Row], split: str) -> Table:
     if changes:
         removals = any(row.base and row.setting.removes for row in rows)
         notes.append(say("differences", base=base, baselines=baselines, removals=removals))
-    return Table(f"All settings, {split}", tuple(columns), (*notes, *_gap_note(rows)))
-
-
-def loss_table(group: Group, title: str, tables: Tables = ()) -> Table:
-    """Return losses that differ in nothing else, with the paired difference from the baseline and a paper's numbers."""
-    judged, names, by_split = group.splits[-1], names_of(group), list(group.rows.values())
-    rows = [row for own in by_split for row in own.values()]
-    base = names[group.base] if group.base else ""
-    beside = _Beside(group.rows, tables)
-    metrics = [*((s, "mAP50") for s in group.splits), (judged, "mAP75"), (judged, "mAP50-95")]
-    # a removal has a 0 % run of its own
-    paired = [row if (row := own.get(judged)) and row.base == group.base else None for own in by_split]
-    columns = [
-        _column("loss", names.values(), left=True),
-        _column("n", (max(len(row.records) for row in own.values()) for own in by_split)),
-        *(_metric(f"{split} {metric}", [own.get(split) for own in by_split], metric) for split, metric in metrics),
-        *_differences(paired, base),
-        *(column for metric in METRICS for column in beside.column(metric)),
-        *beside.sources(),
-    ]
-    told = _intervals(rows) + (f"; vs {base}: {judged}, paired by seed." if base else ".")
-    return Table(f"Losses, {title}", tuple(columns), (told, *_gap_note(rows), *beside.notes()))
+    return Table(f"All settings, {split}", tuple(columns), (*notes, *_gap_note(rows), *evaluation_note(rows)))
 
 
 def study_table(rows: Sequence[Row], title: str, tables: Tables) -> Table | None:
@@ -212,17 +305,24 @@ def study_table(rows: Sequence[Row], title: str, tables: Tables) -> Table | None
     names += [name for name in varied if any(name in setting.loss_flags for setting in settings)]
     beside, changes = _Beside(settings, tables), any(row.change for row in rows)
     columns = [
-        *_flags(names, settings),
-        _column("labels", map(labels_text, settings), left=True),
-        _column("n", (len(row.records) for row in rows)),
+        *flags(names, settings),
+        column("labels", map(labels_text, settings), left=True),
+        column("n", (len(row.records) for row in rows)),
     ]
     for metric in METRICS:
-        columns += [_column(metric, (points(row.stats[metric]) for row in rows)), *beside.column(metric)]
+        columns += [column(metric, (points(row.stats[metric]) for row in rows)), *beside.column(metric)]
+    for name, more in MORE.items():
+        columns += more_columns(rows, [more] * (name in beside.metrics)) + beside.column(name)
+    columns += more_columns(rows, VOC if beside.voc else ())
+    if "FPS" in beside.metrics:
+        speeds = column("FPS", (mean_text([r.timings.get("fps") for r in row.records], 1) for row in rows))
+        columns += [*[speeds] * (not speeds.empty), *beside.column("FPS")]
     columns += [*_differences(rows, "baseline" if changes else ""), *beside.sources()]
     notes = [f"{rows[0].split}; {_intervals(rows)}" + ("; vs baseline: paired by seed." if changes else ".")]
     baselines = _baselines(rows)
     notes += [f"Baseline: loss={baselines} with the same model and labels."] if baselines else []
-    return Table(title, tuple(columns), (*notes, *_gap_note(rows), *beside.notes()))
+    notes += [*_gap_note(rows), *draw_note(r for row in rows for r in row.records), *evaluation_note(rows)]
+    return Table(title, tuple(columns), (*notes, *beside.notes()))
 
 
 def rate_table(rows: Sequence[Row], title: str, tables: Tables) -> Table | None:
@@ -241,53 +341,9 @@ def rate_table(rows: Sequence[Row], title: str, tables: Tables) -> Table | None:
             found += numbers.values()
     rows = judged_rows(rows)
     heads, texts_of = ["loss", "", *map(percent, rates)], zip(*body, strict=True)
-    columns = [_column(head, own, left=i < 2) for i, (head, own) in enumerate(zip(heads, texts_of, strict=True))]
-    return Table(title, tuple(columns), (f"mAP50 on {rows[0].split}; {_intervals(rows)}.", *_source_note(found)))
-
-
-def class_table(series: Group) -> Table | None:
-    """Return mAP50 by class along a series, mean over seeds, on the split it is judged by; None without classes."""
-    split = series.splits[-1]
-    rows = [own[split] for own in series.rows.values() if split in own]
-    names = dict.fromkeys(name for row in rows for r in row.records for name in r.per_class.get(split, {}))
-    if not names:
-        return None
-    body = []
-    for name in names:
-        means = [_mean(r.per_class.get(split, {}).get(name, {}).get("mAP50") for r in row.records) for row in rows]
-        body.append(_marked(name, means, ("" if mean is None else points_of(mean) for mean in means)).cells)
-    heads = (percent(row.setting.removal(series.axis)) for row in rows)
-    columns = [_column("class", names, left=True), *map(Column, heads, zip(*body, strict=True))]
-    return Table(f"{AXIS_TITLES[series.axis]}: mAP50 by class, {split}", tuple(columns), ("Mean over seeds.",))
-
-
-def cost_table(runs: Mapping[Setting, Sequence[Record]]) -> Table:
-    """Return what each setting cost to train: means over its runs."""
-    timings = (("train s", "train_seconds", 0), ("images/s", "images_per_second", 1), ("eval s", "eval_seconds", 1))
-    columns = _flags(varying(runs) or ["model"], list(runs))
-    for name, key, digits in timings:
-        columns.append(_column(name, (_mean_text([r.timings.get(key) for r in own], digits) for own in runs.values())))
-    columns.append(_column("peak MB", (_mean_text([r.peak_memory_mb for r in own], 0) for own in runs.values())))
-    return Table("Cost, mean of a run", tuple(columns))
-
-
-def runs_table(records: Sequence[Record]) -> Table:
-    """Return every finished run by itself."""
-    columns = [_column("run", (record.run for record in records), left=True)]
-    for split in (s for s in SPLITS if any(s in r.metrics for r in records)):
-        for metric in METRICS:
-            texts = (points_of(r.metrics[split][metric]) if split in r.metrics else "" for r in records)
-            columns.append(_column(f"{split} {metric}", texts))
-    columns.append(_column("train s", (_mean_text([r.timings.get("train_seconds")], 0) for r in records)))
-    return Table("Every run", tuple(columns), ("Points (0 to 100).",))
-
-
-def result_tables(found: Results) -> list[tuple[Table, str]]:
-    """Return the tables of removal and of losses in a sweep, each with its verdict."""
-    tables = [*map(drop_table, found.series, group_texts(found.series))]
-    beside = study_numbers(found.sweep)
-    tables += [loss_table(*pair, beside) for pair in zip(found.compared, group_texts(found.compared), strict=True)]
-    return list(zip(tables, map(verdict, (*found.series, *found.compared)), strict=True))
+    columns = [column(head, own, left=i < 2) for i, (head, own) in enumerate(zip(heads, texts_of, strict=True))]
+    notes = (f"mAP50 on {rows[0].split}; {_intervals(rows)}.", *evaluation_note(rows), *_source_note(found))
+    return Table(title, tuple(columns), notes)
 
 
 def study_tables(found: Results) -> list[Table]:
@@ -298,19 +354,6 @@ def study_tables(found: Results) -> list[Table]:
     title, numbers = str(study.get("title", "")), study_numbers(found.sweep)
     made = (rate_table(found.rows, f"{title}: missing labels", numbers), study_table(found.rows, title, numbers))
     return [table for table in made if table]
-
-
-def verdict(group: Group) -> str:
-    """Return what the paired intervals of a group say, in one sentence about the split that it is judged by."""
-    split, base, axis, names = group.splits[-1], group.base, group.axis, names_of(group)
-    if axis:
-        names = {s: f"{axis}={value_text(s.removal(axis))}" if s.removes else "0 %" for s in names}
-    own = [(names[s], by_split[split]) for s, by_split in group.rows.items() if s != base and split in by_split]
-    changes = [(name, row.change["mAP50"]) for name, row in own if row.change and row.base == base]
-    most = max(changes, key=lambda pair: abs(pair[1].mean), default=None)
-    n, run = span(change.n for _, change in changes), "0 % run" if axis else "run of the baseline"
-    facts = {"changes": changes, "most": most, "base": names[base] if base else None, "run": run, "split": split}
-    return say("verdict", **facts, points=points, span=n)
 
 
 # What rows are called, and which stand together
@@ -325,8 +368,11 @@ def judged_rows(rows: Sequence[Row]) -> list[Row]:
 def names_of(group: Group) -> dict[Setting, str]:
     """Return what each setting of a group is called: its removal, or its loss and the flags that set it apart."""
     settings = list(group.rows)
-    texts = [percent(s.removal(group.axis)) for s in settings] if group.axis else loss_texts(settings)
-    return dict(zip(settings, texts, strict=True))
+    if not group.axis:
+        return dict(zip(settings, loss_texts(settings), strict=True))
+    words = {CONTROL["drop_select"]: "control", "random": "", "None": ""}
+    kinds = {s: words.get(select, select) for s in settings if s.removes and (select := str(s.get("drop_select")))}
+    return {s: f"{percent(s.removal(group.axis))} {kinds.get(s, '')}".rstrip() for s in settings}
 
 
 def group_texts(groups: Sequence[Group]) -> list[str]:
@@ -374,10 +420,39 @@ def beside_line(line: Mapping[float, Row], tables: Tables) -> dict[float, papers
     return {x: numbers["mAP50"] for x, numbers in zip(line, found, strict=True) if "mAP50" in numbers}
 
 
+def _notes(group: Group, rows: Sequence[Row]) -> list[str]:
+    """What stands below the levels of a group: labels and evaluation."""
+    known = [*rows, *(row for own in complete_rows(group) for row in own.values())]
+    lacking = group.base is not None and withholds(group.base) and not group.complete
+    told = [say("no_complete")] * lacking
+    told += [say("pull")] * any(record.loss_ran.get(name) for record in group.records for name in FACTORS)
+    return [*told, *draw_note(group.records), *evaluation_note(known)]
+
+
+def draw_note(records: Iterable[Record]) -> list[str]:
+    """That all seeds share one draw of withheld labels, where they do."""
+    seeds = [(r.seed, r.labels.get("seed", 0)) for r in records if r.labels.get("protocol", "normal") != "normal"]
+    draws = {draw for _, draw in seeds}
+    return [say("one_draw", draw=draws.pop())] if len(draws) == 1 and len({seed for seed, _ in seeds}) > 1 else []
+
+
+def evaluation_note(rows: Iterable[Row]) -> list[str]:
+    """At which overlap of NMS, score and number of boxes the metrics were taken, by model where they differ."""
+    records = [record for row in rows for record in row.records]
+    told = grouped(records, lambda r: tuple(evaluation(r).values()))
+    texts = []
+    for own in told.values():
+        *_, source = numbers = [evaluation(own[0])[name] for name in (*EVALUATION, "source")]
+        models = ", ".join(dict.fromkeys(str(r.host.get("model")) for r in own)) if len(told) > 1 else ""
+        iou, conf, most = map(value_text, numbers[:-1])
+        texts.append(say("evaluation", iou=iou, conf=conf, most=most, source=source, models=models))
+    return [f"Evaluation: {'; '.join(texts)}."] if texts else []
+
+
 def _intervals(rows: Sequence[Row]) -> str:
     several = any(len(row.records) > 1 for row in rows)
     told = "mean ± 95 % interval over n seeds (Student t)" if several else "single runs (n = 1), so no interval"
-    return f"points (0 to 100), {told}"
+    return f"Points (0 to 100), {told}"
 
 
 def _gap_note(rows: Sequence[Row]) -> list[str]:
@@ -388,54 +463,3 @@ def _baselines(rows: Sequence[Row]) -> str:
     """The settings that losses are compared with, by name; '' where only removals are compared, with their 0 % run."""
     bases = [row.base for row in rows if row.base and not row.setting.removes]
     return ", ".join(dict.fromkeys(loss_texts(bases, among=[row.setting for row in rows])))
-
-
-# Numbers
-
-
-def points_of(value: float) -> str:
-    """A fraction in points with one decimal: 0.4837 -> '48.4'."""
-    return f"{round(100 * value, 1) + 0.0:.1f}"  # + 0.0: no minus zero
-
-
-def points(value: Stat | None, *, sign: bool = False) -> str:
-    """A mean in points with its interval, where it has one: '48.4 ± 1.2', '+0.7 ± 0.9', '' for None."""
-    if value is None:
-        return ""
-    text = points_of(value.mean)
-    text = f"+{text}" if sign and not text.startswith("-") else text
-    return text if value.half is None else f"{text} ± {points_of(value.half)}"
-
-
-def percent(removal: float) -> str:
-    """A removal fraction as the papers write it: 0.1 -> '10%'."""
-    return f"{100 * removal:g}%"
-
-
-def span(counts: Iterable[int]) -> str:
-    """Return the range of counts: '3', '2 to 3', '' for none."""
-    ordered = sorted({*counts})
-    return " to ".join(map(str, [*ordered[:1], *ordered[1:][-1:]]))
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [v for v in values if v is not None]
-    return sum(known) / len(known) if known else None
-
-
-def _mean_text(values: Iterable[float | None], digits: int) -> str:
-    mean = _mean(values)
-    return "" if mean is None else f"{mean:.{digits}f}"
-
-
-def as_text(table: Table) -> str:
-    """Return the table for a terminal; a star marks the best of a column."""
-    marked = any(cell.bold for row in table.rows for cell in row)
-    columns = []
-    for column in table.columns:
-        texts = [column.name, *(cell.text + (" *"[cell.bold] if marked else "") for cell in column.cells)]
-        width = max(map(len, texts))
-        columns.append([text.ljust(width) if column.left else text.rjust(width) for text in texts])
-    head, *body = ("  ".join(line).rstrip() for line in zip(*columns, strict=True))
-    rule = "-" * max(map(len, [head, *body]))
-    return "\n".join([table.title, head, rule, *body, *["* best of the column"] * marked, *table.notes])

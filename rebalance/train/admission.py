@@ -17,13 +17,14 @@ from rebalance.data import dataset
 from rebalance.data.demo.seafloor import built_in
 from rebalance.errors import ConfigError, ModelError, nearest
 from rebalance.hosts import FAMILIES, host_of
-from rebalance.hosts.host import head_of, remembered
+from rebalance.hosts.host import COCO, head_of, remembered
 from rebalance.hosts.state_dict import read_state_dict
-from rebalance.methods.resobj import ResObj
 from rebalance.recipe import TRAIN, Recipe, read
+from rebalance.settings import value_text
 from rebalance.train.arguments import check_training
 
 FORWARDED = ("half", "int8", "end2end")  # earlier names that Ultralytics still takes, though its defaults lack them
+HAVE_EPS = ("adam", "adamax", "adamw", "nadam", "radam", "rmsprop")  # optimizers, as the host compares their names
 
 
 class Admitted(NamedTuple):
@@ -100,18 +101,20 @@ def admit(
             raise ConfigError(
                 f"{', '.join(given)}: only for detection models, and {model.model_name} is a {model.task} model"
             )
-        recipe = read(given_or_kept(given, before), host.sites, head=head)
-        if not given and not strict:
+        recipe = read(given, host.sites, head=head, before=before)
+        if not ours and not strict:
             check_training(arguments)
         given["head"] = recipe["head"]
-    if host.own and (given or strict):
-        for name in ("pretrained", "distill_model"):
-            _check_weights(name, arguments.get(name))
     if (recipe or strict) and arguments.get("task") not in (None, model.task):
         told = f"task={arguments['task']}"
         raise ConfigError(f"{told} cannot be joined with model={model.model_name}, which is a {model.task} model")
     if recipe:
+        if not resume:
+            check_schedule(recipe, arguments)
         host.refuse(source, recipe, arguments, _channels(arguments.get("data")))
+    if not resume and (recipe or strict):
+        for name in ("pretrained", "distill_model"):
+            _check_weights(name, arguments.get(name))
     if data and isinstance(arguments.get("data"), (str, Path)):
         arguments["data"] = built_in(str(arguments["data"]))  # last, since the built-in set is made where it is not
         if (recipe or strict) and model.task == "detect":
@@ -127,10 +130,44 @@ def check_names(arguments: Mapping[str, Any], more: Iterable[str] = ()) -> None:
             raise ConfigError(f"unknown flag {name}={value}{nearest(name, [*known, *TRAIN])}")
 
 
-def _check_weights(name: str, file: Any) -> None:
-    if not isinstance(file, str) or Path(file).is_file() or Path(file).name in GITHUB_ASSETS_NAMES:
+def check_schedule(recipe: Recipe, arguments: Mapping[str, Any]) -> None:
+    """Refuse flags of the learning rate and the optimizer that would have no effect with the host's."""
+    defaults = DEFAULT_CFG_DICT  # args.yaml spells them out
+    other = next((name for name in ("cos_lr", "lrf") if arguments.get(name, defaults[name]) != defaults[name]), "")
+    if recipe.lr_steps and other:
+        raise ConfigError(f"lr_steps={recipe['lr_steps']} cannot be joined with {other}={arguments[other]}")
+    if (start := recipe["warmup_from"]) and arguments.get("warmup_epochs") == 0:
+        raise ConfigError(f"warmup_from={value_text(start)} has no effect with warmup_epochs=0")
+    name = str(arguments.get("optimizer", "auto"))
+    if recipe["optim_eps"] and name.lower() not in HAVE_EPS:
+        raise ConfigError(no_eps(recipe, name))
+
+
+def no_eps(recipe: Recipe, optimizer: str) -> str:
+    """That an optimizer has no ε to set."""
+    told = f"optim_eps={value_text(recipe['optim_eps'])} has no effect with optimizer={optimizer}"
+    return f"{told}; it is for Adam, Adamax, AdamW, NAdam, RAdam and RMSprop"
+
+
+def _check_weights(name: str, weights: Any) -> None:
+    """Refuse a file of weights that is not there, or that is none."""
+    if not isinstance(weights, (str, Path)) or weights == COCO:
         return
-    raise ModelError(f"{name}={file}: no such file, and not a published model")
+    file, named = Path(weights), f"{name}={weights}"
+    if file.is_file():
+        if read_state_dict(file) is None and not _is_checkpoint(file):
+            raise ModelError(f"{named} is neither a checkpoint of Ultralytics (.pt) nor a state dict of tensors")
+    elif file.name not in GITHUB_ASSETS_NAMES and "://" not in str(weights):
+        raise ModelError(f"{named}: no such file, and not a published model")
+
+
+def _is_checkpoint(file: Path) -> bool:
+    """Whether the host can load a file."""
+    try:
+        load_checkpoint(file)
+    except Exception:  # whatever reading a file that is something else, or unpickling a torn one, raises
+        return False
+    return True
 
 
 def check_flags(given: Mapping[str, Any]) -> None:
@@ -145,18 +182,6 @@ def check_flags(given: Mapping[str, Any]) -> None:
                 first = first or error
     if first:
         raise first
-
-
-def given_or_kept(given: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags that were given, and what a checkpoint keeps about a head of several steps where that head stays.
-
-    Args:
-        given: flag name to value.
-        before: the same, from the checkpoint; may be empty.
-    """
-    stays = given.get("head", "resobj") == before.get("head") == "resobj"
-    own = {name for name, (owner, _) in TRAIN.items() if owner is ResObj} if stays else set()
-    return {**{k: v for k, v in before.items() if k in own}, **given}
 
 
 def data_yaml(data: str) -> str:

@@ -17,7 +17,8 @@ from rebalance.hosts.torchvision.model import TorchvisionModel
 from rebalance.hosts.torchvision.published import check, missing_coco, start
 from rebalance.hosts.torchvision.zoo import ZOO
 from rebalance.train.admission import admit, is_state_dict, separate
-from rebalance.train.trainer import with_flags
+from rebalance.train.resumable import Resumable
+from rebalance.train.trainer import RebalanceTrainer, with_flags
 from rebalance.train.validator import Validator
 
 
@@ -31,13 +32,16 @@ class YOLO(ultralytics.YOLO):  # type: ignore[misc]
 
     Attributes:
         strict: whether a stock training has its arguments checked in one line too, as the command line wants it.
+        exact: whether a stock training goes on exactly after a kill too, as a sweep wants it.
     """
 
     strict: ClassVar[bool] = False
+    exact: ClassVar[bool] = False
 
     def _load(self, weights: str, task: Any = None) -> None:
         if str(weights) not in ZOO:
-            if not Path(weights).suffix and not Path(weights).exists() and str(weights) not in GITHUB_ASSETS_STEMS:
+            known = "://" in str(weights) or Path(weights).exists() or str(weights) in GITHUB_ASSETS_STEMS
+            if not Path(weights).suffix and not known:
                 raise ModelError(f"model={weights} is not one of {', '.join(ZOO)}, nor a file{nearest(weights, ZOO)}")
             try:
                 super()._load(weights, task=task)
@@ -102,7 +106,8 @@ class YOLO(ultralytics.YOLO):  # type: ignore[misc]
         """Train.
 
         Args:
-            trainer: a trainer class of your own; cannot be joined with our flags.
+            trainer: a trainer class of your own. With our flags, heads and detectors it is one made from
+                `rebalance.trainer(...)`, whose flags count where none are given here.
             kwargs: our training flags and Ultralytics' arguments.
 
         Raises:
@@ -110,12 +115,22 @@ class YOLO(ultralytics.YOLO):  # type: ignore[misc]
             ModelError: the model cannot have the head asked for.
         """
         ours, arguments = separate(kwargs)
-        admitted = admit(self, ours, arguments, trainer, strict=self.strict)
+        base = trainer if isinstance(trainer, type) and issubclass(trainer, RebalanceTrainer) else None
+        if base:
+            ours = {**base.given, **ours}
+        admitted = admit(self, ours, arguments, None if base else trainer, strict=self.strict)
         if admitted.recipe is None:
             if remembered(self.model):  # the host's loss from here on: resuming must not bring an earlier one back
                 del self.model.yaml[KEY]
+            if self.exact and self.task == "detect":
+                trainer = trainer or Resumable
             return super().train(trainer=trainer, **admitted.arguments)
-        return super().train(trainer=with_flags(admitted.given, admitted.recipe), **admitted.arguments)
+        made = with_flags(admitted.given, admitted.recipe, base or RebalanceTrainer)
+        pretrained = arguments.get("pretrained")
+        if isinstance(arguments.get("data"), (list, tuple)) and (pretrained == COCO or is_state_dict(pretrained)):
+            # of several sets the host reads the file itself, and knows no such one
+            made.starts_from, admitted.arguments["pretrained"] = pretrained, True
+        return super().train(trainer=made, **admitted.arguments)
 
 
 def load(name: str, task: Any = None, make: type[YOLO] = YOLO) -> YOLO:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import LOGGER, RANK, YAML
 from ultralytics.utils.loss import E2ELoss
 from ultralytics.utils.torch_utils import unwrap_model
@@ -20,6 +19,7 @@ from rebalance.hosts.host import (
     KEY,
     Host,
     begin_epoch,
+    branches,
     counts,
     describe,
     keep,
@@ -30,16 +30,18 @@ from rebalance.hosts.host import (
 )
 from rebalance.hosts.state_dict import read_state_dict
 from rebalance.recipe import Recipe, kept, read, unsaid
-from rebalance.train.admission import check_flags, given_or_kept
+from rebalance.train.admission import check_flags
+from rebalance.train.resumable import Resumable
 from rebalance.train.validator import Validator
 
 
-class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
+class RebalanceTrainer(Resumable):
     """Trains with the flags in `given`; see `trainer` for a class with flags.
 
     Attributes:
         given: flags as the user gave them.
         admitted: what they were found to come to before the training began; None: nobody has asked.
+        starts_from: `pretrained`, where the host must not see it; None: that of the arguments.
         recipe: what this run trains with; None until the model is there, which has a say in what the flags mean.
         host: of the model.
         loss_ran: what the criterion says it is; printed, and kept for records.
@@ -49,6 +51,7 @@ class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
 
     given: Mapping[str, Any] = {}
     admitted: Recipe | None = None
+    starts_from: str | Path | None = None
 
     recipe: Recipe
     host: Host
@@ -66,7 +69,7 @@ class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
 
     def setup_model(self) -> Any:
         """Load, create or resume the model; `pretrained` may be a plain state dict."""
-        pretrained, state = self.args.pretrained, None
+        pretrained, state = self.starts_from or self.args.pretrained, None
         if isinstance(pretrained, (str, Path)) and not self.resume and Path(pretrained).is_file():
             state = read_state_dict(pretrained)
         if state is not None or pretrained == COCO:
@@ -86,6 +89,7 @@ class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
         """Build the model with the head asked for, or the head of the checkpoint it starts from."""
         before = cfg.get(KEY, {}).get("flags", {}) if isinstance(cfg, dict) else {}
         self.host = host_of(weights if weights is not None and before else cfg)
+        weights = None if self.starts_from else weights
         self._fresh = weights is None and not self.resume
         head, sites = before.get("head", getattr(weights, "own_head", "stock")), self.host.sites
         if self.resume:
@@ -98,7 +102,7 @@ class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
                 LOGGER.info(f"rebalance: the training began with an earlier version, and goes on with its {told}")
             self._kept = cfg[KEY].get("state", []) if before else []
         else:
-            self.recipe = self.admitted or read(given_or_kept(self.given, before), sites, head=head)
+            self.recipe = self.admitted or read(self.given, sites, head=head, before=before)
         verbose = verbose and RANK == -1
         model = self.host.build(cfg, self.recipe, nc=self.data["nc"], ch=self.data["channels"], verbose=verbose)
         self.set_model_names_for_load(model)
@@ -160,6 +164,17 @@ class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
         batch["most_labels"] = most
         return batch
 
+    def criterion_state(self) -> dict[str, Any]:
+        """What the methods of each branch keep, too."""
+        found = branches(unwrap_model(self.model).criterion)
+        return {**super().criterion_state(), "kept": [dict(branch.objectives[0].run.kept) for branch in found]}
+
+    def restore_criterion(self, state: dict[str, Any]) -> None:
+        """Put back what `criterion_state` gave."""
+        super().restore_criterion(state)
+        for branch, found in zip(branches(unwrap_model(self.model).criterion), state["kept"], strict=True):
+            branch.objectives[0].run.kept = {name: tensor.to(self.device) for name, tensor in found.items()}
+
     def save_model(self) -> Any:
         """Save; what the loss keeps goes along, as plain numbers beside the flags."""
         found = keep(unwrap_model(self.model).criterion)
@@ -168,11 +183,18 @@ class RebalanceTrainer(DetectionTrainer):  # type: ignore[misc]
         return super().save_model()
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
-        """Add the counts of dropped predictions and the objectness after each step to results.csv."""
-        for method in self.recipe.methods:
-            metrics = {**metrics, **{f"{method.name}/{name}": self.drop_counts.get(name, 0) for name in method.counted}}
-        metrics = {**metrics, **{f"resobj/{name}": round(mean, 5) for name, mean in self.step_means.items()}}
-        super().save_metrics(metrics)
+        """Add the counts of dropped predictions and the objectness after each step, to results.csv and for loggers.
+
+        Loggers, e.g. TensorBoard and MLflow, read `metrics` after each epoch.
+        """
+        methods = self.recipe.methods
+        ours: dict[str, float] = {
+            f"{each.name}/{name}": self.drop_counts.get(name, 0) for each in methods for name in each.counted
+        }
+        ours |= {f"resobj/{name}": round(mean, 5) for name, mean in self.step_means.items()}
+        host = {name: value for name, value in metrics.items() if name not in ours}  # without those of the last epoch
+        super().save_metrics({**host, **ours})
+        self.metrics = {**self.metrics, **ours}
 
 
 def trainer(**given: Any) -> type[RebalanceTrainer]:
@@ -188,7 +210,9 @@ def trainer(**given: Any) -> type[RebalanceTrainer]:
     return with_flags(given)
 
 
-def with_flags(given: Mapping[str, Any], admitted: Recipe | None = None) -> type[RebalanceTrainer]:
+def with_flags(
+    given: Mapping[str, Any], admitted: Recipe | None = None, base: type[RebalanceTrainer] = RebalanceTrainer
+) -> type[RebalanceTrainer]:
     """A trainer class with flags that have been checked; `admitted` is what they come to on the model it will train."""
-    held = {"given": dict(given), "admitted": admitted, "__module__": __name__}
-    return type("RebalanceTrainer", (RebalanceTrainer,), held)
+    held = {"given": dict(given), "admitted": admitted, "__module__": base.__module__}
+    return type(base.__name__, (base,), held)

@@ -92,21 +92,23 @@ def test_a_sweep_ends_with_its_report(
         return Path("runs/x")
 
     stub(monkeypatch, "rebalance.experiments.sweep", sweep=sweep)
-    stub(monkeypatch, "rebalance.experiments.papers", benchmark=lambda args: {"preset": "found", **args})
+    monkeypatch.setattr("rebalance.experiments.papers.benchmark", lambda args: {"preset": "found", **args})
     stub(
         monkeypatch,
         "rebalance.report.build",
-        report=lambda folder, baseline: folder / "report.html",
-        terminal_table=lambda folder, baseline: f"table of {folder}{baseline}",
+        report=lambda folder, baseline, references: folder / "report.html",
+        terminal_table=lambda folder, baseline, references: " ".join(
+            map(str, ["table of", folder, baseline, *references])
+        ),
     )
     assert cli.main([command, "obj_drop=0,0.5", "series"]) == 0
     expected = {"obj_drop": "0,0.5", "series": "True"}
     assert given == [expected if command == "sweep" else {"preset": "found", **expected}]
-    assert capsys.readouterr().out == "table of runs/x\n\nruns/x/report.html\n"
+    assert capsys.readouterr().out == "table of runs/x \n\nruns/x/report.html\n"
     assert cli.main(["report", "runs/y"]) == 0
-    assert capsys.readouterr().out == "table of runs/y\n\nruns/y/report.html\n"
-    assert cli.main(["report", "runs/y", "baseline=focal"]) == 0
-    assert capsys.readouterr().out == "table of runs/yfocal\n\nruns/y/report.html\n"
+    assert capsys.readouterr().out == "table of runs/y \n\nruns/y/report.html\n"
+    assert cli.main(["report", "reference=runs/long, runs/full", "runs/y", "baseline=focal"]) == 0
+    assert capsys.readouterr().out == "table of runs/y focal runs/long runs/full\n\nruns/y/report.html\n"
 
 
 def test_paper_runs_the_cells_of_its_study_and_reports(
@@ -120,16 +122,18 @@ def test_paper_runs_the_cells_of_its_study_and_reports(
 
     stub(monkeypatch, "rebalance.experiments.sweep", sweep=sweep)
     stub(
-        monkeypatch, "rebalance.report.build", report=lambda folder, baseline: folder / "report.html",
-        terminal_table=lambda folder, baseline: str(folder),
+        monkeypatch, "rebalance.report.build", report=lambda folder, *_: folder / "report.html",
+        terminal_table=lambda folder, *_: str(folder),
     )  # fmt: skip
     assert cli.main(["paper", "brl.fig3", "data=my.yaml", "seeds=0,1"]) == 0
     assert capsys.readouterr().out == "runs/x\n\nruns/x/report.html\n"
     ((cells, study),) = calls
-    assert [(cell["model"], cell["loss"], cell["data"], cell["seeds"]) for cell in cells] == [
-        ("retinanet_tiny", "focal,ghm,brl", "my.yaml", "0,1"),
-        ("fasterrcnn_tiny", "ohem", "my.yaml", "0,1"),
+    assert [(cell["model"], cell["loss"]) for cell in cells] == [
+        ("retinanet_tiny", "focal"),
+        ("retinanet_tiny", "focal,ghm,brl"),
+        ("fasterrcnn_tiny", "ohem"),
     ]
+    assert {(cell["data"], cell["seeds"]) for cell in cells} == {("my.yaml", "0,1")}
     assert (study["key"], study["given"]) == ("brl.fig3", {"data": "my.yaml", "seeds": "0,1"})
 
 
@@ -139,6 +143,13 @@ def test_paper_alone_lists_the_tables_and_figures(capsys: pytest.CaptureFixture[
     assert cli.main(["paper"]) == 0
     out = capsys.readouterr().out
     assert all(f"\n{study.key} " in out for study in studies().values())
+
+
+def test_paper_numbers_is_a_csv(capsys: pytest.CaptureFixture[str]) -> None:
+    from rebalance.report.papers import as_csv
+
+    assert cli.main(["paper", "numbers"]) == 0
+    assert capsys.readouterr().out == as_csv()
 
 
 def test_paper_draws_a_function(
@@ -166,7 +177,9 @@ def test_paper_refuses_what_it_cannot_run(capsys: pytest.CaptureFixture[str], ar
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("args", [["report"], ["report", "a", "b"], ["report", "name=a"]])
+@pytest.mark.parametrize(
+    "args", [["report"], ["report", "a", "b"], ["report", "name=a"], ["report", "a", "baseline=b", "baseline=c"]]
+)
 def test_report_takes_one_folder(capsys: pytest.CaptureFixture[str], args: list[str]) -> None:
     assert cli.main(args) == 2
     assert "report takes one run folder" in capsys.readouterr().err

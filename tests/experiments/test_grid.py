@@ -190,6 +190,9 @@ def test_several_grids_share_the_complete_run_of_their_baseline() -> None:
     ]
     assert len(grid.runs) == 8
     assert grid.asked["complete"] is True
+    common |= {"protocol": "extreme", "seeds": "0"}
+    grid = read_grids([{**common, "head": "anchor", "loss": "bce"}, {**common, "loss": "resobj"}])
+    assert [run.id for run in grid.runs if run.labels == Labels()] == ["head=anchor,loss=bce,protocol=normal,seed=0"]
 
 
 def test_one_run_where_nothing_varies() -> None:

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from objectives import recipe_of
+from small_training import log
 from ultralytics.cfg import get_cfg
 
 from rebalance.data.dataset import load
+from rebalance.errors import DataError
 from rebalance.experiments import inspect as module
 from rebalance.experiments.record import Config, Detection, Sample
 from rebalance.hosts.host import remember
 from rebalance.hosts.ultralytics.model import build
+from rebalance.settings import StepsFlags
+
+SETTING = {"iou": 0.7, "conf": 0.9, "max_det": 300, "source": "here"}  # conf is of what is evaluated
 
 
 def checkpoint(folder: Path, **given: Any) -> Path:
@@ -45,12 +53,12 @@ def config(tiny_dataset: Path) -> Config:
     withheld = tiny_dataset.parent / "withheld" / "train" / "00.txt"
     withheld.parent.mkdir(parents=True)
     withheld.write_text("0 0.5 0.5 0.2 0.2\n", "utf-8")
-    host = {"imgsz": 64, "device": "cpu", "workers": 0, "batch": 4, "conf": 0.9}  # conf is of what is evaluated
+    host = {"imgsz": 64, "device": "cpu", "workers": 0, "batch": 4}
     return Config(train={}, host=host, labels={"data": str(tiny_dataset)}, seed=0)
 
 
 def samples(weights: Path, config: Config) -> tuple[Sample, ...]:
-    return module.sample(weights, load(config.data), config)
+    return module.sample(weights, load(config.data), config, SETTING)
 
 
 def score(logit: float) -> float:
@@ -98,3 +106,56 @@ def test_samples_are_spread_evenly() -> None:
     assert module.spread(items[:4], 4) == items[:4]
     assert module.spread(items[:2], 4) == items[:2]
     assert module.spread([], 4) == []
+
+
+def cut(image: Path) -> None:
+    """Leave the first bytes of an image alone."""
+    image.write_bytes(image.read_bytes()[:20])
+
+
+def test_all_steps_see_an_image_prepared_in_one_way(tmp_path: Path, config: Config) -> None:
+    folder = config.data.parent / "images" / "test"
+    for index in range(4):
+        cv2.imwrite(str(folder / f"{index:02d}.jpg"), np.full((64, 32) if index % 2 else (32, 64), 99, np.uint8))
+    weights = checkpoint(tmp_path, resobj_steps=2)
+    (one,) = [sample for sample in samples(weights, config) if sample.steps]
+    flags = {"imgsz": 64, "conf": module.SCORE, "verbose": False, "save": False}
+    last = module.at_step(weights, 2).predict(str(one.image), **flags)[0]
+    assert one.detections == module._detections(last) != ()
+
+
+def test_a_picture_that_fails_is_named_and_left_out(
+    tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut(config.data.parent / "images" / "test" / "01.jpg")
+    (config.data.parent / "labels" / "test" / "02.txt").write_text("no label\n", "utf-8")
+    weights = checkpoint(tmp_path, resobj_steps=1)
+    with log() as lines:
+        found = samples(weights, config)
+    assert [sample.image.name for sample in found] == ["00.jpg", "03.jpg", "00.jpg"]
+    assert [bool(sample.steps) for sample in found] == [True, False, False]
+    for name in ("01.jpg", "02.jpg"):
+        assert any(f"{name} is not shown: " in line for line in lines)
+
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("out of\nmemory")
+
+    monkeypatch.setattr(module, "at_step", broken)
+    with log() as lines:
+        found = samples(weights, config)
+    assert [bool(sample.steps) for sample in found] == [False] * 3
+    assert any(line.endswith("00.jpg is not shown: out of memory") for line in lines)
+
+
+def test_pictures_of_steps_pass_over_a_cut_image(tmp_path: Path, config: Config) -> None:
+    weights, source = checkpoint(tmp_path, resobj_steps=1), config.data.parent / "images" / "test"
+    cut(source / "00.jpg")
+    (source / "01.jpg").write_bytes(b"")
+    flags = StepsFlags(model=str(weights), source=str(source), out=str(tmp_path / "out"))
+    with log() as lines:
+        written = module.panels(flags)
+    assert [file.name for file in written] == ["02.png", "03.png"]
+    assert all(file.is_file() for file in written)
+    assert any("00.jpg is not shown: it cannot be read" in line for line in lines)
+    with pytest.raises(DataError, match="no image there can be read"):
+        module.panels(replace(flags, source=str(source / "01.jpg")))

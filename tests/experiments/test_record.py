@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from rebalance.errors import RunError
 from rebalance.experiments import record
 
 
@@ -36,9 +37,10 @@ def test_writing_that_breaks_leaves_what_was_there(tmp_path: Path, monkeypatch: 
         raise OSError("disk full")
 
     monkeypatch.setattr("os.fsync", broken)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(RunError, match=r"a\.json cannot be written: disk full"):
         record.write_json(path, {"a": 2})
     assert record.read_json(path) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[1]", "null", "\x00"])
@@ -101,3 +103,31 @@ def test_the_headline_is_test_where_there_is_one() -> None:
     one = record.Record(run="a", status="finished", config=config, metrics={"val": val})
     assert one.headline == ("val", val)
     assert replace(one, metrics={"val": val, "test": test}).headline == ("test", test)
+
+
+def test_a_class_has_its_index_where_another_has_its_name() -> None:
+    config = record.Config(train={}, host={}, labels={}, seed=0)
+    one = record.Record(run="a", status="finished", config=config, metrics={"val": {"mAP50": 0.1}})
+
+    def named(*keys: str) -> list[str]:
+        per_class = {key: {"mAP50": 0.5} for key in keys}
+        return list(replace(one, metrics={"val": {"mAP50": 0.1, "per_class": per_class}}).per_class["val"])
+
+    assert named("0: fish", "1: 2: crab", "3: fish") == ["0: fish", "2: crab", "3: fish"]
+    assert named("fish", "crab") == ["fish", "crab"]  # an older record
+    assert named("fish", "0: crab") == ["fish", "0: crab"]
+
+
+def test_the_evaluation_is_read_as_it_was_written(tmp_path: Path) -> None:
+    config = record.Config(train={}, host={}, labels={}, seed=0)
+    means = dict.fromkeys(record.METRICS, 0.5)
+    one = record.Record(
+        run="a", status="finished", config=config, host_metrics={"test": means},
+        metrics={"test": {**means, "coco": {"AP": 0.25, "AP_small": 0.5}, "voc": {"mAP50": 0.75}}},
+        evaluation={"iou": 0.5, "conf": 0.001, "max_det": 100, "source": "here"},
+    )  # fmt: skip
+    record.write(tmp_path / "record.json", one)
+    assert record.read(tmp_path / "record.json") == replace(one, folder=tmp_path)
+    text = (tmp_path / "record.json").read_text("utf-8").replace('"max_det": 100', '"max_det": {}')
+    with pytest.raises(record.RunError, match=r"evaluation\.max_det is dict, not a number"):
+        record.decode(record.Record, text, "line")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +19,7 @@ import pytest
 
 from rebalance.errors import ConfigError, ModelError, RunError
 from rebalance.experiments import run as module
+from rebalance.experiments.record import Plan
 from rebalance.experiments.sweep import sweep
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -113,15 +116,22 @@ def test_a_real_sweep_from_end_to_end(tmp_path: Path, tiny_dataset: Path, monkey
     assert record["config"]["host"]["imgsz"] == 64
     for split in ("val", "test"):
         metrics = record["metrics"][split]
-        assert list(metrics) == ["mAP50", "mAP75", "mAP50-95", "precision", "recall", "mAP_by_iou", "per_class"]
+        named = ["mAP50", "mAP75", "mAP50-95", "precision", "recall", "mAP_by_iou", "per_class", "coco", "voc"]
+        assert list(metrics) == named
+        assert {"AP", "AP50", "AP75", "AP_small"} <= set(metrics["coco"])
+        assert set(metrics["voc"]) == {"mAP50", "mAP75"}
+        assert set(record["host_metrics"][split]) == {"mAP50", "mAP75", "mAP50-95"}
         assert all(0 <= metrics[name] <= 1 for name in list(metrics)[:5])
         by_iou = metrics["mAP_by_iou"]
         assert list(by_iou) == [f"{t / 100:.2f}" for t in range(50, 100, 5)]
         assert (by_iou["0.50"], by_iou["0.75"]) == pytest.approx((metrics["mAP50"], metrics["mAP75"]))
         assert sum(by_iou.values()) / 10 == pytest.approx(metrics["mAP50-95"])
-        assert set(metrics["per_class"]) == {"kind0", "kind1"}
+        assert set(metrics["per_class"]) == {"0: kind0", "1: kind1"}
     assert record["epochs"][0]["drop/obj_dropped"] > 0 == records[0]["epochs"][0]["drop/obj_dropped"]
     assert record["timings"]["images_per_second"] == pytest.approx(7 / record["timings"]["train_seconds"])
+    assert record["timings"]["fps"] > 0
+    assert record["evaluation"] == {"iou": 0.6, "conf": 0.001, "max_det": 300, "source": "val.py of YOLOv5"}
+    assert "iou 0.6, conf 0.001, max_det 300" in (folder / "runs" / record["run"] / "log.txt").read_text("utf-8")
     assert record["peak_memory_mb"] > 100
     shown = {sample["split"] for sample in record["samples"]}
     assert shown == {"train", "test"}
@@ -138,42 +148,67 @@ def test_a_real_sweep_from_end_to_end(tmp_path: Path, tiny_dataset: Path, monkey
 
 
 @pytest.mark.slow
-def test_a_killed_training_is_resumed_and_a_finished_one_only_evaluated(
+def test_a_killed_run_gives_the_figures_of_an_unbroken_one_and_a_finished_one_is_only_evaluated(
     tmp_path: Path, tiny_dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     (tmp_path / "plan.json").write_text("{}", "utf-8")
-    given = arguments(tiny_dataset, epochs="6", obj_drop="0.5", val="False")
+    given = arguments(tiny_dataset, epochs="6", obj_drop="0.5", warmup_epochs="1")
     fake = [sys.executable, str(Path(__file__).with_name("fake_run.py")), str(tmp_path / "plan.json")]
     folder = sweep(given, runner=fake, say=lambda _: None) / "runs" / "seed=0"  # for its config.json
     (folder / "record.json").unlink()
-    weights, rows = folder / "train" / "weights", folder / "train" / "results.csv"
-    command = [sys.executable, "-m", "rebalance.experiments.run", str(folder)]
+    unbroken = shutil.copytree(folder, tmp_path / "unbroken")
+    rows = folder / "train" / "results.csv"
 
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    end = time.monotonic() + 120
-    while time.monotonic() < end and not (rows.exists() and len(rows.read_text("utf-8").splitlines()) >= 3):
-        time.sleep(0.05)
-    process.kill()
-    process.wait()
+    def start(folder: Path) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "rebalance.experiments.run", str(folder)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+    with start(folder) as process:
+        end = time.monotonic() + 120
+        while time.monotonic() < end and not (rows.exists() and len(rows.read_text("utf-8").splitlines()) >= 3):
+            time.sleep(0.05)
+        process.kill()
     assert not (folder / "record.json").exists()
     with open(rows, "a", encoding="utf-8") as file:
         file.write("4,1")  # as a kill in the middle of a line leaves it
-    (weights / "last.pt").write_bytes((weights / "last.pt").read_bytes()[:1000])  # and in the middle of a checkpoint
+    (folder / ".record.json.99").touch()  # and of a record
 
-    told = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "Resuming training" in told.stdout
-    record = json.loads((folder / "record.json").read_text("utf-8"))
+    with start(folder) as process, start(unbroken) as other:
+        told, _ = process.communicate()
+        other.communicate()
+    assert "as if it had not stopped" in told
+    record, expected = (json.loads((each / "record.json").read_text("utf-8")) for each in (folder, unbroken))
     assert record["status"] == "finished"
+    assert record["metrics"] == expected["metrics"]
+    without_time = [[{**row, "time": 0} for row in each["epochs"]] for each in (record, expected)]
+    assert without_time[0] == without_time[1]
     assert [row["epoch"] for row in record["epochs"]] == [1, 2, 3, 4, 5, 6]
     assert record["loss_ran"]["settings"]["obj_drop"] == 0.5
     assert list(json.loads((folder / "progress.json").read_text("utf-8"))["seconds"]) == ["1", "2", "3", "4", "5", "6"]
+    assert not [path for path in (*folder.iterdir(), *rows.parent.iterdir()) if path.name.startswith(".")]
 
     (folder / "record.json").unlink()
-    trained = (weights / "best.pt").stat().st_mtime_ns
-    subprocess.run(command, capture_output=True, check=True)
+    best = folder / "train" / "weights" / "best.pt"
+    trained = best.stat().st_mtime_ns
+    with start(folder) as process:
+        process.communicate()
     again = json.loads((folder / "record.json").read_text("utf-8"))
-    assert (weights / "best.pt").stat().st_mtime_ns == trained
+    assert best.stat().st_mtime_ns == trained
     assert again["metrics"] == record["metrics"]
     assert again["timings"]["train_seconds"] == record["timings"]["train_seconds"]
+
+
+def test_a_record_that_cannot_be_written_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(module, "carry_out", lambda _: Plan())  # whatever can be written
+    monkeypatch.setattr("os.fsync", full)
+    assert module.main([str(tmp_path)]) == 2
+    told = f"rebalance: error: {tmp_path / 'record.json'} cannot be written: No space left on device\n"
+    assert capsys.readouterr().err == told
+    assert list(tmp_path.iterdir()) == []

@@ -6,8 +6,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+from rebalance import YOLO
 from rebalance.experiments import train as module
+from rebalance.train.checkpoint import state_of, write_state
+from rebalance.train.resumable import Resumable
 
 
 def test_epochs_are_read_once_each_and_half_lines_are_passed_over(tmp_path: Path) -> None:
@@ -21,15 +25,43 @@ def test_epochs_are_read_once_each_and_half_lines_are_passed_over(tmp_path: Path
     assert module.read_epochs(tmp_path / "none.csv") == []
 
 
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [("a,b\n1,2\n2,", "a,b\n1,2\n"), ("a,b\n1,2\n", "a,b\n1,2\n"), ("a,", ""), ("", "")],
-)
-def test_a_half_written_line_is_taken_off(tmp_path: Path, before: str, after: str) -> None:
-    path = tmp_path / "results.csv"
-    path.write_text(before, "utf-8")
-    module.repair_csv(path)
-    assert path.read_text("utf-8") == after
+def checkpoint(folder: Path, epoch: int) -> Path:
+    """A last.pt as a training leaves it after an epoch; -1: at its end."""
+    folder.mkdir()
+    torch.save({"epoch": epoch, "model": YOLO("yolov8n.yaml").model, "train_args": {}}, folder / "last.pt")
+    return folder / "last.pt"
+
+
+def test_a_training_goes_on_from_a_checkpoint_with_its_state_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = checkpoint(tmp_path / "weights", 1)
+    assert module._begun(tmp_path / "last.pt") is None
+    assert capsys.readouterr().out == ""
+    assert module._begun(last) is None
+    told = f"rebalance: there is no {last.parent / 'state1.pt'}, so it could not go on exactly: the run begins again\n"
+    assert capsys.readouterr().out == told
+    write_state(state_of(last, 1), last, {})
+    found = module._begun(last)
+    assert found is not None
+    assert found[0].ckpt["epoch"] == 1
+    assert not found[1]
+    last.write_bytes(last.read_bytes()[:1000])
+    assert module._begun(last) is None
+    assert capsys.readouterr().out.startswith(f"rebalance: {last} cannot be read (")
+    found = module._begun(checkpoint(tmp_path / "through", -1))
+    assert found is not None
+    assert found[1]
+
+
+def test_a_sweep_trains_without_our_flags_too_so_that_it_goes_on_exactly(
+    tiny_dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainers = []
+    monkeypatch.setattr("ultralytics.engine.model.Model.train", lambda _, trainer=None, **__: trainers.append(trainer))
+    for make in (YOLO, module._YOLO):
+        make("yolov8n.yaml").train(data=str(tiny_dataset))
+    assert trainers == [None, Resumable]
 
 
 def fake_trainer(epoch: int) -> SimpleNamespace:

@@ -9,12 +9,25 @@ from rebalance.heads.objectness import (
     ResidualObjectness,
     ResidualSubnets,
     SharedResiduals,
+    class_prior,
     flatten_steps,
     logit,
     objectness_prior,
 )
 
 X = torch.randn(2, 12, 5, 4, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("nc", "given", "objects", "classes"),
+    [
+        (80, "paper", 1 / 80, 0.01), (7, "paper", 1 / 7, 0.01), (1, "paper", 0.5, 0.01), (80, "code", 0.001, 1 / 80),
+        (7, "code", 0.001, 1 / 7), (1, "code", 0.001, 0.5), (7, "0.02", 0.02, 0.02),
+    ],
+)  # fmt: skip
+def test_priors_as_the_paper_and_the_later_code_have_them(nc: int, given: str, objects: float, classes: float) -> None:
+    assert objectness_prior(nc, given) == pytest.approx(objects)
+    assert class_prior(nc, given) == pytest.approx(classes)
 
 
 @pytest.mark.parametrize(("nc", "prior"), [(80, 1 / 80), (100, 0.01), (20, 1 / 80), (1, 1 / 80)])
@@ -51,15 +64,22 @@ def test_residuals_start_near_zero() -> None:
 def test_width() -> None:
     assert ResidualObjectness(12).objectness.logits.in_channels == 16
     assert ResidualObjectness(256).objectness.logits.in_channels == 64
-    assert ResidualObjectness(256, width=20).objectness.logits.in_channels == 20
+    made = ResidualObjectness(256, width=20, residual_width=12)
+    assert made.objectness.logits.in_channels == 20
+    assert made.residual is not None
+    assert (made.residual.hidden.in_channels, made.residual.logits.in_channels) == (20, 2 * 12)
+    assert SharedResiduals(64, anchors=3, steps=2, width=12).residual.logits.in_channels == 2 * 12
     assert SharedResiduals(64, anchors=3, steps=1).squeeze.out_channels == 16
     assert SharedResiduals(1024, anchors=3, steps=1).squeeze.out_channels == 128
 
 
 @pytest.mark.parametrize(
     ("on", "grad", "into_subnet", "into_tower"),
-    [("obj", "isolated", False, False), ("obj", "joint", True, True), ("cls", "isolated", False, True)],
-)
+    [
+        ("obj", "isolated", False, False), ("obj", "stepwise", False, False), ("obj", "joint", True, True),
+        ("cls", "isolated", False, True),
+    ],
+)  # fmt: skip
 def test_where_the_residual_gradient_goes(on: str, grad: str, into_subnet: bool, into_tower: bool) -> None:
     torch.manual_seed(0)
     made = ResidualObjectness(12, steps=2, on=on, grad=grad, anchors=3)
@@ -75,7 +95,8 @@ def test_where_the_residual_gradient_goes(on: str, grad: str, into_subnet: bool,
 
 
 @pytest.mark.parametrize(
-    ("on", "grad", "into"), [("obj", "isolated", False), ("obj", "joint", True), ("cls", "isolated", True)]
+    ("on", "grad", "into"),
+    [("obj", "isolated", False), ("obj", "stepwise", False), ("obj", "joint", True), ("cls", "isolated", True)],
 )
 def test_shared_features(on: str, grad: str, into: bool) -> None:
     torch.manual_seed(0)

@@ -8,7 +8,7 @@ from slow_match import slow_match
 from torch import Tensor
 
 from rebalance.heads.anchor import COCO_ANCHORS
-from rebalance.match.anchor import Matches, match
+from rebalance.match.anchor import Matches, match, set_in_part
 
 STRIDES = {2: (16, 32), 3: (8, 16, 32), 4: (8, 16, 32, 64)}
 
@@ -192,3 +192,27 @@ def test_double_precision_labels() -> None:
     single = match(labels, anchors_in_cells(3), shapes_of(3, 64, 64))
     assert torch.equal(found.valid, single.valid)
     assert torch.equal(found.candidate, single.candidate)
+
+
+def test_what_each_slot_sets_on_average_by_hand() -> None:
+    # the last slot sets; a loose one is missing in a quarter of the cases, then the one before it sets
+    place = torch.tensor([7, 3, 7, 3, 5, 7, 9, 9])
+    loose = torch.tensor([True, False, False, True, True, True, True, True])
+    # 7: of loose, firm, loose the first never; 3: firm, loose; 5: loose alone; 9: loose, loose
+    expected = [0, 0.25, 0.25, 0.75, 0.75, 0.75, 0.25 * 0.75, 0.75]
+    torch.testing.assert_close(set_in_part(place, loose, 0.25), torch.tensor(expected))
+
+
+@pytest.mark.parametrize("part", [0.0, 0.3, 1.0])
+def test_what_each_slot_sets_on_average_is_the_mean_over_all_that_may_be_missing(part: float) -> None:
+    g = torch.Generator().manual_seed(0)
+    place, loose = torch.randint(4, (11,), generator=g), torch.rand(11, generator=g) < 0.6
+    expected = torch.zeros(11)
+    for missing in product((False, True), repeat=int(loose.sum())):
+        chance = torch.tensor([part if gone else 1 - part for gone in missing]).prod()
+        there = ~loose
+        there[loose] = ~torch.tensor(missing)
+        last = {int(place[slot]): slot for slot in there.nonzero().flatten().tolist()}
+        expected[list(last.values())] += chance
+    torch.testing.assert_close(set_in_part(place, loose, torch.tensor(part)), expected)
+    assert set_in_part(place[:0], loose[:0], part).shape == (0,)

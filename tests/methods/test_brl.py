@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from objectives import candidates, compose, recipe
 from torch import Tensor
 
-from rebalance.match.candidates import IGNORE, NEGATIVE, POSITIVE
+from rebalance.match.candidates import IGNORE, NEGATIVE, POSITIVE, Candidates
+from rebalance.methods.bce import bce
 from rebalance.methods.brl import brl, confusion
 from rebalance.methods.focal import focal
 
@@ -25,23 +27,42 @@ def random(*shape: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
 def slow(x: float, y: float, confused: bool, t: float, weight: float, beta: float, gamma: float, alpha: float) -> float:
     """Equation 2, one element at a time."""
     p = 1 / (1 + math.exp(-x))
+    of_positives, of_negatives = (alpha, 1 - alpha) if alpha >= 0 else (1, 1)
     if not confused:
         entropy = -y * math.log(p) - (1 - y) * math.log(1 - p)
-        return (alpha * y + (1 - alpha) * (1 - y)) * abs(p - y) ** gamma * entropy
+        return (of_positives * y + of_negatives * (1 - y)) * abs(p - y) ** gamma * entropy
     p_t = 1 - p
     if p_t > t:
-        return weight * -(1 - alpha) * (1 - p_t) ** gamma * math.log(p_t)
-    return weight * beta * -(1 - alpha) * p_t**gamma * math.log(1 - p_t)
+        return weight * -of_negatives * (1 - p_t) ** gamma * math.log(p_t)
+    return weight * beta * -of_negatives * p_t**gamma * math.log(1 - p_t)
 
 
-@pytest.mark.parametrize("t", [0.0, 0.1, 0.25, 0.5, 0.7, 1.0])
-@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0, 2.0])
-def test_a_slow_reference(t: float, beta: float) -> None:
-    settings = {"t": t, "weight": 0.3, "beta": beta, "gamma": 1.5, "alpha": 0.4}
+def slope(x: float, *rest: Any) -> float:
+    """Of `slow`, by its values."""
+    return (slow(x + 1e-5, *rest) - slow(x - 1e-5, *rest)) / 2e-5
+
+
+# each setting at several values, the others away from those at which they do nothing
+SETTINGS = [
+    *({"t": t, "beta": beta} for t in (0.0, 0.1, 0.25, 0.5, 0.7, 1.0) for beta in (0.0, 0.5, 1.0, 2.0)),
+    *({"weight": weight} for weight in (0.0, 0.1, 1.0, 2.0)),
+    *({"gamma": gamma} for gamma in (0.0, 1.0, 2.0, 2.5)),
+    *({"alpha": alpha} for alpha in (-1.0, 0.0, 0.5, 1.0)),
+]
+
+
+@pytest.mark.parametrize("given", SETTINGS, ids=str)
+def test_a_slow_reference_in_value_and_gradient(given: dict[str, float]) -> None:
+    settings = {"t": 0.4, "weight": 0.3, "beta": 0.7, "gamma": 1.5, "alpha": 0.4, **given}
     logits, targets, confused = random(60)
-    values = zip(logits.tolist(), targets.tolist(), confused.tolist(), strict=True)
-    expected = torch.tensor([slow(*value, **settings) for value in values], dtype=torch.float64)
-    torch.testing.assert_close(brl(logits, targets, confused, **settings), expected)
+    logits.requires_grad_()
+    values = list(zip(logits.tolist(), targets.tolist(), confused.tolist(), strict=True))
+    expected = [slow(*value, **settings) for value in values]
+    found = brl(logits, targets, confused, **settings)
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+    (gradient,) = torch.autograd.grad(found.sum(), logits)
+    slopes = [slope(*value, *settings.values()) for value in values]
+    torch.testing.assert_close(gradient, torch.tensor(slopes, dtype=torch.float64), rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("settings", [{"t": 0.0, "weight": 1.0}, {"t": 0.0, "weight": 1.0, "beta": 0.3, "alpha": -1.0}])
@@ -104,6 +125,84 @@ def test_one_state_for_all_classes_of_a_candidate() -> None:
     confused = torch.tensor([[1, 0, 1, 0, 0], [0, 0, 0, 0, 1]], dtype=torch.bool).unsqueeze(-1)
     targets = targets.masked_fill(confused, 0)
     assert torch.equal(brl(logits, targets, confused), brl(logits, targets, confused.expand(2, 5, 3)))
+
+
+# On the host's own loss -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("site", ["stock", "anchor", "obj"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        *({"brl_t": t} for t in (0.0, 0.2, 0.7, 1.0)),
+        *({"brl_weight": weight, "brl_beta": beta} for weight in (0.05, 2.0) for beta in (0.0, 0.4, 1.5, 2.0)),
+        *({"brl_gamma": gamma} for gamma in (0.5, 1.0, 2.0)),
+        *({"brl_alpha": alpha, "brl_iou": iou} for alpha in (0.0, 0.4, 1.0) for iou in (0.3, 0.02)),
+        {"brl_t": 0.3, "brl_weight": 0.6, "brl_beta": 1.7, "brl_gamma": 1.5, "brl_alpha": 0.3, "brl_iou": 0.4},
+    ],
+    ids=str,
+)
+def test_the_confused_alone_are_recalibrated_where_targets_are_scores(site: str, given: dict[str, float]) -> None:
+    cases = candidates(count=40, dtype=torch.float64)
+    cases = cases._replace(state=cases.state.abs(), overlap=cases.overlap.double())
+    found = compose("brl", site, **given).loss(cases)
+    (gradient,) = torch.autograd.grad(found.sum(), cases.logits)
+    settings = {"t": 0.5, "weight": 0.1, "beta": 1.0, "gamma": 0.0, "alpha": -1.0}
+    settings |= {name.removeprefix("brl_"): value for name, value in given.items() if name != "brl_iou"}
+    confused = (cases.state == NEGATIVE) & (cases.overlap < given.get("brl_iou", 0.1))
+    wide = confused.unsqueeze(-1).expand_as(cases.logits)
+    columns = (x.flatten().tolist() for x in (found, gradient, cases.logits, cases.targets, wide))
+    for value, g, x, y, far in zip(*columns, strict=True):
+        own = [*settings.values()] if far else [0.0, 1.0, 1.0, 0.0, -1.0]
+        assert value == pytest.approx(slow(x, y, far, *own), rel=1e-9, abs=1e-12)
+        assert g == pytest.approx(slope(x, y, far, *own), rel=1e-5, abs=1e-7)
+    assert 0 < wide.sum() < wide.numel()
+    # a positive, and a negative near a label: cross-entropy to the last bit, in its gradient too
+    (plain,) = torch.autograd.grad(bce(cases.logits, cases.targets).sum(), cases.logits)
+    assert torch.equal(found[~confused], bce(cases.logits, cases.targets)[~confused])
+    assert torch.equal(gradient[~confused], plain[~confused])
+
+
+def test_pushed_by_a_tenth_of_what_its_neighbour_is_and_pulled_where_it_is_taken_for_an_object() -> None:
+    # p = 0.119203, 0.880797; one near a label, one far from it: p, weight * p; p, -weight * beta * (1 - p)
+    logits = torch.tensor([[[-2.0], [-2.0], [2.0], [2.0]]], requires_grad=True)
+    overlap = torch.tensor([[0.2, 0.0, 0.2, 0.0]])
+    state = torch.zeros(1, 4, dtype=torch.int8)
+    loss = compose("brl", brl_beta=0.5).loss(Candidates(logits, torch.zeros(1, 4, 1), state, overlap))
+    (gradient,) = torch.autograd.grad(loss.sum(), logits)
+    assert gradient.flatten().tolist() == pytest.approx([0.119203, 0.0119203, 0.880797, -0.00596015], rel=1e-5)
+
+
+@pytest.mark.parametrize("site", ["stock", "anchor", "obj", "resobj", "retinanet", "retinanet-obj"])
+def test_what_it_stands_on_by_default_is_asked_of_the_site(site: str) -> None:
+    made = recipe(site, loss="brl")
+    scores = "retinanet" not in site
+    assert made["brl_base"] == ("host" if scores else "focal")
+    assert (made["brl_gamma"], made["brl_alpha"]) == ((0.0, -1.0) if scores else (2.0, 0.25))
+    assert made.divisor == ("host" if scores else "image")
+    published = recipe(site, loss="brl", brl_base="focal")
+    assert (published["brl_gamma"], published["brl_alpha"]) == (2.0, 0.25)
+    assert published.divisor == recipe(site, loss="focal").divisor
+    # with an objectness RetinaNet's own loss is cross-entropy, without it is focal loss
+    on_host = recipe(site, loss="brl", brl_base="host")
+    assert (on_host["brl_gamma"], on_host["brl_alpha"]) == ((2.0, 0.25) if site == "retinanet" else (0.0, -1.0))
+
+
+@pytest.mark.parametrize(
+    ("site", "base", "plain"),
+    [("stock", "host", bce), ("anchor", "focal", focal), ("retinanet", "host", focal), ("retinanet-obj", "host", bce)],
+)
+def test_neutral_is_its_base_to_the_last_bit(site: str, base: str, plain: Any) -> None:
+    cases = candidates()
+    cases = cases._replace(state=cases.state.abs())
+    found, expected = (
+        compose("brl", site, brl_base=base, brl_t=0, brl_weight=1).loss(cases),
+        plain(cases.logits, cases.targets),
+    )
+    assert torch.equal(found, expected)
+    ours, theirs = (torch.autograd.grad(x.sum(), cases.logits)[0] for x in (found, expected))
+    assert torch.equal(ours, theirs)
 
 
 def test_confusion_is_of_far_negatives_only() -> None:

@@ -154,13 +154,15 @@ class Step:
         self.confidence = torch.randn(2, 400, generator=g)
         self.pairs = torch.randint(0, 200, (3, 100), generator=g)
         self.pairs[torch.rand(3, 100, generator=g) < 1 / 3] = -1
+        self.own = torch.rand(3, 100, generator=g) * 0.6  # of padding too, which means nothing
         self.matched = torch.zeros(2, 400, dtype=torch.bool)
         self.matched.view(-1)[self.pairs[self.pairs >= 0]] = True
 
     @property
     def predictions(self) -> Predictions:
         state = self.matched.to(torch.int8) * POSITIVE
-        return Predictions(state, lambda: self.overlap, lambda: self.confidence, lambda: self.pairs)
+        given = (self.overlap, self.confidence, self.own, self.pairs)
+        return Predictions(state, *(lambda x=x: x for x in given))  # type: ignore[misc]
 
     @property
     def low_pairs(self) -> Tensor:
@@ -179,20 +181,25 @@ def step() -> Step:
 )  # fmt: skip
 def test_scopes(step: Step, scope: str, rate: float, select: str) -> None:
     found = choose(step, obj_drop=rate, box_drop=rate, drop_scope=scope, drop_select=select)
-    obj, other = (found.background, found.left) if scope == "literal" else (found.left, found.background)
+    literal = scope == "literal"
+    obj, other = (found.unset, found.left) if literal else (found.left, found.unset)
     low = step.overlap < 0.3
     eligible = low & (~step.matched if scope == "background" else step.matched)
+    low_pairs = step.low_pairs
+    if literal:
+        eligible = low_pairs = (step.pairs >= 0) & (step.own < 0.3)
     part = Decimal(str(rate))
     assert other is None
+    assert found.background is None
     assert obj is not None
     assert found.box is not None
     assert int(obj.sum()) == int(part * int(eligible.sum())) > 0
     assert not (obj & ~eligible).any()
-    assert int(found.box.sum()) == int(part * int(step.low_pairs.sum())) > 0
-    assert not (found.box & ~step.low_pairs).any()
+    assert int(found.box.sum()) == int(part * int(low_pairs.sum())) > 0
+    assert not (found.box & ~low_pairs).any()
     assert found.matched == (scope != "background")
     assert found.counts is not None
-    expected = (eligible.sum(), obj.sum(), step.low_pairs.sum(), found.box.sum())
+    expected = (eligible.sum(), obj.sum(), low_pairs.sum(), found.box.sum())
     assert dict(zip(Drop.counted, found.counts.tolist(), strict=True)) == {
         "negatives": int(expected[0]), "obj_dropped": int(expected[1]), "low_iou_matches": int(expected[2]),
         "box_dropped": int(expected[3]),
@@ -254,7 +261,7 @@ def test_nothing_matched_and_no_candidates() -> None:
     def chosen(shape: tuple[int, ...], pairs: tuple[int, ...]) -> Choice:
         made = Step()
         made.matched, made.overlap = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape)
-        made.confidence, made.pairs = torch.zeros(shape), torch.full(pairs, -1)
+        made.confidence, made.pairs, made.own = torch.zeros(shape), torch.full(pairs, -1), torch.zeros(pairs)
         return choose(made, obj_drop=1.0, box_drop=1.0)
 
     empty, unmatched = chosen((2, 0), (3, 0)), chosen((1, 4), (2, 3))
@@ -269,7 +276,7 @@ def test_nothing_matched_and_no_candidates() -> None:
 
 
 def test_inputs_of_a_step_are_unchanged(step: Step) -> None:
-    kept = (step.matched, step.overlap, step.confidence, step.pairs)
+    kept = (step.matched, step.overlap, step.confidence, step.own, step.pairs)
     before = [x.clone() for x in kept]
     choose(step, obj_drop=0.5, box_drop=0.5, drop_select="confident")
     assert all(torch.equal(a, b) for a, b in zip(kept, before, strict=True))

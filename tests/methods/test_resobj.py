@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from slow_resobj import slopes, slow_resobj
 from torch import Tensor
 
 from rebalance.match.candidates import IGNORE, NEGATIVE, POSITIVE
@@ -25,48 +26,49 @@ def random(*, images: int = 3, count: int = 40, steps: int = 3, seed: int = 0, p
     return [objectness, residuals, targets, state]
 
 
-def slow(
-    objectness: Tensor, residuals: Tensor, targets: Tensor, state: Tensor
-) -> tuple[list[list[list[float]]], list[list[list[bool]]]]:
-    """Algorithm 1 with loops over plain numbers."""
-    sigma = lambda x: 1 / (1 + math.exp(-x))  # noqa: E731
-    images, count = objectness.shape
-    before = objectness.tolist()
-    losses, gates = [], []
-    for residual in residuals.tolist():
-        least = math.inf
-        for b in range(images):
-            for n in range(count):
-                if int(state[b, n]) == POSITIVE:
-                    least = min(least, sigma(before[b][n]))
-        after = [row[:] for row in before]
-        loss = [[0.0] * count for _ in range(images)]
-        gate = [[False] * count for _ in range(images)]
-        for b in range(images):
-            for n in range(count):
-                if sigma(before[b][n]) >= least:
-                    gate[b][n] = True
-                    after[b][n] = before[b][n] + residual[b][n]
-                    if int(state[b, n]) != IGNORE:
-                        p, y = sigma(after[b][n]), float(targets[b, n])
-                        loss[b][n] = -y * math.log(p) - (1 - y) * math.log(1 - p)
-        losses.append(loss)
-        gates.append(gate)
-        before = after
-    return losses, gates
-
-
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("grad", ["isolated", "joint"])
-def test_against_the_algorithm_step_by_step(seed: int, grad: str) -> None:
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("gate", ["batch", "image"])
+@pytest.mark.parametrize("grad", ["isolated", "stepwise", "joint"])
+def test_values_and_gradients_against_the_algorithm_candidate_by_candidate(seed: int, gate: str, grad: str) -> None:
     given = random(seed=seed)
-    before = [x.clone() for x in given]
-    found = residual_objectness(*given, grad=grad)
-    losses, gates = slow(*given)
-    torch.testing.assert_close(found.losses, torch.tensor(losses, dtype=torch.float64), rtol=1e-9, atol=1e-12)
-    assert found.entered.tolist() == gates
+    given[3][2] = given[3][2].masked_fill(given[3][2] == POSITIVE, NEGATIVE)  # an image without a positive
+    given[2][2] = 0
+    leaves = [x.requires_grad_() for x in given[:2]]
+    before = [x.detach().clone() for x in given]
+    found, expected = (f(*given, gate=gate, grad=grad) for f in (residual_objectness, slow_resobj))
+    torch.testing.assert_close(found.losses, expected.losses, rtol=1e-9, atol=1e-12)
+    assert found.entered.tolist() == expected.entered
     assert 0 < int(found.entered.sum()) < found.entered.numel()
+    for one, other in zip(slopes(found.losses, *leaves), slopes(expected.losses, *leaves), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
     assert all(torch.equal(x, y) for x, y in zip(given, before, strict=True))
+
+
+def test_the_gate_of_an_image_by_hand() -> None:
+    """The batch's gate is at -1; the first image's own at 1, and the last has none."""
+    objectness = torch.tensor([[1.0, 2.0, 0.0], [3.0, -1.0, -2.0], [9.0, 0.0, -9.0]])
+    state = torch.full((3, 3), NEGATIVE).to(torch.int8)
+    state[0, 0] = state[1, 0] = state[1, 1] = POSITIVE
+    targets = (state == POSITIVE).float()
+    residuals = torch.zeros(1, 3, 3, requires_grad=True)
+    found = {gate: residual_objectness(objectness, residuals, targets, state, gate=gate) for gate in ("batch", "image")}
+    assert found["batch"].entered[0].int().tolist() == [[1, 1, 1], [1, 1, 0], [1, 1, 0]]
+    assert found["image"].entered[0].int().tolist() == [[1, 1, 0], [1, 1, 0], [0, 0, 0]]
+    expected = bce(objectness, targets) * found["image"].entered[0]
+    torch.testing.assert_close(found["image"].losses[0], expected)
+    found["image"].losses.sum().backward()
+    assert residuals.grad is not None
+    assert residuals.grad[0, 2].eq(0).all()
+    assert residuals.grad[0, 0, 1] > 0
+
+
+def test_an_image_has_the_same_loss_in_any_batch_by_its_own_gate_but_not_by_the_batch_s() -> None:
+    given = random(images=4)
+    for gate in ("image", "batch"):
+        whole = residual_objectness(*given, gate=gate).losses
+        cut = [[x[..., i : i + 1, :] for x in given] for i in range(4)]
+        alone = torch.cat([residual_objectness(*one).losses for one in cut], 1)
+        assert torch.equal(whole, alone) == (gate == "image")
 
 
 def test_the_gate_by_hand() -> None:
@@ -102,29 +104,39 @@ def gradients(grad: str, given: list[Tensor], **options: Any) -> tuple[Tensor, T
     return one, two
 
 
-def test_no_gradient_into_the_objectness_when_isolated_some_when_joint() -> None:
+def test_where_the_gradient_of_each_reading_ends() -> None:
+    """stepwise: at its own step; isolated: at the first step, never in the objectness; joint: in the objectness."""
     given = random()
-    isolated, joint = (gradients(grad, given) for grad in ("isolated", "joint"))
+    isolated, stepwise, joint = (gradients(grad, given) for grad in ("isolated", "stepwise", "joint"))
     assert isolated[0].eq(0).all()
+    assert stepwise[0].eq(0).all()
     assert joint[0].ne(0).any()
+    torch.testing.assert_close(isolated[1], joint[1])
     entered = residual_objectness(*given).entered
     taking = entered & (given[3] != IGNORE)
-    # of one step each residual has sigmoid - target, when isolated
+    # of one step each residual has sigmoid - target
     logits, expected = given[0], torch.zeros_like(given[1])
     for t, residual in enumerate(given[1]):
         logits = torch.where(entered[t], logits + residual, logits)
         expected[t] = (logits.sigmoid() - given[2]) * taking[t]
-    torch.testing.assert_close(isolated[1], expected)
-    # jointly an earlier step also answers for the later ones
-    torch.testing.assert_close(joint[1][-1], expected[-1])
-    assert not torch.allclose(joint[1][0], expected[0])
+    torch.testing.assert_close(stepwise[1], expected)
+    # else an earlier step also answers for the later ones that the candidate enters
+    torch.testing.assert_close(isolated[1][-1], expected[-1])
+    assert not torch.allclose(isolated[1][0], expected[0])
 
 
-def test_no_positive_no_loss_but_a_gradient_of_zero() -> None:
+def test_with_one_step_isolated_and_stepwise_are_the_same() -> None:
+    given = random(steps=1)
+    isolated, stepwise = (gradients(grad, given) for grad in ("isolated", "stepwise"))
+    assert all(torch.equal(x, y) for x, y in zip(isolated, stepwise, strict=True))
+
+
+@pytest.mark.parametrize("gate", ["batch", "image"])
+def test_no_positive_no_loss_but_a_gradient_of_zero(gate: str) -> None:
     given = random(positives=0)
     assert not (given[3] == POSITIVE).any()
     objectness, residuals = (x.requires_grad_() for x in given[:2])
-    found = residual_objectness(objectness, residuals, *given[2:])
+    found = residual_objectness(objectness, residuals, *given[2:], gate=gate)
     assert found.losses.eq(0).all()
     assert not found.entered.any()
     found.losses.sum().backward()
@@ -132,11 +144,13 @@ def test_no_positive_no_loss_but_a_gradient_of_zero() -> None:
     assert residuals.grad.eq(0).all()
 
 
+@pytest.mark.parametrize("gate", ["batch", "image"])
 @pytest.mark.parametrize("shape", [(0, 2, 5), (2, 0, 5), (2, 3, 0)])
-def test_no_steps_no_images_no_candidates(shape: tuple[int, int, int]) -> None:
+def test_no_steps_no_images_no_candidates(shape: tuple[int, int, int], gate: str) -> None:
     residuals = torch.zeros(shape, requires_grad=True)
     objectness = torch.zeros(shape[1:], requires_grad=True)
-    found = residual_objectness(objectness, residuals, torch.zeros(shape[1:]), torch.zeros(shape[1:]).to(torch.int8))
+    state = torch.zeros(shape[1:]).to(torch.int8)
+    found = residual_objectness(objectness, residuals, torch.zeros(shape[1:]), state, gate=gate)
     assert found.losses.shape == found.entered.shape == shape
     found.losses.sum().backward()
     assert residuals.grad is not None
@@ -146,9 +160,10 @@ def test_all_ignored() -> None:
     given = random()
     given[3] = torch.full_like(given[3], IGNORE)
     assert residual_objectness(*given).losses.eq(0).all()
+    assert residual_objectness(*given, gate="image").losses.eq(0).all()
 
 
-@pytest.mark.parametrize("grad", ["isolated", "joint"])
+@pytest.mark.parametrize("grad", ["isolated", "stepwise", "joint"])
 def test_ignored_candidates_have_no_gradient_and_no_say(grad: str) -> None:
     given = random()
     ignored = given[3] == IGNORE
@@ -187,7 +202,7 @@ def test_gradcheck() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("grad", ["isolated", "joint"])
+@pytest.mark.parametrize("grad", ["isolated", "stepwise", "joint"])
 def test_finite_at_large_logits(dtype: torch.dtype, grad: str) -> None:
     given = random()
     sure = [(x.sign() * 100).to(dtype) for x in given[:2]]

@@ -101,16 +101,20 @@ def slow_negatives(maps, targets, low=0.3):
     return found
 
 
-def masks(loss, maps, targets):
-    """What the patched loss drops: (B, N) objectness, (matches) boxes; and where it matches."""
+def masks(loss, maps, targets, literal=False):
+    """What the patched loss drops: (B, N) objectness, or where literal (matches); (matches) boxes; where it matches."""
     p = [x.permute(0, 1, 3, 4, 2) for x in maps]
-    _, _, indices, _ = loss.build_targets(p, targets)
-    obj, box = loss.rebalance(p, targets, indices, loss.anchors)
+    _, tbox, indices, anchors = loss.build_targets(p, targets)
+    obj, box = loss.rebalance(p, targets, indices, loss.anchors, tbox, anchors)
     matched = [torch.zeros(x.shape[:4], dtype=torch.bool) for x in p]
     for grid, at in zip(matched, indices, strict=True):
         grid[at] = True
-    flat = [None if m is None else torch.cat([x.flatten(1) for x in m], 1) for m in (obj, matched)]
-    places = torch.cat([at[0] for at in indices])
+    if literal:
+        flat = [torch.cat(obj), matched]
+    else:
+        flat = [None if m is None else torch.cat([x.flatten(1) for x in m], 1) for m in (obj, matched)]
+    levels = [torch.full_like(at[0], level) for level, at in enumerate(indices)]
+    places = [torch.cat(x) for x in (levels, *zip(*indices, strict=True))]
     return flat[0], None if box is None else torch.cat(box), flat[1], places
 
 
@@ -131,8 +135,8 @@ for scope in ("background", "matched", "literal"):
     for divisor in ("kept", "host"):
         for select in ("random", "confident"):
             for p, q in ((0.5, 0.0), (0.29, 0.4), (1 / 3, 0.0), (1.0, 1.0), (0.0, 0.5)):
-                if select == "random" and 0 < q < 1:
-                    continue  # ours draws among padded matches, so its order differs: see "same boxes" below
+                if select == "random" and (0 < q < 1 or (scope == "literal" and 0 < p < 1)):
+                    continue  # ours draws among padded matches, so its order differs: see "same matches" below
                 flags = {"obj_drop": p, "box_drop": q, "drop_scope": scope, "drop_divisor": divisor}
                 flags |= {"drop_select": select}
                 theirs = run_yolov5(new_loss(**flags), maps, targets)
@@ -155,34 +159,51 @@ for scope in ("background", "matched"):
     again = masks(loss, maps, targets)
     check.that(f"fresh each step: {scope}", (again[0] != obj).any() and again[0].sum() == obj.sum())
 
-# the same boxes dropped in both, drawn by the patch
-loss = new_loss(box_drop=0.5)
-box = masks(loss, maps, targets)[1]
+# the same matches dropped in both, drawn by the patch
+drawn = {}
 
 
 def as_patch(self, predictions, run):
     pairs = predictions.pairs()
-    at = torch.zeros(pairs.shape, dtype=torch.bool)
-    at[pairs >= 0] = box
-    return Choice(box=at, kept=self.drop_divisor == "kept")
+    masks = {}
+    for name, found in drawn.items():
+        masks[name] = torch.zeros(pairs.shape, dtype=torch.bool)
+        masks[name][pairs >= 0] = found
+    return Choice(**masks, kept=self.drop_divisor == "kept", matched=True)
 
 
-drawn, Drop.choose = Drop.choose, as_patch
+ours, Drop.choose = Drop.choose, as_patch
 for divisor in ("kept", "host"):
     flags = {"box_drop": 0.5, "drop_divisor": divisor}
+    drawn = {"box": masks(new_loss(**flags), maps, targets)[1]}
     theirs = run_yolov5(new_loss(**flags), maps, targets)
-    check.that(f"same boxes: {divisor}", close(theirs, run_ours(maps, targets, **flags)))
-Drop.choose = drawn
+    check.that(f"same matches: {divisor}", close(theirs, run_ours(maps, targets, **flags)))
+    for p, q in ((0.5, 0.5), (0.29, 0.8), (0.6, 0.0)):
+        flags = {"obj_drop": p, "box_drop": q, "drop_divisor": divisor, "drop_scope": "literal"}
+        obj, box, _, _ = masks(new_loss(**flags), maps, targets, literal=True)
+        drawn = {name: mask for name, mask in (("unset", obj), ("box", box)) if mask is not None}
+        theirs = run_yolov5(new_loss(**flags), maps, targets)
+        check.that(f"same matches: literal {divisor} {p} {q}", close(theirs, run_ours(maps, targets, **flags)))
+        check.that(f"one order: {divisor} {p} {q}", q == 0 or not (obj & ~box).any())
+Drop.choose = ours
 
-# literal: a dropped match is trained as background
-loss = new_loss(obj_drop=1.0, drop_scope="literal")
-leaves = [x.clone().requires_grad_() for x in maps]
-loss([x.permute(0, 1, 3, 4, 2) for x in leaves], targets)[0].backward()
-grad = torch.cat([x.grad[:, :, 4].flatten(1) for x in leaves], 1)
-obj = masks(loss, maps, targets)[0]
-logit = torch.cat([x[:, :, 4].flatten(1) for x in maps], 1)
-ratio = grad / logit.sigmoid()  # of a target 0: σ(x) times a factor of the level
-check.that("literal: target 0", torch.allclose(ratio[:, :192][obj[:, :192]], ratio[0, :192].max(), rtol=1e-4))
+# literal: what `iou = iou[iou >= 0.3]`, before the scatter, would leave of the IoU tensor; the published code, edited
+flags = {"obj_drop": 1.0, "box_drop": 1.0, "drop_scope": "literal"}
+text = (STOCK / "utils/loss.py").read_text()
+for line, more in (
+    ("                lbox += (1.0 - iou).mean()  # iou loss\n", "high = iou.detach() >= 0.3; iou = iou[high]"),
+    ("                tobj[b, a, gj, gi] = iou  # iou ratio\n", "b, a, gj, gi = b[high], a[high], gj[high], gi[high]"),
+):
+    assert line in text
+    text = text.replace(line, f"{' ' * 16}{more}\n{line}")
+edited = module_from_spec(spec)
+exec(compile(text, "edited", "exec"), edited.__dict__)
+wanted = run_yolov5(edited.ComputeLoss(Model()), maps, targets)
+check.that("literal: the edited line", close(wanted, run_yolov5(new_loss(**flags), maps, targets)))
+check.that("literal: the edited line, ours", close(wanted, run_ours(maps, targets, **flags)))
+places = masks(new_loss(**flags), maps, targets, literal=True)[3]
+cells = set(zip(*(x.tolist() for x in places), strict=True))
+check.that("literal: some cell has several matches", len(cells) < len(places[0]))
 
 for name, labels in (("no labels", 0), ("one label", 1)):
     maps1, targets1 = inputs(3, max(labels, 2))

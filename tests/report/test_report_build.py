@@ -78,7 +78,9 @@ def test_whole_report(series_sweep: Path) -> None:
     }
     assert text.count("<img") == 4
     assert "a &lt;cpu&gt;" in text
-    assert "obj_drop=0.75: +10.1 ± 1.3 points on test, n = 2" in text
+    assert "a long run of this detector with complete labels (2 times the epochs or more) is missing" in text
+    assert "rebalance sweep name=mine-long model=yolov5n.yaml data=d.yaml" in text
+    assert text.count("NMS at an IoU of 0.7, score from 0.001, at most 300 boxes an image") == 8  # below every table
     assert "drop obj_drop=0.75 box_drop=0" in text  # which loss ran
     assert "mean over the cells kept" in text  # the divisor
     assert "0123456789ab with local changes" in text
@@ -123,7 +125,7 @@ def test_one_run_only(make_sweep: Any, make_record: Any) -> None:
 def test_no_test_split(make_sweep: Any, make_record: Any) -> None:
     folder = make_sweep(make_record("a", 0, test=None, val=0.4), make_record("b", 0, test=None, val=0.45, box_drop=0.1))
     text = check(report(folder))
-    assert "+5.0 points on val, n = 1" in text
+    assert "box_drop=0.1, +5.0 points on val" in text
     assert "test mAP50" not in text
 
 
@@ -233,6 +235,16 @@ def test_command_makes_the_labels_again_whichever_way_their_seed_goes(make_sweep
         make_sweep(make_record("a", 0), name=name, asked={**asked, **own})
     told = [command(load(make_sweep(name=name))).partition("seeds=0,1")[2] for name in begun]
     assert told == [" label_seed=0", " label_seed=3", "", " complete=True"]
+
+
+def test_the_labels_that_were_trained_on_are_told_with_all_their_draws(make_sweep: Any, make_record: Any) -> None:
+    drawn = [make_record(f"{s}", s, protocol="percent", rate=0.5, label_seed=s) for s in (0, 1)]
+    for run in drawn:
+        run["config"]["labels"]["manifest"] = {"asked": 0.5, "reached": 0.4996, "sha256": "0"}
+    text = check(report(make_sweep(*drawn, make_record("all", 0))))
+    assert (
+        "<dd>percent 0.5, 50.0% of the boxes withheld, label seeds 0, 1; normal: as the data set has them</dd>" in text
+    )
 
 
 def test_imports_no_torch_and_no_host() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from ultralytics.utils import YAML
 import rebalance
 from rebalance import YOLO
 from rebalance.errors import ModelError
+from rebalance.hosts.state_dict import read_state_dict
 from rebalance.hosts.torchvision.model import TorchvisionModel
 from rebalance.hosts.ultralytics.model import AnchorDetectionModel, ObjectnessDetectionModel
 from rebalance.methods.resobj import ResObj
@@ -158,3 +160,95 @@ def test_stock_ultralytics_does_not_train_another_head_than_the_checkpoint_s(
     small = {"epochs": 1, "imgsz": 64, "batch": 4, "workers": 0, "plots": False, "val": False, "project": str(tmp_path)}
     ours.train(trainer=rebalance.trainer(), data=data, **small)
     assert type(ours.trainer.model.model[-1]) is type(model.model[-1])
+
+
+# Files of weights -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["plain", "model", "state_dict", "module.", "torchvision"])
+def test_a_state_dict_is_found_in_its_wrappers(tmp_path: Path, form: str) -> None:
+    plain = {"a.weight": torch.ones(2), "b.num": torch.tensor(3)}
+    several = {f"module.{name}": x for name, x in plain.items()}
+    made = {
+        "plain": plain,
+        "model": {"model": plain, "epoch": 3},
+        "state_dict": {"state_dict": several},
+        "module.": several,
+        "torchvision": {"model": plain, "optimizer": {}, "args": Namespace(lr=0.1)},
+    }[form]
+    torch.save(made, tmp_path / "x.pth")
+    found = read_state_dict(tmp_path / "x.pth")
+    assert found is not None
+    assert found.keys() == plain.keys()
+
+
+def test_what_is_no_weights_is_refused_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut, empty, a page, a pointer to a file elsewhere, a number: by content, whatever the suffix says."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    data, whole = str(make_dataset(tmp_path / "data")), tmp_path / "whole.pt"
+    torch.save({"a": torch.ones(1000)}, whole)
+    contents = {
+        "cut": whole.read_bytes()[:-200], "empty": b"", "page": b"<!DOCTYPE html><title>404</title>",
+        "pointer": b"version https://git-lfs.example/spec/v1\noid sha256:0\nsize 3\n",
+    }  # fmt: skip
+    for name, content in contents.items():
+        for suffix in (".pt", ".pth"):
+            file = tmp_path / f"{name}{suffix}"
+            file.write_bytes(content)
+            for model, flags in (("retinanet_tiny", {}), ("yolov5n.yaml", {"head": "anchor"})):
+                with pytest.raises(ModelError, match="is neither a checkpoint of Ultralytics") as caught:
+                    YOLO(model).train(data=data, pretrained=str(file), **flags)
+                assert "\n" not in str(caught.value)
+    assert not list(Path.cwd().iterdir())
+
+
+def test_torchvisions_own_checkpoint_starts_a_detector(tmp_path: Path) -> None:
+    source = TorchvisionModel("retinanet_tiny", nc=2, verbose=False)
+    torch.save({"model": source.state_dict(), "optimizer": {}, "epoch": 3}, tmp_path / "x.pth")
+    started: dict[str, Tensor] = {}
+    model = YOLO("retinanet_tiny")
+    model.add_callback("on_train_start", lambda t: started.update(deepcopy(t.model.state_dict())))
+    train(model, make_dataset(tmp_path / "data"), tmp_path, epochs=1, val=False, pretrained=str(tmp_path / "x.pth"))
+    assert all(torch.equal(x, started[name]) for name, x in source.state_dict().items())
+
+
+def test_a_list_of_data_sets_starts_from_a_state_dict_too(tmp_path: Path) -> None:
+    source = AnchorDetectionModel("yolov5n.yaml", nc=2, verbose=False)
+    torch.save(source.state_dict(), tmp_path / "x.pt")
+    sets = [str(make_dataset(tmp_path / name)) for name in ("one", "two")]
+    started: list[dict[str, Tensor]] = []
+    model = YOLO("yolov5n.yaml")
+    model.add_callback("on_train_start", lambda t: started.append(deepcopy(t.model.state_dict())))
+    small = {"epochs": 1, "imgsz": 64, "batch": 4, "workers": 0, "plots": False, "val": False, "autoanchor": False}
+    model.train(data=sets, pretrained=str(tmp_path / "x.pt"), head="anchor", project=str(tmp_path / "runs"), **small)
+    assert len(started) == 2
+    for state in started:
+        assert all(torch.equal(x, state[name]) for name, x in source.state_dict().items())
+
+
+# Trainers of one's own ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["retinanet_tiny", "yolov8n.yaml"])
+def test_a_trainer_made_from_ours_is_the_one_that_trains(tmp_path: Path, model: str) -> None:
+    seen = []
+
+    class Own(rebalance.trainer(loss="focal")):  # type: ignore[misc]
+        def save_model(self) -> Any:
+            seen.append(self.recipe["loss"])
+            return super().save_model()
+
+    small = {"epochs": 1, "imgsz": 64, "batch": 4, "workers": 0, "plots": False, "val": False, "project": str(tmp_path)}
+    made = YOLO(model)
+    made.train(trainer=Own, data=str(make_dataset(tmp_path / "data")), focal_gamma=1.5, **small)
+    assert seen == ["focal"]
+    assert made.trainer.model.criterion.objectives[0].recipe["focal_gamma"] == 1.5
+
+
+def test_names_that_the_host_fetches_are_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr("ultralytics.YOLO._load", lambda self, weights, task=None: asked.append(weights))
+    for name in ("ul://user/project/model", "https://example.org/weights"):
+        YOLO(name)
+    assert asked == ["ul://user/project/model", "https://example.org/weights"]

@@ -27,11 +27,14 @@ from ultralytics.utils.loss import E2ELoss, v8DetectionLoss
 import rebalance
 from rebalance import YOLO
 from rebalance.errors import ConfigError, ModelError
+from rebalance.hosts import FAMILIES
 from rebalance.hosts.host import objectives, remembered
 from rebalance.hosts.state_dict import read_state_dict
 from rebalance.hosts.ultralytics.criterion import AnchorCriterion, DetectionCriterion
 from rebalance.hosts.ultralytics.model import AnchorDetect, AnchorDetectionModel
+from rebalance.recipe import read
 from rebalance.settings import SparsifyFlags
+from rebalance.train.trainer import RebalanceTrainer
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSIC = ROOT.parent / "shared" / "weights" / "yolov5n_classic.pt"
@@ -60,8 +63,11 @@ class Run:
     def __init__(self, head: str, data: Path, folder: Path) -> None:
         name, self.flags = HEADS[head]
         self.folder, self.data = folder, data
+        self.logged: list[dict[str, float]] = []  # what loggers as TensorBoard's and MLflow's read after each epoch
+        model = YOLO(name)
+        model.add_callback("on_fit_epoch_end", lambda t: self.logged.append(dict(t.metrics)))
         with log() as self.lines:
-            self.trainer = train(name, data, folder, **self.flags).trainer
+            self.trainer = train(model, data, folder, **self.flags).trainer
         self.best, self.last = (folder / "run" / "weights" / f"{k}.pt" for k in ("best", "last"))
 
 
@@ -105,6 +111,30 @@ def test_results_count_what_was_dropped(run: Run) -> None:
         assert all(np.isfinite(value) for value in row.values())
     counted = run.trainer.drop_counts
     assert {k: rows[-1][f"drop/{k}"] for k in counted} == counted
+
+
+def test_loggers_get_what_results_have(run: Run) -> None:
+    for row, logged in zip(results(run.folder), run.logged, strict=False):  # and once more after the last validation
+        assert {k: logged[k] for k in logged if k.startswith("drop/")} == {k: row[k] for k in row if k[:5] == "drop/"}
+        assert logged["drop/obj_dropped"] > 100
+        assert "metrics/mAP50(B)" in logged
+
+
+def test_columns_stay_in_place_where_metrics_are_those_of_the_last_epoch(tmp_path: Path) -> None:
+    trainer = object.__new__(RebalanceTrainer)
+    trainer.recipe = read({"head": "resobj", "obj_drop": 0.5}, FAMILIES[0])
+    trainer.csv, trainer.train_time_start, trainer.metrics = tmp_path / "results.csv", 0.0, {"metrics/mAP50(B)": 0.0}
+    for trainer.epoch in range(2):  # as without validation
+        trainer.drop_counts = {"negatives": 8, "obj_dropped": 4 + trainer.epoch}
+        trainer.step_means = {"pos_0": 0.5 + trainer.epoch / 8}
+        trainer.save_metrics({"train/cls_loss": 1.0, **trainer.metrics, "lr/pg0": 0.1})
+    header, *rows = (line.split(",")[2:] for line in trainer.csv.read_text("utf-8").splitlines())
+    drop = ["negatives", "obj_dropped", "low_iou_matches", "box_dropped"]
+    assert header == [
+        "train/cls_loss", "metrics/mAP50(B)", "lr/pg0", *(f"drop/{name}" for name in drop), "resobj/pos_0"
+    ]  # fmt: skip
+    assert [row[-5:] for row in rows] == [["8", "4", "0", "0", "0.5"], ["8", "5", "0", "0", "0.625"]]
+    assert trainer.metrics == {"metrics/mAP50(B)": 0.0, **dict(zip(header[-5:], [8, 5, 0, 0, 0.625], strict=True))}
 
 
 def test_validation_took_no_part_in_the_counts(run: Run) -> None:

@@ -1,11 +1,13 @@
 """The papers: their tables and figures as grids to run, and the numbers that they report. One YAML a paper.
 
-`rebalance paper brl.table4 data=my.yaml preset=cpu` runs one. A study is a list of *cells*: grids that are run into one
-folder with one report. A cell names its detector; which one that is, and the budget, is the size's, in budgets.yaml,
-which also has the built-in benchmark. A further paper is a further file.
+`rebalance paper brl.table4 data=my.yaml preset=cpu` runs one; `rebalance paper numbers` prints the numbers. A study is
+a list of *cells*: grids that are run into one folder with one report. A cell names its detector; which one that is, the
+budget and the evaluation are the size's, in budgets.yaml, which also has the built-in benchmark. A further paper is a
+further file.
 
 A block of `numbers` is a table of a paper: what all rows share, the names of `columns`, and `rows`. A column such as
-`test mAP50` holds values, fractions in [0, 1] (`FPS`: frames a second); others and keys are fields of `Number`.
+`test mAP50` holds values, fractions in [0, 1] (`FPS`: frames a second; `mAP50_drop`: a difference of two; `AP_small`
+and the like: COCO's); others and keys are fields of `Number`.
 """
 
 from __future__ import annotations
@@ -104,6 +106,12 @@ def _read(name: str) -> dict[str, Any]:
 def titles() -> dict[str, str]:
     """Paper -> its title."""
     return {paper: _read(paper)["title"] for paper in PAPERS}
+
+
+@cache
+def notes() -> dict[str, list[str]]:
+    """Paper -> what its authors' configurations state, and what differs here in size `gpu`."""
+    return {paper: _read(paper)["notes"] for paper in PAPERS}
 
 
 @cache

@@ -14,7 +14,7 @@ from torch import Tensor
 from ultralytics.utils import RANK
 
 from rebalance.hosts.torchvision.head import Raw, take
-from rebalance.match.boxes import decode_deltas, encode_deltas, max_iou, upcast
+from rebalance.match.boxes import decode_deltas, encode_deltas, max_iou, own_overlap, upcast
 from rebalance.match.candidates import IGNORE, POSITIVE, SIGMOID, SOFTMAX, Candidates
 from rebalance.match.iou import Matched
 from rebalance.match.padded import Padded, padded_labels
@@ -39,10 +39,16 @@ def labels_of(batch: Batch, images: int, size: tuple[int, int], device: torch.de
 
 
 def predictions(
-    state: Tensor, boxes: Callable[[], Tensor], labels: Padded, confidence: Callable[[], Tensor]
+    state: Tensor, boxes: Callable[[], Tensor], labels: Padded, gt_boxes: Tensor, confidence: Callable[[], Tensor]
 ) -> Predictions:
-    """What is chosen from: by the overlap of the predicted `boxes` (B, A, 4), and of what is ignored nothing."""
-    return Predictions(state, lambda: max_iou(boxes(), labels.boxes).masked_fill(state == IGNORE, 1), confidence)
+    """What is chosen from: by the overlap of the predicted `boxes` (B, A, 4), and of what is ignored nothing.
+
+    `gt_boxes` (B, A, 4) are those of the labels that they are matched to.
+    """
+    return Predictions(
+        state, lambda: max_iou(boxes(), labels.boxes).masked_fill(state == IGNORE, 1), confidence,
+        own=lambda: own_overlap(boxes(), gt_boxes),
+    )  # fmt: skip
 
 
 class DenseCriterion(ABC):
@@ -84,7 +90,7 @@ class DenseCriterion(ABC):
 
         choice = self.objective.choose(
             predictions(
-                matched.state, lambda: decode_deltas(deltas.detach(), anchors, self.scale), labels,
+                matched.state, lambda: decode_deltas(deltas.detach(), anchors, self.scale), labels, gt_boxes,
                 lambda: self.confidence(logits.detach()),
             )
         )  # fmt: skip
@@ -134,6 +140,11 @@ class DenseCriterion(ABC):
 def plainly(recipe: Recipe) -> str:
     """What losses of positives alone are divided by."""
     return recipe.site.host if recipe.divisor == "candidates" else recipe.divisor
+
+
+def one_hot(logits: Tensor, classes: Tensor, positive: Tensor) -> Tensor:
+    """(B, A, C) like the logits: 1 for the class of a positive, from (B, A) classes and which are positive."""
+    return torch.zeros_like(logits).scatter_(2, classes.unsqueeze(-1), positive.unsqueeze(-1).to(logits.dtype))
 
 
 def of_label(labels: Padded, index: Tensor) -> tuple[Tensor, Tensor]:

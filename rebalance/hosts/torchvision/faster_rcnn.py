@@ -23,6 +23,7 @@ from torchvision.ops import MultiScaleRoIAlign, batched_nms, clip_boxes_to_image
 from ultralytics.utils import RANK
 
 from rebalance.heads.objectness import Refined, SharedResiduals, flatten_steps, logit, objectness_prior
+from rebalance.hosts.evaluation import RCNN
 from rebalance.hosts.torchvision.dense import Batch, Result, labels_of, of_label, plainly, predictions
 from rebalance.hosts.torchvision.head import Anchors, Raw, TorchvisionHead, best_pairs, by_cell, take
 from rebalance.match.boxes import decode_deltas, encode_deltas, upcast
@@ -50,7 +51,7 @@ STAGES = Site(
 )  # fmt: skip
 OBJECTNESS = replace(
     STAGES, name="fasterrcnn-obj", where="fasterrcnn with head=obj or resobj",
-    about="objectness of all anchors in the RPN, samples of the RoI head", gives=STAGES.gives | {"objectness"},
+    about="objectness of all anchors in the RPN, samples of the RoI head", gives=STAGES.gives | {"objectness", "prior"},
     divisors={
         "image": "RPN: positives of each image, mean over images; RoI head: samples of the batch",
         "batch": "RPN: positives of the batch; RoI head: samples of the batch",
@@ -89,8 +90,9 @@ class FasterRCNNCriterion:
       classification loss, which is then a mean over what is left; the box loss is as it was. `nrd_stage=rpn`: the same
       for the sampled negative anchors and the RPN's objectness loss.
     * `drop`: in the RPN. `obj_drop` draws from the sampled anchors whose decoded box overlaps every label by less than
-      `neg_iou`, those with target 0 or the matched ones as `drop_scope` says; they leave the objectness loss, or in
-      scope `literal` become background. `box_drop` draws from the matched ones for the RPN's box loss. With
+      `neg_iou`, those with target 0 or the matched ones as `drop_scope` says, and they leave the objectness loss; in
+      scope `literal` from the matched ones whose complete IoU with their own label is lower, and they become
+      background. `box_drop` draws from the matched ones for the RPN's box loss. With
       `drop_divisor=kept` each loss is divided by the samples less those that left it, with `host` by all samples.
       Another anchor never takes the place of one that was dropped.
 
@@ -128,7 +130,7 @@ class FasterRCNNCriterion:
         gt_boxes, _ = of_label(labels, matched.label)
         choice = self.rpn.choose(
             predictions(
-                matched.state, lambda: decode_deltas(deltas.detach(), anchors), labels,
+                matched.state, lambda: decode_deltas(deltas.detach(), anchors), labels, gt_boxes,
                 lambda: refine(logits, residuals)[-1].detach(),
             )
         )  # fmt: skip
@@ -178,7 +180,7 @@ class FasterRCNNCriterion:
             return scores[..., BACKGROUND + 1 :].logsumexp(-1) - scores[..., BACKGROUND]
 
         # a proposal is judged by what it overlaps, not by the box that the head makes of it
-        choice = self.roi.choose(Predictions(state, lambda: chosen.overlap, confidence))
+        choice = self.roi.choose(Predictions(state, lambda: chosen.overlap, confidence, own=lambda: chosen.overlap))
         cls, box = self._roi_losses(logits, deltas, labels, rois, chosen, choice)
         sampled = state != IGNORE
         cls = choice.of_loss(cls.where(sampled, 0))
@@ -256,6 +258,7 @@ class FasterRCNNDetect(TorchvisionHead):
     layers with `roi`.
     """
 
+    evaluation = RCNN
     sites = Sites("fasterrcnn", {"stock": STAGES, "obj": OBJECTNESS, "resobj": OBJECTNESS})
     criterion = FasterRCNNCriterion
     background = 1
@@ -379,11 +382,11 @@ class RefinedFasterRCNNDetect(Refined, FasterRCNNDetect):
         Without that the loss of all that is background would swamp the others.
         """
         last = self.rpn.cls_logits
-        nn.init.constant_(last.bias, logit(objectness_prior(self.nc)))
+        nn.init.constant_(last.bias, logit(objectness_prior(self.nc, settings.obj_prior)))
         if self.steps:
             self.residual = SharedResiduals(
                 last.in_channels, anchors=last.out_channels, steps=self.steps, on=settings.resobj_on,
-                grad=settings.resobj_grad,
+                grad=settings.resobj_grad, width=settings.resobj_width,
             )  # fmt: skip
 
     def first_stage(self, hidden: list[Tensor]) -> Raw:

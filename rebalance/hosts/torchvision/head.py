@@ -17,6 +17,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from ultralytics.nn.modules.head import Detect
 
 from rebalance.errors import ModelError
+from rebalance.hosts.evaluation import Evaluation
 from rebalance.match.boxes import decode_deltas, upcast
 from rebalance.methods.method import Sites
 from rebalance.methods.resobj import ResObj
@@ -31,6 +32,7 @@ class TorchvisionHead(Detect):  # type: ignore[misc]
 
     Attributes:
         sites: where the loss acts on it.
+        evaluation: the setting at which its family is evaluated.
         criterion: its loss, made of the head, `recipe` and `seed`.
         with_steps: the same head with an objectness, which has `add_objectness`; None: it has no such form.
         nc: classes, background not counted.
@@ -43,6 +45,7 @@ class TorchvisionHead(Detect):  # type: ignore[misc]
     cv2 = ()
     cv3 = None
     sites: ClassVar[Sites]
+    evaluation: Evaluation
     criterion: ClassVar[Any]
     with_steps: ClassVar[Any] = None
     background = 0
@@ -74,6 +77,10 @@ class TorchvisionHead(Detect):  # type: ignore[misc]
         made.steps = settings.resobj_steps
         made.add_objectness(settings)
         return self
+
+    def with_sigmoid(self) -> TorchvisionHead:
+        """This head, made into one whose scores are sigmoids, or ModelError."""
+        raise ModelError(f"head=sigmoid is not defined for {self.sites.name}")
 
     def class_rows(self) -> Mapping[str, Callable[[Tensor, Tensor], Tensor]]:
         """For each parameter with a row for each class: (tensor, (C',) classes to keep) -> the smaller tensor."""

@@ -53,7 +53,9 @@ class TorchvisionModel(DetectionModel):  # type: ignore[misc]
         detector: Detector = ZOO[name]
         body, neck, head = detector.build(self.yaml["nc"])
         recipe = recipe or kept(remembered(self).get("flags", {}), head.sites)
-        if recipe["head"] != "stock":
+        if recipe["head"] == "sigmoid":
+            head = head.with_sigmoid()
+        elif recipe["head"] != "stock":
             head = head.with_objectness(recipe.resobj)
         self.nc = self.yaml["nc"]
         self.model = nn.Sequential(body, neck, head)

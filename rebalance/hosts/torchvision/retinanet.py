@@ -17,8 +17,16 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.retinanet import RetinaNetHead
 
-from rebalance.heads.objectness import CLASS_PRIOR, Refined, ResidualObjectness, flatten_steps, logit, objectness_prior
-from rebalance.hosts.torchvision.dense import Batch, DenseCriterion, Result, plainly
+from rebalance.heads.objectness import (
+    Refined,
+    ResidualObjectness,
+    class_prior,
+    flatten_steps,
+    logit,
+    objectness_prior,
+)
+from rebalance.hosts.evaluation import RCNN
+from rebalance.hosts.torchvision.dense import Batch, DenseCriterion, Result, one_hot, plainly
 from rebalance.hosts.torchvision.head import Anchors, Raw, TorchvisionHead, best_pairs, boxes_at, by_cell, class_rows
 from rebalance.match.boxes import upcast
 from rebalance.match.candidates import IGNORE, POSITIVE, SIGMOID, Candidates
@@ -42,7 +50,7 @@ CLASSES = Site(
 )  # fmt: skip
 OBJECTNESS = replace(
     CLASSES, name="retinanet-obj", where="retinanet with head=obj or resobj", about="objectness of all anchors",
-    own="bce", gives=frozenset({"overlap", SIGMOID, "objectness"}),
+    own="bce", gives=frozenset({"overlap", SIGMOID, "objectness", "prior", "subnet"}),
     divisors={**CLASSES.divisors, "candidates": "candidates of the batch"},
 )  # fmt: skip
 
@@ -65,7 +73,7 @@ class RetinaNetCriterion(DenseCriterion):
 
     def class_targets(self, logits: Tensor, classes: Tensor, positive: Tensor) -> Tensor:
         """(B, A, C) 1 for the class of a positive."""
-        return torch.zeros_like(logits).scatter_(2, classes.unsqueeze(-1), positive.unsqueeze(-1).to(logits.dtype))
+        return one_hot(logits, classes, positive)
 
 
 class RefinedRetinaNetCriterion(RetinaNetCriterion):
@@ -107,12 +115,14 @@ class RefinedRetinaNetCriterion(RetinaNetCriterion):
         count = self.objective.count(positive, choice, ignored=state == IGNORE)
         self._more = {name: (loss.sum(1) / count).sum() for name, loss in losses.items()}
         loss = bce(logits, self.class_targets(logits, classes, positive)).sum(-1).where(positive, 0)
-        return (loss.sum(1) / self.objective.count(positive, NOTHING, by=plainly(self.recipe))).sum()
+        divided: Tensor = loss.sum(1) / self.objective.count(positive, NOTHING, by=plainly(self.recipe))
+        return divided.sum() * float(self.recipe["cls_weight"])
 
 
 class RetinaNetDetect(TorchvisionHead):
     """torchvision's RetinaNet head with its anchors."""
 
+    evaluation = RCNN
     sites = Sites("retinanet", {"stock": CLASSES, "obj": OBJECTNESS, "resobj": OBJECTNESS})
     criterion = RetinaNetCriterion
 
@@ -160,13 +170,14 @@ class RefinedRetinaNetDetect(Refined, RetinaNetDetect):
     criterion = RefinedRetinaNetCriterion
 
     def add_objectness(self, settings: ResObj) -> None:
-        """Add the subnets; at first a class has a probability of 0.01, an object that of `objectness_prior`."""
+        """Add the subnets; at first a class has the probability of `class_prior`, an object of `objectness_prior`."""
         head = self.layers.classification_head
         self.objectness = ResidualObjectness(
-            head.cls_logits.in_channels, anchors=head.num_anchors, steps=self.steps, on=settings.resobj_on,
-            grad=settings.resobj_grad, prior=objectness_prior(self.nc), act=nn.ReLU,
+            head.cls_logits.in_channels, width=settings.obj_width, residual_width=settings.resobj_width,
+            anchors=head.num_anchors, steps=self.steps, on=settings.resobj_on, grad=settings.resobj_grad,
+            prior=objectness_prior(self.nc, settings.obj_prior), act=nn.ReLU,
         )  # fmt: skip
-        nn.init.constant_(head.cls_logits.bias, logit(CLASS_PRIOR))
+        nn.init.constant_(head.cls_logits.bias, logit(class_prior(self.nc, settings.cls_prior)))
 
     def scores(self, maps: list[Tensor]) -> Raw:
         """`logits` (B, A, C) of a class given an object, `objectness` (B, A), `residuals` (B, T, A)."""

@@ -11,24 +11,28 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import smooth_l1_loss
 from torchvision.models.detection.ssd import SSDHead
 from torchvision.models.detection.ssdlite import SSDLiteHead
 
-from rebalance.hosts.torchvision.dense import DenseCriterion
+from rebalance.heads.objectness import logit
+from rebalance.hosts.evaluation import SSD, SSDLITE, Evaluation
+from rebalance.hosts.torchvision.dense import DenseCriterion, one_hot
 from rebalance.hosts.torchvision.head import Raw, TorchvisionHead, best_pairs, boxes_at, class_rows
 from rebalance.match.boxes import upcast
-from rebalance.match.candidates import BACKGROUND, SOFTMAX
+from rebalance.match.candidates import BACKGROUND, SIGMOID, SOFTMAX
 from rebalance.match.iou import Matched, match_by_iou
 from rebalance.match.padded import Padded
 from rebalance.methods.method import Site, Sites
 
 MATCH_IOU = 0.5
+PRIOR = 0.01  # of a class at the start, where each has a sigmoid: Lin et al. 2017, section 4.1
 STRIDE = 32  # images are padded to multiples of it; the coarser levels need no more
 SCALE = (10.0, 5.0)  # of the offsets of centre and size; SSD calls the inverse variances
 
@@ -41,6 +45,10 @@ CLASSES = Site(
         "candidates": "candidates of the batch",
     },
     host="batch",
+)  # fmt: skip
+SCORES = replace(
+    CLASSES, name="ssd-sigmoid", where="ssd with head=sigmoid", gives=frozenset({"overlap", SIGMOID, "one"}),
+    divisors={**CLASSES.divisors, "candidates": "candidates of the batch times classes"},
 )  # fmt: skip
 
 
@@ -124,6 +132,23 @@ class SSDCriterion(DenseCriterion):
         return logits[..., BACKGROUND + 1 :].logsumexp(-1) - logits[..., BACKGROUND]
 
 
+class SigmoidSSDCriterion(SSDCriterion):
+    """The same with a binary cross-entropy for each class; background is where all of them are 0.
+
+    With `loss=ohem` the three negatives of the highest sum over classes.
+    """
+
+    link = SIGMOID
+
+    def class_targets(self, logits: Tensor, classes: Tensor, positive: Tensor) -> Tensor:
+        """(B, A, C) 1 for the class of a positive."""
+        return one_hot(logits, classes, positive)
+
+    def confidence(self, logits: Tensor) -> Tensor:
+        """(B, A) the highest of the classes' logits."""
+        return logits.amax(-1)
+
+
 class SSDDetect(TorchvisionHead):
     """torchvision's SSD or SSDLite head with its default boxes.
 
@@ -131,9 +156,10 @@ class SSDDetect(TorchvisionHead):
         side: longer side of the images in training, in pixels; the trainer sets it.
     """
 
-    sites = Sites("ssd", {"stock": CLASSES})
-    criterion = SSDCriterion
+    sites = Sites("ssd", {"stock": CLASSES, "sigmoid": SCORES})
+    criterion: ClassVar[Any] = SSDCriterion
     background = 1
+    unused = 0  # of the first logits
 
     def __init__(
         self, layers: SSDHead | SSDLiteHead, boxes: DefaultBoxes, nc: int, *, side: int, most: int = 2000
@@ -148,20 +174,40 @@ class SSDDetect(TorchvisionHead):
         super().__init__(nc, STRIDE)
         self.layers, self.boxes_of, self.side, self.most = layers, boxes, side, most
 
+    @property
+    def evaluation(self) -> Evaluation:  # type: ignore[override]
+        """SSDLite's numbers are others than SSD's."""
+        return SSDLITE if isinstance(self.layers, SSDLiteHead) else SSD
+
     def predict(self, features: OrderedDict[str, Tensor], size: tuple[int, int]) -> Raw:
         """`logits` (B, A, 1 + C), `deltas` (B, A, 4), `anchors` (A, 4) in pixels."""
         maps = list(features.values())
         found = self.layers(maps)
         return {
-            "logits": found["cls_logits"], "deltas": found["bbox_regression"],
+            "logits": found["cls_logits"][..., self.unused :], "deltas": found["bbox_regression"],
             "anchors": self.boxes_of(maps, self.side), "size": size,
         }  # fmt: skip
 
     def decode(self, raw: Raw) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes, scores and classes of the best pairs of all levels."""
-        probs = upcast(raw["logits"]).softmax(-1)[..., BACKGROUND + 1 :]
+        probs = self.probabilities(upcast(raw["logits"]))
         scores, kept, classes = best_pairs(probs, [probs.shape[1]], self.most)
         return boxes_at(raw, kept, SCALE), scores, classes
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """(B, A, C) of the classes."""
+        return logits.softmax(-1)[..., BACKGROUND + 1 :]
+
+    def with_sigmoid(self) -> TorchvisionHead:
+        """This head, made into one with a sigmoid for each class, which at first has a probability of 0.01.
+
+        The background's row stays, unused, so that published weights fit.
+        """
+        self.__class__ = SigmoidSSDDetect
+        for name in self.class_rows():
+            if name.endswith(".bias"):
+                nn.init.constant_(self.get_parameter(name), logit(PRIOR))
+        return self
 
     def class_rows(self) -> Mapping[str, Callable[[Tensor, Tensor], Tensor]]:
         """The last convolution of each level: (default boxes · (1 + C), …)."""
@@ -175,3 +221,17 @@ class SSDDetect(TorchvisionHead):
     def trained_at(self, imgsz: int) -> None:
         """Default boxes have the size in pixels that they have in training."""
         self.side = imgsz
+
+
+class SigmoidSSDDetect(SSDDetect):
+    """SSD as TensorFlow's object detection has it: scores are sigmoids, one a class. Made by `with_sigmoid`.
+
+    There the background has a sigmoid too, which is trained and then left out of the scores; here it has none.
+    """
+
+    criterion = SigmoidSSDCriterion
+    unused = 1
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """(B, A, C) of the classes."""
+        return logits.sigmoid()

@@ -17,12 +17,12 @@ from ultralytics.utils.loss import v8DetectionLoss
 
 from rebalance.heads.anchor import AnchorSettings, objectness
 from rebalance.heads.objectness import flatten_steps
-from rebalance.match.anchor import Matches, match
-from rebalance.match.boxes import ciou, inside, max_iou, upcast, xywh_to_xyxy
+from rebalance.match.anchor import Matches, match, set_in_part
+from rebalance.match.boxes import ciou, inside, max_iou, own_overlap, upcast, xywh_to_xyxy
 from rebalance.match.candidates import POSITIVE, Candidates, candidate_state
 from rebalance.match.padded import padded_labels
 from rebalance.methods.bce import bce
-from rebalance.methods.method import NOTHING, Choice, Predictions, Run
+from rebalance.methods.method import NOTHING, Choice, Predictions, Rest, Run
 from rebalance.methods.resobj import refine, unrefined
 from rebalance.objective import Objective
 from rebalance.recipe import Recipe
@@ -73,7 +73,9 @@ class DetectionCriterion(v8DetectionLoss):  # type: ignore[misc]
         if self.recipe.divisor != "host":
             self._host_divisor = assigned[2].sum().clamp(min=1)
         overlap = cache(lambda: max_iou(boxes, labels[1]))
-        self._choice = self.objective.choose(Predictions(self._state, overlap, lambda: scores.amax(-1)))
+        self._choice = self.objective.choose(
+            Predictions(self._state, overlap, lambda: scores.amax(-1), own=lambda: own_overlap(boxes, assigned[1]))
+        )
         if not self.objective.by_overlap:
             self._overlap = boxes.new_zeros(()).expand_as(self._state)
         elif self.recipe["brl_overlap"] == "box":
@@ -119,7 +121,8 @@ class ObjectnessCriterion(DetectionCriterion):
     Assignment: the host's, from P(class | object) · P(object) after all steps. Objectness: its target is the
     assigner's score (0 for a negative), the sum is divided as the host divides its class loss, by the sum of target
     scores; residual losses likewise. Class: binary cross-entropy of positives alone against 0 and 1, weighted by the
-    target score as the host weighs its box loss, divided by the sum of those. All three have the host's gain `cls`.
+    target score as the host weighs its box loss, divided by the sum of those. All three have the host's gain `cls`,
+    times `cls_weight` (class) or `obj_weight` (the other two).
 
     The methods act on the objectness and its residual losses; the class loss has no negatives to weigh.
 
@@ -147,7 +150,8 @@ class ObjectnessCriterion(DetectionCriterion):
         return assigned
 
     def _classification(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return bce(logits, (targets > 0).to(logits.dtype)) * targets.sum(-1, keepdim=True)
+        weights: Tensor = targets.sum(-1, keepdim=True) * self.recipe["cls_weight"]
+        return bce(logits, (targets > 0).to(logits.dtype)) * weights
 
     def _objectness(self) -> dict[str, Tensor]:
         (logits, residuals), choice = self._raw, self._choice
@@ -209,8 +213,9 @@ class AnchorCriterion:
 
         steps = flatten_steps(raw["residuals"]) if "residuals" in raw else None
         logits, residuals = unrefined(objectness(maps), steps)
-        place = self._places(found, logits.shape)
-        target = self._scatter(iou.detach().clamp(min=0), place, logits.shape)
+        own = iou.detach().clamp(min=0)
+        place = self._places(found, found.valid, logits.shape)
+        target = self._scatter(own, place, logits.shape)
         state = candidate_state(self._scatter(found.valid, place, logits.shape))
 
         @cache
@@ -223,10 +228,12 @@ class AnchorCriterion:
         if self.objective.by_overlap:
             overlap = self._overlap(gt_boxes(), shapes)
         choice = self.objective.choose(Predictions(
-            state, lambda: max_iou(self._boxes(maps), gt_boxes()), logits.detach,
+            state, lambda: max_iou(self._boxes(maps), gt_boxes()), logits.detach, own=lambda: own,
             pairs=lambda: (found.image * logits.shape[1] + found.candidate).where(found.valid, -1),
         ))  # fmt: skip
 
+        if choice.unset is not None:
+            choice, target = self._reset(choice, choice.unset, found, own, state)
         in_box = choice.in_box(found.valid)
         # where, not a product: a slot that is no match may hold any number
         box = choice.of_box_loss(torch.where(in_box, 1 - iou, 0)).sum(1)
@@ -274,13 +281,44 @@ class AnchorCriterion:
         loss = torch.where(found.valid, bce(logits, target).mean(-1), 0).sum(1)
         return (loss / found.valid.sum(1).clamp(min=1)).sum()
 
+    def _reset(
+        self, choice: Choice, unset: Tensor, found: Matches, own: Tensor, state: Tensor
+    ) -> tuple[Choice, Tensor]:
+        """What becomes background where the slots `unset` set no target, and the (B, N) targets that the others set.
+
+        In the control a slot sets its target in part, and an earlier slot of the candidate the rest: the target is the
+        mean of those that may be set, and the candidate is background by the part that none sets.
+        """
+        rest = choice.rest
+        if rest is None:
+            place = self._places(found, found.valid & ~unset, state.shape)
+            set_ = self._scatter(found.valid, place, state.shape)
+            background = (state == POSITIVE) & ~set_
+            return choice._replace(background=background), self._scatter(own, place, state.shape)
+        place = self._all_places(found, found.valid, state.shape)
+
+        def sums(parts: Tensor) -> Tensor:
+            return parts.new_zeros(state.numel() + 1).scatter_add_(0, place, parts)[:-1].view(state.shape)
+
+        parts = set_in_part(place, unset.flatten(), 1 - rest.loss)
+        share = sums(parts)
+        target = torch.where(share > 0, sums(parts * own.flatten()) / share, 0)
+        counted = sums(set_in_part(place, unset.flatten(), 1 - rest.divisor))
+        background = (state == POSITIVE) & (share < 1)
+        return choice._replace(background=background, rest=Rest(share, counted)), target
+
     @staticmethod
-    def _places(found: Matches, shape: torch.Size) -> Tensor:
+    def _all_places(found: Matches, sets: Tensor, shape: torch.Size) -> Tensor:
+        """(L·K,) place in the flattened (B, N) of the candidate of a slot that sets a target, or B·N."""
+        return torch.where(sets, found.image * shape[1] + found.candidate, shape.numel()).flatten()
+
+    @classmethod
+    def _places(cls, found: Matches, sets: Tensor, shape: torch.Size) -> Tensor:
         """(L·K,) place in the flattened (B, N) that a slot sets, or B·N.
 
         Where several match one candidate the last of them sets it, as in YOLOv5, on every device.
         """
-        place = torch.where(found.valid, found.image * shape[1] + found.candidate, shape.numel()).flatten()
+        place = cls._all_places(found, sets, shape)
         slot = torch.arange(len(place), device=place.device, dtype=torch.int32)
         last = slot.new_full((shape.numel() + 1,), -1).scatter_reduce_(0, place, slot, "amax")
         return place.where(last[place] == slot, shape.numel())

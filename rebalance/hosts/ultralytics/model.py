@@ -14,15 +14,16 @@ from ultralytics.utils.loss import E2ELoss
 from rebalance.errors import ModelError
 from rebalance.heads.anchor import COCO_ANCHORS, AnchorHead
 from rebalance.heads.objectness import (
-    CLASS_PRIOR,
     Refined,
     ResidualObjectness,
     SharedResiduals,
+    class_prior,
     flatten_steps,
     logit,
     objectness_prior,
     unfused,
 )
+from rebalance.hosts.evaluation import ANCHORS
 from rebalance.hosts.host import OwnYaml, remembered
 from rebalance.hosts.state_dict import follow_names
 from rebalance.hosts.ultralytics.criterion import AnchorCriterion, DetectionCriterion, ObjectnessCriterion
@@ -40,6 +41,7 @@ class AnchorDetect(AnchorHead, Detect):  # type: ignore[misc]
 
     cv2 = ()
     cv3 = None
+    evaluation = ANCHORS
 
     @property
     def anchors(self) -> Tensor:  # type: ignore[override]
@@ -71,9 +73,12 @@ class RefinedAnchorDetect(Refined, AnchorDetect):
         """Add the residual subnets, at least one step, to levels of these channels."""
         self.steps = settings.resobj_steps
         self.residual = nn.ModuleList(
-            SharedResiduals(c, anchors=self.na, steps=self.steps, on=settings.resobj_on, grad=settings.resobj_grad)
+            SharedResiduals(
+                c, anchors=self.na, steps=self.steps, on=settings.resobj_on, grad=settings.resobj_grad,
+                width=settings.resobj_width,
+            )
             for c in channels
-        )
+        )  # fmt: skip
 
     def raw(self, features: list[Tensor]) -> dict[str, Any]:
         """Maps, and for each level the residual logits (B, T, M, H, W)."""
@@ -105,14 +110,15 @@ class ObjectnessDetect(Refined, Detect):  # type: ignore[misc]
                 continue
             modules = nn.ModuleList(
                 ResidualObjectness(
-                    tower[-1].in_channels, steps=made.steps, on=settings.resobj_on, grad=settings.resobj_grad,
-                    prior=objectness_prior(made.nc),
+                    tower[-1].in_channels, width=settings.obj_width, residual_width=settings.resobj_width,
+                    steps=made.steps, on=settings.resobj_on, grad=settings.resobj_grad,
+                    prior=objectness_prior(made.nc, settings.obj_prior),
                 )
                 for tower in towers
             )  # fmt: skip
             setattr(made, f"{prefix}objectness", modules)
             for tower in towers:
-                nn.init.constant_(tower[-1].bias, logit(CLASS_PRIOR))
+                nn.init.constant_(tower[-1].bias, logit(class_prior(made.nc, settings.cls_prior)))
         return made  # type: ignore[no-any-return]
 
     @property

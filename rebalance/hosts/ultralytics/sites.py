@@ -30,7 +30,8 @@ ANCHOR = Site(
     positives="batch",
 )  # fmt: skip
 OBJ = replace(
-    ANCHOR, name="obj", where="head=obj", about="objectness beside the class scores", gives=ONE | {"objectness"},
+    ANCHOR, name="obj", where="head=obj", about="objectness beside the class scores",
+    gives=ONE | {"objectness", "prior", "subnet"},
     divisors={**ANCHOR.divisors, "host": "sum of target scores"},
 )  # fmt: skip
 RESOBJ = replace(
@@ -56,5 +57,6 @@ class YoloSites(Sites):
         """An objectness may stand on the anchor head."""
         site = self.by_head[head]
         if "objectness" in site.gives and (base == "anchor" or (base == "auto" and self.on_anchors)):
-            return replace(site, gives=site.gives | {"anchors"}, divisors=ANCHOR.divisors)
+            gives = site.gives - {"prior", "subnet"} | {"anchors"}  # it has the anchor head's own, and its gains
+            return replace(site, gives=gives, divisors=ANCHOR.divisors)
         return site

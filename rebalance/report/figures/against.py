@@ -9,8 +9,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from rebalance.report.evidence import Stat, stat
 from rebalance.report.figures import style
-from rebalance.report.summary import Results, Row, Setting, Stat, apart, as_list, loss_text, stat, varying
+from rebalance.report.summary import Results, Row, Setting, apart, as_list, loss_text, varying
 from rebalance.report.tables import beside_line, group_text, judged_rows, labels_text, rate_lines, study_numbers
 
 GAMMA = "focal_gamma"

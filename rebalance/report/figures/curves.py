@@ -14,7 +14,7 @@ import pandas
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-from rebalance.experiments.record import write_whole
+from rebalance.files import write_whole
 from rebalance.report.figures.style import DPI, GREY, MORE_COLOURS, STYLE
 
 Values = NDArray[np.float64]

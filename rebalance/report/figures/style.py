@@ -13,8 +13,9 @@ import numpy as np
 import yaml
 from matplotlib.lines import Line2D
 
-from rebalance.report.summary import AXES, Group, Row, Stat
-from rebalance.report.tables import percent, span
+from rebalance.report.evidence import Stat
+from rebalance.report.summary import AXES, Group, Row
+from rebalance.report.table import percent, span
 
 DPI = 130
 PHOTO_DPI = 100  # photos do not shrink as line drawings do, and the report carries them inside

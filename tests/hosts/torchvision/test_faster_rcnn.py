@@ -19,7 +19,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 from torchvision.models.detection.rpn import RegionProposalNetwork
-from torchvision.ops import batched_nms, box_iou
+from torchvision.ops import batched_nms, box_iou, complete_box_iou
 
 from rebalance import YOLO
 from rebalance.hosts import SITES
@@ -487,7 +487,14 @@ def test_drop_acts_on_the_rpn(
     overlaps = [
         box_iou(b, torch.tensor([c for _, *c in own]).view(-1, 4)) for b, own in zip(boxes, LABELS, strict=True)
     ]
-    overlap = torch.stack([o.max(1)[0] if o.shape[1] else torch.zeros(len(o)) for o in overlaps]).gather(1, place)
+    overlap = torch.stack([o.max(1)[0] if o.shape[1] else torch.zeros(len(o)) for o in overlaps])
+    if scope == "literal":  # with its own label: that of the anchor
+        for row, b, own in zip(overlap, boxes, LABELS, strict=True):
+            if own:
+                corners = torch.tensor([c for _, *c in own]).float()
+                label = box_iou(corners, raw["anchors"]).max(0)[1]
+                row.copy_(complete_box_iou(b, corners).gather(1, label.unsqueeze(1)).squeeze(1))
+    overlap = overlap.gather(1, place)
     low = (overlap < 0.6) & sampled
     eligible = low & (~positive if scope == "background" else positive)
     slope = gradient(found[0], raw["logits"]).gather(1, place)

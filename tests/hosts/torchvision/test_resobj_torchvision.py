@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from objectives import recipe_of
+from slow_resobj import slow_resobj
 from small_data import make_dataset
 from small_training import results, train
 from torch import Tensor
@@ -27,6 +28,7 @@ from rebalance.hosts.torchvision.retinanet import RefinedRetinaNetDetect
 from rebalance.match.boxes import encode_deltas
 from rebalance.match.candidates import IGNORE, NEGATIVE, POSITIVE
 from rebalance.match.iou import match_by_iou
+from rebalance.methods.resobj import refined
 from rebalance.settings import StepsFlags
 
 HOSTS = {"retinanet": "retinanet_tiny", "fasterrcnn": "fasterrcnn_tiny"}
@@ -83,42 +85,28 @@ def matched_by(model: Any, raw: dict[str, Any], batch: dict[str, Tensor]) -> tup
     return match_by_iou(raw["anchors"], padded, high=high, low=low, rescue="ties"), padded
 
 
-def slow(objectness: Tensor, residuals: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """(B,) sums of the objectness loss and of the residual losses, candidate by candidate as in Algorithm 1."""
-    first, later = [], []
-    before = objectness.detach().clone()
-    for image, image_state in zip(objectness, state, strict=True):
-        kept = [
-            binary_cross_entropy_with_logits(x, torch.tensor(float(s == POSITIVE)))
-            for x, s in zip(image, image_state.tolist(), strict=True)
-            if s != IGNORE
-        ]
-        first.append(torch.stack(kept).sum())
-        later.append(torch.zeros(()))
-    for t in range(residuals.shape[1]):
-        least = before[state == POSITIVE].min() if (state == POSITIVE).any() else math.inf
-        after = before.clone()
-        for i, a in (before >= least).nonzero().tolist():
-            refined = before[i, a] + residuals[i, t, a]
-            after[i, a] = refined.detach()
-            if state[i, a] != IGNORE:
-                target = torch.tensor(float(state[i, a] == POSITIVE))
-                later[i] = later[i] + binary_cross_entropy_with_logits(refined, target)
-        before = after
-    return torch.stack(first), torch.stack(later)
-
-
 @pytest.mark.parametrize("host", HOSTS)
-@pytest.mark.parametrize("divisor", ["auto", "batch", "candidates"])
-def test_the_losses_by_their_formulas(host: str, divisor: str) -> None:
-    model, batch = build(host, head="resobj", divisor=divisor), labels(3, 1, 0)
+@pytest.mark.parametrize(
+    ("divisor", "gate", "grad"),
+    [
+        ("auto", "batch", "isolated"), ("auto", "image", "stepwise"), ("batch", "image", "isolated"),
+        ("candidates", "image", "joint"), ("candidates", "batch", "stepwise"),
+    ],
+)  # fmt: skip
+def test_the_losses_by_their_formulas(host: str, divisor: str, gate: str, grad: str) -> None:
+    model = build(host, head="resobj", divisor=divisor, resobj_gate=gate, resobj_grad=grad)
+    batch = labels(3, 1, 0)
     raw = predictions(model)
     found = loss_of(model, raw, batch)
     matched, padded = matched_by(model, raw, batch)
     positive = matched.state == POSITIVE
     assert positive.any()
     assert (matched.state == IGNORE).any()
-    first, later = slow(raw[UNREFINED[host]], raw["residuals"], matched.state)
+    objects, targets = raw[UNREFINED[host]], positive.float()
+    kept = (matched.state != IGNORE).float()
+    first = (binary_cross_entropy_with_logits(objects, targets, reduction="none") * kept).sum(1)
+    given = (objects, raw["residuals"].transpose(0, 1), targets, matched.state)
+    later = slow_resobj(*given, gate=gate, grad=grad).losses.sum((0, 2))
     by_image = positive.sum(1).clamp(min=1)
 
     def divided(sums: Tensor, count: str) -> Tensor:
@@ -182,7 +170,9 @@ def test_the_loss_chooses_the_head_and_a_model_of_the_yaml_has_it(host: str) -> 
 
 
 @pytest.mark.parametrize("host", HOSTS)
-@pytest.mark.parametrize(("on", "grad"), [("obj", "isolated"), ("obj", "joint"), ("cls", "isolated")])
+@pytest.mark.parametrize(
+    ("on", "grad"), [("obj", "isolated"), ("obj", "stepwise"), ("obj", "joint"), ("cls", "isolated")]
+)
 def test_where_the_residual_losses_reach(host: str, on: str, grad: str) -> None:
     """Isolated, on the objectness's own features: the residual subnets alone."""
     model = build(host, head="resobj", resobj_on=on, resobj_grad=grad)
@@ -194,7 +184,7 @@ def test_where_the_residual_losses_reach(host: str, on: str, grad: str) -> None:
     residual = {name for name in names if ".residual." in name}
     assert residual
     own = {"retinanet": "model.2.objectness.objectness.", "fasterrcnn": "model.2.rpn.cls_logits."}[host]
-    if (on, grad) == ("obj", "isolated"):
+    if on == "obj" and grad != "joint":
         assert reached == residual
         return
     assert reached > residual
@@ -240,6 +230,61 @@ def test_priors(host: str) -> None:
     assert raw["residuals"].abs().mean() < 0.1
     if host == "retinanet":
         torch.testing.assert_close(raw["logits"].sigmoid().mean(), torch.tensor(0.01), atol=0.003, rtol=0)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize(
+    ("given", "objects", "classes"),
+    [
+        ({"obj_prior": "paper", "cls_prior": "code"}, 1 / 3, 1 / 3), ({"obj_prior": "code"}, 0.001, 0.01),
+        ({"obj_prior": 0.2, "cls_prior": "0.1"}, 0.2, 0.1),
+    ],
+)  # fmt: skip
+def test_priors_that_are_asked_for(host: str, given: dict[str, Any], objects: float, classes: float) -> None:
+    if host == "fasterrcnn":
+        given = {"obj_prior": given["obj_prior"]}
+    head = build(host, head="obj", **given).model[-1]
+    last = head.objectness.objectness.logits if host == "retinanet" else head.rpn.cls_logits
+    torch.testing.assert_close(last.bias.sigmoid(), torch.full_like(last.bias, objects))
+    if host == "retinanet":
+        bias = head.layers.classification_head.cls_logits.bias
+        torch.testing.assert_close(bias.sigmoid(), torch.full_like(bias, classes))
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_widths(host: str) -> None:
+    own = {"obj_width": 24} if host == "retinanet" else {}
+    images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    model = build(host, head="resobj", resobj_width=8, **own).eval()
+    head = model.model[-1]
+    if host == "retinanet":
+        assert head.objectness.objectness.logits.in_channels == 24
+        assert head.objectness.residual.hidden.in_channels == 24
+        assert head.objectness.residual.logits.in_channels == 2 * 8
+    else:
+        assert head.residual.squeeze.out_channels == 8
+    again: Any = TorchvisionModel(model.yaml, nc=CLASSES, verbose=False)
+    again.load_state_dict(model.state_dict())
+
+    def objects(model: Any) -> Tensor:
+        with torch.no_grad():
+            raw = model(images)[1]
+        return refined(raw[UNREFINED[host]], raw.get("residuals"), None)
+
+    before = objects(model)
+    assert torch.equal(objects(again.eval()), before)
+    torch.testing.assert_close(objects(model.fuse(verbose=False)), before)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_weights_of_the_losses(host: str) -> None:
+    given = {"obj_weight": 20, **({"cls_weight": 10} if host == "retinanet" else {})}
+    plain, weighted = build(host, head="resobj"), build(host, head="resobj", **given)
+    raw, batch = predictions(plain), labels(3, 1, 2)
+    before, after = loss_of(plain, raw, batch), loss_of(weighted, raw, batch)
+    for name, loss in before.items():
+        times = 20 if name in ("obj_loss", "res_loss") else 10 if (host, name) == ("retinanet", "cls_loss") else 1
+        torch.testing.assert_close(after[name], loss * times)
 
 
 def test_retinanet_s_score_is_the_product_after_all_steps() -> None:
@@ -345,6 +390,15 @@ def test_nrd_of_anchors() -> None:
         ("retinanet", {"head": "anchor"}, "head=anchor is not defined for retinanet; heads: stock, obj, resobj"),
         ("fasterrcnn", {"loss": "resobj+focal"}, "loss=focal is not defined for fasterrcnn with head=obj or resobj"),
         ("ssd", {"loss": "resobj"}, "head=resobj is not defined for ssd; heads: stock"),
+        ("fasterrcnn", {"head": "obj", "cls_weight": 1}, "cls_weight=1 has no effect with fasterrcnn with head=obj or"),
+        ("fasterrcnn", {"head": "obj", "obj_width": 8}, "obj_width=8 has no effect with fasterrcnn with head=obj or"),
+        ("fasterrcnn", {"obj_prior": "code"}, "obj_prior=code has no effect with head=stock; add head=obj"),
+        ("retinanet", {"head": "obj", "resobj_gate": "image"}, "resobj_gate=image has no effect with head=obj; add"),
+        ("retinanet", {"head": "obj", "obj_prior": "papers"}, "obj_prior=papers is not one of auto, paper, code, a nu"),
+        ("retinanet", {"head": "obj", "obj_prior": 0}, "obj_prior=0 is not one of auto, paper, code, a number 1e-06 "),
+        ("retinanet", {"head": "obj", "obj_prior": "nan"}, "obj_prior=nan is not one of auto, paper, code, a number "),
+        ("retinanet", {"head": "resobj", "resobj_gate": "images"}, "resobj_gate=images is not one of batch, image (di"),
+        ("retinanet", {"head": "resobj", "resobj_grad": "chain"}, "resobj_grad=chain is not one of isolated, stepwise"),
     ],
 )
 def test_refused(host: str, given: dict[str, Any], message: str) -> None:

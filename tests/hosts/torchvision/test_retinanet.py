@@ -14,7 +14,7 @@ from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import RetinaNet, RetinaNetHead
-from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
+from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, complete_box_iou
 
 from rebalance.hosts import SITES
 from rebalance.hosts.host import begin_epoch, counts
@@ -367,14 +367,21 @@ def test_dropping_all_is_finite(scope: str, divisor: str, kept: str) -> None:
         assert x.isfinite().all()
 
 
-def low(raw: dict[str, Any], batch: dict[str, Any]) -> Tensor:
-    """(B, A) whether the decoded box overlaps every label by less than 0.3; torchvision's decoder."""
-    padded = labels_of(batch, len(raw["logits"]), SIZE, torch.device("cpu"))
+def low(raw: dict[str, Any], batch: dict[str, Any], *, own: bool = False) -> Tensor:
+    """(B, A) whether the decoded box overlaps every label by less than 0.3; torchvision's decoder.
+
+    Or, where it is matched, the label that it is matched to, by torchvision's complete IoU.
+    """
+    padded, found = labels_of(batch, len(raw["logits"]), SIZE, torch.device("cpu")), matched(raw, batch)[0]
     out = torch.ones(raw["logits"].shape[:2], dtype=torch.bool)
     for i, deltas in enumerate(raw["deltas"].detach()):
         boxes = BoxCoder((1.0, 1.0, 1.0, 1.0)).decode_single(deltas, raw["anchors"].double())
         if padded.valid[i].any():
-            out[i] = box_iou(padded.boxes[i][padded.valid[i]].double(), boxes).amax(0) < 0.3
+            here = padded.boxes[i][padded.valid[i]].double()
+            if own:
+                out[i] = complete_box_iou(here, boxes).gather(0, found.label[i].unsqueeze(0))[0] < 0.3
+            else:
+                out[i] = box_iou(here, boxes).amax(0) < 0.3
     return out
 
 
@@ -384,7 +391,7 @@ def low(raw: dict[str, Any], batch: dict[str, Any]) -> Tensor:
 def test_what_is_dropped_and_counted(scope: str, p: float) -> None:
     raw, batch = predictions(3), labels(5, 0, 9)
     state = matched(raw, batch)[0].state
-    negatives = low(raw, batch) & (state == (NEGATIVE if scope == "background" else POSITIVE))
+    negatives = low(raw, batch, own=scope == "literal") & (state == (NEGATIVE if scope == "background" else POSITIVE))
     loss = criterion(obj_drop=p, drop_scope=scope)
     value = loss(raw, batch)[0].sum()
     counted = counts(loss)
@@ -438,7 +445,7 @@ def test_what_becomes_background_is_a_negative_to_the_other_loss() -> None:
     """Of negatives that all are confused, and weigh nothing, nothing is left."""
     raw, batch = predictions(3), labels(5, 4, 9)
     positive = matched(raw, batch)[0].state == POSITIVE
-    gone = positive & low(raw, batch)
+    gone = positive & low(raw, batch, own=True)
     assert gone.any()
     grad = run(raw, batch, loss="brl+drop", obj_drop=1, drop_scope="literal", brl_iou=1, brl_weight=0)[1]
     assert grad[gone].eq(0).all()

@@ -14,21 +14,22 @@ import torch
 import torchvision
 from objectives import recipe_of
 from small_data import make_dataset
+from small_training import train
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torchvision.models.detection import SSD300_VGG16_Weights, SSDLite320_MobileNet_V3_Large_Weights
 from torchvision.models.detection._utils import BoxCoder, SSDMatcher
 from torchvision.models.detection.image_list import ImageList
-from torchvision.ops import box_iou
+from torchvision.ops import box_iou, sigmoid_focal_loss
 
 from rebalance import YOLO
 from rebalance.errors import ConfigError
 from rebalance.hosts import SITES
-from rebalance.hosts.host import counts
+from rebalance.hosts.host import counts, remembered
 from rebalance.hosts.state_dict import load_by_name
 from rebalance.hosts.torchvision.model import TorchvisionModel
 from rebalance.hosts.torchvision.published import load_coco, start
-from rebalance.hosts.torchvision.ssd import SCALE, SSDCriterion, SSDDetect
+from rebalance.hosts.torchvision.ssd import SCALE, SigmoidSSDCriterion, SigmoidSSDDetect, SSDCriterion, SSDDetect
 from rebalance.hosts.torchvision.zoo import ZOO, LastImageNorm, Smaller, Unpadded
 from rebalance.match.boxes import decode_deltas
 from rebalance.match.candidates import POSITIVE
@@ -242,6 +243,84 @@ def test_drop_takes_the_most_confident_first() -> None:
     state = criterion().match(raw["anchors"], padded(LABELS[:1])).state
     objects = 1 - raw["logits"].detach().softmax(-1)[..., 0]
     assert objects[gone].min() >= objects[~gone & (state != POSITIVE)].max()
+
+
+# The loss of sigmoid scores -----------------------------------------------------------------------------------------
+
+
+def sigmoid_criterion(loss: str = "", **given: Any) -> SigmoidSSDCriterion:
+    recipe = recipe_of({"loss": loss, "head": "sigmoid", **given}, host="ssd")
+    return SigmoidSSDCriterion(None, recipe=recipe, seed=0)
+
+
+def sigmoid_raw(images: int = 4) -> dict[str, Any]:
+    raw = raw_of(images)
+    return {**raw, "logits": raw["logits"].detach()[..., 1:].clone().requires_grad_()}
+
+
+def one_hots(labels: Labels, anchors: Tensor) -> Tensor:
+    """(B, A, 3) targets: the class of the label that a default box is matched to."""
+    found = torch.zeros(len(labels), len(anchors), 3)
+    for i, (image, matched) in enumerate(zip(labels, their_matches(labels, anchors), strict=True)):
+        for j in (matched >= 0).nonzero().flatten().tolist():
+            found[i, j, image[int(matched[j])][0]] = 1
+    return found
+
+
+def test_focal_loss_of_sigmoid_scores_is_torchvision_s() -> None:
+    raw = sigmoid_raw()
+    (cls, box), _ = sigmoid_criterion("focal", focal_alpha=0.75, focal_gamma=3)(raw, batch_of(LABELS))
+    targets = one_hots(LABELS, raw["anchors"])
+    expected = sigmoid_focal_loss(raw["logits"], targets, alpha=0.75, gamma=3, reduction="sum") / targets.sum() * 4
+    torch.testing.assert_close(cls, expected)
+    torch.testing.assert_close(gradients(cls, raw)[0], gradients(expected, raw)[0])
+    torch.testing.assert_close(box, criterion()(raw_of(), batch_of(LABELS))[0][1])  # as with the softmax
+
+
+def test_sigmoid_scores_are_mined_by_the_sum_over_classes() -> None:
+    raw = sigmoid_raw()
+    cls = sigmoid_criterion()(raw, batch_of(LABELS))[0][0]
+    targets = one_hots(LABELS, raw["anchors"])
+    each = binary_cross_entropy_with_logits(raw["logits"], targets, reduction="none").sum(-1)
+    positive, total = targets.sum(-1) > 0, torch.zeros(())
+    for own, matched in zip(each, positive, strict=True):
+        total = total + own[matched].sum() + own[~matched].sort(descending=True)[0][: 3 * int(matched.sum())].sum()
+    torch.testing.assert_close(cls, total / positive.sum() * 4)
+    assert sigmoid_criterion().recipe["loss"] == "ohem"
+
+
+@pytest.mark.parametrize("loss", [n for n, row in METHODS.items() if row.defined(SITES["ssd-sigmoid"])])
+def test_every_loss_of_sigmoid_scores_is_finite(loss: str) -> None:
+    raw = sigmoid_raw()
+    for labels in (LABELS, [[]] * 4):
+        total = sigmoid_criterion(loss, **({"obj_drop": 0.5} if loss == "drop" else {}))(raw, batch_of(labels))[0].sum()
+        assert total.isfinite()
+        assert all(x.isfinite().all() for x in gradients(total, raw))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_head_of_sigmoid_scores_starts_at_a_hundredth_and_decodes_sigmoids(name: str) -> None:
+    recipe = recipe_of({"head": "sigmoid"}, host="ssd")
+    model = TorchvisionModel(name, nc=3, verbose=False, recipe=recipe).eval()
+    head = model.model[-1]
+    with torch.no_grad():
+        decoded, raw = model(torch.zeros(1, 3, 96, 96))
+    assert raw["logits"].shape == (*raw["deltas"].shape[:2], 3)
+    probs = raw["logits"].sigmoid()
+    assert probs.median() == pytest.approx(0.01, rel=0.2)
+    torch.testing.assert_close(decoded[:, 4:].amax(1), probs.flatten(1).topk(decoded.shape[-1])[0])
+    assert type(head) is SigmoidSSDDetect
+
+
+def test_a_head_of_sigmoid_scores_is_kept_in_checkpoints(tmp_path: Path) -> None:
+    data = make_dataset(tmp_path / "data")
+    train("ssd_tiny", data, tmp_path, head="sigmoid", loss="focal", epochs=1, pretrained=False)
+    best = YOLO(tmp_path / "run" / "weights" / "best.pt")
+    assert type(best.model.model[-1]) is SigmoidSSDDetect
+    assert remembered(best.model)["flags"]["head"] == "sigmoid"
+    again = train(tmp_path / "run" / "weights" / "best.pt", data, tmp_path / "again", loss="brl", epochs=1)
+    assert type(again.trainer.model.model[-1]) is SigmoidSSDDetect
+    assert again.trainer.loss_ran["loss"] == "brl"
 
 
 @pytest.mark.parametrize("given", [{"loss": "brl"}, {"loss": "ghm"}, {"head": "anchor"}])

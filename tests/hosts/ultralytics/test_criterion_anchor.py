@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -251,33 +252,45 @@ class Reference:
         found = match(labels, head.anchors, shapes, self.recipe["anchor_t"])  # for the order of the draws alone
         pairs = (found.image * self.overlap.shape[1] + found.candidate).where(found.valid, -1)
         box: Tensor | None = None
+        unset: Tensor | None = None
+        own = torch.zeros(pairs.shape, dtype=torch.float64)
+        for row, valid, matches, x in zip(own, found.valid, self.matches, maps, strict=True):
+            row[valid] = torch.tensor([self.ciou(x.double(), m).clamp(min=0) for m in matches], dtype=torch.float64)
         self.obj = torch.zeros_like(self.matched)
         if "obj_drop" in flags or "box_drop" in flags:
             confidence = torch.cat([x[:, :, 4].flatten(1) for x in maps], 1)
             first = Run(self.recipe.site)
             first.step = 1
             given = Predictions(
-                candidate_state(self.matched), lambda: self.overlap, lambda: confidence, pairs=lambda: pairs
+                candidate_state(self.matched), lambda: self.overlap, lambda: confidence, lambda: own, lambda: pairs
             )
             choice = self.recipe.of(Drop).choose(given, first)
             assert choice is not None
-            self.obj, box = self.obj if choice.gone is None else choice.gone, choice.box
-        box = torch.zeros_like(pairs).bool() if box is None else box
-        self.box = [level[valid].tolist() for level, valid in zip(box, found.valid, strict=True)]
+            self.obj, box, unset = self.obj if choice.gone is None else choice.gone, choice.box, choice.unset
+        self.box, self.unset, self.low = (
+            [level[valid].tolist() for level, valid in zip(x, found.valid, strict=True)]
+            for x in (*(torch.zeros_like(pairs).bool() if x is None else x for x in (box, unset)), own < 0.3)
+        )
+
+    @staticmethod
+    def ciou(x: Tensor, match: Any) -> Tensor:
+        """Of what is predicted at a match with the label that is matched."""
+        box = torch.tensor(match.box, dtype=torch.float64)
+        return bbox_iou(anchor_box(x, match), box, xywh=True, CIoU=True).squeeze()  # type: ignore[no-any-return]
 
     def run(self) -> tuple[Tensor, list[Tensor]]:
         lbox = lobj = lcls = torch.zeros((), dtype=torch.float64)
         first = 0
-        for level, (x, matches, dropped) in enumerate(zip(self.leaves, self.matches, self.box, strict=True)):
+        slots = zip(self.leaves, self.matches, self.box, self.unset, strict=True)
+        for level, (x, matches, dropped, unset) in enumerate(slots):
             target: dict[tuple[int, int], float] = {}
             ious, classes = [], []
-            for m in matches:
+            for m, sets_none in zip(matches, unset, strict=True):
                 p = x[m.image, m.anchor, :, m.row, m.column]
-                iou = bbox_iou(
-                    anchor_box(x, m), torch.tensor(m.box, dtype=torch.float64), xywh=True, CIoU=True
-                ).squeeze()
+                iou = self.ciou(x, m)
                 ious.append(iou)
-                target[m.image, m.candidate] = max(iou.item(), 0)  # the last match counts
+                if not sets_none:
+                    target[m.image, m.candidate] = max(iou.item(), 0)  # the last match counts
                 wanted = torch.zeros(self.head.nc, dtype=torch.float64)
                 wanted[m.label] = 1
                 classes.append(binary_cross_entropy_with_logits(p[5:], wanted))
@@ -291,10 +304,8 @@ class Reference:
             terms = []
             for image in range(len(x)):
                 for n, logit in enumerate(x[image, :, 4].flatten()):
-                    y, gone = target.get((image, first + n), 0.0), bool(self.obj[image, first + n])
-                    if gone and self.recipe["drop_scope"] == "literal":
-                        y, gone = 0.0, False
-                    if not gone:
+                    y = target.get((image, first + n), 0.0)
+                    if not self.obj[image, first + n]:
                         terms.append(-y * logit.sigmoid().log() - (1 - y) * (-logit).sigmoid().log())
             host = self.recipe["drop_divisor"] == "host"
             size = x[:, :, 4].numel() if host else max(len(terms), 1)
@@ -337,7 +348,8 @@ def test_equals_the_slow_reference(rates: dict[str, Any], scope: str, divisor: s
     low = reference.overlap < 0.3
     assert (low & reference.matched).sum() > 5  # the sample has what is to be dropped
     assert (~low & reference.matched).sum() > 5
-    assert reference.obj.any() == (rates.get("obj_drop", 0) > 0)
+    gone = any(map(any, reference.unset)) if scope == "literal" else reference.obj.any()
+    assert gone == (rates.get("obj_drop", 0) > 0)
     loss = criterion(head, **flags)
     assert_same(run(loss, maps, labels), reference.run(), rtol=1e-4)
 
@@ -391,26 +403,40 @@ def test_exactly_p_of_the_negatives_have_no_gradient(p: float) -> None:
     assert int(still.sum()) == math.floor(p * int(negatives.sum()))
 
 
-def test_literal_trains_dropped_matches_as_background() -> None:
+def test_literal_trains_cells_that_no_slot_sets_as_background() -> None:
     head = anchor_head(4)
-    maps, labels = random_maps(head), random_labels()
+    maps, labels = random_maps(head), random_labels(30)
     flags = {"obj_drop": 1.0, "drop_scope": "literal"}
     reference = Reference(head, maps, labels, **flags)
     _, gradients = run(criterion(head, **flags), maps, labels)
-    _, usual = run(criterion(head), maps, labels)
-    low = (reference.overlap < 0.3) & reference.matched
-    first = 0
-    for level, (x, gradient) in enumerate(zip(maps, gradients, strict=True)):
-        size = x[0, :, 4].numel()
-        # of target 0 the gradient is σ(x), times gain and balance, over the candidates of the level, times B images
-        background = x[:, :, 4].sigmoid() * 0.01 * BALANCE[3][level] / (len(x) * size) * len(x)
-        here = low[:, first : first + size]
-        found, expected = gradient[:, :, 4].flatten(1), background.flatten(1)
-        torch.testing.assert_close(found[here], expected[here])
-        kept = reference.matched[:, first : first + size] & ~here
-        assert torch.equal(found[kept], usual[level][:, :, 4].flatten(1)[kept])
-        first += size
-    assert low.sum() > 10
+    found = torch.cat([g[:, :, 4].flatten(1) for g in gradients], 1)
+    sizes = [x[0, :, 4].numel() for x in maps]
+    kinds = {"background": 0, "the last slot": 0, "an earlier slot": 0}
+    for level, (x, matches, low) in enumerate(zip(maps, reference.matches, reference.low, strict=True)):
+        scores = torch.cat([y[:, :, 4].flatten(1) for y in maps], 1).sigmoid()
+        cells: dict[tuple[int, int], list[tuple[float, bool]]] = {}
+        for m, is_low in zip(matches, low, strict=True):
+            cells.setdefault((m.image, m.candidate), []).append((float(reference.ciou(x.double(), m)), is_low))
+        for cell, slots in cells.items():
+            left = [iou for iou, is_low in slots if not is_low]
+            target = left[-1] if left else 0
+            kind = "background" if not left else "an earlier slot" if slots[-1][1] else "the last slot"
+            kinds[kind] += 1
+            # σ(x) - target, times gain and balance, over the candidates of the level, times B images
+            expected = (scores[cell] - target) * 0.01 * BALANCE[3][level] / sizes[level]
+            assert float(found[cell]) == pytest.approx(float(expected), rel=1e-3, abs=1e-8), kind
+    assert all(kinds.values()), kinds
+
+
+def test_literal_takes_the_same_slots_from_both_losses() -> None:
+    head = anchor_head(4)
+    maps, labels = random_maps(head), random_labels(30)
+    for rates in ((0.5, 0.5), (0.3, 0.8)):
+        reference = Reference(head, maps, labels, obj_drop=rates[0], box_drop=rates[1], drop_scope="literal")
+        box, unset, low = ([*chain(*x)] for x in (reference.box, reference.unset, reference.low))
+        assert [sum(box), sum(unset)] == [int(rate * sum(low)) for rate in rates[::-1]]
+        assert all(a or not b for a, b in zip(box, unset, strict=True))
+        assert all(a or not b for a, b in zip(low, box, strict=True))
 
 
 def test_each_step_draws_afresh_and_an_epoch_repeats() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from objectives import LOSSES, compose, recipe_of, step
+from small_training import log
 from torch import Tensor
 from yolo_heads import (
     ANCHOR,
@@ -71,30 +72,33 @@ def found(name: str, loss: str, **flags: Any) -> tuple[Tensor, Tensor]:
     return vector[1].detach(), torch.autograd.grad(vector[1], preds["scores"])[0].transpose(1, 2)
 
 
-def given(name: str, by: str) -> tuple[Candidates, Tensor]:
-    """Candidates of the last branch, with the overlap that `brl_overlap` asks for, and that of the predicted boxes."""
+def given(name: str, by: str) -> tuple[Candidates, Tensor, Tensor | None]:
+    """Candidates of the last branch, with the overlap that `brl_overlap` asks for, and that of the predicted boxes.
+
+    And, on heads without slots, the latter with their own labels.
+    """
     model = build(name)
-    preds = parts(predictions(model, images=IMAGES))[-1]
+    preds, own = parts(predictions(model, images=IMAGES))[-1], None
     if name == ANCHOR:
         candidates = on_anchors(model.model[0], preds["maps"], LABELS)
         boxes, corners = decoded(model.model[0], preds["maps"]), anchors_at_cells()
         centres = (corners[:, :2] + corners[:, 2:]) / 2
     else:
         host = assigned(hosts(model)[-1], preds, LABELS)
-        boxes, centres = host.boxes, host.centres
+        boxes, centres, own = host.boxes, host.centres, host.own
         candidates = Candidates(host.logits, host.scores, candidate_state(host.positive), overlaps(boxes, LABELS))
     if by == "centre":
         candidates = candidates._replace(overlap=within(centres, LABELS, IMAGES))
-    return candidates, overlaps(boxes, LABELS)
+    return candidates, overlaps(boxes, LABELS), own
 
 
 def expected(name: str, loss: str, divisor: str, **flags: Any) -> tuple[Tensor, Tensor]:
     """What `found` should be."""
-    candidates, predicted = given(name, flags.get("brl_overlap", "box"))
+    candidates, predicted, own = given(name, flags.get("brl_overlap", "box"))
     more = {**({"obj_drop": 0.5} if "drop" in loss else {}), **flags}
     key = (0, 0, 1 if name == "yolo26n.yaml" else 0)
     losses, choice = step(
-        compose(loss, "anchor" if name == ANCHOR else "stock", key=key, **more), candidates, predicted
+        compose(loss, "anchor" if name == ANCHOR else "stock", key=key, **more), candidates, predicted, own
     )
     positive, left = candidates.state == POSITIVE, torch.zeros_like(candidates.state).bool()
     if choice.gone is not None and choice.kept:
@@ -145,7 +149,7 @@ def test_the_other_parts_of_the_loss_stay_as_they_are(name: str) -> None:
 def test_the_overlap_is_that_of_the_anchor_at_its_cell_or_of_the_decoded_box(name: str) -> None:
     assert_as_expected(name, "soft", "batch")  # which weighs by how large it is
     assert_as_expected(name, "brl", "batch")
-    candidates, predicted = given(name, "box")
+    candidates, predicted, _ = given(name, "box")
     assert torch.equal(candidates.overlap, predicted) == (name != ANCHOR)
     assert candidates.overlap[2].eq(0).all()
     assert (candidates.overlap > 0.1).any()
@@ -168,7 +172,7 @@ def test_what_is_dropped_has_low_overlap_as_predicted_wherever_brl_looks(name: s
 @pytest.mark.parametrize(
     ("name", "loss", "scope"),
     [
-        (HEADS[(i + s) % 3], loss, scope)
+        (HEADS[(i + s + 1) % 3], loss, scope)  # literal not on the anchor head, which has slots and its own test
         for i, loss in enumerate(("focal+drop", "brl+drop"))
         for s, scope in enumerate(("background", "matched", "literal"))
     ],
@@ -190,6 +194,27 @@ def test_neutral_settings_are_the_host_s_loss_in_value_and_gradient(name: str, l
     torch.testing.assert_close(ours[0], host[0], rtol=1e-6, atol=0)
     for one, other in zip(ours[2], host[2], strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_at_its_neutral_settings_brl_is_the_host_s_loss_to_the_last_bit(name: str) -> None:
+    ours = run(make(name, "brl", brl_t=0, brl_weight=1), name, LABELS)
+    host = run(make(name, "bce") if name == ANCHOR else build(name).init_criterion(), name, LABELS)
+    assert torch.equal(ours[0], host[0])
+    assert all(torch.equal(one, other) for one, other in zip(ours[2], host[2], strict=True))
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_brl_changes_the_gradient_of_what_is_confused_alone(name: str) -> None:
+    candidates = given(name, "box")[0]
+    confused = (candidates.state != POSITIVE) & (candidates.overlap < 0.1)
+    ours, own = found(name, "brl")[1], found(name, "bce")[1]
+    assert torch.equal(ours[~confused], own[~confused])
+    mirrored = candidates.logits.detach()[confused] >= 0
+    wanted = own[confused] - mirrored * own[confused] / candidates.logits.detach()[confused].sigmoid()
+    torch.testing.assert_close(ours[confused], 0.1 * wanted, rtol=1e-4, atol=1e-9)  # of p, or of p - 1
+    assert mirrored.any()
+    assert not mirrored.all()
 
 
 # Without labels, in half precision ------------------------------------------------------------------------------------
@@ -291,6 +316,40 @@ def test_what_ran_says_so(name: str, loss: str, given: dict[str, Any], divisor: 
     assert all(METHODS[method].title in ran["text"] for method in loss.split("+"))
 
 
+@pytest.mark.parametrize(
+    ("name", "given", "said"),
+    [
+        (
+            "yolov8n.yaml",
+            {"loss": "focal"},
+            "starts 8 times below cross-entropy at score 0.5, 25.6 times below at 0.25",
+        ),
+        ("yolov8n.yaml", {"loss": "brl", "brl_base": "focal"}, "starts 8 times below cross-entropy"),
+        (ANCHOR, {"loss": "focal", "focal_gamma": 0, "focal_alpha": 1}, "starts 2 times below cross-entropy"),
+        (ANCHOR, {"loss": "brl", "brl_base": "focal", "brl_gamma": 1, "brl_alpha": -1}, "4 times below at 0.25"),
+        ("yolo26n.yaml", {"loss": "focal", "focal_gamma": 0, "focal_alpha": -1}, ""),
+        ("yolov8n.yaml", {"loss": "brl"}, ""),
+        (ANCHOR, {"loss": "brl", "brl_gamma": 2}, ""),
+        (ANCHOR, {"loss": "varifocal"}, ""),
+    ],
+)
+def test_a_run_says_how_far_below_cross_entropy_it_starts(name: str, given: dict[str, Any], said: str) -> None:
+    recipe = recipe_of({**given, "head": "anchor" if name == ANCHOR else "stock"})
+    text = describe(SimpleNamespace(criterion=criterion_of(build(name), recipe, 0)))["text"]
+    assert (said in text) if said else ("targets are scores" not in text)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_run_says_how_long_the_warm_up_of_brl_is(name: str) -> None:
+    criterion = make(name, "brl")
+    assert "brl_warmup=auto" in describe(SimpleNamespace(criterion=criterion))["text"]
+    begin_epoch(criterion, 0, 57)
+    ran = describe(SimpleNamespace(criterion=criterion))
+    assert ran["settings"]["brl_warmup"] == 5
+    assert "brl_base=host" in ran["text"]
+    assert "brl_warmup=5" in ran["text"]
+
+
 # A run ----------------------------------------------------------------------------------------------------------------
 
 
@@ -323,3 +382,30 @@ def test_the_moving_average_survives_a_resume(host: dict[str, str], tiny_dataset
     model.add_callback("on_train_start", lambda trainer: resumed.append(keep(trainer.model.criterion)))
     model.train(resume=True)
     assert resumed == kept
+
+
+@pytest.mark.slow
+def test_a_training_of_an_earlier_version_goes_on_with_focal_loss_and_says_so(
+    tiny_dataset: Path, tmp_path: Path
+) -> None:
+    settings = {"data": str(tiny_dataset), "epochs": 2, "imgsz": 64, "batch": 4, "workers": 0, "plots": False}
+
+    def kill(trainer: Any) -> None:
+        raise KilledError
+
+    model = YOLO("yolov5n.yaml")
+    model.add_callback("on_model_save", kill)
+    with pytest.raises(KilledError):
+        model.train(**settings, loss="brl", brl_base="focal", project=str(tmp_path), name="run", device="cpu")
+    last = tmp_path / "run" / "weights" / "last.pt"
+    checkpoint = torch.load(last, weights_only=False)
+    del checkpoint["ema"].yaml["rebalance"]["flags"]["brl_base"]  # as it was before there was a choice
+    torch.save(checkpoint, last)
+    model = YOLO(last)
+    with log() as lines:
+        model.train(resume=True)
+    said = "rebalance: the training began with an earlier version, and goes on with its brl_base=focal"
+    assert lines.count(said) == 1
+    assert model.trainer.loss_ran["settings"]["brl_base"] == "focal"
+    assert model.trainer.model.criterion.objective.element.brl_gamma == 2
+    assert remembered(YOLO(last).model)["flags"]["brl_base"] == "focal"

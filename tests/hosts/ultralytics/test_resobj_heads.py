@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from objectives import recipe_of
+from slow_resobj import slopes, slow_resobj
 from small_data import make_dataset
 from small_training import log, results, train
 from torch import Tensor
@@ -21,7 +22,18 @@ from ultralytics.cfg import get_cfg
 from ultralytics.engine.results import Results
 from ultralytics.nn.tasks import DetectionModel, yaml_model_load
 from ultralytics.utils import YAML
-from yolo_heads import anchor_head, assigned, batch, decoded, hosts, on_anchors, overlaps, parts, predictions
+from yolo_heads import (
+    anchor_head,
+    assigned,
+    batch,
+    decoded,
+    hosts,
+    matches_of,
+    on_anchors,
+    overlaps,
+    parts,
+    predictions,
+)
 
 from rebalance import YOLO
 from rebalance.errors import ConfigError, DataError, ModelError
@@ -153,6 +165,9 @@ def test_models_that_cannot_have_an_objectness(name: str) -> None:
         ("yolov8n.yaml", {"resobj_steps": 1}, ConfigError, "add head=resobj"),
         ("yolov5n.yaml", {"head": "anchor", "obj_base": "stock"}, ConfigError, "it is for head=obj and head=resobj"),
         ("yolov5n.yaml", {"head": "obj", "obj_base": "anchors"}, ConfigError, "did you mean anchor"),
+        ("yolov5n.yaml", {"head": "obj", "obj_weight": 2}, ConfigError, "which has its own prior and obj_gain"),
+        ("yolov5n.yaml", {"head": "resobj", "cls_prior": "code"}, ConfigError, "cls_prior=code has no effect with"),
+        ("yolov8n.yaml", {"obj_width": 8}, ConfigError, "obj_width=8 has no effect with head=stock; add head=obj"),
     ],
 )
 def test_refused(tmp_path: Path, model: str, given: dict[str, Any], error: Any, message: str) -> None:
@@ -269,8 +284,11 @@ def test_every_parameter_gets_a_gradient(name: str, count: int, grad: str) -> No
 @pytest.mark.parametrize("name", ["yolov5n.yaml", "yolov8n.yaml"])
 @pytest.mark.parametrize(
     ("on", "grad", "shared"),
-    [("obj", "isolated", False), ("obj", "joint", True), ("cls", "isolated", True), ("cls", "joint", True)],
-)
+    [
+        ("obj", "isolated", False), ("obj", "stepwise", False), ("obj", "joint", True), ("cls", "isolated", True),
+        ("cls", "joint", True),
+    ],
+)  # fmt: skip
 def test_where_the_residual_losses_reach(name: str, on: str, grad: str, shared: bool) -> None:
     model = build(name, resobj_on=on, resobj_grad=grad)
     vector, items = losses(model, labels())
@@ -334,19 +352,21 @@ class Refined(NamedTuple):
     residuals: Tensor  # (T, B, N)
     logits: Tensor  # (B, N, C) P(class | object)
     scores: Tensor  # (B, N, C) target scores
+    own: Tensor  # (B, N) complete IoU of a matched prediction with its own label
 
 
-def refined(model: Any) -> Refined:
+def refined(model: Any, branch: int = -1, given: dict[str, Tensor] | None = None) -> Refined:
     """On an anchor-free head, from boxes that are near the labels; the assigner sees the score of inference."""
-    part, g = parts(predictions(model))[-1], torch.Generator().manual_seed(2)
+    part, g = parts(predictions(model))[branch], torch.Generator().manual_seed(2)
+    given = labels() if given is None else given
     cells = part["scores"].shape[-1]
     part["objectness"] = torch.randn(2, 1, cells, generator=g).requires_grad_()
     part["residuals"] = torch.randn(2, model.model[-1].steps, cells, generator=g).requires_grad_()
     logits, residuals = part["objectness"].squeeze(1), part["residuals"].transpose(0, 1)
-    found = assigned(hosts(model)[-1], part, labels(), refine(logits, residuals)[-1])
-    state, overlap = candidate_state(found.positive), overlaps(found.boxes, labels())
+    found = assigned(hosts(model)[branch], part, given, refine(logits, residuals)[-1])
+    state, overlap = candidate_state(found.positive), overlaps(found.boxes, given)
     candidates = Candidates(logits, found.scores.sum(-1), state, overlap)
-    return Refined(part, candidates, residuals, part["scores"].transpose(1, 2), found.scores)
+    return Refined(part, candidates, residuals, part["scores"].transpose(1, 2), found.scores, found.own)
 
 
 @pytest.mark.parametrize("name", FREE)
@@ -368,6 +388,71 @@ def test_the_losses_of_the_anchor_free_head_by_their_formulas(name: str) -> None
         scores = given.scores[b, n]
         expected = expected + scores.sum() * bce(given.logits[b, n], (scores > 0).float()).sum()
     torch.testing.assert_close(items["cls_loss"], 0.5 * expected / total)
+
+
+@pytest.mark.parametrize(
+    ("name", "branch"),
+    [("yolov5n.yaml", 0), ("yolov3-tiny.yaml", 0), ("yolov8n.yaml", 0), ("yolo26n.yaml", 0), ("yolo26n.yaml", 1)],
+)
+@pytest.mark.parametrize(
+    ("gate", "grad", "images"),
+    [
+        ("batch", "isolated", 2), ("image", "isolated", 2), ("image", "stepwise", 2), ("batch", "joint", 1),
+        ("image", "joint", 1),
+    ],
+)  # fmt: skip
+def test_the_residual_loss_of_every_head_candidate_by_candidate(
+    name: str, branch: int, gate: str, grad: str, images: int
+) -> None:
+    """By a slow reference, values and gradients; with labels in one image of two that of the other is without gate."""
+    model = build(name, resobj_gate=gate, resobj_grad=grad, divisor="candidates")
+    given_labels = batch(5, images, CLASSES)
+    criterion = branches(model.criterion)[branch]
+    if name in FREE:
+        given = refined(model, branch, given_labels)
+        raw, candidates, residuals = given.part, given.objectness, given.residuals
+        leaves = [raw["objectness"], raw["residuals"]]
+        vector, items = criterion.loss(raw, given_labels)
+        gain = 0.5
+    else:
+        raw = model(IMAGES)
+        leaves = [x.detach().clone().requires_grad_() for x in (*raw["maps"], *raw["residuals"])]
+        raw = {"maps": leaves[: len(raw["maps"])], "residuals": leaves[len(raw["maps"]) :]}
+        candidates = on_anchors(model.model[-1], raw["maps"], given_labels)
+        flat = {"logits": objectness(raw["maps"]), "targets": candidates.targets.squeeze(-1)}
+        candidates = candidates._replace(**flat)
+        residuals = torch.cat([r.flatten(2) for r in raw["residuals"]], 2).transpose(0, 1)
+        vector, items = criterion(raw, given_labels)
+        gain = criterion.gains[1]
+    logits, targets, state, _, _ = candidates
+    assert (state == POSITIVE).any(1).tolist() == [True, images == 2]
+    found = vector[list(items).index("res_loss")] / 2
+    expected = slow_resobj(logits, residuals, targets, state, gate=gate, grad=grad).losses
+    expected = gain * expected.sum() / state.numel()
+    torch.testing.assert_close(found, expected)
+    assert found > 0
+    for one, other in zip(slopes(found, *leaves), slopes(expected, *leaves), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-8)
+
+
+def test_priors_widths_and_weights_that_are_asked_for() -> None:
+    given = {"obj_width": 24, "resobj_width": 8, "obj_prior": "code", "cls_prior": "code"}
+    model = build("yolo26n.yaml", obj_weight=20, cls_weight=10, **given)
+    plain = build("yolo26n.yaml", **given)
+    head = model.model[-1]
+    for towers, modules in ((head.cv3, head.objectness), (head.one2one_cv3, head.one2one_objectness)):
+        for tower, made in zip(towers, modules, strict=True):
+            assert (made.objectness.logits.in_channels, made.residual.logits.in_channels) == (24, 2 * 8)
+            assert made.objectness.logits.bias.sigmoid().item() == pytest.approx(0.001)
+            torch.testing.assert_close(tower[-1].bias.sigmoid(), torch.full((CLASSES,), 1 / CLASSES))
+    (_, before), (_, after) = (losses(x, labels()) for x in (plain, model))
+    for name, times in {"box_loss": 1, "cls_loss": 10, "obj_loss": 20, "res_loss": 20}.items():
+        torch.testing.assert_close(after[name], before[name] * times)
+
+
+def test_the_width_of_the_residuals_on_the_anchor_head() -> None:
+    head = build("yolov5n.yaml", resobj_width=8).model[-1]
+    assert [made.squeeze.out_channels for made in head.residual] == [8, 8, 8]
 
 
 def objectnesses(model: Any) -> tuple[Any, Candidates, Tensor, list[Tensor]]:
@@ -417,7 +502,16 @@ def test_dropped_matches_leave_both_losses_or_become_background(name: str, scope
     raw, given, residuals, _ = objectnesses(model)
     _, items = model.criterion(raw, labels())
     logits, targets, state, overlap, _ = given
-    overlap = overlap if free else overlaps(decoded(model.model[-1], raw["maps"]), labels())
+    if scope == "literal" and free:
+        overlap = refined(model).own
+    elif scope == "literal":  # the last match above it sets the target
+        targets = torch.zeros_like(targets)
+        for image, candidate, iou in matches_of(model.model[-1], raw["maps"], labels()):
+            if iou >= 0.2:
+                targets[image, candidate] = iou
+        overlap = targets
+    elif not free:
+        overlap = overlaps(decoded(model.model[-1], raw["maps"]), labels())
     gone = (state == POSITIVE) & (overlap < 0.2)
     assert 0 < int(gone.sum()) < int((state == POSITIVE).sum())
     whole = targets if free else (state == POSITIVE).float()  # what the loss is divided by the sum of

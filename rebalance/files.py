@@ -1,0 +1,96 @@
+"""Files that are there whole or not at all, whatever ends the process, and a full disk said in one line."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from rebalance.errors import RunError
+
+# Names of what is being written: hidden, with the number of the process, or a data set that `data.derive` makes
+_LEFT = re.compile(r"\..+\.(\d+|[0-9a-f]{12}\.partial)")
+_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}  # no space on the device, none left to this user
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which takes its name, and the place of an earlier one, when the block ends.
+
+    Raises:
+        RunError: it cannot be written; an earlier one is as it was.
+    """
+    part = _part(path)
+    try:
+        with open(part, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror or error}") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, data: bytes) -> Path:
+    """Write a file whole or not at all, and return it; errors as `whole`."""
+    with whole(path) as file:
+        file.write(data)
+    return path
+
+
+@contextmanager
+def moved(folder: Path, last: str = "") -> Iterator[Path]:
+    """A folder to write files into, which are moved to `folder` when the block ends, `last` after the others.
+
+    Nothing is left of it where the block raises, but for files that had been moved.
+    """
+    part = _part(folder / "files")
+    try:
+        part.mkdir(parents=True, exist_ok=True)
+        yield part
+        written = sorted(part.iterdir(), key=lambda file: file.name == last)
+        for file in written:
+            with open(file, "rb+") as opened:  # a name that is moved before its bytes are on the disk may end up empty
+                os.fsync(opened.fileno())
+        for file in written:
+            file.replace(folder / file.name)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def unfinished(path: Path) -> bool:
+    """Whether it is named as what is being written, or was when a process was killed."""
+    return _LEFT.fullmatch(path.name) is not None
+
+
+def clear(folder: Path) -> None:
+    """Remove what a killed process left half-written in a folder that nobody else writes to now."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if unfinished(path):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+@contextmanager
+def full_disk_told(where: Path | str) -> Iterator[None]:
+    """Raise RunError in the place of a system error that says that the disk is full.
+
+    Args:
+        where: what was written, where the error itself does not say it.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise RunError(f"{error.filename or where} cannot be written: {error.strerror}") from None
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}")
