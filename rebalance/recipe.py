@@ -213,6 +213,8 @@ def kept(values: Mapping[str, Any], sites: Sites, *, head: str = "stock") -> Rec
     """
     found = {**DEFAULTS, **(BEFORE if values else {}), "head": head, **_older(values)}
     site = sites.site(found["head"], found["obj_base"])
+    if "objectness" in site.gives and "obj_width" not in values and found["divisor"] in ("auto", "host"):
+        found["divisor"] = "image" if site.host == "batch" else found["divisor"]  # what the host's was until then
     return _made({**found, "loss": found["loss"] or site.own}, site)
 
 
@@ -311,7 +313,7 @@ def _of_head(before: Mapping[str, Any], head: str, site: Site) -> dict[str, Any]
     heads = [METHODS.get(name) for name in (head, before.get("head")) if name in HEADS]
     return {
         name: value
-        for name, value in _older(before).items()
+        for name, value in {**BEFORE, **_older(before)}.items()
         if len(heads) == 2
         and all(row and issubclass(row, TRAIN[name][0]) for row in heads)
         and site.has(needed(TRAIN[name][1]))

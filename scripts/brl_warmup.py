@@ -1,11 +1,12 @@
-"""When does a classifier know objects well enough for BRL? What it would mirror, by epoch, and how much is background.
+r"""When does a classifier know objects well enough for BRL? What it would mirror, by epoch, and how much is background.
 
-Labels of all but one object an image are withheld from training (`protocol=extreme`). After each epoch 160 training
+Labels of all but one object an image are withheld from training (`protocol=extreme`). After each epoch 128 training
 images, without augmentation, go through the model as it trains and through its loss: what is confused (negative, and
 far from every label that was given) and mirrored (p >= 0.5) is then looked up in the complete labels. It is background
 where it is far from every one of them as well, by the same overlap, and an object where that is at least 0.5.
 
-    python scripts/brl_warmup.py data=<complete data set>.yaml out=<folder> [pretrained=<weights>] [runs=anchor,stock]
+    python scripts/brl_warmup.py data=<complete data set>.yaml out=<folder> [pretrained=<weights>] [runs=anchor,stock] \
+        [warmups=12,0]
 
 The base alone is trained (`brl_warmup` = all epochs): what BRL would mirror if it began after that epoch; and BRL from
 the first epoch on. Numbers go to <folder>/<run>-<brl_warmup>.csv, a row an epoch, and all that are there are drawn in
@@ -35,8 +36,8 @@ from rebalance.settings import SparsifyFlags, parse
 
 EPOCHS = 12
 HOST: dict[str, Any] = {
-    "epochs": EPOCHS, "imgsz": 256, "batch": 16, "nbs": 16, "workers": 0, "cache": "ram", "seed": 0, "plots": False,
-    "device": "cpu", "exist_ok": True, "verbose": False, "val": False,
+    "epochs": EPOCHS, "imgsz": 256, "batch": 16, "nbs": 16, "optimizer": "AdamW", "lr0": 0.002, "seed": 0,
+    "device": "cpu", "workers": 0, "cache": "ram", "plots": False, "exist_ok": True, "verbose": False, "val": False,
 }  # fmt: skip
 YOLOV5 = {"model": "yolov5n.yaml", "freeze": 10}
 RUNS: dict[str, dict[str, Any]] = {
@@ -44,7 +45,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "stock": {**YOLOV5, "head": "stock"},
     "retinanet": {"model": "retinanet_tiny"},
 }
-LOOKED_AT = 160  # images
+LOOKED_AT = 128  # images
 OBJECT = 0.5  # overlap with a label of the complete set from which a candidate is an object
 
 
@@ -65,10 +66,10 @@ def seen(criterion: Any, preds: Any, batch: dict[str, Any]) -> Candidates:
 
 def counts(trainer: Any, datasets: list[Any]) -> dict[str, int]:
     """Of the elements (candidate, class) of the training images: confused, mirrored, and what those are in truth."""
-    model, batches = trainer.model, [loaded(trainer, dataset) for dataset in datasets]
+    # a copy, which normalizes by its batches, as in training; the running means of the first epochs are of no use
+    model, batches = deepcopy(trainer.model), [loaded(trainer, dataset) for dataset in datasets]
     settings: Any = objectives(model.criterion)[0].element
     total = dict.fromkeys(("confused", "mirrored", "background", "near", "object"), 0)
-    model.eval()
     with torch.no_grad():
         for given, all_labels in zip(*batches, strict=True):
             assert [Path(x).stem for x in given["im_file"]] == [Path(x).stem for x in all_labels["im_file"]]
@@ -82,7 +83,6 @@ def counts(trainer: Any, datasets: list[Any]) -> dict[str, int]:
             masks = {"mirrored": mirrored, "background": far, "near": ~far & ~hit, "object": hit}
             for name, mask in masks.items():
                 total[name] += int((mask & mirrored).sum())
-    model.train()
     return total
 
 
@@ -150,7 +150,7 @@ def main(argv: list[str]) -> None:
     complete = source.parent / "images" / "train"
     torch.set_num_threads(1)
     for name in given.get("runs", "anchor,stock").split(","):
-        for warmup in (EPOCHS, 0):
+        for warmup in map(int, given.get("warmups", f"{EPOCHS},0").split(",")):
             file = out / f"{name}-{warmup}.csv"
             if not file.exists():
                 rows = measure(name, warmup, partial / "data.yaml", complete, work, given.get("pretrained", ""))

@@ -235,6 +235,20 @@ def test_an_isolated_gradient_of_a_time_without_a_choice_of_the_gate_ends_at_its
     assert kept({**before, "resobj_grad": "joint"}, FAMILIES[0])["resobj_grad"] == "joint"
 
 
+@pytest.mark.parametrize(("host", "divisor"), [("retinanet", "image"), ("fasterrcnn", "image"), ("yolo", "host")])
+def test_a_checkpoint_of_a_time_when_subnets_were_narrow_has_its_width_and_divisor(host: str, divisor: str) -> None:
+    now = recipe_of({"head": "resobj"}, host=host)
+    old = {name: value for name, value in now.values.items() if not re.match("obj_w|obj_p|cls_|resobj_[gw]", name)}
+    sites = next(sites for sites in FAMILIES if sites.name == host)
+    found = kept(old, sites)
+    assert (found["obj_width"], found.divisor) == (0.25, divisor)
+    assert kept({**old, "divisor": "candidates"}, sites).divisor == "candidates"
+    assert kept(dict(now.values), sites).divisor == now.divisor == ("host" if host == "yolo" else "batch")
+    again = read({}, sites, head="resobj", before=old)
+    assert again["obj_width"] == (1.0 if host == "fasterrcnn" else 0.25)
+    assert again.divisor == now.divisor
+
+
 @pytest.mark.parametrize(
     ("kept_", "given", "expected"),
     [
@@ -243,8 +257,8 @@ def test_an_isolated_gradient_of_a_time_without_a_choice_of_the_gate_ends_at_its
         ("resobj", {"head": "obj"}, {"head": "obj", "obj_width": 32, "obj_weight": 2.0, "resobj_width": 0}),
         ("resobj", {"loss": "obj+focal"}, {"head": "obj", "obj_width": 32, "resobj_width": 0}),
         ("obj", {"loss": "resobj"}, {"head": "resobj", "obj_width": 32, "resobj_width": 0}),
-        ("resobj", {"head": "stock"}, {"head": "stock", "obj_width": 0, "obj_weight": 1.0}),
-        ("resobj", {"obj_base": "anchor"}, {"head": "resobj", "obj_width": 0, "resobj_width": 8}),
+        ("resobj", {"head": "stock"}, {"head": "stock", "obj_width": 1.0, "obj_weight": 1.0}),
+        ("resobj", {"obj_base": "anchor"}, {"head": "resobj", "obj_width": 1.0, "resobj_width": 8}),
     ],
 )
 def test_what_stays_with_the_head_of_a_checkpoint(kept_: str, given: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -269,7 +283,7 @@ def test_a_checkpoint_of_an_earlier_version_goes_on_with_the_loss_that_it_was_tr
     assert {name: found[name] for name in earlier} == earlier
     assert (found["brl_base"], found.divisor) == ("focal", STOCK.positives if head == "stock" else "batch")
     assert found.methods[0].divide(found.site) == found.divisor
-    assert unsaid(earlier, found) == "brl_base=focal"
+    assert unsaid(earlier, found) == "brl_base=focal" + " obj_width=0.25" * (head == "obj")
     again = dict(found.values)  # what its next checkpoint keeps
     assert kept(again, FAMILIES[0]) == found
     assert unsaid(again, found) == ""
@@ -317,7 +331,7 @@ def test_without_head_resobj_there_are_no_steps() -> None:
         ("soft", "host", "host"),
         ("focal", "host", "batch"),
         ("brl+drop", "host", "host"),
-        ("varifocal", "host", "batch"),
+        ("varifocal", "host", "host"),
         ("focal+soft", "host", "batch"),
         ("ohem", "host", "batch"),
         ("ghm", "candidates", "candidates"),

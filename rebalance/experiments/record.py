@@ -112,7 +112,10 @@ _present = _OBJECT._replace(make=lambda value: {split: value[split] for split in
 Metrics = Annotated[Mapping[str, Annotated[Mapping[str, Any], _METRICS]], _present]
 HostMetrics = Annotated[Mapping[str, Annotated[Mapping[str, float], _HOST_METRICS]], _present]
 _EVALUATION = {"iou": float, "conf": float, "max_det": int, "source": str}
-_LOSS_RAN = dict.fromkeys(("loss", "head", "element", "weighting", "divisor", "text"), str | None)
+_LOSS_RAN = {
+    **dict.fromkeys(("loss", "head", "element", "weighting", "divisor", "text"), str | None),
+    **dict.fromkeys(("pull", "push"), float | None),  # by what dropping multiplies them, see `hosts.host.pulls`
+}
 _LABELS = {"protocol": str | None, "rate": float | None, "seed": int | None, "data": str | None}
 _STUDY = {
     **dict.fromkeys(("key", "title", "compared", "note", "baseline"), str | None),
@@ -195,7 +198,7 @@ class Record:
     peak_memory_mb: float | None = None
     metrics: Metrics = field(default_factory=dict)
     host_metrics: HostMetrics = field(default_factory=dict)
-    evaluation: Annotated[Mapping[str, Any], _EVALUATION] = field(default_factory=dict)
+    evaluation: Annotated[Mapping[str, Scalar], _EVALUATION] = field(default_factory=dict)
     epochs: tuple[Numbers, ...] = ()
     samples: tuple[Sample, ...] = ()
     log_tail: tuple[str, ...] = ()
@@ -342,6 +345,14 @@ def build(kind: Any, value: Any, name: str = "") -> Any:
     return rule.make(value)
 
 
+def _held(text: str, kind: type[float] = float) -> float:
+    """A number that floats hold; NaN, infinity and what would become it are none in JSON, and are never written."""
+    value = kind(text)
+    if not _is_number(value):
+        raise ValueError(f"{text[:20]} is not a number")
+    return value
+
+
 def decode(kind: type[T], text: str, what: str) -> T:
     """Return the object in a JSON text as `kind`: Record, Task or Plan; `what` is the file or line, for errors.
 
@@ -349,7 +360,7 @@ def decode(kind: type[T], text: str, what: str) -> T:
         RunError: not JSON, of another schema, or a part is missing or of the wrong kind; it is named.
     """
     try:
-        content = json.loads(text)
+        content = json.loads(text, parse_constant=_held, parse_float=_held, parse_int=partial(_held, kind=int))
         if r"\ud" in text.lower():
             json.dumps(content, ensure_ascii=False).encode()  # half a character, which no page can hold
         if build(dict, content, "the content").get("schema") != SCHEMA:
@@ -446,17 +457,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
+# where empty
 _LEFT_OUT = (
-    "evaluation",
-    "host_args",
-    "host_metrics",
-    "log_tail",
-    "machine",
-    "steps",
-    "study",
-    "versions",
-    "weights",
-)  # where empty
+    "evaluation", "host_args", "host_metrics", "log_tail", "machine", "steps", "study", "versions", "weights",
+    "written",
+)  # fmt: skip
 _NULL = ("error", "git", "loss_ran", "metrics", "timings")  # where empty
 
 

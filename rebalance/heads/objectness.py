@@ -20,15 +20,18 @@ from rebalance.errors import ModelError
 STD = 0.01  # of the weights of a last layer, as in RetinaNet
 
 
-def objectness_prior(nc: int, given: str = "auto") -> float:
+def objectness_prior(nc: int, given: str = "code") -> float:
     """P(object) at the start, of `nc` classes.
 
+    It matters how near it is to the share of positives among the candidates. Where it is ten times that, the gradient
+    of the objectness loss says little else than "less", all weights of the subnet move along its mean feature to say
+    it, and it takes the subnet hundreds of steps to tell anything apart.
+
     Args:
-        given: paper: 1/C (section 3.1). auto: that, but at most what it is for the paper's 80 classes: section 3.1
-            wants it low, so that the many negatives do not swamp the loss, and with few classes 1/C is not. code:
-            0.001, as the authors have it in their later code. Or a number.
+        given: code: 0.001, as the authors have it in their later code, about that share. paper: 1/C (section 3.1), made
+            for 80 classes. Or a number.
     """
-    named = {"paper": _one_in(nc), "auto": min(_one_in(nc), 1 / 80), "code": 0.001}
+    named = {"paper": _one_in(nc), "code": 0.001}
     return named[given] if given in named else float(given)
 
 
@@ -40,6 +43,11 @@ def class_prior(nc: int, given: str = "paper") -> float:
 
 def _one_in(nc: int) -> float:
     return 1 / max(nc, 2)  # of a single class 1/C would be certainty
+
+
+def width_of(given: float, channels: int) -> int:
+    """Channels of a subnet on `channels`: up to 1 `given` is a fraction of these, at least 16; above, their number."""
+    return round(given) if given > 1 else max(16, int(channels * given))
 
 
 def logit(p: float) -> float:
@@ -128,20 +136,19 @@ class ResidualObjectness(nn.Module):
     fused = False
 
     def __init__(
-        self, channels: int, *, width: int = 0, residual_width: int = 0, anchors: int = 1, steps: int = 2,
+        self, channels: int, *, width: float = 1, residual_width: float = 0, anchors: int = 1, steps: int = 2,
         on: str = "obj", grad: str = "isolated", prior: float = 0.01, act: type[nn.Module] = nn.SiLU,
     ) -> None:  # fmt: skip
-        """Build with random weights.
+        """Build with random weights; the widths are as in `width_of`, 0 of a residual subnet: as the objectness subnet.
 
-        A width of 0, of the objectness or of each residual subnet, is a quarter of `channels`, at least 16; 0 steps:
-        the objectness alone.
+        With 0 steps it is the objectness alone.
         """
         super().__init__()
-        width, residual_width = (given or max(16, channels // 4) for given in (width, residual_width))
+        inner, residual_inner = (width_of(given, channels) for given in (width, residual_width or width))
         self.on, self.grad = on, grad
-        self.objectness: Any = ObjectnessSubnet(channels, width, anchors=anchors, prior=prior, act=act)
-        source = width if on == "obj" else channels
-        made = ResidualSubnets(source, residual_width, anchors=anchors, steps=steps, act=act) if steps else None
+        self.objectness: Any = ObjectnessSubnet(channels, inner, anchors=anchors, prior=prior, act=act)
+        source = inner if on == "obj" else channels
+        made = ResidualSubnets(source, residual_inner, anchors=anchors, steps=steps, act=act) if steps else None
         self.residual = made
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -190,15 +197,15 @@ class SharedResiduals(nn.Module):
     """
 
     def __init__(
-        self, channels: int, *, anchors: int, steps: int, on: str = "obj", grad: str = "isolated", width: int = 0
+        self, channels: int, *, anchors: int, steps: int, on: str = "obj", grad: str = "isolated", width: float = 0
     ) -> None:
-        """Build with random weights; `width` 0, of what is squeezed too: an eighth of `channels`, at least 16."""
+        """Build with random weights; `width`, of what is squeezed too, is as in `width_of`, 0: an eighth."""
         super().__init__()
-        width = width or max(16, channels // 8)
+        inner = width_of(width or 1 / 8, channels)
         self.detached = on == "obj" and grad != "joint"
-        self.squeeze = nn.Conv2d(channels, width, 1)
+        self.squeeze = nn.Conv2d(channels, inner, 1)
         self.act = nn.SiLU()
-        self.residual = ResidualSubnets(width, width, anchors=anchors, steps=steps)
+        self.residual = ResidualSubnets(inner, inner, anchors=anchors, steps=steps)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, K, H, W) -> residual logits (B, T, A, H, W)."""

@@ -68,16 +68,16 @@ class Brl(Method):
     """Background Recalibration Loss.
 
     What is not confused has the loss that it stands on, `brl_base`: as published, focal loss. That is for targets 0 and
-    1 alone. Where targets are scores (IoU, an assigner's) focal loss takes y^γ·α_t from a positive of score y as well,
-    which starts the training 26 to 30 times below cross-entropy. There `auto` stands on the host's own loss, `host`:
-    positives and negatives near a label have it to the last bit, by the host's divisor, and only what is confused is
+    1. Where they are scores (IoU, an assigner's) it leaves an untrained positive of score y no more than y^γ·α_t of
+    cross-entropy, an eighth at 0.5 and a 26th at 0.25. There `auto` stands on the host's own loss, `host`: positives
+    and negatives near a label have it to the last bit, by the host's divisor, and only what is confused is
     recalibrated.
 
     On cross-entropy a confused candidate has cross-entropy too (γ = 0, α off): weight·p pushes it down where
-    p_t = 1 − p > t, weight·β·(1 − p) pulls it up where it is mirrored. With γ = 2 it would be pushed by about 3·p³ of a
-    neighbour's p, on a head of p = 0.01 three thousand times less, so that everything far from a label would be free to
-    score 0.1 to 0.2; and its α would say how it compares with positives that have none. `brl_gamma` and `brl_alpha` of
-    the confused candidates can be given nevertheless.
+    p_t = 1 − p > t, weight·β·(1 − p) pulls it up where it is mirrored. With γ = 2 the push would be 3·p³ where that of
+    its neighbour near a label is p, at p = 0.01 three thousand times less: where one candidate in a thousand is an
+    object, pull q·(1 − p) and push weight·3·p³ balance at p = 0.15, and all the images would score that. α would weigh
+    it against positives that have none. Both can be given for the confused candidates nevertheless.
 
     >>> import torch
     >>> sure, unsure, near = torch.tensor([2.0, -2.0, 2.0])  # that there is an object

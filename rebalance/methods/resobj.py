@@ -151,13 +151,13 @@ class Obj(Method):
     stages = (DENSE, RPN)
     needs = frozenset({"objectness"})
 
-    obj_width: int = setting(
-        0, "channels within the objectness subnet; 0: a quarter of the tower's, at least 16", low=0, high=4096,
-        needs="subnet",
+    obj_width: float = setting(
+        1.0, "channels within the objectness subnet; up to 1: as a fraction of the class tower's, at least 16",
+        low=0.01, high=4096, needs="subnet", before=0.25,
     )  # fmt: skip
     obj_prior: str = setting(
-        "auto", "P(object) at the start: paper, 1/C; code (the authors' later one), 0.001; auto, 1/C but at most 1/80",
-        choices=("auto", "paper", "code"), low=1e-6, high=0.5, needs="prior",
+        "code", "P(object) at the start: paper, 1/C; code (the authors' later one), 0.001, about the share of "
+        "positives", choices=("paper", "code"), low=1e-6, high=0.5, needs="prior",
     )  # fmt: skip
     cls_prior: str = setting(
         "paper", "P(class | object) at the start: paper, 0.01; code (the authors' later one), 1/C",
@@ -202,7 +202,7 @@ class ResObj(Obj):
         "obj", "features that the residual subnets see: the objectness subnet's or the class tower's",
         choices=("obj", "cls"),
     )  # fmt: skip
-    resobj_width: int = setting(
-        0, "channels within a residual subnet; 0: a quarter of the tower's (an eighth where there is no tower), at "
-        "least 16", low=0, high=4096,
+    resobj_width: float = setting(
+        0.0, "channels within a residual subnet, or as a fraction; 0: the objectness subnet's, and an eighth of the "
+        "features, at least 16, where there is none", low=0, high=4096,
     )  # fmt: skip

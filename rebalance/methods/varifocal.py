@@ -11,7 +11,7 @@ from torch import Tensor
 from rebalance.match.candidates import SIGMOID, Candidates
 from rebalance.methods.bce import bce
 from rebalance.methods.focal import focal
-from rebalance.methods.method import Golden, Method, Run, Site
+from rebalance.methods.method import Golden, Method, Run
 from rebalance.settings import setting
 
 
@@ -51,7 +51,3 @@ class Varifocal(Method):
         """Of a score for each class, or of an objectness."""
         gamma, alpha, weighted = self.varifocal_gamma, self.varifocal_alpha, self.varifocal_weighted
         return varifocal(candidates.logits, candidates.targets, gamma=gamma, alpha=alpha, weighted=weighted)
-
-    def divide(self, site: Site) -> str:
-        """By the positives, as focal loss."""
-        return site.positives

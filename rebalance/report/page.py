@@ -90,8 +90,8 @@ def command(sweep: Sweep) -> str:
         words = ["rebalance", "paper", str(sweep.study.get("key", "")), name, *(f"{k}={v}" for k, v in given.items())]
         return shlex.join(words)
     if sweep.written:
-        words = [f"plan={sweep.written.get('file')}", name, *shlex.split(str(sweep.written.get("given", "")))]
-        return shlex.join(["rebalance", "sweep", *words])
+        told = shlex.join(["rebalance", "sweep", f"plan={sweep.written.get('file')}", name])
+        return f"{told} {sweep.written.get('given') or ''}".rstrip()  # which was written as it is typed
     if not asked:
         return ""
     protocols = as_list(asked.get("protocol", "normal"))

@@ -22,6 +22,7 @@ from rebalance.report.summary import (
     as_list,
     cell_text,
     evaluation,
+    evaluation_text,
     grouped,
     loss_text,
     loss_texts,
@@ -439,7 +440,7 @@ def draw_note(records: Iterable[Record]) -> list[str]:
 def evaluation_note(rows: Iterable[Row]) -> list[str]:
     """At which overlap of NMS, score and number of boxes the metrics were taken, by model where they differ."""
     records = [record for row in rows for record in row.records]
-    told = grouped(records, lambda r: tuple(evaluation(r).values()))
+    told = grouped(records, lambda r: (evaluation_text(r), str(evaluation(r)["source"])))
     texts = []
     for own in told.values():
         *_, source = numbers = [evaluation(own[0])[name] for name in (*EVALUATION, "source")]

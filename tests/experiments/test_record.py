@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -131,3 +133,63 @@ def test_the_evaluation_is_read_as_it_was_written(tmp_path: Path) -> None:
     text = (tmp_path / "record.json").read_text("utf-8").replace('"max_det": 100', '"max_det": {}')
     with pytest.raises(record.RunError, match=r"evaluation\.max_det is dict, not a number"):
         record.decode(record.Record, text, "line")
+
+
+WRONG = (7, 1.5, True, "x", "", None, [], [[1]], {}, {"a": {"b": 1}})
+
+
+def places(value: object, path: tuple[object, ...] = ()) -> Iterator[tuple[object, ...]]:
+    """Where something stands in a record, the first of a list for all of it."""
+    yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value[:1]) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from places(item, (*path, key))
+
+
+def put(value: Any, path: tuple[Any, ...], new: object) -> Any:
+    """A record with something else at a place."""
+    if not path:
+        return new
+    copied = value.copy()
+    copied[path[0]] = put(value[path[0]], path[1:], new)
+    return copied
+
+
+def small_sweep() -> list[Any]:
+    """A plan and two records, cut down so that everything in them can be changed in turn."""
+    file = RECORDS[0].parent.parent / "resobj-aquarium-yolov5n" / "records.jsonl"
+    plan, *records = map(json.loads, file.read_text("utf-8").splitlines()[:3])
+    plan["written"] = {"title": "a", "question": "b", "answer": "c", "file": "d.yaml", "sha256": "e", "given": "lr0=1"}
+    for content in records:
+        content["config"]["host_args"] = {"epochs": 5, "lr0": 0.01}
+        content["config"]["host"]["iou"] = 0.5
+        content |= {"epochs": [{"epoch": 1, "train/box_loss": 0.5}], "samples": content["samples"][:1]}
+        content["evaluation"] = {"iou": 0.5, "conf": 0.001, "max_det": 100, "source": "here"}
+        content["host_metrics"] = {"test": dict.fromkeys(record.METRICS, 0.5)}
+        content["metrics"] = {"test": {**content["metrics"]["test"], "coco": {"AP": 0.5}, "voc": {"mAP50": 0.5}}}
+    return [plan, *records]
+
+
+def test_a_record_with_anything_anywhere_is_read_or_refused_in_one_line() -> None:
+    plan, content, _ = small_sweep()
+    passed, refused = 0, {}
+    for kind, given in ((record.Plan, plan), (record.Record, content)):
+        for path in places(given):
+            for wrong in WRONG:
+                try:
+                    record.build(kind, put(given, path, wrong))
+                    passed += 1
+                except record.RunError as error:
+                    refused[path] = str(error)
+    assert passed > 100
+    assert not any("\n" in text for text in refused.values())
+    assert {("metrics", "test", "mAP50"), ("host_metrics", "test", "mAP75"), ("evaluation", "iou")} <= set(refused)
+    assert {("epochs",), ("samples", 0, "labels"), ("config", "labels", "manifest"), ("timings",)} <= set(refused)
+
+
+@pytest.mark.parametrize("text", ["NaN", "-Infinity", "1e999", "9" * 400, "[" * 100000, '"\\ud800"'])
+def test_what_no_file_of_ours_holds_is_refused(text: str) -> None:
+    line = '{"schema": 1, "asked": {"a": %s}}'
+    assert record.decode(record.Plan, line % '"\\ud83d\\ude00"', "line").asked == {"a": "\U0001f600"}
+    with pytest.raises(record.RunError, match="line is not valid JSON: "):
+        record.decode(record.Plan, line % text, "line")

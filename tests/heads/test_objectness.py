@@ -13,6 +13,7 @@ from rebalance.heads.objectness import (
     flatten_steps,
     logit,
     objectness_prior,
+    width_of,
 )
 
 X = torch.randn(2, 12, 5, 4, generator=torch.Generator().manual_seed(0))
@@ -30,14 +31,28 @@ def test_priors_as_the_paper_and_the_later_code_have_them(nc: int, given: str, o
     assert class_prior(nc, given) == pytest.approx(classes)
 
 
-@pytest.mark.parametrize(("nc", "prior"), [(80, 1 / 80), (100, 0.01), (20, 1 / 80), (1, 1 / 80)])
-def test_prior(nc: int, prior: float) -> None:
-    assert objectness_prior(nc) == pytest.approx(prior)
+def test_an_objectness_starts_at_its_prior() -> None:
     torch.manual_seed(0)
-    logits, _ = ObjectnessSubnet(12, 16, anchors=3, prior=objectness_prior(nc))(X)
+    logits, _ = ObjectnessSubnet(12, 16, anchors=3, prior=objectness_prior(7))(X)
     assert logits.shape == (2, 3, 5, 4)
-    assert logits.sigmoid().mean().item() == pytest.approx(prior, rel=0.1)
-    assert torch.tensor(logit(prior)).sigmoid().item() == pytest.approx(prior)
+    assert logits.sigmoid().mean().item() == pytest.approx(0.001, rel=0.1)
+    assert torch.tensor(logit(0.001)).sigmoid().item() == pytest.approx(0.001)
+
+
+@pytest.mark.parametrize("prior", ["code", "paper"])
+def test_what_the_first_gradient_says_depends_on_the_prior(prior: str) -> None:
+    """Of 5000 candidates 5 are positive: from 0.001 on it tells features apart, from 1/7 on it says "less" to all."""
+    torch.manual_seed(0)
+    x = torch.randn(1, 12, 50, 100, generator=torch.Generator().manual_seed(0)).relu()
+    subnet = ObjectnessSubnet(12, 16, prior=objectness_prior(7, prior))
+    logits, features = subnet(x)
+    target = torch.zeros_like(logits)
+    target[..., 25, 20:25] = 1
+    nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="sum").backward()
+    gradient, mean = subnet.logits.weight.grad, features.detach().mean((0, 2, 3)).view(1, -1, 1, 1)
+    assert gradient is not None
+    common = nn.functional.cosine_similarity(gradient.flatten(), mean.expand_as(gradient).flatten(), 0).item()
+    assert abs(common) > 0.99 if prior == "paper" else abs(common) < 0.9
 
 
 @pytest.mark.parametrize("anchors", [1, 3])
@@ -62,12 +77,17 @@ def test_residuals_start_near_zero() -> None:
 
 
 def test_width() -> None:
-    assert ResidualObjectness(12).objectness.logits.in_channels == 16
-    assert ResidualObjectness(256).objectness.logits.in_channels == 64
+    for given, channels, width in (
+        (1, 256, 256), (1, 12, 16), (0.25, 256, 64), (0.25, 12, 16), (24, 256, 24), (1 / 8, 1024, 128)
+    ):  # fmt: skip
+        assert width_of(given, channels) == width
+    made = ResidualObjectness(256, width=0.25)
+    assert made.residual is not None
+    assert (made.objectness.logits.in_channels, made.residual.logits.in_channels) == (64, 2 * 64)
     made = ResidualObjectness(256, width=20, residual_width=12)
-    assert made.objectness.logits.in_channels == 20
     assert made.residual is not None
     assert (made.residual.hidden.in_channels, made.residual.logits.in_channels) == (20, 2 * 12)
+    assert ResidualObjectness(64).objectness.logits.in_channels == 64
     assert SharedResiduals(64, anchors=3, steps=2, width=12).residual.logits.in_channels == 2 * 12
     assert SharedResiduals(64, anchors=3, steps=1).squeeze.out_channels == 16
     assert SharedResiduals(1024, anchors=3, steps=1).squeeze.out_channels == 128

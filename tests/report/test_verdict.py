@@ -131,8 +131,8 @@ def test_of_a_removal_that_costs_nothing_is_said_about_the_control(partial_sweep
 
 def test_a_control_is_named_beside_losses(make_sweep: Any, make_record: Any) -> None:
     runs = [
-        make_record("bce", 0, loss="bce"), make_record("drop", 0, obj_drop=0.5),
-        make_record("weight", 0, obj_drop=0.5, drop_select="weight"),
+        make_record("bce", 0, loss="bce"), make_record("focal", 0, loss="focal"),
+        make_record("drop", 0, obj_drop=0.5), make_record("weight", 0, obj_drop=0.5, drop_select="weight"),
     ]  # fmt: skip
     table = judged(results(load(make_sweep(*runs))))[-1].levels
     assert "drop obj_drop=0.5 drop_select=weight (control)" in [row[0].text for row in table.rows]

@@ -6,8 +6,8 @@ budget and the evaluation are the size's, in budgets.yaml, which also has the bu
 further file.
 
 A block of `numbers` is a table of a paper: what all rows share, the names of `columns`, and `rows`. A column such as
-`test mAP50` holds values, fractions in [0, 1] (`FPS`: frames a second; `mAP50_drop`: a difference of two; `AP_small`
-and the like: COCO's); others and keys are fields of `Number`.
+`test mAP50` holds values, fractions in [0, 1] (`FPS`: frames a second; `mAP50_drop`: a difference of two; `APs` and
+the like: COCO's); others and keys are fields of `Number`.
 """
 
 from __future__ import annotations

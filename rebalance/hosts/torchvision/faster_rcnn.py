@@ -57,7 +57,7 @@ OBJECTNESS = replace(
         "batch": "RPN: positives of the batch; RoI head: samples of the batch",
         "candidates": "RPN: anchors of the batch; RoI head: samples of the batch",
     },
-    host="image",
+    host="batch",
 )  # fmt: skip
 
 
@@ -135,11 +135,15 @@ class FasterRCNNCriterion:
             )
         )  # fmt: skip
         positive = matched.state == POSITIVE
-        candidates = Candidates(logits, positive.to(logits.dtype), matched.state, matched.overlap)
-        losses = self.rpn.objectness(candidates, residuals, choice)
-        in_box = choice.in_box(positive)
-        losses["prop_loss"] = choice.of_box_loss(_smooth_l1(deltas, encode_deltas(gt_boxes, anchors), in_box))
-        return self._divided(losses, matched.state, choice)
+        boxes = _smooth_l1(deltas, encode_deltas(gt_boxes, anchors), choice.in_box(positive))
+
+        def losses(logits: Tensor, residuals: Tensor, choice: Choice) -> dict[str, Tensor]:
+            candidates = Candidates(logits, positive.to(logits.dtype), matched.state, matched.overlap)
+            found = self.rpn.objectness(candidates, residuals, choice)
+            return self._divided({**found, "prop_loss": choice.of_box_loss(boxes)}, matched.state, choice)
+
+        self.rpn.weigh_up(choice, matched.state, logits, lambda x, choice: losses(x, residuals[:0], choice)["obj_loss"])
+        return losses(logits, residuals, choice)
 
     def _drawn(self, raw: Raw, matched: Matched) -> tuple[Raw, Matched]:
         """The anchors trained on: (B, S) logits, (B, S, 4) offsets and anchors, and what they are matched to."""
@@ -222,8 +226,8 @@ class RefinedFasterRCNNCriterion(FasterRCNNCriterion):
 
     RPN: binary cross-entropy on the objectness, target 1 of a positive and 0 of a negative; the residual losses with
     the same targets behind their gates, summed over the steps; smooth L1 on the offsets of all positives. All three are
-    divided by `divisor`, as RetinaNet's losses are: by default by the positives of each image, then the mean over
-    images. (The offsets' also with `candidates`.) The paper does not say what it divides by.
+    divided by `divisor`, as those of RetinaNet with an objectness are: by default by the positives of the batch. (The
+    offsets' also with `candidates`.) The paper does not say what it divides by.
 
     `drop` and `nrd_stage=rpn` draw from all anchors, and what they draw leaves the objectness loss and the residual
     losses; a prediction's confidence is its refined objectness.

@@ -51,7 +51,7 @@ CLASSES = Site(
 OBJECTNESS = replace(
     CLASSES, name="retinanet-obj", where="retinanet with head=obj or resobj", about="objectness of all anchors",
     own="bce", gives=frozenset({"overlap", SIGMOID, "objectness", "prior", "subnet"}),
-    divisors={**CLASSES.divisors, "candidates": "candidates of the batch"},
+    divisors={**CLASSES.divisors, "candidates": "candidates of the batch"}, host="batch",
 )  # fmt: skip
 
 
@@ -83,9 +83,10 @@ class RefinedRetinaNetCriterion(RetinaNetCriterion):
     of a positive and 0 of a negative (equation 5), by binary cross-entropy or the element loss chosen; the residual
     losses likewise, summed over the steps. The methods act on these two; the class loss has no negatives to weigh.
 
-    Objectness and residual losses are divided as RetinaNet's classification loss, by `divisor`; the class loss as its
-    box loss, which with `candidates` is by the positives of each image. A prediction's confidence is its refined
-    objectness.
+    All are divided by `divisor`, class and box loss with `candidates` too by the positives. By default these are those
+    of the batch, as in Detectron, on which the paper stands: cross-entropy weighs negatives in full, and if each image
+    divided by its own positives, those with few labels or none would outweigh the others. A prediction's confidence is
+    its refined objectness.
     """
 
     # Of the batch at hand
@@ -110,10 +111,15 @@ class RefinedRetinaNetCriterion(RetinaNetCriterion):
     def _classification(self, logits: Tensor, classes: Tensor, matched: Matched, choice: Choice) -> Tensor:
         state, positive = matched.state, matched.state == POSITIVE
         objects, residuals = self._raw
-        candidates = Candidates(objects, positive.to(logits.dtype), state, matched.overlap)
-        losses = self.objective.objectness(candidates, residuals, choice)
-        count = self.objective.count(positive, choice, ignored=state == IGNORE)
-        self._more = {name: (loss.sum(1) / count).sum() for name, loss in losses.items()}
+
+        def losses(objects: Tensor, residuals: Tensor, choice: Choice) -> dict[str, Tensor]:
+            candidates = Candidates(objects, positive.to(logits.dtype), state, matched.overlap)
+            found = self.objective.objectness(candidates, residuals, choice)
+            count = self.objective.count(positive, choice, ignored=state == IGNORE)
+            return {name: (loss.sum(1) / count).sum() for name, loss in found.items()}
+
+        self.objective.weigh_up(choice, state, objects, lambda x, choice: losses(x, residuals[:0], choice)["obj_loss"])
+        self._more = losses(objects, residuals, choice)
         loss = bce(logits, self.class_targets(logits, classes, positive)).sum(-1).where(positive, 0)
         divided: Tensor = loss.sum(1) / self.objective.count(positive, NOTHING, by=plainly(self.recipe))
         return divided.sum() * float(self.recipe["cls_weight"])

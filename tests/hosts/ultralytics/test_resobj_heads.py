@@ -255,7 +255,7 @@ def test_priors() -> None:
     with torch.no_grad():
         raw = model.train()(IMAGES)
     assert raw["scores"].sigmoid().mean().item() == pytest.approx(0.01, rel=0.2)
-    assert raw["objectness"].sigmoid().mean().item() == pytest.approx(1 / 80, rel=0.2)
+    assert raw["objectness"].sigmoid().mean().item() == pytest.approx(0.001, rel=0.2)
 
 
 # Losses ---------------------------------------------------------------------------------------------------------------
@@ -436,14 +436,14 @@ def test_the_residual_loss_of_every_head_candidate_by_candidate(
 
 
 def test_priors_widths_and_weights_that_are_asked_for() -> None:
-    given = {"obj_width": 24, "resobj_width": 8, "obj_prior": "code", "cls_prior": "code"}
+    given = {"obj_width": 24, "resobj_width": 8, "obj_prior": 0.02, "cls_prior": "code"}
     model = build("yolo26n.yaml", obj_weight=20, cls_weight=10, **given)
     plain = build("yolo26n.yaml", **given)
     head = model.model[-1]
     for towers, modules in ((head.cv3, head.objectness), (head.one2one_cv3, head.one2one_objectness)):
         for tower, made in zip(towers, modules, strict=True):
             assert (made.objectness.logits.in_channels, made.residual.logits.in_channels) == (24, 2 * 8)
-            assert made.objectness.logits.bias.sigmoid().item() == pytest.approx(0.001)
+            assert made.objectness.logits.bias.sigmoid().item() == pytest.approx(0.02)
             torch.testing.assert_close(tower[-1].bias.sigmoid(), torch.full((CLASSES,), 1 / CLASSES))
     (_, before), (_, after) = (losses(x, labels()) for x in (plain, model))
     for name, times in {"box_loss": 1, "cls_loss": 10, "obj_loss": 20, "res_loss": 20}.items():
@@ -530,7 +530,7 @@ def test_dropped_matches_leave_both_losses_or_become_background(name: str, scope
 
 @pytest.mark.parametrize("name", ["yolov5n.yaml", "yolov8n.yaml"])
 def test_brl_is_the_element_of_both_losses(name: str) -> None:
-    model = build(name, loss="resobj+brl")
+    model = build(name, loss="resobj+brl", brl_base="focal")
     raw, given, residuals, _ = objectnesses(model)
     _, items = model.criterion(raw, labels())
     logits, targets, state, overlap, _ = given
