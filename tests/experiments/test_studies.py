@@ -26,7 +26,8 @@ from rebalance.experiments.papers import (
 from rebalance.recipe import Recipe
 from rebalance.report import papers
 from rebalance.report.figures.curves import FIGURES
-from rebalance.train.admission import check_arguments, check_names, check_schedule
+from rebalance.train.admission import check_names, check_schedule
+from rebalance.train.arguments import check_arguments
 
 TRAINED = [study for study in studies().values() if study.cells]
 SCHEDULE = ("lr_steps", "warmup_from", "grad_clip", "optim_eps")

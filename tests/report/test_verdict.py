@@ -125,8 +125,8 @@ def test_a_control_that_gains_nothing_for_certain_must_be_beaten_too(partial_swe
 
 def test_a_control_is_named_beside_losses(make_sweep: Any, make_record: Any) -> None:
     runs = [
-        make_record("bce", 0, loss="bce"), make_record("drop", 0, obj_drop=0.5),
-        make_record("weight", 0, obj_drop=0.5, drop_select="weight"),
+        make_record("bce", 0, loss="bce"), make_record("focal", 0, loss="focal"),
+        make_record("drop", 0, obj_drop=0.5), make_record("weight", 0, obj_drop=0.5, drop_select="weight"),
     ]  # fmt: skip
     table = judged(results(load(make_sweep(*runs))))[-1].levels
     assert "drop obj_drop=0.5 drop_select=weight (control)" in [row[0].text for row in table.rows]
