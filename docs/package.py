@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rebalance.cli.main import COMMANDS
 from rebalance.experiments.papers import notes, studies, titles
-from rebalance.experiments.record import load
+from rebalance.experiments.record import PACKED, load
 from rebalance.hosts import SITES
 from rebalance.methods import JOINS, METHODS
 from rebalance.recipe import TRAIN
@@ -126,7 +126,7 @@ def measured(name: str) -> list[tuple[str, str, str, str, str, str]]:
     mAP50 in points, mean and 95 % interval over seeds; the change is paired by seed.
     """
     found = []
-    for folder in sorted(path for path in REFERENCE.iterdir() if path.is_dir()):
+    for folder in sorted(path.parent for path in REFERENCE.glob(f"*/{PACKED}")):  # others hold a plan, or a plot
         rows = [row for row in results(load(folder)).rows if row.split == "test"]
         names = [name for name in varying([row.setting for row in rows]) if name not in SAID]
         for row in rows:

@@ -109,6 +109,14 @@ def test_results_count_what_was_dropped(run: Run) -> None:
         assert row["drop/obj_dropped"] > 100
         assert row["drop/box_dropped"] > 1
         assert all(np.isfinite(value) for value in row.values())
+        assert row["drop/pull"] > 0
+        assert 0.2 < row["drop/push"] < 1
+    ran = run.trainer.loss_ran
+    assert {k: ran[k] for k in ("pull", "push")} == {k: rows[0][f"drop/{k}"] for k in ("pull", "push")}
+    told = f"pull on positives x{ran['pull']:.2f}, push on negatives x{ran['push']:.2f} of the loss without dropping"
+    assert [line for line in run.lines if "pull on" in line] == [
+        f"rebalance: drop: obj_drop=0.75 drop_divisor=kept drop_select=random: {told}"
+    ]
     counted = run.trainer.drop_counts
     assert {k: rows[-1][f"drop/{k}"] for k in counted} == counted
 

@@ -17,7 +17,7 @@ from ultralytics.utils.metrics import bbox_iou
 from yolo_heads import anchor_box, anchor_head, decoded, overlaps
 
 from rebalance.heads.anchor import AnchorHead
-from rebalance.hosts.host import begin_epoch, counts
+from rebalance.hosts.host import begin_epoch, counts, pulls
 from rebalance.hosts.ultralytics.criterion import AnchorCriterion
 from rebalance.hosts.ultralytics.model import AnchorDetectionModel
 from rebalance.match.anchor import match
@@ -137,6 +137,38 @@ def test_golden_numbers(golden: Any, flags: dict[str, Any], box: float, obj: flo
     vector, _ = run(criterion(head, 16, **flags), maps, labels)
     expected = [2 * gain * x for gain, x in zip(GAINS, (box, obj, cls), strict=True)]
     assert vector.tolist() == pytest.approx(expected, rel=3e-6)
+
+
+@pytest.mark.parametrize(
+    ("flags", "pull", "push"),
+    [
+        # the match is alone on its level of 8, or divided by 8 still; of the others nothing is left
+        ({"obj_drop": 1.0}, 8, 0),
+        ({"obj_drop": 1.0, "drop_divisor": "host"}, 1, 0),
+        # the others have one slope; without dropping 4 * 7/8 + 2/2 = 4.5 of it. Half of each, under 8 and 2 candidates;
+        # under what is left on average where 4 of the 9 leave, 8 - 7 * 4/9 = 44/9 and 2 - 2 * 4/9 = 10/9
+        ({"obj_drop": 0.5, "drop_select": "weight", "drop_divisor": "host"}, 1, 0.5),
+        ({"obj_drop": 0.5, "drop_select": "weight"}, 8 * 9 / 44, (4 * 3.5 * 9 / 44 + 9 / 10) / 4.5),
+        # the match, of slope |0.880797 - 0.496752|, becomes background, of slope 0.880797 beside 0.268941
+        ({"obj_drop": 1.0, "drop_scope": "literal", "neg_iou": 0.6}, 0, 1 + 0.5 * 0.880797 / (4.5 * 0.268941)),
+        ({"box_drop": 1.0}, None, None),
+        ({"obj_drop": 1.0, "drop_warmup": 1}, None, None),
+    ],
+)
+def test_pull_on_positives_and_push_on_negatives_by_hand(
+    golden: Any, flags: dict[str, Any], pull: float | None, push: float | None
+) -> None:
+    head, maps, labels = golden
+    loss = criterion(head, 16, **flags)
+    run(loss, maps, labels)
+    expected = {} if pull is None else {"pull": pytest.approx(pull, abs=1e-4), "push": pytest.approx(push, abs=1e-4)}
+    assert pulls(loss) == expected
+    begin_epoch(loss, 1)
+    with torch.no_grad():
+        loss({"maps": maps}, batch_of(labels))
+    assert pulls(loss) == {}  # of validation nothing is said
+    run(loss, maps, torch.zeros(0, 6))
+    assert "pull" not in pulls(loss)  # without a positive there is none
 
 
 def test_items_are_named_and_detached(golden: Any) -> None:
