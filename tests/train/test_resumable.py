@@ -38,7 +38,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], int]] = {
     "stock": ("yolov8n.yaml", GHM, 0),
     "two branches": ("yolo26n.yaml", {"loss": "drop", "obj_drop": 0.5}, 1),
     # killed in its warm-up
-    "retinanet": ("retinanet_tiny", {"loss": "brl", "lr_steps": "[2]", "warmup_from": 0.3, "grad_clip": 1}, 0),
+    "retinanet": ("retinanet_tiny", {"loss": "brl", "lr_steps": "[2]", "warmup_from": 0.3, "grad_clip": 1}, 1),
     "anchor": ("yolov5n.yaml", {"head": "anchor", "loss": "drop", "obj_drop": 0.5, "box_drop": 0.5}, 1),
     "resobj": ("yolov8n.yaml", {"head": "resobj", "optimizer": "AdamW", "lr0": 0.001, "multi_scale": 0.4}, 1),
     "resobj anchor": ("yolov5n.yaml", {"head": "resobj", "optimizer": "MuSGD", "close_mosaic": 2}, 1),
