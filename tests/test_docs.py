@@ -295,8 +295,7 @@ def sections(page: str, pattern: str) -> dict[str, str]:
 
 
 FIGURES = {
-    **{heading: part for heading, part in sections("docs/results.md", "^## ").items() if heading != "Speed"},
-    "README": sections("README.md", "^## ")["A result"],
+    heading: part for heading, part in sections("docs/results.md", "^## ").items() if heading not in ("Speed", "Plans")
 }
 
 

@@ -44,6 +44,8 @@ def separate(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, An
     """
     cfg = arguments.get("cfg")
     if cfg not in (None, "", "None"):
+        if Path(str(cfg)).suffix.lower() not in (".yaml", ".yml"):
+            raise ConfigError(f"cfg={cfg} is not a YAML (.yaml or .yml)")
         if not (file := check_yaml(str(cfg), hard=False)):
             raise ConfigError(f"cfg={cfg}: no such file")
         held = YAML.load(file)

@@ -471,6 +471,26 @@ def test_literal_takes_the_same_slots_from_both_losses() -> None:
         assert all(a or not b for a, b in zip(low, box, strict=True))
 
 
+def test_pull_and_push_where_some_slots_set_no_target() -> None:
+    head = anchor_head(4)
+    maps, labels = random_maps(head), random_labels(30)
+    flags = {"obj_drop": 0.5, "drop_scope": "literal"}
+    loss, reference = criterion(head, **flags), Reference(head, maps, labels, **flags)
+    dropping, plain = (
+        torch.cat([g[:, :, 4].flatten(1) for g in run(x, maps, labels)[1]], 1).abs() for x in (loss, criterion(head))
+    )
+    left = torch.zeros_like(reference.matched)
+    for matches, unset in zip(reference.matches, reference.unset, strict=True):
+        for m, sets_none in zip(matches, unset, strict=True):
+            left[m.image, m.candidate] |= not sets_none
+    assert 0 < left.sum() < reference.matched.sum()
+    expected = {
+        "pull": float(dropping[left].sum() / plain[reference.matched].sum()),
+        "push": float(dropping[~left].sum() / plain[~reference.matched].sum()),
+    }
+    assert pulls(loss) == pytest.approx(expected, abs=2e-4)
+
+
 def test_each_step_draws_afresh_and_an_epoch_repeats() -> None:
     head = anchor_head(4)
     maps, labels = random_maps(head), random_labels()
