@@ -4,7 +4,7 @@ RebalanceError          one clear line for the user: what was wrong, the value, 
 ├── ConfigError         a flag: unknown, out of range, or without meaning next to the others
 ├── DataError           a data set: missing, unreadable, or an output that would overwrite something
 ├── ModelError          a model or checkpoint that a head or loss cannot work with
-└── RunError            a sweep or a record: a grid that cannot run, a record that cannot be read
+└── RunError            a sweep or a record that cannot run or be read; a file that cannot be written
 
 The command line prints the message and exits with code 2; `--debug` shows the traceback.
 """
@@ -32,7 +32,7 @@ class ModelError(RebalanceError):
 
 
 class RunError(RebalanceError):
-    """A sweep or a record is unusable."""
+    """A sweep or a record is unusable, or a file cannot be written."""
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rebalance.match.candidates import IGNORE, Candidates
+from rebalance.match.boxes import upcast
+from rebalance.match.candidates import IGNORE, POSITIVE, Candidates
 from rebalance.methods.bce import Bce, bce
 from rebalance.methods.method import DENSE, NOTHING, Choice, Method, Predictions, Run
 from rebalance.methods.resobj import StepMeans, refine, residual_objectness
@@ -30,6 +31,8 @@ class Objective:
         by_overlap: whether the loss depends on how far a candidate is from the labels.
         by_image: whether the loss of an image is the same without the other images.
         counts: what was chosen in this epoch, summed up on the device; None before anything was.
+        slopes: (2, 2) in the first step of this epoch, with what was chosen and without: the sum of the loss's
+            gradients in the logits, each without its sign, of positives and of negatives; None: not measured.
         steps: mean objectness after each refinement, of this epoch.
     """
 
@@ -65,6 +68,7 @@ class Objective:
         """Take note of the epoch (from 0) and how many there are, and forget what was counted."""
         self.run.epoch, self.run.epochs, self.run.step = epoch, epochs, 0
         self.counts: Tensor | None = None
+        self.slopes: Tensor | None = None
         self.steps = StepMeans()
 
     # The verbs --------------------------------------------------------------------------------------------------------
@@ -84,6 +88,28 @@ class Objective:
         if found.counts is not None:
             self.counts = found.counts if self.counts is None else self.counts + found.counts
         return found
+
+    def weigh_up(
+        self, choice: Choice, state: Tensor, logits: Tensor, total: Callable[[Tensor, Choice], Tensor]
+    ) -> None:
+        """Measure `slopes`, by the loss itself, so that it holds for every head and divisor; nothing is read back.
+
+        Args:
+            choice: of the step.
+            state: (B, N).
+            logits: (B, N) or (B, N, C).
+            total: the divided loss of logits and a choice.
+        """
+        if choice.gone is None or choice.counts is None or self.run.step != 1:
+            return
+        steps, self.steps = self.steps, StepMeans()  # which are of the training alone
+        rows = []
+        for one in (choice, NOTHING):
+            leaf = upcast(logits.detach()).requires_grad_()
+            slope = torch.autograd.grad(total(leaf, one), leaf)[0].abs().view(*state.shape, -1).sum(-1)
+            positive = (state if one.rest is not None else one.seen(state)) == POSITIVE
+            rows.append(torch.stack((slope.where(positive, 0).sum(), slope.where(~positive, 0).sum())))
+        self.slopes, self.steps = torch.stack(rows), steps
 
     @property
     def mined(self) -> int:

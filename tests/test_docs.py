@@ -145,7 +145,7 @@ def check_own(name: str = "help", *rest: str) -> None:
     elif name == "hook":
         assert not rest or set(rest[0].split("|")) <= {"install", "remove", "status"}
     elif name == "report":
-        given = [word for word in rest if not word.startswith("baseline=")]
+        given = [word for word in rest if not word.startswith(("baseline=", "reference="))]
         assert len(given) <= 1
         assert not given or not given[0].startswith("runs/reference") or (ROOT / given[0]).is_dir()
     elif name in ("sweep", "benchmark", "paper"):
@@ -295,8 +295,7 @@ def sections(page: str, pattern: str) -> dict[str, str]:
 
 
 FIGURES = {
-    **{heading: part for heading, part in sections("docs/results.md", "^## ").items() if heading != "Speed"},
-    "README": sections("README.md", "^## ")["A result"],
+    heading: part for heading, part in sections("docs/results.md", "^## ").items() if heading not in ("Speed", "Plans")
 }
 
 

@@ -21,11 +21,12 @@ from rebalance.data.demo.seafloor import built_in
 from rebalance.errors import ConfigError, nearest
 from rebalance.recipe import TRAIN
 from rebalance.settings import checked, value_text
-from rebalance.train.admission import check_arguments, check_names, data_yaml, separate
+from rebalance.train.admission import FORWARDED, check_names, data_yaml, separate
 from rebalance.train.api import YOLO, load
+from rebalance.train.arguments import check_arguments
 
 # Keys that the host takes though its defaults do not list them
-EXTRA = {"half", "int8", "end2end", "nms", "augmentations", "save_dir", "cfg", "mode", "task"}
+EXTRA = {*FORWARDED, "nms", "augmentations", "save_dir", "cfg", "mode", "task"}
 
 
 def entrypoint() -> None:

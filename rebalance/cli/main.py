@@ -266,7 +266,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "benchmark": Command(
         "rebalance benchmark preset=full",
-        "the removal-percentage sweep: obj_drop and box_drop 0, 10, 25, 75, 90 %",
+        "the removal-percentage sweep: obj_drop and box_drop 0, 10, 25, 75, 90 %, control, complete labels",
         partial(sweep, preset=True),
         settings.SweepFlags,
         more="preset=cpu (default) or preset=full (640 pixels, 3 seeds). Any key of `rebalance sweep` overrides it.",

@@ -18,7 +18,7 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ IMAGE_SUFFIXES = frozenset(
 _NEEDED = ("train", "val")  # no training without
 _TYPES: dict[str, tuple[type, ...]] = {
     "path": (str,), "train": (str, list), "val": (str, list), "test": (str, list), "names": (list, dict),
-    "kpt_shape": (list,),
+    "kpt_shape": (list,), "download": (str,),
 }  # fmt: skip
 
 
@@ -72,14 +72,38 @@ class DataSet:
         path = label_path(image)
         return self.parse(labels.read_bytes(path) or b"", path)
 
+    def require_labels(self, classes: Collection[int] | None = None, *, numbered: bool = True) -> None:
+        """Refuse a data set of which no training image has a label.
+
+        Args:
+            classes: of one of these, where given.
+            numbered: the labels have the class numbers of this data set; else any.
+
+        Raises:
+            DataError: there is none, or as `images`.
+        """
+        count = len(self.names) if numbered else sys.maxsize
+        for image in self.images("train"):
+            path = label_path(image)
+            with contextlib.suppress(DataError):  # the host leaves such an image out
+                found = labels.parse(labels.read_bytes(path) or b"", classes=count, keypoints=self.keypoints, name=path)
+                if len(found) if classes is None else {*found.classes.tolist()} & {*classes}:
+                    return
+        of = "" if classes is None else f" of classes={','.join(map(str, classes))}"
+        raise DataError(f"{self.file}: no training image has a label{of}")
+
     def withheld(self, image: str) -> Labels:
         """Boxes that were withheld from an image's labels when the data set was made; none for most data sets."""
         path = withheld_path(image)
         return self.parse((path and labels.read_bytes(path)) or b"", str(path))
 
 
-def load(data: str | Path) -> DataSet:
+def load(data: str | Path, *, download: bool = False) -> DataSet:
     """Read a data set YAML: a file, one in a folder, or by its name one that comes with Ultralytics (`coco8.yaml`).
+
+    Args:
+        data: as `data=`.
+        download: images may be missing where the YAML says how they are fetched.
 
     Raises:
         DataError: there is no such YAML, it is not a valid data set, or its training or validation images are missing.
@@ -92,6 +116,7 @@ def load(data: str | Path) -> DataSet:
             raise DataError(f"{file}: '{key}' is of type {type(raw[key]).__name__}, not {kinds}")
     if "val" not in raw and "validation" in raw:
         raw["val"] = raw.pop("validation")
+    _channels(file, raw)
     for split in _NEEDED:
         if not raw.get(split):
             raise DataError(f"{file} has no '{split}:'{nearest(split, map(str, raw))}")
@@ -101,7 +126,7 @@ def load(data: str | Path) -> DataSet:
         root = (datasets_dir() / root).resolve()
     splits = {split: _entries(file, root, split, raw[split]) for split in SPLITS if raw.get(split)}
     missing = [f"{split} images not found: {x}" for split in _NEEDED for x in splits[split] if not os.path.exists(x)]
-    if missing:
+    if missing and not (download and raw.get("download")):
         why = "looked up from the YAML's own folder, because it has no 'path:'"
         if raw.get("path"):
             why = f"path: {raw['path']} was found to mean {root.absolute()}; datasets_dir is {datasets_dir()}"
@@ -110,6 +135,11 @@ def load(data: str | Path) -> DataSet:
     if len(points) != 2 or not all(isinstance(n, int) for n in points):
         raise DataError(f"{file}: kpt_shape={points} is not a pair of whole numbers")
     return DataSet(file, _names(file, raw), splits, (points[0], points[1]), raw)
+
+
+def channels(file: str | Path) -> int:
+    """Channels of the images of a data set YAML, 3 where it does not say; DataError where it is no number."""
+    return _channels(Path(file), _read_yaml(Path(file)))
 
 
 def find(data: str | Path) -> Path:
@@ -226,6 +256,13 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise DataError(f"{file}: not a mapping of keys to values, as a data set YAML is")
     return {key: None if value == "None" else value for key, value in raw.items()}
+
+
+def _channels(file: Path, raw: Mapping[str, Any]) -> int:
+    count = raw.get("channels", 3)
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise DataError(f"{file}: channels: {json.dumps(count, default=str)} is not a whole number such as 3")
+    return count
 
 
 def _entries(file: Path, root: Path, split: str, value: str | list[Any]) -> tuple[str, ...]:

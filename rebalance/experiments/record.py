@@ -112,7 +112,10 @@ _present = _OBJECT._replace(make=lambda value: {split: value[split] for split in
 Metrics = Annotated[Mapping[str, Annotated[Mapping[str, Any], _METRICS]], _present]
 HostMetrics = Annotated[Mapping[str, Annotated[Mapping[str, float], _HOST_METRICS]], _present]
 _EVALUATION = {"iou": float, "conf": float, "max_det": int, "source": str}
-_LOSS_RAN = dict.fromkeys(("loss", "head", "element", "weighting", "divisor", "text"), str | None)
+_LOSS_RAN = {
+    **dict.fromkeys(("loss", "head", "element", "weighting", "divisor", "text"), str | None),
+    **dict.fromkeys(("pull", "push"), float | None),  # by what dropping multiplies them, see `hosts.host.pulls`
+}
 _LABELS = {"protocol": str | None, "rate": float | None, "seed": int | None, "data": str | None}
 _STUDY = {
     **dict.fromkeys(("key", "title", "compared", "note", "baseline"), str | None),

@@ -257,7 +257,7 @@ def _source(data: str) -> Path:
     """The data set YAML behind `data=`, generated where it is the built-in set.
 
     Raises:
-        DataError: it is not there or cannot be used, or the test images that it names are missing.
+        DataError: it is not there or cannot be used, the test images that it names are missing, or it has no labels.
     """
     from rebalance.data import dataset
     from rebalance.data.demo import seafloor
@@ -266,6 +266,7 @@ def _source(data: str) -> Path:
     for entry in found.splits.get("test", ()):
         if not os.path.exists(entry):
             raise DataError(f"{found.file}: test images not found: {entry}; correct 'test:' or take it out")
+    found.require_labels(numbered=False)
     return found.file.absolute()
 
 

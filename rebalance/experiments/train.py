@@ -133,8 +133,9 @@ def read_epochs(path: Path) -> list[dict[str, float]]:
     """Return the rows of Ultralytics' results.csv; of an epoch that was trained twice, the last.
 
     Our own columns are `drop/…`, predictions that the loss counted in the epoch (negatives, and those dropped from each
-    loss), and `resobj/pos_t`, `resobj/neg_t`, the mean objectness of positives and of negatives in the epoch's training
-    images after step t = 0 … T.
+    loss), `drop/pull` and `drop/push`, by what dropping multiplied the loss's gradient on positives and on negatives in
+    the epoch's first step, and `resobj/pos_t`, `resobj/neg_t`, the mean objectness of positives and of negatives in the
+    epoch's training images after step t = 0 … T.
     """
     if not path.exists():
         return []

@@ -141,6 +141,18 @@ def counts(criterion: Any) -> dict[str, int]:
     return dict(zip(names, _summed([o.counts for o in found]).tolist(), strict=True))
 
 
+def pulls(criterion: Any) -> dict[str, float]:
+    """By what dropping multiplies the loss's `pull` on positives and `push` on negatives, as it was in this epoch.
+
+    Each is a sum of gradients in the logits, over branches and processes; without what is 0 without dropping. Reads
+    from the device once.
+    """
+    found = [o.slopes for o in objectives(criterion) if o.slopes is not None]
+    rows = zip(*_summed(found).tolist(), strict=True) if found else ()
+    pairs = zip(("pull", "push"), rows, strict=False)
+    return {name: round(chosen / none, 4) for name, (chosen, none) in pairs if none > 0}
+
+
 def step_means(criterion: Any) -> dict[str, float]:
     """Mean objectness of this epoch's positives and negatives after each step; empty without an objectness of ours."""
     found = [o.steps.sums for o in objectives(criterion) if o.steps.sums is not None]

@@ -241,10 +241,13 @@ def _hashable(value: Any) -> Any:
 
 
 def _reference_key(setting: Setting) -> Setting:
-    """What two settings share that have the same 0 % run: the flags of `drop` do nothing at 0, so they are left out."""
+    """What two settings share that have the same 0 % run: the flags of `drop` do nothing at 0, so they are left out.
+
+    An element loss that a record's `loss` does not name is cross-entropy.
+    """
     of_drop = (name for name in setting.values if name in (*AXES, "neg_iou") or name.startswith("drop_"))
     parts = loss_name(str(setting.get("loss") or "")).split("+")
-    return setting.change(of_drop, loss="+".join(part for part in parts if part not in ("", "drop")))
+    return setting.change(of_drop, loss="+".join(part for part in parts if part not in ("", "bce", "drop")))
 
 
 def withholds(setting: Setting) -> bool:

@@ -319,7 +319,7 @@ def study_table(rows: Sequence[Row], title: str, tables: Tables) -> Table | None
         speeds = column("FPS", (mean_text([r.timings.get("fps") for r in row.records], 1) for row in rows))
         columns += [*[speeds] * (not speeds.empty), *beside.column("FPS")]
     columns += [*_differences(rows, "baseline" if changes else ""), *beside.sources()]
-    notes = [f"{rows[0].split}; {_intervals(rows)}" + ("; vs baseline: paired by seed." if changes else ".")]
+    notes = [f"On {rows[0].split}. {_intervals(rows)}" + ("; vs baseline: paired by seed." if changes else ".")]
     baselines = _baselines(rows)
     notes += [f"Baseline: loss={baselines} with the same model and labels."] if baselines else []
     notes += [*_gap_note(rows), *draw_note(r for row in rows for r in row.records), *evaluation_note(rows)]
@@ -343,7 +343,7 @@ def rate_table(rows: Sequence[Row], title: str, tables: Tables) -> Table | None:
     rows = judged_rows(rows)
     heads, texts_of = ["loss", "", *map(percent, rates)], zip(*body, strict=True)
     columns = [column(head, own, left=i < 2) for i, (head, own) in enumerate(zip(heads, texts_of, strict=True))]
-    notes = (f"mAP50 on {rows[0].split}; {_intervals(rows)}.", *evaluation_note(rows), *_source_note(found))
+    notes = (f"mAP50 on {rows[0].split}. {_intervals(rows)}.", *evaluation_note(rows), *_source_note(found))
     return Table(title, tuple(columns), notes)
 
 

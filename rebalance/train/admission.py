@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ultralytics.cfg import get_cfg
 from ultralytics.data.utils import find_dataset_yaml
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import DEFAULT_CFG_DICT, YAML
 from ultralytics.utils.checks import check_yaml
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 
+from rebalance.data import dataset
 from rebalance.data.demo.seafloor import built_in
 from rebalance.errors import ConfigError, ModelError, nearest
 from rebalance.hosts import FAMILIES, host_of
@@ -20,7 +21,9 @@ from rebalance.hosts.host import COCO, head_of, remembered
 from rebalance.hosts.state_dict import read_state_dict
 from rebalance.recipe import TRAIN, Recipe, read
 from rebalance.settings import value_text
+from rebalance.train.arguments import check_training
 
+FORWARDED = ("half", "int8", "end2end")  # earlier names that Ultralytics still takes, though its defaults lack them
 HAVE_EPS = ("adam", "adamax", "adamw", "nadam", "radam", "rmsprop")  # optimizers, as the host compares their names
 
 
@@ -41,7 +44,9 @@ def separate(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, An
     """
     cfg = arguments.get("cfg")
     if cfg not in (None, "", "None"):
-        if not (file := check_yaml(cfg, hard=False)):
+        if Path(str(cfg)).suffix.lower() not in (".yaml", ".yml"):
+            raise ConfigError(f"cfg={cfg} is not a YAML (.yaml or .yml)")
+        if not (file := check_yaml(str(cfg), hard=False)):
             raise ConfigError(f"cfg={cfg}: no such file")
         held = YAML.load(file)
         if held.keys() & TRAIN.keys():
@@ -73,12 +78,13 @@ def admit(
 
     Raises:
         ConfigError: an unknown flag, a bad value, a flag that would have no effect, or no such data set.
+        DataError: the data set cannot be used, or its training images have no label.
         ModelError: the model cannot have the head asked for, or weights that cannot be had.
     """
     given, arguments = dict(ours), dict(arguments)
     if given or strict:
         check_names(arguments)
-        check_arguments(arguments)
+        check_training(arguments)
     resume = arguments.get("resume")
     source = _resumed(model, resume) if resume else model.model
     before = remembered(source).get("flags", {})
@@ -98,34 +104,32 @@ def admit(
                 f"{', '.join(given)}: only for detection models, and {model.model_name} is a {model.task} model"
             )
         recipe = read(given, host.sites, head=head, before=before)
+        if not ours and not strict:
+            check_training(arguments)
         given["head"] = recipe["head"]
+    if (recipe or strict) and arguments.get("task") not in (None, model.task):
+        told = f"task={arguments['task']}"
+        raise ConfigError(f"{told} cannot be joined with model={model.model_name}, which is a {model.task} model")
     if recipe:
         if not resume:
             check_schedule(recipe, arguments)
         host.refuse(source, recipe, arguments, _channels(arguments.get("data")))
     if not resume and (recipe or strict):
-        _check_weights(arguments.get("pretrained"))
-    if data and isinstance(arguments.get("data"), str):
-        arguments["data"] = built_in(arguments["data"])  # last, since the built-in set is made where it is not
+        for name in ("pretrained", "distill_model"):
+            _check_weights(name, arguments.get(name))
+    if data and isinstance(arguments.get("data"), (str, Path)):
+        arguments["data"] = built_in(str(arguments["data"]))  # last, since the built-in set is made where it is not
         if (recipe or strict) and model.task == "detect":
-            data_yaml(arguments["data"])
+            _check_data(arguments)
     return Admitted(recipe, trainer, given, arguments)
 
 
 def check_names(arguments: Mapping[str, Any], more: Iterable[str] = ()) -> None:
     """Refuse a name that neither we nor Ultralytics know."""
-    known = {*DEFAULT_CFG_DICT, *more}
+    known = {*DEFAULT_CFG_DICT, *FORWARDED, *more}
     for name, value in arguments.items():
         if name not in known and name not in TRAIN:
             raise ConfigError(f"unknown flag {name}={value}{nearest(name, [*known, *TRAIN])}")
-
-
-def check_arguments(arguments: Mapping[str, Any]) -> None:
-    """Refuse values of Ultralytics' arguments that it would refuse, in one line."""
-    try:
-        get_cfg(overrides=dict(arguments))
-    except (TypeError, ValueError, SyntaxError) as error:
-        raise ConfigError(" ".join(str(error).split())) from None
 
 
 def check_schedule(recipe: Recipe, arguments: Mapping[str, Any]) -> None:
@@ -147,15 +151,15 @@ def no_eps(recipe: Recipe, optimizer: str) -> str:
     return f"{told}; it is for Adam, Adamax, AdamW, NAdam, RAdam and RMSprop"
 
 
-def _check_weights(pretrained: Any) -> None:
+def _check_weights(name: str, weights: Any) -> None:
     """Refuse a file of weights that is not there, or that is none."""
-    if not isinstance(pretrained, (str, Path)) or pretrained == COCO:
+    if not isinstance(weights, (str, Path)) or weights == COCO:
         return
-    file, named = Path(pretrained), f"pretrained={pretrained}"
+    file, named = Path(weights), f"{name}={weights}"
     if file.is_file():
         if read_state_dict(file) is None and not _is_checkpoint(file):
             raise ModelError(f"{named} is neither a checkpoint of Ultralytics (.pt) nor a state dict of tensors")
-    elif file.name not in GITHUB_ASSETS_NAMES and "://" not in str(pretrained):
+    elif file.name not in GITHUB_ASSETS_NAMES and "://" not in str(weights):
         raise ModelError(f"{named}: no such file, and not a published model")
 
 
@@ -205,13 +209,30 @@ def data_yaml(data: str) -> str:
     return str(found)
 
 
+def _check_data(arguments: Mapping[str, Any]) -> None:
+    """Refuse a detection data set that cannot be trained on; one that has to be fetched first is the host's affair.
+
+    Raises:
+        ConfigError: there is no such file.
+        DataError: as `dataset.load`, or as `DataSet.require_labels` for the `classes` chosen.
+    """
+    if not (file := data_yaml(arguments["data"])):
+        return
+    found, classes = dataset.load(file, download=True), arguments.get("classes")
+    if all(map(os.path.exists, found.splits["train"])):
+        if (split := arguments.get("split") or "val") not in found.splits:
+            raise ConfigError(f"{found.file} has no '{split}:'")
+        chosen = [classes] if isinstance(classes, int) else classes
+        found.require_labels(chosen, numbered=not arguments.get("single_cls"))
+
+
 def _channels(data: Any) -> int:
     """Channels of a data set's images; 3 where nobody says, or where the data set is for others to find."""
     try:
         file = data_yaml(str(data or ""))
     except ConfigError:
         return 3
-    return YAML.load(file).get("channels", 3) if file else 3
+    return dataset.channels(file) if file else 3
 
 
 def is_state_dict(pretrained: Any) -> bool:

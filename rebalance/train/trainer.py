@@ -23,6 +23,7 @@ from rebalance.hosts.host import (
     counts,
     describe,
     keep,
+    pulls,
     remember,
     remembered,
     restore,
@@ -46,6 +47,7 @@ class RebalanceTrainer(Resumable):
         host: of the model.
         loss_ran: what the criterion says it is; printed, and kept for records.
         drop_counts: counts of the epoch that ended last.
+        pulls: by what dropping multiplies the loss's pull on positives and push on negatives, when measured last.
         step_means: mean objectness of positives and negatives after each step, of the epoch that ended last.
     """
 
@@ -59,6 +61,7 @@ class RebalanceTrainer(Resumable):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.loss_ran: dict[str, Any] = {}
         self.drop_counts: dict[str, int] = {}
+        self.pulls = {"pull": 1.0, "push": 1.0}
         self.step_means: dict[str, float] = {}
         self.weights_matched: tuple[int, int] | None = None
         self._fresh = False  # whether the model started from random weights
@@ -154,8 +157,22 @@ class RebalanceTrainer(Resumable):
                 begin_epoch(model.criterion, self.epoch, self.epochs)
         elif event == "on_train_epoch_end":
             self.drop_counts = counts(unwrap_model(self.model).criterion)
+            self._weigh_up(pulls(unwrap_model(self.model).criterion))
             self.step_means = step_means(unwrap_model(self.model).criterion)
         super().run_callbacks(event)
+
+    def _weigh_up(self, found: dict[str, float]) -> None:
+        """Say what dropping does to the loss, the first time that it is known, and keep it for the record."""
+        self.pulls |= found
+        if len(found) < len(self.pulls) or "pull" in self.loss_ran:
+            return
+        self.loss_ran |= found
+        if RANK in {-1, 0}:
+            given = " ".join(f"{name}={self.recipe[name]}" for name in ("obj_drop", "drop_divisor", "drop_select"))
+            LOGGER.info(
+                f"rebalance: drop: {given}: pull on positives x{found['pull']:.2f}, push on negatives "
+                f"x{found['push']:.2f} of the loss without dropping"
+            )
 
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Count the labels of the fullest image while they are still on the host."""
@@ -183,14 +200,14 @@ class RebalanceTrainer(Resumable):
         return super().save_model()
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
-        """Add the counts of dropped predictions and the objectness after each step, to results.csv and for loggers.
+        """Add the counts of dropped predictions, what that does to the loss, and the objectness after each step.
 
-        Loggers, e.g. TensorBoard and MLflow, read `metrics` after each epoch.
+        They go into results.csv, and to loggers, e.g. TensorBoard and MLflow, which read `metrics` after each epoch.
         """
-        methods = self.recipe.methods
-        ours: dict[str, float] = {
-            f"{each.name}/{name}": self.drop_counts.get(name, 0) for each in methods for name in each.counted
-        }
+        ours: dict[str, float] = {}
+        for each in filter(lambda method: method.counted, self.recipe.methods):
+            found = {**{name: self.drop_counts.get(name, 0) for name in each.counted}, **self.pulls}
+            ours |= {f"{each.name}/{name}": number for name, number in found.items()}
         ours |= {f"resobj/{name}": round(mean, 5) for name, mean in self.step_means.items()}
         host = {name: value for name, value in metrics.items() if name not in ours}  # without those of the last epoch
         super().save_metrics({**host, **ours})

@@ -128,7 +128,7 @@ def test_the_setting_stays_out_of_the_training(tmp_path: Path, monkeypatch: pyte
         def train(self, **given: Any) -> None:
             asked.update(given)
 
-    monkeypatch.setattr(training, "YOLO", Model)
+    monkeypatch.setattr(training, "_YOLO", Model)
     host = {"model": "yolov8n.yaml", "epochs": 3, "iou": 0.5, "conf": 0.3, "max_det": 9, "agnostic_nms": True}
     config = Config(train={}, host=host, labels={"data": "d.yaml"}, seed=1)
     keeper = training.Keeper(tmp_path / "progress.json", 1, 0.0)

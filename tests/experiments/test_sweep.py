@@ -294,6 +294,14 @@ def test_missing_test_images_are_noticed_before_the_first_run(bench: Bench) -> N
     assert not (bench.folder / "mine").exists()
 
 
+def test_data_without_a_single_training_label_leave_nothing(bench: Bench) -> None:
+    for path in bench.data.parent.glob("labels/train/*.txt"):
+        path.unlink()
+    with pytest.raises(DataError, match="no training image has a label"):
+        bench.sweep()
+    assert not (bench.folder / "mine").exists()
+
+
 def test_a_folder_of_another_grid_is_refused(bench: Bench) -> None:
     bench.sweep(epochs="7")
     before = sorted(bench.folder.rglob("mine/**"))
@@ -374,9 +382,13 @@ def test_a_sweep_begun_with_one_label_seed_goes_on_with_it(bench: Bench) -> None
 
 
 def test_a_grid_whose_labels_cannot_be_made_can_be_corrected_under_the_same_name(bench: Bench) -> None:
-    for path in bench.data.parent.glob("labels/train/*.txt"):
-        path.unlink()
-    with pytest.raises(DataError):
+    images = [
+        *sorted(bench.data.parent.glob("images/train/*.jpg")),
+        bench.data.parent / "images" / "train" / "gone.jpg",
+    ]
+    (bench.data.parent / "list.txt").write_text("\n".join(map(str, images)), "utf-8")
+    bench.data.write_text(bench.data.read_text("utf-8").replace("images/train", "list.txt"), "utf-8")
+    with pytest.raises(DataError, match=r"1 images of train do not exist"):
         bench.sweep(protocol="extreme")
     assert bench.started() == []
     bench.sweep(protocol="normal")

@@ -11,13 +11,15 @@ import torch
 from objectives import recipe_of
 from torch import Tensor
 from ultralytics.cfg import get_cfg
-from yolo_heads import ANCHOR, SIZE, batch, build, parts, predictions
+from yolo_heads import ANCHOR, SIZE, assigned, batch, build, hosts, parts, predictions
 
-from rebalance.hosts.host import branches, counts
+from rebalance.hosts.host import branches, counts, pulls
 from rebalance.hosts.torchvision.dense import labels_of
 from rebalance.hosts.torchvision.model import TorchvisionModel
 from rebalance.hosts.ultralytics.model import build as model_of
 from rebalance.hosts.ultralytics.model import criterion_of
+from rebalance.match.candidates import POSITIVE
+from rebalance.match.iou import match_by_iou
 from rebalance.match.padded import Padded
 from rebalance.methods.method import Run
 
@@ -196,3 +198,49 @@ def test_the_control_draws_nothing(name: str) -> None:
     first, second = step(), step()
     if name != RPN:  # which samples
         assert all(torch.equal(first[item], second[item]) for item in first)
+
+
+# Pull and push --------------------------------------------------------------------------------------------------------
+
+
+def slopes(name: str, **flags: Any) -> tuple[Tensor, dict[str, float]]:
+    """(B, N) gradient of the loss that drops in each candidate's logits, without its sign; and what is said of it."""
+    criterion, _ = step_of(name, **flags)
+    preds = predictions(build(V8), images=IMAGES) if name == V8 else dict(torchvision_of(name)[1])
+    key = "scores" if name == V8 else "objectness" if "objectness" in preds else "logits"
+    preds[key] = preds[key].detach().requires_grad_()
+    if name.startswith(RPN):
+        criterion.run.step += 1
+        losses = criterion._rpn(preds, labels_of(LABELS, IMAGES, preds["size"], torch.device("cpu")))
+    else:
+        vector, items = (criterion.loss if name == V8 else criterion)(preds, LABELS)
+        losses = dict(zip(items, vector, strict=True))
+    slope = torch.autograd.grad(losses["obj_loss" if "obj_loss" in losses else "cls_loss"], preds[key])[0].abs()
+    return slope.sum(1 if name == V8 else 2) if slope.dim() == 3 else slope, pulls(criterion)
+
+
+def positives(name: str) -> Tensor:
+    """(B, N) which candidates are matched to a label."""
+    if name == V8:
+        return assigned(hosts(build(V8))[0], predictions(build(V8), images=IMAGES), LABELS).positive
+    raw = torchvision_of(name)[1]
+    high, low = {RETINANET: (0.5, 0.4), SSD: (0.5, 0.5), RPN: (0.7, 0.3)}[name.split()[0]]
+    labels = labels_of(LABELS, IMAGES, raw["size"], torch.device("cpu"))
+    rescue = "first" if name == SSD else "ties"
+    return match_by_iou(raw["anchors"], labels, high=high, low=low, rescue=rescue).state == POSITIVE
+
+
+@pytest.mark.parametrize("name", [V8, RETINANET, RETINANET_OBJ, SSD, RPN, RPN_OBJ])
+@pytest.mark.parametrize(
+    ("select", "kept", "scope"),
+    [("random", "kept", "background"), ("weight", "host", "background"), ("confident", "kept", "matched")],
+)
+def test_what_is_said_of_pull_and_push_is_what_the_gradients_are(name: str, select: str, kept: str, scope: str) -> None:
+    flags = {"obj_drop": 0.75, "drop_select": select, "drop_divisor": kept, "drop_scope": scope, "neg_iou": 0.6}
+    dropping, said = slopes(name, **flags)
+    plain, none = slopes(name, obj_drop=1e-9)
+    assert none["pull"] == none["push"] == 1
+    positive = positives(name)
+    for kind, mask in (("pull", positive), ("push", ~positive)):
+        assert said[kind] == pytest.approx(float(dropping[mask].sum() / plain[mask].sum()), abs=2e-4), kind
+    assert said["push"] != 1 or scope == "matched"

@@ -180,7 +180,7 @@ def test_what_it_stands_on_by_default_is_asked_of_the_site(site: str) -> None:
     scores = "retinanet" not in site
     assert made["brl_base"] == ("host" if scores else "focal")
     assert (made["brl_gamma"], made["brl_alpha"]) == ((0.0, -1.0) if scores else (2.0, 0.25))
-    assert made.divisor == ("host" if scores else "image")
+    assert made.divisor == {"retinanet": "image", "retinanet-obj": "batch"}.get(site, "host")
     published = recipe(site, loss="brl", brl_base="focal")
     assert (published["brl_gamma"], published["brl_alpha"]) == (2.0, 0.25)
     assert published.divisor == recipe(site, loss="focal").divisor

@@ -237,6 +237,27 @@ def test_each_rate_acts_on_its_own_loss(step: Step) -> None:
     assert found.box.any()
 
 
+@pytest.mark.parametrize("scope", ["background", "matched", "literal"])
+def test_the_control_chooses_all_in_part_and_counts_what_is_left_on_average(step: Step, scope: str) -> None:
+    flags = {"obj_drop": 0.75, "box_drop": 0.1, "drop_scope": scope, "drop_select": "weight"}
+    found, all_ = (
+        choose(step, **flags),
+        choose(step, **{**flags, "obj_drop": 1, "box_drop": 1, "drop_select": "random"}),
+    )
+    given = (("left", "unset", "background"), found.rest, 0.75), (("box",), found.box_rest, 0.1)
+    for names, rest, rate in given:
+        masks = [(getattr(found, name), getattr(all_, name)) for name in names if getattr(all_, name) is not None]
+        assert len(masks) == 1
+        assert torch.equal(*masks[0])
+        count = int(masks[0][0].sum())
+        assert rate * count % 1 != 0, "the sample should tell the floor from the fraction"
+        assert rest is not None
+        assert rest.loss == 1 - rate
+        assert float(rest.divisor) == pytest.approx(1 - math.floor(rate * count) / count)
+    assert found.counts is not None
+    assert found.counts.tolist()[1::2] == [0, 0]
+
+
 @pytest.mark.parametrize("divisor", ["kept", "host"])
 def test_the_divisor_is_handed_on(step: Step, divisor: str) -> None:
     assert choose(step, obj_drop=0.5, drop_divisor=divisor).kept == (divisor == "kept")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_record import places, put, small_sweep
+from mutations import places, put, small_sweep
 
 from rebalance.errors import RunError
 from rebalance.experiments.record import Plan, Record, decode, load

@@ -157,8 +157,7 @@ THEIR_NAMES = {
     "brl": "brl", "label-noise": "label-noise-ce-vs-focal", "residual": "residual-objectness",
     "rebalancing": "box-prediction-rebalancing",
 }  # fmt: skip
-METRICS = {"AP": "mAP50-95", "AP50": "mAP50", "AP75": "mAP75", "APs": "AP_small", "APm": "AP_medium", "APl": "AP_large"}
-METRICS |= {"FPS_titanx": "FPS", "delta_points": "mAP50_drop"}
+METRICS = {"AP": "mAP50-95", "AP50": "mAP50", "AP75": "mAP75", "FPS_titanx": "FPS", "delta_points": "mAP50_drop"}
 UNSAID = {"iou", "ghm_regions", "focal_gamma", "focal_alpha"}  # flags that the collected rows leave out
 LOSS_OF = {"stock": "bce", "sampling": "bce"}
 

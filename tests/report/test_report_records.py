@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,6 @@ import pytest
 
 from rebalance.errors import RunError
 from rebalance.experiments.record import load, main, read
-from rebalance.report.page import pages
-from rebalance.report.summary import results, to_csv
 
 REFERENCE = Path(__file__).resolve().parents[2] / "runs" / "reference"
 
@@ -153,41 +151,3 @@ def test_the_records_that_are_kept_can_all_be_read(file: Path) -> None:
     sweep = load(file.parent)
     assert sweep.records
     assert (sweep.missing, sweep.warnings) == ((), ())
-
-
-def places(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Every place in a record; of a list, those of its first item."""
-    yield place
-    inner = value.items() if isinstance(value, dict) else enumerate(value[:1]) if isinstance(value, list) else ()
-    for key, item in inner:
-        yield from places(item, (*place, key))
-
-
-def test_a_report_is_made_whatever_stands_in_a_record(make_sweep: Any, make_record: Any) -> None:
-    found = [[2, 0.9, 1, 2, 3, 4]]
-    sample = {"image": "a.jpg", "size": [20, 10], "labels": [[1, 0, 0, 5, 5]], "withheld": [[1, 0, 0, 5, 5]]}
-    sample |= {"detections": found, "steps": [found]}
-    good = make_record("a", 0, val=0.5, samples=[sample], protocol="percent", rate=0.5, loss="brl", brl_t=0.5)
-    good["metrics"]["test"] |= {"mAP_by_iou": {"0.50": 0.4}, "coco": {"AP_small": 0.1}, "voc": {"mAP50": 0.4}}
-    good |= {"host_metrics": {"test": {"mAP50": 0.4, "mAP75": 0.2, "mAP50-95": 0.1}}}
-    good |= {"evaluation": {"iou": 0.5, "conf": 0.05, "max_det": 100, "source": "the study's"}}
-    good["timings"]["fps"], good["loss_ran"]["pull"], good["loss_ran"]["push"] = 30.0, 3.4, 0.9
-    folder = make_sweep(good, make_record("b", 1, loss="focal"))
-    file = folder / "runs" / "a" / "record.json"
-    left_out = 0
-    for *place, last in filter(None, places(good)):
-        for value in (5, {"a": {"b": 2}}, [[{}]]):
-            content = json.loads(json.dumps(good))
-            inner = content
-            for key in place:
-                inner = inner[key]
-            inner[last] = value
-            file.write_text(json.dumps(content), "utf-8")
-            sweep = load(folder)
-            left_out += len(sweep.warnings)
-            if sweep.warnings:  # the report of the other record alone
-                continue
-            found = results(sweep)
-            assert "# mine" in pages(found, (), (), folder)["report.md"]
-            assert "mAP50_mean" in to_csv(found.rows)
-    assert left_out > 200

@@ -86,6 +86,17 @@ def test_idle_flags_of_drop_share_the_zero_run(make_sweep: Any, make_record: Any
     assert row(rows, loss="focal+drop").change == {}  # the 0 % run of focal is focal
 
 
+def test_the_host_s_own_loss_is_the_zero_run_of_what_is_dropped_from_it(make_sweep: Any, make_record: Any) -> None:
+    """Nothing dropped is the host's own loss to the last bit, so dropping and other losses are one family."""
+    runs = [make_record(f"a{seed}", seed, loss="bce", test=0.4) for seed in (0, 1)]
+    runs += [make_record(f"b{seed}", seed, loss="drop", obj_drop=0.75, test=0.5) for seed in (0, 1)]
+    runs += [make_record(f"c{seed}", seed, loss="focal", test=0.3) for seed in (0, 1)]
+    found = results(load(make_sweep(*runs)))
+    changes = {row.setting.get("loss"): row.change["mAP50"].mean for row in found.rows if row.change}
+    assert changes == pytest.approx({"drop": 0.1, "focal": -0.1})
+    assert len({row.base for row in found.rows if row.base}) == 1
+
+
 def test_runs_whose_labels_move_with_the_seed_are_of_one_setting(make_sweep: Any, make_record: Any) -> None:
     runs = [make_record(f"normal{seed}", seed, test=0.7) for seed in (0, 1)]
     for seed in (0, 1):

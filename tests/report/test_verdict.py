@@ -123,10 +123,16 @@ def test_a_control_that_gains_nothing_for_certain_must_be_beaten_too(partial_swe
     ) in text
 
 
+def test_of_a_removal_that_costs_nothing_is_said_about_the_control(partial_sweep: Any) -> None:
+    (text,) = verdicts(partial_sweep(drop=(-0.1, -0.11, -0.12), control=(-0.05, -0.2, 0.0)))
+    assert "obj_drop=0.75 is worse than 0 %: -11.0 ± 2.5 points" in text
+    assert "its control" not in text
+
+
 def test_a_control_is_named_beside_losses(make_sweep: Any, make_record: Any) -> None:
     runs = [
-        make_record("bce", 0, loss="bce"), make_record("drop", 0, obj_drop=0.5),
-        make_record("weight", 0, obj_drop=0.5, drop_select="weight"),
+        make_record("bce", 0, loss="bce"), make_record("focal", 0, loss="focal"),
+        make_record("drop", 0, obj_drop=0.5), make_record("weight", 0, obj_drop=0.5, drop_select="weight"),
     ]  # fmt: skip
     table = judged(results(load(make_sweep(*runs))))[-1].levels
     assert "drop obj_drop=0.5 drop_select=weight (control)" in [row[0].text for row in table.rows]
@@ -197,9 +203,17 @@ def test_what_is_missing_is_told_with_its_command(partial_sweep: Any) -> None:
         assert {run.labels.protocol for run in read_grid(given).runs} == {"normal"}
 
 
-def test_a_slightly_longer_run_is_no_long_run(partial_sweep: Any, make_record: Any) -> None:
+@pytest.mark.parametrize(
+    ("epochs", "protocol", "reached"),
+    [(3, "normal", None), (10, "extreme", 0.8), (10, "normal", 0.5)],
+    ids=["slightly longer", "on partial labels", "on a data set that is partial as it comes"],
+)
+def test_a_run_that_is_no_long_run_on_complete_labels(
+    partial_sweep: Any, make_record: Any, epochs: int, protocol: str, reached: float | None
+) -> None:
     folder = partial_sweep(long=None)
-    content = make_record("longer", 0, test=0.6, host={"epochs": 3})
+    content = make_record("longer", 0, test=0.6, protocol=protocol, host={"epochs": epochs})
+    content["config"]["labels"]["manifest"] = {"asked": None, "reached": reached, "sha256": "0"}
     (folder / "runs" / "longer").mkdir()
     (folder / "runs" / "longer" / "record.json").write_text(json.dumps(content), "utf-8")
     assert verdicts(folder)[0].endswith("(2 times the epochs or more) is missing.")

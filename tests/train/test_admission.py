@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +12,10 @@ from typing import Any
 import pytest
 import torch
 import ultralytics
+import yaml
 from small_data import make_dataset
 from small_training import train
+from ultralytics.engine.trainer import BaseTrainer
 
 from rebalance import YOLO
 from rebalance.cli import host_command
@@ -21,6 +25,7 @@ from rebalance.hosts.torchvision.model import TorchvisionModel
 from rebalance.hosts.ultralytics.model import AnchorDetectionModel
 from rebalance.train.admission import admit, data_yaml, separate
 from rebalance.train.api import load
+from rebalance.train.arguments import OPTIMIZERS
 from rebalance.train.trainer import RebalanceTrainer
 
 ROUTES = ("python", "rebalance", "yolo", "grid")
@@ -104,6 +109,33 @@ SLIPS: list[tuple[str, dict[str, Any], str]] = [
     ("yolov8n.yaml", {"obj_drop": "half"}, "obj_drop=half is not a number"),
     ("yolov8n.yaml", {"drop_scope": "match"}, "drop_scope=match is not one of background, matched, literal (did "),
     ("yolov8n.yaml", {"head": "ancor"}, "head=ancor is not one of stock, anchor, obj, resobj, sigmoid (did you mean"),
+    ("yolov8n.yaml", {"obj_drop": 0.5, "imgsz": "abc"}, "imgsz=abc is not a whole number of pixels"),
+    ("yolov8n.yaml", {"obj_drop": 0.5, "imgsz": [64, 0]}, "imgsz=[64, 0] is not a whole number of pixels"),
+    ("yolov8n.yaml", {"obj_drop": 0.5, "batch": "abc"}, "'batch=abc' is of invalid type str"),
+    ("yolov8n.yaml", {"obj_drop": 0.5, "batch": 2.5}, "batch=2.5 is not a whole number of images, -1 "),
+    ("yolov8n.yaml", {"obj_drop": 0.5, "batch": 0}, "batch=0 is not a whole number of images, -1 "),
+    ("yolov8n.yaml", {"obj_drop": 0.5, "workers": -1}, "workers=-1 is not a whole number from 0"),
+    ("yolov8n.yaml", {"obj_drop": 0.5, "seed": 2**32}, "seed=4294967296 is not a whole number from 0 to 4294967294"),
+    ("yolov8n.yaml", {"obj_drop": 0.5, "optimizer": "LBFGS"}, "optimizer=LBFGS is not one of auto, SGD, MuSGD, Adam"),
+    ("retinanet_tiny", {"optimizer": "adamm"}, "optimizer=adamm is not one of auto, SGD, MuSGD, Adam, Adamax, AdamW, "),
+    ("yolov8n.yaml", {"head": "anchor", "cache": "dsik"}, "cache=dsik is not one of True, False, ram, disk (did you"),
+    ("yolov8n.yaml", {"obj_drop": 0.5, "compile": "fast"}, "compile=fast is not one of True, False, default, "),
+    ("yolov8n.yaml", {"obj_drop": 0.5, "copy_paste_mode": "flop"}, "copy_paste_mode=flop is not one of flip, mixup"),
+    ("yolov8n.yaml", {"obj_drop": 0.5, "freeze": "body"}, "freeze=body is not a number of layers, or a list "),
+    ("yolov8n.yaml", {"obj_drop": 0.5, "classes": "cat"}, "classes=cat is not a class number, or a list such as [0,2]"),
+    ("yolov8n.yaml", {"obj_drop": 0.5, "device": "gpu"}, "device=gpu is not there; devices here: cpu"),
+    ("fasterrcnn_tiny", {"device": 99}, "device=99 is not there; devices here: cpu"),
+    ("yolov8n.yaml", {"obj_drop": 0.5, "device": "cuda:99"}, "device=cuda:99 is not there; devices here: cpu"),
+    ("yolov8n.yaml", {"obj_drop": 0.5, "quantize": 8}, "quantize=8 needs what is not installed: pip install 'nv"),
+    ("retinanet_tiny", {"quantize": "int8"}, "quantize=8 needs what is not installed: pip install 'nv"),
+    ("yolov8n.yaml", {"obj_drop": 0.5, "split": "tets"}, "split=tets is not one of train, val, test (did you mean tes"),
+    ("yolov8n.yaml", {"obj_drop": 0.5, "time": -1}, "time=-1 is not a number of hours above 0"),
+    ("yolov8n.yaml", {"obj_drop": 0.5, "pretrained": 5}, "pretrained=5 is not True, False or a file"),
+    ("retinanet_tiny", {"amp": "bf16", "device": "cpu"}, "amp=bf16 needs a GPU that computes in it; device=cpu"),
+    ("yolov8n.yaml", {"obj_drop": 0.5, "optimizer": "adam", "momentum": 1.0}, "momentum=1.0: of optimizer=adam it is "),
+    ("yolov8n.yaml", {"obj_drop": 0.5, "freeze": 99}, "freeze=99: this model has 23 layers, 0 to 22; freezing all "),
+    ("yolov8n.yaml", {"head": "anchor", "freeze": [0, 99]}, "freeze=[0, 99]: this model has 23 layers, 0 to 22"),
+    ("yolov8n.yaml", {"head": "anchor", "freeze": -1}, "freeze=-1: this model has 23 layers, 0 to 22"),
     # the schedule
     ("yolov8n.yaml", {"lr_steps": "11,8"}, "lr_steps=11,8 is not a list of rising epochs such as [8,11]"),
     ("yolov8n.yaml", {"lr_steps": "[0,8]"}, "lr_steps=[0,8] is not a list of rising epochs such as [8,11]"),
@@ -134,6 +166,8 @@ SLIPS: list[tuple[str, dict[str, Any], str]] = [
     ("retinanet_tiny", {"pretrained": "none.pth"}, "pretrained=none.pth: no such file, and not coco"),
     ("retinanet_tiny", {"pretrained": "coco"}, "pretrained=coco: there are no weights of retinanet_tiny "),
     ("retinanet_resnet50_fpn", {"pretrained": "coco"}, "pretrained=coco: https://"),
+    ("yolov8n.yaml", {"loss": "drop", "distill_model": "a/none.pt"}, "distill_model=a/none.pt: no such file, and not "),
+    ("yolov8n.yaml", {"loss": "drop", "cfg": "none.yaml"}, "cfg=none.yaml: no such file"),
     ("retinanet_tiny", {"distill_model": "yolov8n.pt"}, "distill_model=yolov8n.pt cannot be joined with model="),
     # what would freeze everything or nothing
     ("retinanet_tiny", {"freeze": 3}, f"freeze=3: retinanet_tiny {MODULES}"),
@@ -159,6 +193,8 @@ def test_a_slip_gets_the_same_line_by_every_route(
         ({"obj_drp": 0.5}, "unknown flag obj_drp=0.5 (did you mean obj_drop?)"),
         ({"epochs": "many"}, "epochs=many"),
         ({"lr0": 3.0}, "lr0=3.0"),
+        ({"optimizer": "foo"}, "optimizer=foo is not one of auto, SGD"),
+        ({"quantize": 8}, "quantize=8 needs what is not installed"),
         ({"pretrained": "here/none.pt"}, "pretrained=here/none.pt: no such file, and not a published model"),
     ],
 )
@@ -194,7 +230,7 @@ def test_a_misspelt_detector_names_the_nearest() -> None:
 
 
 def test_what_starts_is_admitted_with_what_it_comes_to(data: Path) -> None:
-    host = {"data": str(data), "epochs": 3, "device": "0,1", "classes": [0, 1], "amp": "bf16"}
+    host = {"data": str(data), "epochs": 3, "device": "cpu", "classes": [0, 1], "amp": "fp32"}
     for given in ({}, {"obj_drop": 0.5}, {"head": "anchor"}):
         found = admit(load("yolov8n.yaml"), given, host, strict=True, data=False)
         assert (found.recipe is None) == (given == {})
@@ -202,6 +238,37 @@ def test_what_starts_is_admitted_with_what_it_comes_to(data: Path) -> None:
     assert found.recipe is not None
     assert (found.recipe["head"], found.recipe["loss"], found.given) == ("anchor", "bce", {"head": "anchor"})
     assert admit(load("yolov8n.yaml"), {}, host, OWN).trainer is OWN
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        {"imgsz": 64, "batch": -1, "workers": 0, "cache": True, "compile": False, "freeze": 3, "classes": 1},
+        {"imgsz": "64", "batch": 0.5, "cache": "RAM", "compile": "default", "freeze": [0, "23.cv2"], "classes": [0, 1]},
+        {"imgsz": [64, 96], "batch": 1, "cache": None, "freeze": [], "device": "cpu", "quantize": 16, "seed": 0},
+        {"cache": "disk", "device": "", "quantize": None, "copy_paste_mode": "mixup", "compile": True},
+        {"device": torch.device("cpu"), "optimizer": "adamw", "freeze": 22, "split": "test", "time": 0.5},
+        {"optimizer": "SGD", "momentum": 1.0, "pretrained": False, "freeze": ["22"], "amp": "fp16", "task": "detect"},
+    ],
+)
+def test_good_values_of_the_host_are_good_here(host: dict[str, Any]) -> None:
+    assert admit(load("yolov8n.yaml"), {"obj_drop": 0.5}, host, strict=True).arguments == host
+
+
+@pytest.mark.parametrize("model", ["yolov8n.yaml", "retinanet_tiny"])
+def test_an_earlier_name_of_the_host_is_taken_for_what_it_became(model: str) -> None:
+    for given in ({"int8": True}, {"half": True, "int8": True}):
+        with pytest.raises(ConfigError, match="quantize=8 needs what is not installed"):
+            YOLO(model).train(loss="focal", **given)
+    assert admit(load(model), {"loss": "focal"}, {"int8": False, "half": True}, strict=True).recipe is not None
+
+
+def test_optimizers_are_the_host_s() -> None:
+    build = functools.partial(BaseTrainer.build_optimizer, None, torch.nn.Linear(1, 1))
+    with pytest.raises(NotImplementedError) as caught:
+        build(name="none")
+    named = ast.literal_eval(str(caught.value).partition("optimizers ")[2].partition(".")[0])
+    assert named == set(OPTIMIZERS)
 
 
 @pytest.mark.parametrize("freeze", [None, 0, 1, 2, [], [0], [1], [0, 1]])
@@ -302,6 +369,81 @@ def test_flags_are_looked_at_before_the_built_in_data_set_is_made(elsewhere: Pat
         with pytest.raises(ConfigError):
             YOLO(model).train(data="mine.yaml", **given)
     assert [file.name for file in elsewhere.iterdir()] == ["mine.yaml"]
+
+
+@pytest.mark.parametrize(("model", "given"), [("retinanet_tiny", {}), ("yolov8n.yaml", {"head": "anchor"})])
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('channels: "3"', 'channels: "3" is not a whole number such as 3'),
+        ("channels:", "channels: null is not a whole number such as 3"),
+        ("channels: 3.0", "channels: 3.0 is not a whole number such as 3"),
+        ("nc: two", "nc=two is not a whole number"),
+        ("nc: 9", "2 names, but nc=9"),
+        ("path: 7", "'path' is of type int, not str"),
+        ("train: 7", "'train' is of type int, not str or list"),
+        ("val: [7]", "'val' is a list with something else than texts in it"),
+        ("names: red", "'names' is of type str, not list or dict"),
+        ("names: {0: red, 2: blue}", "'names' has the classes [0, 2], not 0, 1, 2 ... without a gap"),
+        ("download: 7", "'download' is of type int, not str"),
+        ("train: images/tarin", "train images not found: "),
+    ],
+)
+def test_a_value_of_a_data_set_yaml_that_cannot_be(
+    capfd: pytest.CaptureFixture[str], tiny_dataset: Path, model: str, given: dict[str, str], line: str, message: str
+) -> None:
+    content = yaml.safe_load(tiny_dataset.read_text("utf-8"))
+    tiny_dataset.write_text(yaml.safe_dump({**content, **yaml.safe_load(line)}), "utf-8")
+    lines = {refused(capfd, route, model, data=tiny_dataset, **given) for route in ROUTES if route != "grid"}
+    assert len(lines) == 1
+    assert lines.pop().startswith(f"{tiny_dataset}: {message}")
+
+
+@pytest.mark.parametrize(("model", "given"), [("fasterrcnn_tiny", {}), ("yolov8n.yaml", {"loss": "focal"})])
+@pytest.mark.parametrize("how", ["no files", "empty files", "files of another number of classes"])
+def test_training_images_without_a_single_label(
+    capfd: pytest.CaptureFixture[str], tiny_dataset: Path, model: str, given: dict[str, str], how: str
+) -> None:
+    for file in tiny_dataset.parent.glob("labels/train/*.txt"):
+        if how == "no files":
+            file.unlink()
+        else:
+            file.write_text("" if how == "empty files" else "7 0.5 0.5 0.2 0.2\n", "utf-8")
+    before = sorted(tiny_dataset.parent.rglob("*"))
+    lines = {refused(capfd, route, model, data=tiny_dataset, **given) for route in ROUTES if route != "grid"}
+    assert lines == {f"{tiny_dataset}: no training image has a label"}
+    assert sorted(tiny_dataset.parent.rglob("*")) == before
+    if how.startswith("files of another"):  # one class of many, as the host reads it
+        assert admit(load(model), given, {"data": str(tiny_dataset), "single_cls": True}).recipe
+
+
+def test_classes_of_which_no_training_image_has_a_label(capfd: pytest.CaptureFixture[str], tiny_dataset: Path) -> None:
+    for classes, told in (("[8,9]", "8,9"), (9, "9")):
+        for route in ("rebalance", "yolo"):
+            line = refused(capfd, route, "yolov8n.yaml", data=tiny_dataset, loss="focal", classes=classes)
+            assert line == f"{tiny_dataset}: no training image has a label of classes={told}"
+    assert admit(load("yolov8n.yaml"), {"loss": "focal"}, {"data": str(tiny_dataset), "classes": [0, 9]}).recipe
+
+
+def test_a_task_or_a_split_that_is_not_there(capfd: pytest.CaptureFixture[str], tiny_dataset: Path) -> None:
+    line = refused(capfd, "python", "yolov8n.yaml", data=tiny_dataset, loss="focal", task="segment")
+    assert line == "task=segment cannot be joined with model=yolov8n.yaml, which is a detect model"
+    for route in ROUTES:
+        line = refused(capfd, route, "yolov8n.yaml", data=tiny_dataset, loss="focal", cfg=5)
+        assert line == "cfg=5 is not a YAML (.yaml or .yml)"
+    text = tiny_dataset.read_text("utf-8")
+    tiny_dataset.write_text(text.replace("test: images/test\n", ""), "utf-8")
+    for route in ("python", "rebalance", "yolo"):
+        line = refused(capfd, route, "yolov8n.yaml", data=tiny_dataset, loss="focal", split="test")
+        assert line == f"{tiny_dataset} has no 'test:'"
+
+
+def test_a_data_set_that_the_host_fetches_is_its_own_affair(tmp_path: Path) -> None:
+    file = tmp_path / "far.yaml"
+    file.write_text(
+        "path: far\ntrain: images\nval: images\nnames: [a]\ndownload: https://example.org/far.zip\n", "utf-8"
+    )
+    assert admit(load("yolov8n.yaml"), {"loss": "focal"}, {"data": str(file)}).arguments == {"data": str(file)}
 
 
 def test_images_of_one_channel_are_refused(capfd: pytest.CaptureFixture[str], tiny_dataset: Path) -> None:

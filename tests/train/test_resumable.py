@@ -9,6 +9,7 @@ import random
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,10 @@ from ultralytics.engine import trainer as host
 from rebalance import YOLO
 from rebalance.cli import main as cli
 from rebalance.errors import RunError
-from rebalance.files import clear, unfinished
+from rebalance.files import unfinished
 from rebalance.train.checkpoint import find_state, state_of
 from rebalance.train.resumable import Passes, _strips_whole, random_state, set_random_state
+from rebalance.train.trainer import RebalanceTrainer
 
 # Model, flags, and after which epoch (from 0) it is stopped. Three batches an epoch, the last of two images, and a step
 # every other batch: gradients are pending after an epoch. Warm-up ends, and mosaic, within the three epochs.
@@ -36,7 +38,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], int]] = {
     "stock": ("yolov8n.yaml", GHM, 0),
     "two branches": ("yolo26n.yaml", {"loss": "drop", "obj_drop": 0.5}, 1),
     # killed in its warm-up
-    "retinanet": ("retinanet_tiny", {"loss": "brl", "lr_steps": "[2]", "warmup_from": 0.3, "grad_clip": 1}, 0),
+    "retinanet": ("retinanet_tiny", {"loss": "brl", "lr_steps": "[2]", "warmup_from": 0.3, "grad_clip": 1}, 1),
     "anchor": ("yolov5n.yaml", {"head": "anchor", "loss": "drop", "obj_drop": 0.5, "box_drop": 0.5}, 1),
     "resobj": ("yolov8n.yaml", {"head": "resobj", "optimizer": "AdamW", "lr0": 0.001, "multi_scale": 0.4}, 1),
     "resobj anchor": ("yolov5n.yaml", {"head": "resobj", "optimizer": "MuSGD", "close_mosaic": 2}, 1),
@@ -330,11 +332,16 @@ def test_random_numbers_go_on(tmp_path: Path) -> None:
     assert [draw(), draw()] == expected
 
 
-def test_what_a_kill_left_goes_when_the_training_goes_on(runs: dict[str, Unbroken], tmp_path: Path) -> None:
-    folder = runs["stock"].copy(1, tmp_path / "killed")
-    weights = folder / "weights"
-    (weights / ".files.99").mkdir()
-    (weights / ".files.99" / "last.pt").write_text("ha", "utf-8")
-    (weights / ".state2.pt.99").write_text("ha", "utf-8")
-    clear(weights)
-    assert sorted(p.name for p in weights.iterdir()) == ["best.pt", "last.pt", "state1.pt"]
+def test_what_a_method_keeps_comes_back_as_it_was(tmp_path: Path) -> None:
+    def trainer(kept: dict[str, Tensor]) -> tuple[RebalanceTrainer, Any]:
+        made, run = object.__new__(RebalanceTrainer), SimpleNamespace(kept=kept)
+        criterion = SimpleNamespace(objectives=[SimpleNamespace(run=run)])
+        made.model, made.device = SimpleNamespace(criterion=criterion), torch.device("cpu")
+        return made, run
+
+    kept = {"sum": torch.tensor([1 / 3], dtype=torch.float64), "count": torch.tensor(3)}
+    torch.save(trainer(kept)[0].criterion_state(), tmp_path / "state.pt")
+    made, run = trainer({"sum": torch.zeros(1)})  # as plain numbers in last.pt would have it
+    made.restore_criterion(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert run.kept == kept
+    assert {name: tensor.dtype for name, tensor in run.kept.items()} == {n: t.dtype for n, t in kept.items()}

@@ -26,7 +26,7 @@ from ultralytics.utils.loss import E2ELoss, v8DetectionLoss
 
 import rebalance
 from rebalance import YOLO
-from rebalance.errors import ConfigError, ModelError
+from rebalance.errors import ConfigError, DataError, ModelError
 from rebalance.hosts import FAMILIES
 from rebalance.hosts.host import objectives, remembered
 from rebalance.hosts.state_dict import read_state_dict
@@ -109,6 +109,14 @@ def test_results_count_what_was_dropped(run: Run) -> None:
         assert row["drop/obj_dropped"] > 100
         assert row["drop/box_dropped"] > 1
         assert all(np.isfinite(value) for value in row.values())
+        assert row["drop/pull"] > 0
+        assert 0.2 < row["drop/push"] < 1
+    ran = run.trainer.loss_ran
+    assert {k: ran[k] for k in ("pull", "push")} == {k: rows[0][f"drop/{k}"] for k in ("pull", "push")}
+    told = f"pull on positives x{ran['pull']:.2f}, push on negatives x{ran['push']:.2f} of the loss without dropping"
+    assert [line for line in run.lines if "pull on" in line] == [
+        f"rebalance: drop: obj_drop=0.75 drop_divisor=kept drop_select=random: {told}"
+    ]
     counted = run.trainer.drop_counts
     assert {k: rows[-1][f"drop/{k}"] for k in counted} == counted
 
@@ -127,14 +135,18 @@ def test_columns_stay_in_place_where_metrics_are_those_of_the_last_epoch(tmp_pat
     for trainer.epoch in range(2):  # as without validation
         trainer.drop_counts = {"negatives": 8, "obj_dropped": 4 + trainer.epoch}
         trainer.step_means = {"pos_0": 0.5 + trainer.epoch / 8}
+        trainer.pulls = {"pull": 1.5, "push": 0.5}
         trainer.save_metrics({"train/cls_loss": 1.0, **trainer.metrics, "lr/pg0": 0.1})
     header, *rows = (line.split(",")[2:] for line in trainer.csv.read_text("utf-8").splitlines())
-    drop = ["negatives", "obj_dropped", "low_iou_matches", "box_dropped"]
+    drop = ["negatives", "obj_dropped", "low_iou_matches", "box_dropped", "pull", "push"]
     assert header == [
         "train/cls_loss", "metrics/mAP50(B)", "lr/pg0", *(f"drop/{name}" for name in drop), "resobj/pos_0"
     ]  # fmt: skip
-    assert [row[-5:] for row in rows] == [["8", "4", "0", "0", "0.5"], ["8", "5", "0", "0", "0.625"]]
-    assert trainer.metrics == {"metrics/mAP50(B)": 0.0, **dict(zip(header[-5:], [8, 5, 0, 0, 0.625], strict=True))}
+    assert [row[-7:] for row in rows] == [
+        ["8", "4", "0", "0", "1.5", "0.5", "0.5"], ["8", "5", "0", "0", "1.5", "0.5", "0.625"]
+    ]  # fmt: skip
+    last = dict(zip(header[-7:], [8, 5, 0, 0, 1.5, 0.5, 0.625], strict=True))
+    assert trainer.metrics == {"metrics/mAP50(B)": 0.0, **last}
 
 
 def test_validation_took_no_part_in_the_counts(run: Run) -> None:
@@ -343,7 +355,7 @@ def test_stock_training_from_a_checkpoint_forgets_its_loss(runs: dict[str, Run],
 def test_a_failed_training_leaves_the_model_as_it_was(runs: dict[str, Run], tmp_path: Path) -> None:
     model = YOLO("yolov8n.yaml")
     (tmp_path / "none.yaml").write_text("train: none\nval: none\nnames: {0: kind}\n", "utf-8")
-    with pytest.raises(RuntimeError, match=r"none\.yaml"):
+    with pytest.raises(DataError, match=r"none\.yaml"):
         model.train(data=str(tmp_path / "none.yaml"), head="anchor", project=str(tmp_path))
     assert remembered(model.model) == {}
 
@@ -540,11 +552,9 @@ def test_no_labels_at_all(head: str, tiny_dataset: Path, tmp_path: Path) -> None
     for file in (tiny_dataset.parent / "labels" / "train").iterdir():
         file.write_text("", "utf-8")
     name, flags = HEADS[head]
-    train(name, tiny_dataset, tmp_path, **flags, epochs=1)
-    row = results(tmp_path)[0]
-    assert row["train/box_loss"] == 0
-    assert np.isfinite(row["train/obj_loss" if head == "anchor" else "train/cls_loss"])
-    assert row["drop/low_iou_matches"] == 0
+    with pytest.raises(DataError, match="no training image has a label"):
+        train(name, tiny_dataset, tmp_path / "runs", **flags, epochs=1)
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("head", ["stock", "anchor"])

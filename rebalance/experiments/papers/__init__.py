@@ -2,12 +2,12 @@
 
 `rebalance paper brl.table4 data=my.yaml preset=cpu` runs one; `rebalance paper numbers` prints the numbers. A study is
 a list of *cells*: grids that are run into one folder with one report. A cell names its detector; which one that is, the
-budget and the evaluation are the size's, in budgets.yaml, which also has the built-in benchmark. A further paper is a
-further file.
+budget and the evaluation are the size's, in budgets.yaml, which also has the built-in benchmark. Flags of a cell in one
+size alone stand under the size's name: `gpu: obj_prior=paper`. A further paper is a further file.
 
 A block of `numbers` is a table of a paper: what all rows share, the names of `columns`, and `rows`. A column such as
-`test mAP50` holds values, fractions in [0, 1] (`FPS`: frames a second; `mAP50_drop`: a difference of two; `AP_small`
-and the like: COCO's); others and keys are fields of `Number`.
+`test mAP50` holds values, fractions in [0, 1] (`FPS`: frames a second; `mAP50_drop`: a difference of two; `APs` and
+the like: COCO's); others and keys are fields of `Number`.
 """
 
 from __future__ import annotations
@@ -200,7 +200,9 @@ def arguments(study: Study, given: Mapping[str, str]) -> list[dict[str, str]]:
     others = [name for name in asked if family(name) not in families]
     cells = []
     for cell in study.cells:
-        budget, own = known[cell["detector"]], {key: text for key, text in cell.items() if key != "detector"}
+        budget = known[cell["detector"]]
+        own = {key: text for key, text in cell.items() if key not in ("detector", *SIZES)}
+        own |= dict(flag.split("=") for flag in cell.get(size, "").split())
         if not any(map(uses_rate, {**own, **over}.get("protocol", "").split(","))):
             own.pop("rate", None)
         fitting = [name for name in asked if family(name) == family(budget["model"])]

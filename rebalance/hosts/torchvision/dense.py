@@ -105,16 +105,20 @@ class DenseCriterion(ABC):
         return logits.amax(-1)
 
     def _classification(self, logits: Tensor, classes: Tensor, matched: Matched, choice: Choice) -> Tensor:
-        def cost(choice: Choice) -> Tensor:
-            state = choice.seen(matched.state)
-            parts = self._parts(logits, classes, state == POSITIVE, state, matched.overlap)
-            return torch.cat([self._of_images(*part) for part in parts])  # (B, A)
+        def total(logits: Tensor, choice: Choice) -> Tensor:
+            def cost(choice: Choice) -> Tensor:
+                state = choice.seen(matched.state)
+                parts = self._parts(logits, classes, state == POSITIVE, state, matched.overlap)
+                return torch.cat([self._of_images(*part) for part in parts])  # (B, A)
 
-        loss = choice.of_loss(choice.trained(cost))
-        channels = 1 if self.link == SOFTMAX else logits.shape[-1]
-        positive, ignored = matched.state == POSITIVE, matched.state == IGNORE
-        count = self.objective.count(positive, choice, channels=channels, ignored=ignored)
-        return (loss.sum(1) / count).sum()
+            loss = choice.of_loss(choice.trained(cost))
+            channels = 1 if self.link == SOFTMAX else logits.shape[-1]
+            positive, ignored = matched.state == POSITIVE, matched.state == IGNORE
+            count = self.objective.count(positive, choice, channels=channels, ignored=ignored)
+            return (loss.sum(1) / count).sum()
+
+        self.objective.weigh_up(choice, matched.state, logits, total)
+        return total(logits, choice)
 
     def _of_images(self, logits: Tensor, classes: Tensor, positive: Tensor, state: Tensor, overlap: Tensor) -> Tensor:
         """(B, A) classification loss."""

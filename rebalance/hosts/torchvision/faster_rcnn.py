@@ -135,11 +135,15 @@ class FasterRCNNCriterion:
             )
         )  # fmt: skip
         positive = matched.state == POSITIVE
-        candidates = Candidates(logits, positive.to(logits.dtype), matched.state, matched.overlap)
-        losses = self.rpn.objectness(candidates, residuals, choice)
-        in_box = choice.in_box(positive)
-        losses["prop_loss"] = choice.of_box_loss(_smooth_l1(deltas, encode_deltas(gt_boxes, anchors), in_box))
-        return self._divided(losses, matched.state, choice)
+        boxes = _smooth_l1(deltas, encode_deltas(gt_boxes, anchors), choice.in_box(positive))
+
+        def losses(logits: Tensor, residuals: Tensor, choice: Choice) -> dict[str, Tensor]:
+            candidates = Candidates(logits, positive.to(logits.dtype), matched.state, matched.overlap)
+            found = self.rpn.objectness(candidates, residuals, choice)
+            return self._divided({**found, "prop_loss": choice.of_box_loss(boxes)}, matched.state, choice)
+
+        self.rpn.weigh_up(choice, matched.state, logits, lambda x, choice: losses(x, residuals[:0], choice)["obj_loss"])
+        return losses(logits, residuals, choice)
 
     def _drawn(self, raw: Raw, matched: Matched) -> tuple[Raw, Matched]:
         """The anchors trained on: (B, S) logits, (B, S, 4) offsets and anchors, and what they are matched to."""

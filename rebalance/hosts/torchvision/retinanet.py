@@ -111,10 +111,15 @@ class RefinedRetinaNetCriterion(RetinaNetCriterion):
     def _classification(self, logits: Tensor, classes: Tensor, matched: Matched, choice: Choice) -> Tensor:
         state, positive = matched.state, matched.state == POSITIVE
         objects, residuals = self._raw
-        candidates = Candidates(objects, positive.to(logits.dtype), state, matched.overlap)
-        losses = self.objective.objectness(candidates, residuals, choice)
-        count = self.objective.count(positive, choice, ignored=state == IGNORE)
-        self._more = {name: (loss.sum(1) / count).sum() for name, loss in losses.items()}
+
+        def losses(objects: Tensor, residuals: Tensor, choice: Choice) -> dict[str, Tensor]:
+            candidates = Candidates(objects, positive.to(logits.dtype), state, matched.overlap)
+            found = self.objective.objectness(candidates, residuals, choice)
+            count = self.objective.count(positive, choice, ignored=state == IGNORE)
+            return {name: (loss.sum(1) / count).sum() for name, loss in found.items()}
+
+        self.objective.weigh_up(choice, state, objects, lambda x, choice: losses(x, residuals[:0], choice)["obj_loss"])
+        self._more = losses(objects, residuals, choice)
         loss = bce(logits, self.class_targets(logits, classes, positive)).sum(-1).where(positive, 0)
         divided: Tensor = loss.sum(1) / self.objective.count(positive, NOTHING, by=plainly(self.recipe))
         return divided.sum() * float(self.recipe["cls_weight"])

@@ -85,17 +85,24 @@ class DetectionCriterion(v8DetectionLoss):  # type: ignore[misc]
         return assigned
 
     def _classification(self, logits: Tensor, targets: Tensor) -> Tensor:
-        def cost(choice: Choice) -> Tensor:
-            trained = targets
-            if choice.background is not None:
-                trained = targets.masked_fill(choice.background.unsqueeze(-1), 0)
-            return self.objective.loss(Candidates(logits, trained, choice.seen(self._state), self._overlap))
+        def loss(logits: Tensor, choice: Choice) -> Tensor:
+            def cost(choice: Choice) -> Tensor:
+                trained = targets
+                if choice.background is not None:
+                    trained = targets.masked_fill(choice.background.unsqueeze(-1), 0)
+                return self.objective.loss(Candidates(logits, trained, choice.seen(self._state), self._overlap))
 
-        return self._divide(self._choice.of_loss(self._choice.trained(cost)), targets)
+            return self._divide(choice.of_loss(choice.trained(cost)), targets, choice)
 
-    def _divide(self, loss: Tensor, targets: Tensor) -> Tensor:
+        def total(logits: Tensor, choice: Choice) -> Tensor:
+            found = loss(logits, choice)
+            return (found if self.class_weights is None else found * self.class_weights).sum()
+
+        self.objective.weigh_up(self._choice, self._state, logits, total)
+        return loss(logits, self._choice)
+
+    def _divide(self, loss: Tensor, targets: Tensor, choice: Choice) -> Tensor:
         """Make up for the host's division by the sum of target scores, where another divisor is wanted."""
-        choice = self._choice
         if self.recipe.divisor != "host":
             count = self.objective.count(self._state == POSITIVE, choice, channels=loss.shape[-1])
             return loss * (self._host_divisor / count.view(-1, 1, 1))
@@ -155,6 +162,12 @@ class ObjectnessCriterion(DetectionCriterion):
 
     def _objectness(self) -> dict[str, Tensor]:
         (logits, residuals), choice = self._raw, self._choice
+        self.objective.weigh_up(
+            choice, self._state, logits, lambda logits, choice: self._losses(logits, residuals[:0], choice)["obj_loss"]
+        )
+        return self._losses(logits, residuals, choice)
+
+    def _losses(self, logits: Tensor, residuals: Tensor, choice: Choice) -> dict[str, Tensor]:
         targets = self._targets.to(logits.dtype)
         candidates = Candidates(logits, targets, self._state, self._overlap)
         losses = self.objective.objectness(candidates, residuals, choice)
@@ -232,14 +245,23 @@ class AnchorCriterion:
             pairs=lambda: (found.image * logits.shape[1] + found.candidate).where(found.valid, -1),
         ))  # fmt: skip
 
+        host_target = target
         if choice.unset is not None:
             choice, target = self._reset(choice, choice.unset, found, own, state)
         in_box = choice.in_box(found.valid)
         # where, not a product: a slot that is no match may hold any number
         box = choice.of_box_loss(torch.where(in_box, 1 - iou, 0)).sum(1)
         box = (box / choice.of_box_count(found.valid).sum(1).clamp(min=1)).sum()
-        losses = self.objective.objectness(Candidates(logits, target, state, overlap), residuals, choice)
-        objects = {name: self._reduce(x, state == POSITIVE, choice, shapes) for name, x in losses.items()}
+
+        def objects_of(logits: Tensor, residuals: Tensor, choice: Choice) -> dict[str, Tensor]:
+            aims = host_target if choice is NOTHING else target
+            losses = self.objective.objectness(Candidates(logits, aims, state, overlap), residuals, choice)
+            return {name: self._reduce(x, state == POSITIVE, choice, shapes) for name, x in losses.items()}
+
+        self.objective.weigh_up(
+            choice, state, logits, lambda x, choice: objects_of(x, residuals[:0], choice)["obj_loss"]
+        )
+        objects = objects_of(logits, residuals, choice)
         parts = {"box_loss": box, "obj_loss": objects["obj_loss"], "cls_loss": self._classes(chosen[..., 5:], found)}
         parts |= objects  # residual losses have the gain of the objectness loss
         gains = (*self.gains, self.gains[1])

@@ -12,7 +12,7 @@ from torch import Tensor
 from ultralytics.data.utils import exif_size
 from ultralytics.nn.modules.head import Detect
 
-from rebalance.errors import ModelError
+from rebalance.errors import ConfigError, ModelError
 from rebalance.heads.anchor import AnchorSettings
 from rebalance.hosts.host import Host, head_of, refuse_weights
 from rebalance.hosts.state_dict import load_by_name
@@ -28,7 +28,12 @@ class Ultralytics(Host):
         self.sites = sites_of(model)
 
     def refuse(self, model: Any, recipe: Recipe, arguments: Mapping[str, Any], channels: int) -> None:
-        """Gains of the host's loss, heads that cannot be replaced."""
+        """Gains of the host's loss, heads that cannot be replaced, layers to freeze that are not there."""
+        freeze, count = arguments.get("freeze"), len(model.model)
+        layers = [x for x in freeze if isinstance(x, int)] if isinstance(freeze, list) else [freeze or 0]
+        if not all(0 <= layer < count for layer in layers):
+            told = "" if isinstance(freeze, list) else "; freezing all of them leaves nothing to train"
+            raise ConfigError(f"freeze={freeze}: this model has {count} layers, 0 to {count - 1}{told}")
         head, anchors = recipe["head"], "anchors" in recipe.site.gives
         if anchors:
             refuse_weights(arguments, f"head={head}; its gains are box_gain, obj_gain, cls_gain")

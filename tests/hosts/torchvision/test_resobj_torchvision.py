@@ -481,7 +481,7 @@ def test_it_overfits_eight_images(host: str, tmp_path: Path) -> None:
         found[shown] = again.val(**options).box.map50
     if host == "retinanet":
         assert found[0] > 0.85
-        assert found[None] > 0.6
+        assert found[None] > 0.5
     else:
         assert found[None] > 0.9
 

@@ -17,7 +17,7 @@ from ultralytics.utils.metrics import bbox_iou
 from yolo_heads import anchor_box, anchor_head, decoded, overlaps
 
 from rebalance.heads.anchor import AnchorHead
-from rebalance.hosts.host import begin_epoch, counts
+from rebalance.hosts.host import begin_epoch, counts, pulls
 from rebalance.hosts.ultralytics.criterion import AnchorCriterion
 from rebalance.hosts.ultralytics.model import AnchorDetectionModel
 from rebalance.match.anchor import match
@@ -137,6 +137,38 @@ def test_golden_numbers(golden: Any, flags: dict[str, Any], box: float, obj: flo
     vector, _ = run(criterion(head, 16, **flags), maps, labels)
     expected = [2 * gain * x for gain, x in zip(GAINS, (box, obj, cls), strict=True)]
     assert vector.tolist() == pytest.approx(expected, rel=3e-6)
+
+
+@pytest.mark.parametrize(
+    ("flags", "pull", "push"),
+    [
+        # the match is alone on its level of 8, or divided by 8 still; of the others nothing is left
+        ({"obj_drop": 1.0}, 8, 0),
+        ({"obj_drop": 1.0, "drop_divisor": "host"}, 1, 0),
+        # the others have one slope; without dropping 4 * 7/8 + 2/2 = 4.5 of it. Half of each, under 8 and 2 candidates;
+        # under what is left on average where 4 of the 9 leave, 8 - 7 * 4/9 = 44/9 and 2 - 2 * 4/9 = 10/9
+        ({"obj_drop": 0.5, "drop_select": "weight", "drop_divisor": "host"}, 1, 0.5),
+        ({"obj_drop": 0.5, "drop_select": "weight"}, 8 * 9 / 44, (4 * 3.5 * 9 / 44 + 9 / 10) / 4.5),
+        # the match, of slope |0.880797 - 0.496752|, becomes background, of slope 0.880797 beside 0.268941
+        ({"obj_drop": 1.0, "drop_scope": "literal", "neg_iou": 0.6}, 0, 1 + 0.5 * 0.880797 / (4.5 * 0.268941)),
+        ({"box_drop": 1.0}, None, None),
+        ({"obj_drop": 1.0, "drop_warmup": 1}, None, None),
+    ],
+)
+def test_pull_on_positives_and_push_on_negatives_by_hand(
+    golden: Any, flags: dict[str, Any], pull: float | None, push: float | None
+) -> None:
+    head, maps, labels = golden
+    loss = criterion(head, 16, **flags)
+    run(loss, maps, labels)
+    expected = {} if pull is None else {"pull": pytest.approx(pull, abs=1e-4), "push": pytest.approx(push, abs=1e-4)}
+    assert pulls(loss) == expected
+    begin_epoch(loss, 1)
+    with torch.no_grad():
+        loss({"maps": maps}, batch_of(labels))
+    assert pulls(loss) == {}  # of validation nothing is said
+    run(loss, maps, torch.zeros(0, 6))
+    assert "pull" not in pulls(loss)  # without a positive there is none
 
 
 def test_items_are_named_and_detached(golden: Any) -> None:
@@ -437,6 +469,26 @@ def test_literal_takes_the_same_slots_from_both_losses() -> None:
         assert [sum(box), sum(unset)] == [int(rate * sum(low)) for rate in rates[::-1]]
         assert all(a or not b for a, b in zip(box, unset, strict=True))
         assert all(a or not b for a, b in zip(low, box, strict=True))
+
+
+def test_pull_and_push_where_some_slots_set_no_target() -> None:
+    head = anchor_head(4)
+    maps, labels = random_maps(head), random_labels(30)
+    flags = {"obj_drop": 0.5, "drop_scope": "literal"}
+    loss, reference = criterion(head, **flags), Reference(head, maps, labels, **flags)
+    dropping, plain = (
+        torch.cat([g[:, :, 4].flatten(1) for g in run(x, maps, labels)[1]], 1).abs() for x in (loss, criterion(head))
+    )
+    left = torch.zeros_like(reference.matched)
+    for matches, unset in zip(reference.matches, reference.unset, strict=True):
+        for m, sets_none in zip(matches, unset, strict=True):
+            left[m.image, m.candidate] |= not sets_none
+    assert 0 < left.sum() < reference.matched.sum()
+    expected = {
+        "pull": float(dropping[left].sum() / plain[reference.matched].sum()),
+        "push": float(dropping[~left].sum() / plain[~reference.matched].sum()),
+    }
+    assert pulls(loss) == pytest.approx(expected, abs=2e-4)
 
 
 def test_each_step_draws_afresh_and_an_epoch_repeats() -> None:
