@@ -44,7 +44,7 @@ YOLOV5 = {"model": "yolov5n.yaml", "freeze": 10}
 RUNS: dict[str, dict[str, Any]] = {
     "anchor": {**YOLOV5, "head": "anchor"},
     "stock": {**YOLOV5, "head": "stock"},
-    "retinanet": {"model": "retinanet_tiny"},
+    "retinanet": {"model": "retinanet_tiny", "freeze": 1},
 }
 T = (0.5, 0.7, 0.9)  # brl_t
 LOOKED_AT = 128  # images
@@ -113,7 +113,7 @@ def measure(name: str, warmup: int, data: Path, complete: Path, out: Path, pretr
     model.add_callback("on_train_start", lambda trainer: note(trainer, 0))
     model.add_callback("on_train_epoch_end", lambda trainer: note(trainer, trainer.epoch + 1))
 
-    if name != "retinanet" and pretrained:
+    if pretrained:
         given["pretrained"] = pretrained
     model.train(
         data=str(data), loss="brl", brl_warmup=warmup, project=str(out), name=f"{name}-{warmup}", **HOST, **given
@@ -121,22 +121,30 @@ def measure(name: str, warmup: int, data: Path, complete: Path, out: Path, pretr
     return rows
 
 
+LINES = {"0": (":", "BRL from the start"), "1": ("--", "after one epoch"), str(EPOCHS): ("-", "base alone")}
+FEWEST = 10  # mirrored, of which a share is drawn
+
+
 def draw(table: Any, out: Path) -> None:
-    """Of what is mirrored, the share that is background, and how much that is."""
+    """For each run how much is mirrored, and which share of that is background; a colour a t, a stroke a warm-up."""
     with matplotlib.style.context(["default", STYLE]):
-        figure = Figure(figsize=(9, 3.6))
-        share, number = figure.subplots(1, 2)
-        for colour, (run, part) in zip(COLOURS, table.groupby("run", sort=False), strict=False):
-            for warmup, rows in part.groupby("brl_warmup"):
-                style = {"color": colour, "linestyle": "-" if warmup else ":", "marker": "o", "markersize": 3}
-                some = rows[rows.mirrored > 0]
-                label = f"{run}, {'base alone' if warmup else 'BRL from the start'}"
-                share.plot(some.epoch, 100 * some.background / some.mirrored, label=label, **style)
-                number.plot(rows.epoch, rows.mirrored, **style)
-        share.set(xlabel="epochs", ylabel="background among the mirrored, %", ylim=(0, 102))
-        number.set(xlabel="epochs", ylabel="mirrored", yscale="symlog")
-        share.legend(fontsize=8)
-        figure.savefig(out / "mirrored.png", dpi=DPI, metadata={"Software": None})
+        names = list(table.run.unique())
+        figure = Figure(figsize=(4.2 * len(names) + 1.4, 6.2))
+        panels = figure.subplots(2, len(names), sharex=True, sharey="row", squeeze=False)
+        for (number, share), name in zip(panels.T, names, strict=True):
+            for (warmup, t), rows in table[table.run == name].groupby(["brl_warmup", "t"]):
+                stroke, words = LINES[str(warmup)]
+                style = {"color": COLOURS[T.index(t)], "linestyle": stroke, "marker": "o", "markersize": 3}
+                number.plot(rows.epoch, rows.mirrored, label=f"t = {t:g}, {words}", **style)
+                some = rows[rows.mirrored >= FEWEST]
+                share.plot(some.epoch, 100 * some.background / some.mirrored, **style)
+            number.set_title(name)
+            number.set(yscale="symlog", ylim=(0, None))
+            share.set(xlabel="epochs", ylim=(0, 102))
+        panels[0, 0].set_ylabel("mirrored, of 128 images")
+        panels[1, 0].set_ylabel(f"background among {FEWEST} or more, %")
+        panels[0, -1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+        figure.savefig(out / "mirrored.png", dpi=DPI, metadata={"Software": None}, bbox_inches="tight")
 
 
 def main(argv: list[str]) -> None:
