@@ -2,8 +2,9 @@ r"""When does a classifier know objects well enough for BRL? What it would mirro
 
 Labels of all but one object an image are withheld from training (`protocol=extreme`). After each epoch 128 training
 images, without augmentation, go through the model as it trains and through its loss: what is confused (negative, and
-far from every label that was given) and mirrored (p >= 0.5) is then looked up in the complete labels. It is background
-where it is far from every one of them as well, by the same overlap, and an object where that is at least 0.5.
+far from every label that was given) and mirrored (p >= 1 - t) is then looked up in the complete labels. It is
+background where it is far from every one of them as well, by the same overlap, and an object where that is at least
+0.5; in between it is near one.
 
     python scripts/brl_warmup.py data=<complete data set>.yaml out=<folder> [pretrained=<weights>] [runs=anchor,stock] \
         [warmups=12,0]
@@ -36,7 +37,7 @@ from rebalance.settings import SparsifyFlags, parse
 
 EPOCHS = 12
 HOST: dict[str, Any] = {
-    "epochs": EPOCHS, "imgsz": 256, "batch": 16, "nbs": 16, "optimizer": "AdamW", "lr0": 0.002, "seed": 0,
+    "epochs": EPOCHS, "imgsz": 256, "batch": 16, "nbs": 16, "optimizer": "AdamW", "lr0": 0.002, "mosaic": 0, "seed": 0,
     "device": "cpu", "workers": 0, "cache": "ram", "plots": False, "exist_ok": True, "verbose": False, "val": False,
 }  # fmt: skip
 YOLOV5 = {"model": "yolov5n.yaml", "freeze": 10}
@@ -45,6 +46,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "stock": {**YOLOV5, "head": "stock"},
     "retinanet": {"model": "retinanet_tiny"},
 }
+T = (0.5, 0.7, 0.9)  # brl_t
 LOOKED_AT = 128  # images
 OBJECT = 0.5  # overlap with a label of the complete set from which a candidate is an object
 
@@ -64,12 +66,12 @@ def seen(criterion: Any, preds: Any, batch: dict[str, Any]) -> Candidates:
     return Candidates(*(torch.cat([getattr(part, name) for part in found]) for name in Candidates._fields[:4]))
 
 
-def counts(trainer: Any, datasets: list[Any]) -> dict[str, int]:
-    """Of the elements (candidate, class) of the training images: confused, mirrored, and what those are in truth."""
+def counts(trainer: Any, datasets: list[Any]) -> list[dict[str, Any]]:
+    """For each t, of the elements (candidate, class) of the images: confused, mirrored, and what those are in truth."""
     # a copy, which normalizes by its batches, as in training; the running means of the first epochs are of no use
     model, batches = deepcopy(trainer.model), [loaded(trainer, dataset) for dataset in datasets]
     settings: Any = objectives(model.criterion)[0].element
-    total = dict.fromkeys(("confused", "mirrored", "background", "near", "object"), 0)
+    total = [{"t": t} | dict.fromkeys(("confused", "mirrored", "background", "near", "object"), 0) for t in T]
     with torch.no_grad():
         for given, all_labels in zip(*batches, strict=True):
             assert [Path(x).stem for x in given["im_file"]] == [Path(x).stem for x in all_labels["im_file"]]
@@ -77,12 +79,13 @@ def counts(trainer: Any, datasets: list[Any]) -> dict[str, int]:
             candidates = seen(model.criterion, preds, given)
             truth = seen(model.criterion, preds, all_labels).overlap.unsqueeze(-1)
             confused = confusion(candidates.state, candidates.overlap, settings.brl_iou).unsqueeze(-1)
-            mirrored = confused & (candidates.logits.sigmoid() >= 1 - settings.brl_t)
             far, hit = truth < settings.brl_iou, truth >= OBJECT
-            total["confused"] += int(confused.expand_as(mirrored).sum())
-            masks = {"mirrored": mirrored, "background": far, "near": ~far & ~hit, "object": hit}
-            for name, mask in masks.items():
-                total[name] += int((mask & mirrored).sum())
+            kinds = {"mirrored": far | ~far, "background": far, "near": ~far & ~hit, "object": hit}
+            for row in total:
+                mirrored = confused & (candidates.logits.sigmoid() >= 1 - row["t"])
+                row["confused"] += int(confused.expand_as(mirrored).sum())
+                for kind, mask in kinds.items():
+                    row[kind] += int((mask & mirrored).sum())
     return total
 
 
@@ -102,9 +105,8 @@ def measure(name: str, warmup: int, data: Path, complete: Path, out: Path, pretr
         if not datasets:
             folders = (trainer.data["train"], str(complete))
             datasets.extend(trainer.build_dataset(folder, "val", HOST["batch"]) for folder in folders)
-        found = counts(trainer, datasets)
-        rows.append({"run": name, "brl_warmup": warmup, "epoch": epoch, **found})
-        print(rows[-1], flush=True)
+        rows.extend({"run": name, "brl_warmup": warmup, "epoch": epoch, **row} for row in counts(trainer, datasets))
+        print(*rows[-len(T) :], sep="\n", flush=True)
 
     given = dict(RUNS[name])
     model = YOLO(given.pop("model"))
