@@ -25,7 +25,7 @@ def objectness_prior(nc: int, given: str = "code") -> float:
 
     It matters how near it is to the share of positives among the candidates. Where it is ten times that, the gradient
     of the objectness loss says little else than "less", all weights of the subnet move along its mean feature to say
-    it, and it takes the subnet hundreds of steps to tell anything apart.
+    it, and it takes the subnet hundreds of steps to tell anything apart (docs/methods/obj.md has numbers).
 
     Args:
         given: code: 0.001, as the authors have it in their later code, about that share. paper: 1/C (section 3.1), made

@@ -6,16 +6,20 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import ultralytics
-from ultralytics.nn.tasks import yaml_model_load
-from ultralytics.utils import DEFAULT_CFG_DICT
+from ultralytics.nn.tasks import DetectionModel, yaml_model_load
+from ultralytics.utils import DEFAULT_CFG_DICT, YAML
+from ultralytics.utils.checks import check_yaml
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, GITHUB_ASSETS_STEMS
 
 from rebalance.errors import ConfigError, ModelError, RebalanceError, nearest
 from rebalance.hosts.host import COCO, KEY, remembered
 from rebalance.hosts.state_dict import read_state_dict
+from rebalance.hosts.torchvision.head import TorchvisionHead
+from rebalance.hosts.torchvision.host import detector_of
 from rebalance.hosts.torchvision.model import TorchvisionModel
 from rebalance.hosts.torchvision.published import check, missing_coco, start
 from rebalance.hosts.torchvision.zoo import ZOO
+from rebalance.hosts.ultralytics.model import AnchorDetect
 from rebalance.train.admission import admit, is_state_dict, separate
 from rebalance.train.resumable import Resumable
 from rebalance.train.trainer import RebalanceTrainer, with_flags
@@ -70,6 +74,10 @@ class YOLO(ultralytics.YOLO):  # type: ignore[misc]
                 return self
         return super().load(weights)
 
+    def _is(self, family: str) -> bool:
+        """Whether it is a detector of torchvision of this family."""
+        return isinstance(self.model, TorchvisionModel) and detector_of(self.model).startswith(family)
+
     def _ready(self) -> None:
         """Give a detector of torchvision that was only named COCO's weights: nobody wants random boxes."""
         if isinstance(self.model, TorchvisionModel) and not self.ckpt:
@@ -79,8 +87,27 @@ class YOLO(ultralytics.YOLO):  # type: ignore[misc]
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Predict, as there."""
+        if kwargs.get("visualize") and isinstance(self.model, TorchvisionModel):
+            raise ConfigError(
+                f"visualize={kwargs['visualize']}: class activation maps are made from one score a cell and class, "
+                f"which model={self.model_name}, a detector of torchvision, does not put out"
+            )
         self._ready()
         return super().predict(*args, **kwargs)
+
+    def track(self, *args: Any, **kwargs: Any) -> Any:
+        """Track, as there; re-identification by the detector's own features needs a head with one box a cell."""
+        head = self.model.model[-1] if isinstance(self.model, DetectionModel) else None
+        if isinstance(head, (AnchorDetect, TorchvisionHead)):
+            tracker = kwargs.get("tracker") or DEFAULT_CFG_DICT["tracker"]
+            told = YAML.load(check_yaml(tracker))
+            if told.get("with_reid") and told.get("model", "auto") == "auto":
+                raise ConfigError(
+                    f"tracker={tracker}: with_reid and model: auto take one feature a cell, and the head of "
+                    f"model={self.model_name} has several boxes there; name another model in the tracker's file, "
+                    "or set with_reid: False"
+                )
+        return super().track(*args, **kwargs)
 
     def val(self, validator: Any = None, **kwargs: Any) -> Any:
         """Validate, as there, but on slow machines too with every image's detections."""
@@ -93,6 +120,11 @@ class YOLO(ultralytics.YOLO):  # type: ignore[misc]
             raise ConfigError(
                 f"dynamic={kwargs['dynamic']}: the anchors of model={self.model_name} are constants of an export, "
                 "for images of one size; leave dynamic away and give imgsz= and batch="
+            )
+        half = kwargs.get("half") or str(kwargs.get("quantize", "")) in ("16", "fp16")
+        if self._is("fasterrcnn") and half and kwargs.get("format") == "onnx":
+            raise ConfigError(
+                f"half=True: no runtime loads model={self.model_name} as ONNX in half precision; leave half away"
             )
         self._ready()
         return super().export(**kwargs)

@@ -12,13 +12,15 @@ import pytest
 import torch
 import ultralytics
 from small_data import make_dataset
+from ultralytics.nn.tasks import DetectionModel
 
 from rebalance import YOLO
 from rebalance.cli import host_command
 from rebalance.cli.main import guarded, main
-from rebalance.errors import ModelError
+from rebalance.errors import ConfigError, ModelError
 from rebalance.hosts.torchvision.model import TorchvisionModel
-from rebalance.hosts.ultralytics.model import AnchorDetectionModel
+from rebalance.hosts.ultralytics.model import AnchorDetectionModel, ObjectnessDetectionModel
+from rebalance.methods.resobj import ResObj
 
 SMALL = {"epochs": 1, "imgsz": 64, "batch": 4, "workers": 0, "plots": False, "val": False, "device": "cpu"}
 
@@ -105,3 +107,65 @@ def test_a_state_dict_is_no_model(capfd: pytest.CaptureFixture[str], tmp_path: P
     torch.save(AnchorDetectionModel("yolov5n.yaml", nc=2, verbose=False).state_dict(), file)
     line = refused(capfd, "rebalance", "val", f"model={file}")
     assert line.startswith(f"model={file} is a plain state dict; name the model that it fills, e.g. ")
+
+
+# Class activation maps ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("head", ["stock", "anchor", "resobj", "obj"])
+def test_class_activation_maps_are_those_of_the_head_s_scores(tmp_path: Path, data: Path, head: str) -> None:
+    models = {
+        "stock": lambda: DetectionModel("yolov8n.yaml", nc=2, verbose=False),
+        "anchor": lambda: AnchorDetectionModel("yolov5n.yaml", nc=2, verbose=False),
+        "resobj": lambda: AnchorDetectionModel("yolov5n.yaml", nc=2, verbose=False, settings=ResObj()),
+        "obj": lambda: ObjectnessDetectionModel("yolov8n.yaml", nc=2, verbose=False),
+    }
+    file, image = tmp_path / "x.pt", data.parent / "images" / "val" / "00.jpg"
+    torch.save({"model": models[head](), "train_args": {"task": "detect", "imgsz": 64}, "epoch": -1}, file)
+    options = {"imgsz": 64, "conf": 0.001, "project": str(tmp_path), "name": "out", "verbose": False}
+    found = YOLO(file).predict(str(image), visualize=True, **options)[0].boxes.data
+    assert (tmp_path / "out" / "00_cam.jpg").is_file()
+    torch.testing.assert_close(found, YOLO(file).predict(str(image), **options)[0].boxes.data)
+
+
+def test_a_detector_of_torchvision_has_no_class_activation_maps(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = checkpoint(tmp_path)
+    line = refused(capfd, "yolo", "predict", f"model={file}", "visualize=True", f"source={tmp_path}")
+    assert line.startswith(
+        "visualize=True: class activation maps are made from one score a cell and class, which model="
+    )
+
+
+# What a head cannot do ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["anchor", "retinanet_tiny", "yolov8n.yaml"])
+def test_tracking_by_the_detector_s_own_features_needs_one_box_a_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    tracked: list[str] = []
+    monkeypatch.setattr("ultralytics.engine.model.Model.track", lambda self, **given: tracked.append(given["tracker"]))
+    tracker = tmp_path / "own.yaml"
+    tracker.write_text("tracker_type: botsort\nwith_reid: True\nmodel: auto\n", "utf-8")
+    file = tmp_path / "x.pt"
+    made = AnchorDetectionModel("yolov5n.yaml", nc=2, verbose=False)
+    torch.save({"model": made, "train_args": {"task": "detect", "imgsz": 64}, "epoch": -1}, file)
+    yolo = YOLO(file if model == "anchor" else model)
+    if model == "yolov8n.yaml":
+        yolo.track(tracker=str(tracker))
+    else:
+        with pytest.raises(ConfigError, match="with_reid and model: auto take one feature a cell"):
+            yolo.track(tracker=str(tracker))
+    tracker.write_text("tracker_type: botsort\nwith_reid: True\nmodel: other.pt\n", "utf-8")
+    yolo.track(tracker=str(tracker))
+    yolo.track(tracker="botsort.yaml")
+    assert len(tracked) == (3 if model == "yolov8n.yaml" else 2)
+
+
+@pytest.mark.parametrize("given", [{"half": True}, {"quantize": 16}, {"quantize": "fp16"}])
+def test_faster_rcnn_has_no_onnx_in_half_precision(tmp_path: Path, given: dict[str, Any]) -> None:
+    model = YOLO(checkpoint(tmp_path, "fasterrcnn_tiny"))
+    with pytest.raises(ConfigError, match=r"^half=True: no runtime loads model=.*fasterrcnn_tiny"):
+        model.export(format="onnx", **given)

@@ -33,6 +33,18 @@ from rebalance.methods.resobj import ResObj, refined
 from rebalance.recipe import Recipe, kept
 
 
+class Raw(dict[str, Any]):
+    """Raw predictions that a prediction was made of; class activation maps (`visualize=True`) ask them for `scores`."""
+
+    decoded: Tensor  # (B, 4 + C, N)
+
+    def __missing__(self, key: str) -> Tensor:
+        """(B, C, N) logits of the scores, computed where they are asked for."""
+        if key != "scores":
+            raise KeyError(key)
+        return self.decoded[:, 4:].logit(eps=1e-6)
+
+
 class AnchorDetect(AnchorHead, Detect):  # type: ignore[misc]
     """The anchor head as Ultralytics sees a head.
 
@@ -57,7 +69,11 @@ class AnchorDetect(AnchorHead, Detect):  # type: ignore[misc]
         if self.xyxy:
             corners = xywh_to_xyxy(decoded[:, :4].transpose(1, 2)).transpose(1, 2)
             decoded = torch.cat((corners, decoded[:, 4:]), 1)
-        return decoded if self.export else (decoded, raw)
+        if self.export:
+            return decoded
+        found = Raw(raw)
+        found.decoded = decoded
+        return decoded, found
 
     def raw(self, features: list[Tensor]) -> dict[str, Any]:
         return {"maps": self.maps(features)}
