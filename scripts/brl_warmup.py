@@ -139,7 +139,7 @@ def draw(table: Any, out: Path) -> None:
                 some = rows[rows.mirrored >= FEWEST]
                 share.plot(some.epoch, 100 * some.background / some.mirrored, **style)
             number.set_title(name)
-            number.set(yscale="symlog", ylim=(0, None))
+            number.set(yscale="symlog", ylim=(0, 1e5))
             share.set(xlabel="epochs", ylim=(0, 102))
         panels[0, 0].set_ylabel("mirrored, of 128 images")
         panels[1, 0].set_ylabel(f"background among {FEWEST} or more, %")
