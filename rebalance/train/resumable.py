@@ -21,16 +21,16 @@ import torch
 from ultralytics.data.augment import Albumentations
 from ultralytics.data.build import InfiniteDataLoader
 from ultralytics.engine import trainer as host
+from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import LOGGER, RANK
 from ultralytics.utils.torch_utils import init_seeds, unwrap_model
 
 from rebalance.errors import RunError
 from rebalance.files import clear, full_disk_told, moved, write_whole
 from rebalance.train.checkpoint import cut_csv, find_state, remove_states, state_of, write_state
-from rebalance.train.schedule import Scheduled
 
 
-class Resumable(Scheduled):
+class Resumable(DetectionTrainer):  # type: ignore[misc]
     """Trains as the host does; its checkpoints are written whole, each with the state that goes on exactly."""
 
     wdir: Path

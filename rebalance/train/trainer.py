@@ -33,10 +33,11 @@ from rebalance.hosts.state_dict import read_state_dict
 from rebalance.recipe import Recipe, kept, read, unsaid
 from rebalance.train.admission import check_flags
 from rebalance.train.resumable import Resumable
+from rebalance.train.schedule import Scheduled
 from rebalance.train.validator import Validator
 
 
-class RebalanceTrainer(Resumable):
+class RebalanceTrainer(Resumable, Scheduled):
     """Trains with the flags in `given`; see `trainer` for a class with flags.
 
     Attributes:
@@ -182,13 +183,14 @@ class RebalanceTrainer(Resumable):
         return batch
 
     def criterion_state(self) -> dict[str, Any]:
-        """What the methods of each branch keep, too."""
-        found = branches(unwrap_model(self.model).criterion)
-        return {**super().criterion_state(), "kept": [dict(branch.objectives[0].run.kept) for branch in found]}
+        """What the methods of each branch keep, too, and what was measured last."""
+        kept = [dict(branch.objectives[0].run.kept) for branch in branches(unwrap_model(self.model).criterion)]
+        return {**super().criterion_state(), "kept": kept, "pulls": self.pulls}
 
     def restore_criterion(self, state: dict[str, Any]) -> None:
         """Put back what `criterion_state` gave."""
         super().restore_criterion(state)
+        self.pulls |= state["pulls"]
         for branch, found in zip(branches(unwrap_model(self.model).criterion), state["kept"], strict=True):
             branch.objectives[0].run.kept = {name: tensor.to(self.device) for name, tensor in found.items()}
 

@@ -34,8 +34,10 @@ from rebalance.train.trainer import RebalanceTrainer
 USUAL = {"epochs": 3, "batch": 3, "nbs": 6, "warmup_epochs": 2, "close_mosaic": 1, "mixup": 0.3, "amp": False}
 GHM = {"loss": "ghm", "warmup_epochs": 1.5}  # it has a moving average
 SLOW = pytest.mark.slow
+NO_FLAG = "no flag of ours"
 FAMILIES: dict[str, tuple[str, dict[str, Any], int]] = {
     "stock": ("yolov8n.yaml", GHM, 0),
+    NO_FLAG: ("yolov8n.yaml", {}, 1),
     "two branches": ("yolo26n.yaml", {"loss": "drop", "obj_drop": 0.5}, 1),
     # killed in its warm-up
     "retinanet": ("retinanet_tiny", {"loss": "brl", "lr_steps": "[2]", "warmup_from": 0.3, "grad_clip": 1}, 1),
@@ -46,7 +48,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], int]] = {
     "faster rcnn": ("fasterrcnn_tiny", {"loss": "nrd", "val": False}, 1),
     "ssd": ("ssdlite320_mobilenet_v3_large", {"loss": "ohem", "optimizer": "auto"}, 1),
 }
-FAST = ("stock", "two branches", "retinanet")
+FAST = ("stock", NO_FLAG, "two branches", "retinanet")
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +56,18 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_dataset(tmp_path_factory.mktemp("data") / "tiny", test=1)
 
 
+class Exact(YOLO):
+    """As a sweep trains: without a flag of ours too."""
+
+    exact = True
+
+
 class Unbroken:
     """A training to its end, and its folder as it was after each epoch's checkpoint."""
 
     def __init__(self, family: str, data: Path, folder: Path) -> None:
         name, flags, self.stopped = FAMILIES[family]
-        self.folder, model = folder / "run", YOLO(name)
+        self.folder, model = folder / "run", Exact(name)
         model.add_callback("on_model_save", lambda t: shutil.copytree(t.save_dir, folder / f"{t.epoch}"))
         train(model, data, folder, **{**USUAL, **flags})
         self.end = state_at_the_end(model.trainer)
@@ -88,7 +96,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 def resume(folder: Path) -> tuple[Any, list[str]]:
     """Go on in a folder; the trainer, and what was said about it."""
-    model = YOLO(folder / "weights" / "last.pt")
+    model = Exact(folder / "weights" / "last.pt")
     with log() as lines:
         model.train(resume=True, save_dir=str(folder))
     return model.trainer, [line.partition("rebalance: ")[2] for line in lines if "goes on" in line]
@@ -124,6 +132,7 @@ def test_a_killed_training_ends_as_if_it_had_not_been_killed(
     with (folder / "results.csv").open("a", encoding="utf-8") as file:
         file.write("9,9,9\n1")  # of an epoch that was not saved, and of one that was not even written
     trainer, told = resume(folder)
+    assert isinstance(trainer, RebalanceTrainer) == (family != NO_FLAG)
     assert told == [f"goes on from state{unbroken.stopped}.pt as if it had not stopped"]
     check_same(unbroken, trainer, folder)
     times = [float(row["time"]) for row in read_csv(folder)]
@@ -336,7 +345,7 @@ def test_what_a_method_keeps_comes_back_as_it_was(tmp_path: Path) -> None:
     def trainer(kept: dict[str, Tensor]) -> tuple[RebalanceTrainer, Any]:
         made, run = object.__new__(RebalanceTrainer), SimpleNamespace(kept=kept)
         criterion = SimpleNamespace(objectives=[SimpleNamespace(run=run)])
-        made.model, made.device = SimpleNamespace(criterion=criterion), torch.device("cpu")
+        made.model, made.device, made.pulls = SimpleNamespace(criterion=criterion), torch.device("cpu"), {}
         return made, run
 
     kept = {"sum": torch.tensor([1 / 3], dtype=torch.float64), "count": torch.tensor(3)}
