@@ -139,8 +139,9 @@ def draw(table: Any, out: Path) -> None:
                 some = rows[rows.mirrored >= FEWEST]
                 share.plot(some.epoch, 100 * some.background / some.mirrored, **style)
             number.set_title(name)
-            number.set(yscale="symlog", ylim=(0, 1e5))
+            number.set(yscale="symlog")
             share.set(xlabel="epochs", ylim=(0, 102))
+        panels[0, 0].set_ylim(bottom=0)
         panels[0, 0].set_ylabel("mirrored, of 128 images")
         panels[1, 0].set_ylabel(f"background among {FEWEST} or more, %")
         panels[0, -1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
@@ -149,7 +150,10 @@ def draw(table: Any, out: Path) -> None:
 
 def main(argv: list[str]) -> None:
     """`data=` and `out=`, see above."""
-    given = dict(part.split("=", 1) for part in argv)
+    given = dict(part.partition("=")[::2] for part in argv)
+    wrong = ({"data", "out"} - {*given}) | ({*given} - {"data", "out", "work", "pretrained", "runs", "warmups"})
+    if wrong:
+        sys.exit(f"missing or unknown: {', '.join(sorted(wrong))}; see the first lines of this file")
     source, out = Path(given["data"]).resolve(), Path(given["out"]).resolve()
     work = Path(given.get("work", "runs/brl-warmup")).resolve()
     out.mkdir(parents=True, exist_ok=True)
