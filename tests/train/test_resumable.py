@@ -32,13 +32,14 @@ from rebalance.train.trainer import RebalanceTrainer
 # Model, flags, and after which epoch (from 0) it is stopped. Three batches an epoch, the last of two images, and a step
 # every other batch: gradients are pending after an epoch. Warm-up ends, and mosaic, within the three epochs.
 USUAL = {"epochs": 3, "batch": 3, "nbs": 6, "warmup_epochs": 2, "close_mosaic": 1, "mixup": 0.3, "amp": False}
-GHM = {"loss": "ghm", "warmup_epochs": 1.5}  # it has a moving average
+SHORT = {"warmup_epochs": 1.5}  # with it gradients are pending after the first epoch
+GHM = {"loss": "ghm", **SHORT}  # it has a moving average
 SLOW = pytest.mark.slow
 NO_FLAG = "no flag of ours"
 FAMILIES: dict[str, tuple[str, dict[str, Any], int]] = {
     "stock": ("yolov8n.yaml", GHM, 0),
     NO_FLAG: ("yolov8n.yaml", {}, 1),
-    "two branches": ("yolo26n.yaml", {"loss": "drop", "obj_drop": 0.5}, 1),
+    "two branches": ("yolo26n.yaml", {"loss": "drop", "obj_drop": 0.5} | SHORT, 0),
     # killed in its warm-up
     "retinanet": ("retinanet_tiny", {"loss": "brl", "lr_steps": "[2]", "warmup_from": 0.3, "grad_clip": 1}, 1),
     "anchor": ("yolov5n.yaml", {"head": "anchor", "loss": "drop", "obj_drop": 0.5, "box_drop": 0.5}, 1),
