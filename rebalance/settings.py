@@ -105,6 +105,10 @@ class SweepFlags:
     label_seed: str = setting(
         "", "seed of the withheld labels, the same for all runs; default: the seed of each training"
     )
+    extra: str = setting("0", "boxes of nothing among the training labels, see rebalance noise, comma separated")
+    jitter: str = setting("0", "fractions of the training boxes that are displaced, comma separated")
+    class_flip: str = setting("0", "fractions of the training boxes that get another class, comma separated")
+    jitter_iou: str = setting("[0.5,0.9]", "ranges of the IoU of a displaced box with the true one, comma separated")
     complete: bool = setting(
         False, "once a seed, train the baseline (the first loss, nothing removed) on complete labels too"
     )

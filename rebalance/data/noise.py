@@ -56,6 +56,15 @@ class File(NamedTuple):
     extendable: bool  # it is there and can be read: somebody looked at its images
 
 
+class _Change(NamedTuple):
+    """What the boxes of a file become, and which of them change."""
+
+    boxes: _Boxes
+    label: NDArray[np.int64]
+    jitter: NDArray[np.bool_]
+    flip: NDArray[np.bool_]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Noise:
     """The rates of each kind, fractions of the boxes; for `rebalance.data.derive`.
@@ -97,16 +106,18 @@ class Noise:
         true = np.concatenate([_xyxy(file.labels) for file in files])
         label = np.concatenate([file.labels.classes for file in files])
         moved = self._displaced(true)
-        jitter = self._drawn("jitter", (true[:, 2:] > true[:, :2]).all(1))  # a box without area has no IoU
+        size = true[:, 2:] - true[:, :2]
+        jitter = self._drawn("jitter", size.min(1, initial=np.inf) > 0)  # a box without area has no IoU
         flip = self._drawn("class_flip", np.ones(len(true), np.bool_))
         step = self._generator("class_flip", 1).integers(1, max(classes, 2), len(true))
         boxes, label_after = np.where(jitter[:, None], moved, true), np.where(flip, (label + step) % classes, label)
         extras = self._extra(files, true, label, np.split(moved, ends), keypoints)
-        parts = zip(*(np.split(x, ends) for x in (boxes, label_after, jitter, flip)), strict=True)
-        return [
-            Noisy(_changed(file.labels, *part, keypoints), extra, *part[2:])
-            for file, part, extra in zip(files, parts, extras, strict=True)
-        ]
+        made = []
+        for file, extra, *parts in zip(
+            files, extras, *(np.split(x, ends) for x in (boxes, label_after, jitter, flip)), strict=True
+        ):
+            made.append(Noisy(_changed(file.labels, _Change(*parts), keypoints), extra, *parts[2:]))
+        return made
 
     def _generator(self, kind: str, use: int = 0) -> np.random.Generator:
         """Random numbers of a kind, apart from those of the others and of `Withhold`."""
@@ -134,10 +145,10 @@ class Noise:
 
         # Growing by an edge alone has IoU 1 / (1 + distance), unless the image ends before. Then the way back is taken:
         # on that the edge that moves most moves inwards, and at distance 1 nothing is left.
-        far = np.full(len(true), 1 / low)
+        far: NDArray[np.float64] = np.full(len(true), 1 / low)
         back = iou(true, at(far, way)) > target
         way[back], far[back] = -way[back], 1.0
-        near = np.zeros(len(true))
+        near: NDArray[np.float64] = np.zeros(len(true))
         for _ in range(_HALVINGS):
             middle = (near + far) / 2
             over = iou(true, at(middle, way)) > target
@@ -190,7 +201,8 @@ def iou(one: _Boxes, other: _Boxes) -> NDArray[np.float64]:
     """(n,) IoU of boxes (n, 4), pair by pair; one that is inside out has no area."""
     area = [np.maximum(box[:, 2:] - box[:, :2], 0).prod(1) for box in (one, other)]
     inside = np.maximum(np.minimum(one[:, 2:], other[:, 2:]) - np.maximum(one[:, :2], other[:, :2]), 0).prod(1)
-    return np.divide(inside, area[0] + area[1] - inside, out=np.zeros(len(one)), where=inside > 0)
+    found: NDArray[np.float64] = inside / np.maximum(area[0] + area[1] - inside, 1e-300)
+    return found
 
 
 def box_text(label: int, box: NDArray[Any]) -> str:
@@ -207,25 +219,18 @@ def _xywh(box: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.concatenate([(low + high) / 2, high - low], -1)
 
 
-def _changed(
-    true: Labels,
-    boxes: _Boxes,
-    label: NDArray[np.int64],
-    jitter: NDArray[np.bool_],
-    flip: NDArray[np.bool_],
-    keypoints: tuple[int, int],
-) -> Labels:
+def _changed(true: Labels, to: _Change, keypoints: tuple[int, int]) -> Labels:
     """The labels with these boxes and classes; lines of boxes that are the same keep their bytes."""
-    if not (jitter | flip).any():
+    if not (to.jitter | to.flip).any():
         return true
     before, lines = _xyxy(true), list(true.lines)
     for i, box in enumerate(true.box_of.tolist()):
-        if flip[box]:
-            lines[i] = re.sub(rb"\S+", b"%d" % label[box], lines[i], count=1)
-        if jitter[box]:
-            lines[i] = _moved(lines[i], before[box], boxes[box], keypoints)
-    after = np.where(jitter[:, None], _xywh(boxes), true.boxes_xywh_norm).astype(np.float32)
-    return replace(true, classes=label, boxes_xywh_norm=after, lines=tuple(lines))
+        if to.flip[box]:
+            lines[i] = re.sub(rb"\S+", b"%d" % to.label[box], lines[i], count=1)
+        if to.jitter[box]:
+            lines[i] = _moved(lines[i], before[box], to.boxes[box], keypoints)
+    after = np.where(to.jitter[:, None], _xywh(to.boxes), true.boxes_xywh_norm).astype(np.float32)
+    return replace(true, classes=to.label, boxes_xywh_norm=after, lines=tuple(lines))
 
 
 def _moved(line: bytes, old: NDArray[np.float64], new: NDArray[np.float64], keypoints: tuple[int, int]) -> bytes:
@@ -244,7 +249,7 @@ def _moved(line: bytes, old: NDArray[np.float64], new: NDArray[np.float64], keyp
 def _written(rows: Sequence[tuple[int, _Boxes]], beside: Labels, keypoints: tuple[int, int]) -> Labels:
     """Boxes as labels, their lines written as those of the file that they come into."""
     label = np.array([found for found, _ in rows], np.int64)
-    boxes = np.stack([box for _, box in rows]) if rows else np.zeros((0, 4))
+    boxes = np.array([box for _, box in rows], np.float64).reshape(-1, 4)
     kind = columns(beside.lines[0], keypoints) if beside.lines else "box"
     texts = []
     for found, box in zip(label.tolist(), boxes, strict=True):
