@@ -197,6 +197,11 @@ def withheld_path(image: str) -> str | None:
     return _beside(image, "withheld") if f"{os.sep}images{os.sep}" in image else None
 
 
+def true_path(image: str) -> str | None:
+    """The file with an image's labels before noise changed them, None as `withheld_path`; need not exist."""
+    return _beside(image, "true") if f"{os.sep}images{os.sep}" in image else None
+
+
 def datasets_dir() -> Path:
     """Ultralytics' setting `datasets_dir`, read from its settings file, or its default without one."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
