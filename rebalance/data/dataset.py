@@ -210,12 +210,17 @@ def label_path(image: str) -> str:
 
 def withheld_path(image: str) -> str | None:
     """The file with the boxes withheld from an image, None where the image is in no folder `images`; need not exist."""
-    return _beside(image, "withheld") if f"{os.sep}images{os.sep}" in image else None
+    return _beside_labels(image, "withheld")
 
 
 def region_path(image: str) -> str | None:
     """The file with the regions of an image, None as `withheld_path`; need not exist."""
-    return _beside(image, "regions") if f"{os.sep}images{os.sep}" in image else None
+    return _beside_labels(image, "regions")
+
+
+def true_path(image: str) -> str | None:
+    """The file with an image's labels before noise changed them, None as `withheld_path`; need not exist."""
+    return _beside_labels(image, "true")
 
 
 def datasets_dir() -> Path:
@@ -227,6 +232,10 @@ def datasets_dir() -> Path:
     if repo is None:
         return Path.cwd() / "datasets"
     return (repo.parent if os.access(repo.parent, os.W_OK) else repo) / "datasets"
+
+
+def _beside_labels(image: str, folder: str) -> str | None:
+    return _beside(image, folder) if f"{os.sep}images{os.sep}" in image else None
 
 
 def _beside(image: str, folder: str) -> str:

@@ -57,6 +57,19 @@ class Labels:
         lines = tuple(line for line, stays in zip(self.lines, kept.tolist(), strict=True) if stays)
         return Labels(self.classes[chosen], self.boxes_xywh_norm[chosen], lines, number[self.box_of[kept]])
 
+    def __add__(self, other: Labels) -> Labels:
+        """These labels and then others; where one of the two has none, the other itself."""
+        if not (len(self) and len(other)):
+            return other if len(other) else self
+        *before, last = self.lines
+        last += b"" if last.endswith((b"\n", b"\r")) else b"\n"
+        return Labels(
+            np.concatenate([self.classes, other.classes]),
+            np.concatenate([self.boxes_xywh_norm, other.boxes_xywh_norm]),
+            (*before, last, *other.lines),
+            np.concatenate([self.box_of, other.box_of + len(self)]),
+        )
+
 
 def parse(data: bytes, *, classes: int, keypoints: tuple[int, int] = (0, 0), name: str = "label file") -> Labels:
     """Read one label file.
@@ -102,6 +115,14 @@ def text_lines(data: bytes, name: str) -> list[tuple[int, str]]:
     except UnicodeDecodeError as error:
         raise DataError(f"{name}: not UTF-8 text (byte {error.start})") from None
     return [(i, line) for i, line in enumerate(text.splitlines(keepends=True), 1) if line.strip()]
+
+
+def columns(line: bytes, keypoints: tuple[int, int] = (0, 0)) -> str:
+    """What a line of a file that can be read holds: `box`, `polygon`, or `pose`, a box with keypoints."""
+    count = len(line.split())
+    if keypoints[0] and count == _BOX + keypoints[0] * keypoints[1]:
+        return "pose"
+    return "polygon" if count >= _POLYGON else "box"
 
 
 def read_bytes(path: str | Path) -> bytes | None:
