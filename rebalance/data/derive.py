@@ -5,6 +5,7 @@
     out/labels/train/   the lines that stay, byte-identical
     out/withheld/train/ the lines that went, under the same names (and those that were withheld from the source before)
     out/true/train/     the source's label files, where noise changed one of their labels or added some
+    out/regions/train/  the region files, where there are any
     out/manifest.json   what was asked, what was reached, and the SHA-256 of every label file
 
 The source is only read. Everything is written to a hidden folder beside `out` that is renamed at the end, so `out` is
@@ -13,6 +14,10 @@ either complete or not there.
 A label file that Ultralytics would reject is copied as it is, with a warning: its image is left out of the training on
 the new set as on the source, and its boxes do not count. Images that share a label file (`a.jpg`, `a.png`) share one
 here too; an image that a list names twice is trained on twice here too (`train.txt` then replaces the folder).
+
+What the source says of its labels goes with them. `annotated` is written so that it means the same images, by their new
+paths those of the training split and by absolute ones the others. A withheld box is no longer in a region that says
+that there is nothing of its class: nobody who overlooked it would have said so. That class is taken from the region.
 
 The manifest, in this order:
 
@@ -24,8 +29,11 @@ The manifest, in this order:
     total     {boxes, withheld, reached}
     classes   the same of each class, with its id and name (of `noise` too; a box counts for its true class)
     images    of the training split, each counted once: {total, labelled_before, labelled, unreadable}
+    unlabelled, unknown_below   as in data.yaml, where they are not what is meant without
     files     one a label file: label, images (names below labels/ and images/), boxes, withheld, carried (withheld from
               the source before), unreadable (why, or null), sha256 {source, label, withheld} (null: there is no file);
+              with a region file: sha256 also of that {source_regions, regions}, and withdrawn, from how many regions a
+              class was taken; with `annotated`: annotated, for each image the classes labelled (null: all);
               with noise: noise, a list of {kind, was, now}, a box each, `class x y w h` (null: it was not there)
     sha256    of everything but `origin`: the same labels and rule give the same hash on every machine
     origin    what differs between machines: data, train, images (how they were linked), rebalance (version)
@@ -40,11 +48,10 @@ import json
 import os
 import shutil
 import sys
-import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +60,13 @@ import yaml
 from numpy.typing import NDArray
 
 import rebalance
-from rebalance.data import dataset, labels
+from rebalance.data import dataset, labels, regions
 from rebalance.data.dataset import DataSet
 from rebalance.data.labels import Labels
 from rebalance.data.noise import KINDS, File, Noise, Noisy, box_text
+from rebalance.data.progress import progress
 from rebalance.data.protocols import Withhold
+from rebalance.data.regions import Regions
 from rebalance.errors import ConfigError, DataError
 from rebalance.settings import NoiseFlags, SparsifyFlags, as_dict, parse, require
 
@@ -80,6 +89,8 @@ class _Item:
     carried: Labels  # withheld from the source before
     error: str | None  # why the label file cannot be used, with the line
     true: bytes | None  # bytes of the file with the true labels, where noise changed the source before
+    region_data: bytes | None  # bytes of the region file, None without one
+    regions: Regions
 
 
 def sparsify(given: SparsifyFlags) -> Manifest:
@@ -224,6 +235,7 @@ def summary(manifest: Manifest) -> str:
 
 def _read(source: DataSet) -> list[_Item]:
     """All label files of the training split, sorted by their new names."""
+    source.knowledge.require_matched()
     names = _new_names(source)
     grouped: dict[str, Counter[str]] = {}
     for image in source.images(_SPLIT):
@@ -232,7 +244,7 @@ def _read(source: DataSet) -> list[_Item]:
     if missing:
         raise DataError(f"{source.file}: {len(missing)} images of {_SPLIT} do not exist, the first is {missing[0]}")
     items = []
-    for key in _progress(sorted(grouped, key=names.__getitem__), "reading labels"):
+    for key in progress(sorted(grouped, key=names.__getitem__), "reading labels"):
         data, error = labels.read_bytes(key), None
         try:
             found = source.parse(data or b"", key)
@@ -240,8 +252,11 @@ def _read(source: DataSet) -> list[_Item]:
             found, error = source.parse(b""), str(bad).removeprefix(key).lstrip(",: ")
         new = f"{_SPLIT}/{names[key]}"
         images = [(image, f"{new}.{image.rpartition('.')[-1]}", times) for image, times in grouped[key].items()]
-        true = labels.read_bytes(path) if (path := dataset.true_path(images[0][0])) else None
-        items.append(_Item(key, f"{new}.txt", images, data, found, source.withheld(images[0][0]), error, true))
+        first = images[0][0]
+        true = labels.read_bytes(path) if (path := dataset.true_path(first)) else None
+        items.append(
+            _Item(key, f"{new}.txt", images, data, found, source.withheld(first), error, true, *source.regions(first))
+        )
     if all(item.data is None for item in items):
         raise DataError(
             f"{source.file}: no image of {_SPLIT} has a label file; looked for {items[0].source} and the like"
@@ -316,9 +331,20 @@ def _write(folder: Path, source: DataSet, items: Sequence[_Item], rule: Withhold
     noisy = errors(given, classes=len(source.names), keypoints=source.keypoints)
     files: list[dict[str, Any]] = []
     how: Counter[str] = Counter()
-    for item, mask, made in _progress(list(zip(items, masks, noisy, strict=True)), "writing"):
+    for item, mask, made in progress(list(zip(items, masks, noisy, strict=True)), "writing"):
         how.update(_link(os.path.realpath(image), folder / "images" / name) for image, name, _ in item.images)
-        files.append(_write_labels(folder, item, mask, made, told=bool(errors)))
+        file = _write_labels(folder, item, mask, made, told=bool(errors))
+        if source.knowledge.annotated:
+            known = (source.knowledge.labelled_classes(image) for image, *_ in item.images)
+            file["annotated"] = [None if classes is None else sorted(classes) for classes in known]
+        files.append(file)
+    withdrawn = sum(file.get("withdrawn", 0) for file in files)
+    if withdrawn:
+        print(
+            f"warning: {withdrawn} regions said that there is nothing of a class where a box of it was withheld; "
+            "they no longer say so of that class",
+            file=sys.stderr,
+        )
     listed = [(name, times) for item in items for _, name, times in item.images]
     train = f"images/{_SPLIT}"
     if any(times > 1 for _, times in listed):
@@ -326,6 +352,9 @@ def _write(folder: Path, source: DataSet, items: Sequence[_Item], rule: Withhold
         put(folder / train, "".join(f"./images/{name}\n" * times for name, times in listed).encode())
     others = {s: e[0] if len(e) == 1 else list(e) for s, e in source.splits.items() if s != _SPLIT}
     content = {key: value for key, value in source.raw.items() if key not in _NOT_COPIED}
+    if source.knowledge.annotated:
+        moved = {image: f"images/{name}" for item in items for image, name, _ in item.images}
+        content["annotated"] = source.knowledge.moved(moved, [split for split in source.splits if split != _SPLIT])
 
     boxes, withheld, extra, jitter, flip = (
         np.bincount(np.concatenate(found), minlength=len(source.names))
@@ -374,6 +403,7 @@ def _write(folder: Path, source: DataSet, items: Sequence[_Item], rule: Withhold
             ),
             "unreadable": sum(len(file["images"]) for file in files if file["unreadable"]),
         },
+        **source.knowledge.facts,
         "files": files,
     }
     manifest["sha256"] = _manifest_hash(manifest)
@@ -402,6 +432,12 @@ def _write_labels(folder: Path, item: _Item, mask: NDArray[np.bool_], noisy: Noi
     }
     if true is not None:
         hashes["true"] = put(folder / "true" / item.label, true)
+    withdrawn = {}
+    if item.region_data is not None:
+        told_of, withdrawn["withdrawn"] = _withdrawn(item.regions, gone + item.carried)
+        data = regions.text(told_of) if withdrawn["withdrawn"] else item.region_data
+        hashes["source_regions"] = hashlib.sha256(item.region_data).hexdigest()
+        hashes["regions"] = put(folder / "regions" / item.label, data)
     return {
         "label": item.label,
         "images": [name for _, name, _ in item.images],
@@ -410,8 +446,16 @@ def _write_labels(folder: Path, item: _Item, mask: NDArray[np.bool_], noisy: Noi
         "carried": len(item.carried),
         "unreadable": item.error,
         **({"noise": changes} if told else {}),
+        **withdrawn,
         "sha256": hashes,
     }
+
+
+def _withdrawn(known: Regions, gone: Labels) -> tuple[Regions, int]:
+    """The regions without their claim that none of these labels is there, and how many made it."""
+    wrong = regions.contradicted(known, gone.classes, gone.boxes_xywh_norm)
+    of_class = gone.classes[:, None] == np.arange(known.classes.shape[1])  # (m, C)
+    return replace(known, classes=known.classes & ~(wrong @ of_class)), int(wrong.any(1).sum())
 
 
 def _changes(true: Labels, noisy: Noisy, gone: NDArray[np.bool_]) -> list[dict[str, str | None]]:
@@ -452,13 +496,3 @@ def _link(target: str, path: Path) -> str:
         return way
     shutil.copy2(target, path)
     return "copy"
-
-
-def _progress(things: Sequence[Any], what: str, every: float = 2.0) -> Iterator[Any]:
-    """Yield the things and, where it takes long, say on stderr how far it is (interval in seconds)."""
-    said = time.monotonic()
-    for done, thing in enumerate(things):
-        if time.monotonic() - said > every:
-            said = time.monotonic()
-            print(f"sparsify: {what} {done}/{len(things)}", file=sys.stderr, flush=True)
-        yield thing
