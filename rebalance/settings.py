@@ -67,6 +67,20 @@ class SparsifyFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NoiseFlags:
+    """`rebalance noise`: put errors into the labels of the training split."""
+
+    data: str = setting("", "data set YAML (Ultralytics detection format)")
+    missing: float = setting(0.0, "fraction of the boxes withheld, as by sparsify protocol=percent", low=0, high=1)
+    extra: float = setting(0.0, "boxes of nothing, as a fraction of the boxes", low=0, high=1)
+    jitter: float = setting(0.0, "fraction of the boxes displaced", low=0, high=1)
+    class_flip: float = setting(0.0, "fraction of the boxes that get another class", low=0, high=1)
+    jitter_iou: str = setting("[0.5,0.9]", "range of the IoU of a displaced box with the true one")
+    seed: int = setting(0, "seed of the choice", low=0)
+    out: str = setting("", "folder to make; must not exist")
+
+
+@dataclass(frozen=True, kw_only=True)
 class SeafloorFlags:
     """`rebalance seafloor`: the built-in data set."""
 
@@ -91,6 +105,10 @@ class SweepFlags:
     label_seed: str = setting(
         "", "seed of the withheld labels, the same for all runs; default: the seed of each training"
     )
+    extra: str = setting("0", "boxes of nothing among the training labels, see rebalance noise, comma separated")
+    jitter: str = setting("0", "fractions of the training boxes that are displaced, comma separated")
+    class_flip: str = setting("0", "fractions of the training boxes that get another class, comma separated")
+    jitter_iou: str = setting("[0.5,0.9]", "ranges of the IoU of a displaced box with the true one, comma separated")
     complete: bool = setting(
         False, "once a seed, train the baseline (the first loss, nothing removed) on complete labels too"
     )

@@ -251,6 +251,13 @@ COMMANDS: dict[str, Command] = {
         "data.derive:sparsify,summary",
         settings.SparsifyFlags,
     ),
+    "noise": Command(
+        "rebalance noise data=my.yaml missing=0.3 extra=0.1 jitter=0.2 class_flip=0.1 seed=0 out=data/my-noisy",
+        "put errors into the labels of the training split of a data set, into a new folder",
+        "data.derive:noise,summary",
+        settings.NoiseFlags,
+        more="Rates may be joined. With the same seed a lower rate changes what a higher one changes, and no more.",
+    ),
     "seafloor": Command(
         "rebalance seafloor seed=0",
         "make the built-in data set (seafloor.yaml does it on first use)",

@@ -4,6 +4,7 @@
     out/images/train/   one link an image; never a linked folder, which would lead Ultralytics back to the full labels
     out/labels/train/   the lines that stay, byte-identical
     out/withheld/train/ the lines that went, under the same names (and those that were withheld from the source before)
+    out/true/train/     the source's label files, where noise changed one of their labels or added some
     out/manifest.json   what was asked, what was reached, and the SHA-256 of every label file
 
 The source is only read. Everything is written to a hidden folder beside `out` that is renamed at the end, so `out` is
@@ -17,12 +18,15 @@ The manifest, in this order:
 
     schema    1
     ...       what the rule says of itself; a protocol: `protocol`, `asked` (the rate, null without), `keep_one`, `seed`
+    noise     with noise only: its `jitter_iou`, and of each kind {asked, boxes, reached}: how many it happened to, and
+              their share: of the boxes (missing, extra), of those that were not withheld (jitter, class_flip)
     reached   withheld boxes ÷ boxes
     total     {boxes, withheld, reached}
-    classes   the same of each class, with its id and name
+    classes   the same of each class, with its id and name (of `noise` too; a box counts for its true class)
     images    of the training split, each counted once: {total, labelled_before, labelled, unreadable}
     files     one a label file: label, images (names below labels/ and images/), boxes, withheld, carried (withheld from
-              the source before), unreadable (why, or null), sha256 {source, label, withheld} (null: there is no file)
+              the source before), unreadable (why, or null), sha256 {source, label, withheld} (null: there is no file);
+              with noise: noise, a list of {kind, was, now}, a box each, `class x y w h` (null: it was not there)
     sha256    of everything but `origin`: the same labels and rule give the same hash on every machine
     origin    what differs between machines: data, train, images (how they were linked), rebalance (version)
 """
@@ -46,14 +50,16 @@ from typing import Any
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 import rebalance
 from rebalance.data import dataset, labels
 from rebalance.data.dataset import DataSet
 from rebalance.data.labels import Labels
+from rebalance.data.noise import KINDS, File, Noise, Noisy, box_text
 from rebalance.data.protocols import Withhold
-from rebalance.errors import DataError
-from rebalance.settings import SparsifyFlags, as_dict, parse, require
+from rebalance.errors import ConfigError, DataError
+from rebalance.settings import NoiseFlags, SparsifyFlags, as_dict, parse, require
 
 _SPLIT = "train"
 _SPLIT_FOLDERS = frozenset(("train", "val", "valid", "validation", "test"))
@@ -73,6 +79,7 @@ class _Item:
     labels: Labels
     carried: Labels  # withheld from the source before
     error: str | None  # why the label file cannot be used, with the line
+    true: bytes | None  # bytes of the file with the true labels, where noise changed the source before
 
 
 def sparsify(given: SparsifyFlags) -> Manifest:
@@ -91,8 +98,36 @@ def sparsify(given: SparsifyFlags) -> Manifest:
     return derive(dataset.load(built_in(given.data)), rule, out)
 
 
-def derive(source: DataSet, rule: Withhold, out: Path) -> Manifest:
+def noise(given: NoiseFlags) -> Manifest:
+    """Make a data set with errors in the training labels; returns its manifest. `data` and `out` are required.
+
+    Raises:
+        ConfigError: a flag is missing or has no effect.
+        DataError: as `derive`.
+    """
+    from rebalance.data.demo.seafloor import built_in
+
+    require(given, "data", "out")
+    given = parse(NoiseFlags, as_dict(given))
+    kinds = {kind: getattr(given, kind) for kind in KINDS}
+    if not (given.missing or any(kinds.values())):
+        raise ConfigError(f"there is no noise: give a rate above 0 to one of missing, {', '.join(KINDS)}")
+    if given.jitter_iou != NoiseFlags.jitter_iou and not given.jitter:
+        raise ConfigError(f"jitter_iou={given.jitter_iou} has no effect without jitter=")
+    rule = Withhold(protocol="percent", rate=given.missing, seed=given.seed)
+    errors = Noise(**kinds, jitter_iou=given.jitter_iou, seed=given.seed)
+    out = free(given.out)
+    return derive(dataset.load(built_in(given.data)), rule, out, errors)
+
+
+def derive(source: DataSet, rule: Withhold, out: Path, errors: Noise | None = None) -> Manifest:
     """Make a data set whose training labels are the source's after a rule; returns its manifest.
+
+    Args:
+        source: only read.
+        rule: which labels are withheld.
+        out: folder to make.
+        errors: what happens to those that stay, and what is added.
 
     Raises:
         DataError: the source cannot be used, `out` exists or lies in the source, or writing failed. Nothing is left.
@@ -102,7 +137,7 @@ def derive(source: DataSet, rule: Withhold, out: Path) -> Manifest:
         if folder in (out.resolve(), *out.resolve().parents):
             raise DataError(f"out={out} is inside the source data set ({folder}); choose a folder outside it")
     with new_folder(out) as folder:
-        return _write(folder, source, items, rule)
+        return _write(folder, source, items, rule, errors or Noise())
 
 
 def free(out: str | Path) -> Path:
@@ -156,7 +191,7 @@ def load_manifest(folder: str | Path) -> Manifest:
         if manifest["sha256"] != _manifest_hash(manifest):
             raise DataError(f"{file} was changed after it was written: its hash does not fit")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise DataError(f"{file} is not a manifest that sparsify wrote") from None
+        raise DataError(f"{file} is not a manifest of a derived data set") from None
     return manifest
 
 
@@ -164,15 +199,25 @@ def summary(manifest: Manifest) -> str:
     """A few lines for the user: what was asked and reached, overall and per class."""
     total, images = manifest["total"], manifest["images"]
     asked = "" if manifest["asked"] is None else f", asked {manifest['asked']:.1%}"
-    rows = [*(found for found in manifest["classes"] if found["boxes"]), {"name": "all", **total}]
+    noise = manifest.get("noise", {})
+    rows = [*(found for found in manifest["classes"] if found["boxes"]), {"name": "all", **total, "noise": noise}]
     width = max(len(row["name"]) for row in rows)
+    kinds = [kind for kind in noise if kind != "missing" and noise[kind]["asked"]]
     lines = [
         f"{manifest['protocol']}, seed {manifest['seed']}{', keep_one' if manifest['keep_one'] else ''}: "
         f"{total['withheld']} of {total['boxes']} boxes withheld ({total['reached']:.1%}{asked})",
         f"{images['total']} images, {images['labelled']} with boxes ({images['labelled_before']} before)"
         + (f", {images['unreadable']} with an unreadable label file" if images["unreadable"] else ""),
-        f"{'class':<{width}}  {'boxes':>8}  {'withheld':>8}  reached",
-        *(f"{row['name']:<{width}}  {row['boxes']:>8}  {row['withheld']:>8}  {row['reached']:>7.1%}" for row in rows),
+        *(
+            f"{kind}: {noise[kind]['boxes']} boxes ({noise[kind]['reached']:.1%}, asked {noise[kind]['asked']:.1%})"
+            for kind in kinds
+        ),
+        f"{'class':<{width}}  {'boxes':>8}  {'withheld':>8}  reached" + "".join(f"  {kind:>10}" for kind in kinds),
+        *(
+            f"{row['name']:<{width}}  {row['boxes']:>8}  {row['withheld']:>8}  {row['reached']:>7.1%}"
+            + "".join(f"  {row['noise'][kind]['boxes']:>10}" for kind in kinds)
+            for row in rows
+        ),
     ]
     return "\n".join([*lines, f"sha256 {manifest['sha256']}"])
 
@@ -195,7 +240,8 @@ def _read(source: DataSet) -> list[_Item]:
             found, error = source.parse(b""), str(bad).removeprefix(key).lstrip(",: ")
         new = f"{_SPLIT}/{names[key]}"
         images = [(image, f"{new}.{image.rpartition('.')[-1]}", times) for image, times in grouped[key].items()]
-        items.append(_Item(key, f"{new}.txt", images, data, found, source.withheld(images[0][0]), error))
+        true = labels.read_bytes(path) if (path := dataset.true_path(images[0][0])) else None
+        items.append(_Item(key, f"{new}.txt", images, data, found, source.withheld(images[0][0]), error, true))
     if all(item.data is None for item in items):
         raise DataError(
             f"{source.file}: no image of {_SPLIT} has a label file; looked for {items[0].source} and the like"
@@ -263,14 +309,16 @@ def _source_folders(source: DataSet, items: Sequence[_Item]) -> set[Path]:
     return {folder for folder in folders if folder.name}  # without the root of the file system
 
 
-def _write(folder: Path, source: DataSet, items: Sequence[_Item], rule: Withhold) -> Manifest:
+def _write(folder: Path, source: DataSet, items: Sequence[_Item], rule: Withhold, errors: Noise) -> Manifest:
     """Write the whole data set below `folder`, the manifest last."""
-    pairs = rule([item.labels for item in items])
+    masks = rule.masks([item.labels for item in items])
+    given = [File(item.labels, item.carried, item.data is not None and item.error is None) for item in items]
+    noisy = errors(given, classes=len(source.names), keypoints=source.keypoints)
     files: list[dict[str, Any]] = []
     how: Counter[str] = Counter()
-    for item, (stay, gone) in _progress(list(zip(items, pairs, strict=True)), "writing"):
+    for item, mask, made in _progress(list(zip(items, masks, noisy, strict=True)), "writing"):
         how.update(_link(os.path.realpath(image), folder / "images" / name) for image, name, _ in item.images)
-        files.append(_write_labels(folder, item, stay, gone))
+        files.append(_write_labels(folder, item, mask, made, told=bool(errors)))
     listed = [(name, times) for item in items for _, name, times in item.images]
     train = f"images/{_SPLIT}"
     if any(times > 1 for _, times in listed):
@@ -279,21 +327,51 @@ def _write(folder: Path, source: DataSet, items: Sequence[_Item], rule: Withhold
     others = {s: e[0] if len(e) == 1 else list(e) for s, e in source.splits.items() if s != _SPLIT}
     content = {key: value for key, value in source.raw.items() if key not in _NOT_COPIED}
 
-    boxes, withheld = (
-        np.bincount(np.concatenate([of_file.classes for of_file in found]), minlength=len(source.names)).tolist()
-        for found in ([item.labels for item in items], [gone for _, gone in pairs])
+    boxes, withheld, extra, jitter, flip = (
+        np.bincount(np.concatenate(found), minlength=len(source.names))
+        for found in (
+            [item.labels.classes for item in items],
+            [item.labels.classes[mask] for item, mask in zip(items, masks, strict=True)],
+            [made.extra.classes for made in noisy],
+            [item.labels.classes[made.jitter & ~mask] for item, mask, made in zip(items, masks, noisy, strict=True)],
+            [
+                item.labels.classes[made.class_flip & ~mask]
+                for item, mask, made in zip(items, masks, noisy, strict=True)
+            ],
+        )
     )
-    total = _counts(sum(boxes), sum(withheld))
+    total = _counts(boxes.sum(), withheld.sum())
+
+    def happened(chosen: slice) -> dict[str, Any]:
+        """Of each kind, to how many of the boxes of the chosen classes."""
+        counts = {"missing": withheld, "extra": extra, "jitter": jitter, "class_flip": flip}
+        rates = {"missing": rule.facts["asked"], **{kind: getattr(errors, kind) for kind in KINDS}}
+        told = {}
+        for kind, found in counts.items():
+            of = boxes if kind in ("missing", "extra") else boxes - withheld
+            count, among = int(found[chosen].sum()), int(of[chosen].sum())
+            told[kind] = {"asked": rates[kind], "boxes": count, "reached": count / among if among else 0.0}
+        return {"noise": told} if errors else {}
+
     manifest = {
         "schema": 1,
         **rule.facts,
+        **({"jitter_iou": errors.jitter_iou} if errors.jitter else {}),
+        **happened(slice(None)),
         "reached": total["reached"],
         "total": total,
-        "classes": [{"id": i, "name": n, **_counts(boxes[i], withheld[i])} for i, n in source.names.items()],
+        "classes": [
+            {"id": i, "name": n, **_counts(boxes[i], withheld[i]), **happened(slice(i, i + 1))}
+            for i, n in source.names.items()
+        ],
         "images": {
             "total": len(listed),
             "labelled_before": sum(len(file["images"]) for file in files if file["boxes"]),
-            "labelled": sum(len(file["images"]) for file in files if file["boxes"] > file["withheld"]),
+            "labelled": sum(
+                len(file["images"])
+                for file, made in zip(files, noisy, strict=True)
+                if file["boxes"] > file["withheld"] or len(made.extra)
+            ),
             "unreadable": sum(len(file["images"]) for file in files if file["unreadable"]),
         },
         "files": files,
@@ -309,13 +387,21 @@ def _write(folder: Path, source: DataSet, items: Sequence[_Item], rule: Withhold
     return manifest
 
 
-def _write_labels(folder: Path, item: _Item, stay: Labels, gone: Labels) -> dict[str, Any]:
-    """Write what stays and what goes of one label file; a file that loses nothing is copied as it is."""
+def _write_labels(folder: Path, item: _Item, mask: NDArray[np.bool_], noisy: Noisy, *, told: bool) -> dict[str, Any]:
+    """Write what stays and what goes of one label file; a file that nothing happens to is copied as it is."""
+    stay, gone = noisy.labels.pick(~mask) + noisy.extra, item.labels.pick(mask)
     kept = item.data if stay is item.labels else stay.data
-    lost = gone.data
-    if lost and item.carried and not lost.endswith((b"\n", b"\r")):
-        lost += b"\n"
-    lost += item.carried.data
+    lost = (gone + item.carried).data
+    changes = _changes(item.labels, noisy, mask)
+    true = item.true if item.true is not None else item.data if changes else None
+    hashes = {
+        "source": None if item.data is None else hashlib.sha256(item.data).hexdigest(),
+        # no label file stays no label file; a file that lost everything is an empty one
+        "label": None if kept is None else put(folder / "labels" / item.label, kept),
+        "withheld": put(folder / "withheld" / item.label, lost) if lost else None,
+    }
+    if true is not None:
+        hashes["true"] = put(folder / "true" / item.label, true)
     return {
         "label": item.label,
         "images": [name for _, name, _ in item.images],
@@ -323,16 +409,28 @@ def _write_labels(folder: Path, item: _Item, stay: Labels, gone: Labels) -> dict
         "withheld": len(gone),
         "carried": len(item.carried),
         "unreadable": item.error,
-        "sha256": {
-            "source": None if item.data is None else hashlib.sha256(item.data).hexdigest(),
-            # no label file stays no label file; a file that lost everything is an empty one
-            "label": None if kept is None else put(folder / "labels" / item.label, kept),
-            "withheld": put(folder / "withheld" / item.label, lost) if lost else None,
-        },
+        **({"noise": changes} if told else {}),
+        "sha256": hashes,
     }
 
 
-def _counts(boxes: int, withheld: int) -> dict[str, Any]:
+def _changes(true: Labels, noisy: Noisy, gone: NDArray[np.bool_]) -> list[dict[str, str | None]]:
+    """What happened to the boxes of a file that stay, a row a box, and then what was added."""
+
+    def text(found: Labels, i: int) -> str:
+        return box_text(int(found.classes[i]), found.boxes_xywh_norm[i])
+
+    happened = {"jitter": noisy.jitter & ~gone, "class_flip": noisy.class_flip & ~gone}
+    rows: list[dict[str, str | None]] = []
+    for i in np.flatnonzero(happened["jitter"] | happened["class_flip"]).tolist():
+        kind = "+".join(kind for kind, mask in happened.items() if mask[i])
+        rows.append({"kind": kind, "was": text(true, i), "now": text(noisy.labels, i)})
+    added = (text(noisy.extra, i) for i in range(len(noisy.extra)))
+    return [*rows, *({"kind": "extra", "was": None, "now": now} for now in added)]
+
+
+def _counts(boxes: int | np.int64, withheld: int | np.int64) -> dict[str, Any]:
+    boxes, withheld = int(boxes), int(withheld)
     return {"boxes": boxes, "withheld": withheld, "reached": withheld / boxes if boxes else 0.0}
 
 

@@ -77,14 +77,17 @@ class Withhold:
         return {"protocol": self.protocol, "asked": asked, "keep_one": self.keep_one, "seed": self.seed}
 
     def __call__(self, files: Sequence[Labels]) -> list[tuple[Labels, Labels]]:
-        """For the labels of every image those that stay and those that go.
+        """For the labels of every image those that stay and those that go; their order as in `masks`."""
+        return [(found.pick(~mask), found.pick(mask)) for found, mask in zip(files, self.masks(files), strict=True)]
+
+    def masks(self, files: Sequence[Labels]) -> list[_Mask]:
+        """For the labels of every image which of its boxes go.
 
         The order of the files is part of the choice: sort them by something that is the same on every machine.
         """
         sizes = [len(found) for found in files]
         gone = self.gone(np.repeat(np.arange(len(files)), sizes), np.concatenate([found.classes for found in files]))
-        masks = np.split(gone, np.cumsum(sizes)[:-1])
-        return [(found.pick(~mask), found.pick(mask)) for found, mask in zip(files, masks, strict=True)]
+        return np.split(gone, np.cumsum(sizes)[:-1])
 
     def gone(self, image: _Ids, label: _Ids) -> _Mask:
         """Which boxes go, (n,), of boxes with these images (n,) and classes (n,)."""

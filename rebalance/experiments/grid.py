@@ -23,16 +23,19 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any
 
+from rebalance.data.noise import KINDS, iou_range
 from rebalance.data.protocols import uses_rate
 from rebalance.errors import ConfigError
 from rebalance.experiments.flags import DEFAULTS, HEADS, METHODS_OF, REMOVALS, typed
-from rebalance.settings import SparsifyFlags, SweepFlags, checked, convert, parse, settings_of, value_text
+from rebalance.experiments.record import NOISE
+from rebalance.settings import NoiseFlags, SparsifyFlags, SweepFlags, checked, convert, parse, settings_of, value_text
 
-LABELS = ("protocol", "rate")
+LABELS = ("protocol", "rate", *NOISE)
+_DETAILS = ("rate", "jitter_iou")  # of a protocol, of a kind of noise
 RATED = tuple(p for p in settings_of(SparsifyFlags)["protocol"].metadata["choices"] if uses_rate(p))
 ONE_VALUE = ("device",)  # keys whose commas belong to the value
 SET_BY_SWEEP = {  # host keys that a sweep decides, and what to give instead
@@ -44,6 +47,7 @@ SET_BY_SWEEP = {  # host keys that a sweep decides, and what to give instead
     "mode": "a sweep trains, then evaluates on val and test",
     "split": "a sweep evaluates on val and test",
     "save": "a sweep evaluates the checkpoint that training saves",
+    "missing": "give protocol=percent rate=",
 }
 
 _SEEDS = {"seeds": "a list of whole numbers such as 0,1,2", "label_seed": "a whole number"}
@@ -54,11 +58,20 @@ _LONGEST_ID = 120  # characters; file systems end at 255, and a folder name shou
 
 @dataclass(frozen=True, kw_only=True)
 class Labels:
-    """Which training labels a run sees; `rate` and `seed` are 0 for a protocol that takes none."""
+    """Which training labels a run sees; `rate` and `seed` are 0 for a protocol that takes none.
+
+    `noise` is that of `rebalance.data.noise`, where there is any: rates above 0, and of `jitter` the range of IoU.
+    """
 
     protocol: str = "normal"
     rate: float = 0.0
     seed: int = 0
+    noise: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """As a record has them."""
+        return {"protocol": self.protocol, "rate": self.rate, "seed": self.seed, **dict(self.noise)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +128,7 @@ def _cell(given: Mapping[str, str]) -> Grid:
     if sweep.name and (sweep.name.startswith(".") or re.search(r'[/\\:*?"<>|\x00-\x1f]', sweep.name)):
         raise ConfigError(f'name={sweep.name} is not a folder name: no slash, no leading dot, none of : * ? " < > |')
     lists = {key: _values(key, str(text)) for key, text in given.items() if key not in own or key in LABELS}
-    for key in LABELS:
+    for key in ("protocol", "rate"):
         lists.setdefault(key, _values(key, getattr(sweep, key)))
     for key in ("model", "data"):
         if not lists.get(key) or lists[key][0] in ("", None):
@@ -195,7 +208,7 @@ def as_begun(grid: Grid, asked: Mapping[str, Any]) -> Grid:
     begun = asked.get("label_seed")
     if not isinstance(begun, int) or grid.asked.get("label_seed", [0]) != [begun]:
         return grid
-    runs = (replace(run, labels=_labels(run.labels.protocol, run.labels.rate, begun)) for run in grid.runs)
+    runs = (replace(run, labels=replace(run.labels, seed=begun if _drawn(run.labels) else 0)) for run in grid.runs)
     return Grid(grid.flags, tuple(runs), {**grid.asked, "label_seed": begun})
 
 
@@ -263,8 +276,15 @@ def _values(key: str, text: str) -> list[Any]:
         return [text.strip() if split(key, text)[1:] else literal(text.strip())]
     parts = split(key, text)
     if key in LABELS:
-        return _unique(key, [convert(SparsifyFlags, key, part) for part in parts])
+        return _unique(key, [_label_value(key, part) for part in parts])
     return _unique(key, [typed(key, part) if key in DEFAULTS else literal(part) for part in parts])
+
+
+def _label_value(key: str, text: str) -> Any:
+    value = convert(NoiseFlags if key in NOISE else SparsifyFlags, key, text)
+    if key == "jitter_iou":
+        iou_range(value)
+    return value
 
 
 def _unique(key: str, values: list[Any]) -> list[Any]:
@@ -283,8 +303,11 @@ def _seed(key: str, text: str) -> int:
 def _check_labels(given: Mapping[str, str], lists: Mapping[str, list[Any]], series: bool) -> None:
     """Refuse a rate or a label seed that no run would use."""
     protocols = lists["protocol"]
-    if protocols == ["normal"] and "label_seed" in given:
+    if protocols == ["normal"] and "label_seed" in given and not any(any(lists.get(kind, ())) for kind in KINDS):
         raise ConfigError(f"label_seed={given['label_seed']}: protocol=normal withholds nothing")
+    jitter = lists.get("jitter", [0.0])
+    if "jitter_iou" in given and not (_base(jitter) if series and len(lists["jitter_iou"]) > 1 else any(jitter)):
+        raise ConfigError(f"jitter_iou={given['jitter_iou']} has no effect with jitter={asked_text(jitter)}")
     used = uses_rate(_base(protocols)) if series and len(lists["rate"]) > 1 else any(map(uses_rate, protocols))
     if "rate" in given and not used:
         raise ConfigError(
@@ -327,25 +350,33 @@ def _is_idle(key: str, values: Mapping[str, Any]) -> bool:
 
 def _run(values: Mapping[str, Any], varied: Mapping[str, Any], label_seed: int, seed: int) -> Run:
     """One run, its id still the plain one."""
-    protocol = values["protocol"]
-    varied = {key: value for key, value in varied.items() if key != "rate" or uses_rate(protocol)}
+    idle = {*["rate"] * (not uses_rate(values["protocol"])), *["jitter_iou"] * (not values.get("jitter"))}
+    varied = {key: value for key, value in varied.items() if key not in idle}
     given = tuple(key for key in values if key in DEFAULTS)
     return Run(
         id=_id(varied, seed),
         train={**DEFAULTS, **{key: values[key] for key in given}},
         given=given,
         host={key: value for key, value in values.items() if key not in (*given, *LABELS)},
-        labels=_labels(protocol, values["rate"], label_seed),
+        labels=_labels(values, label_seed),
         seed=seed,
         varied=varied,
     )
 
 
-def _labels(protocol: str, rate: float, seed: int) -> Labels:
+def _labels(values: Mapping[str, Any], seed: int) -> Labels:
     """What has no say in a protocol is 0."""
-    return Labels(
-        protocol=protocol, rate=rate if uses_rate(protocol) else 0.0, seed=seed if protocol != "normal" else 0
-    )
+    protocol, rate = values["protocol"], values["rate"]
+    noise = {kind: values[kind] for kind in KINDS if values.get(kind)}
+    if "jitter" in noise:
+        noise["jitter_iou"] = values.get("jitter_iou", NoiseFlags.jitter_iou)
+    labels = Labels(protocol=protocol, rate=rate if uses_rate(protocol) else 0.0, noise=tuple(noise.items()))
+    return replace(labels, seed=seed if _drawn(labels) else 0)
+
+
+def _drawn(labels: Labels) -> bool:
+    """Whether chance has a say in the labels."""
+    return labels.protocol != "normal" or bool(labels.noise)
 
 
 def _controls(runs: Sequence[Run], fractions: Sequence[float]) -> list[Run]:
@@ -396,7 +427,8 @@ def _on_complete_labels(runs: Sequence[Run]) -> list[Run]:
     made = []
     for run in first.values():
         none = dict.fromkeys(_removed(run), 0.0)
-        varied = {key: value for key, value in {**run.varied, **none, "protocol": "normal"}.items() if key != "rate"}
+        labels = {"protocol": "normal", **{key: 0.0 for key in KINDS if key in run.varied}}
+        varied = {key: value for key, value in {**run.varied, **none, **labels}.items() if key not in _DETAILS}
         given = tuple(dict.fromkeys([*run.given, *none]))
         whole = replace(
             run, id=_id(varied, run.seed), train={**run.train, **none}, given=given, labels=Labels(), varied=varied
@@ -412,7 +444,9 @@ def _head(run: Run) -> str:
 
 
 def _withholds(labels: Labels) -> bool:
-    return labels.protocol != "normal" and (labels.rate > 0 or not uses_rate(labels.protocol))
+    """Or falsifies."""
+    gone = labels.protocol != "normal" and (labels.rate > 0 or not uses_rate(labels.protocol))
+    return gone or bool(labels.noise)
 
 
 def _removed(run: Run) -> list[str]:
@@ -429,6 +463,7 @@ def _apart(runs: Sequence[Run]) -> list[Run]:
     values = [_values_of(run) for run in runs]
     keys = dict.fromkeys(("model", "data", "head", "loss", *DEFAULTS, *itertools.chain(*values)))  # labels come last
     texts = {key: {json.dumps(own.get(key, _ABSENT), default=str) for own in values} for key in keys}
+    texts.get("jitter_iou", set()).discard(json.dumps(_ABSENT))  # it says something where two ranges are compared
     differing = [key for key in keys if len(texts[key]) > 1]
     named = []
     for run, own in zip(runs, values, strict=True):
@@ -441,7 +476,7 @@ def _values_of(run: Run) -> dict[str, Any]:
     """All values of a run that were given."""
     ours = {key: run.train[key] for key in run.given}
     labels = {"protocol": run.labels.protocol, **({"rate": run.labels.rate} if uses_rate(run.labels.protocol) else {})}
-    return {**ours, **labels, **run.host}
+    return {**ours, **labels, **dict(run.labels.noise), **run.host}
 
 
 def _id(varied: Mapping[str, Any], seed: int) -> str:
@@ -456,12 +491,12 @@ def _id(varied: Mapping[str, Any], seed: int) -> str:
 
 def _key(run: Run) -> str:
     """All that makes a run what it is, as one text."""
-    return json.dumps([run.train, run.given, dict(run.host), asdict(run.labels), run.seed], default=str)
+    return json.dumps([run.train, run.given, dict(run.host), run.labels.told, run.seed], default=str)
 
 
 def _content(run: Run) -> str:
     """The same whichever of its values were given."""
-    return json.dumps([run.train, dict(run.host), asdict(run.labels), run.seed], default=str, sort_keys=True)
+    return json.dumps([run.train, dict(run.host), run.labels.told, run.seed], default=str, sort_keys=True)
 
 
 def _distinct(runs: Iterable[Run], key: Callable[[Run], str]) -> list[Run]:

@@ -24,6 +24,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
+from rebalance.data.noise import KINDS
 from rebalance.errors import RunError
 from rebalance.files import write_whole
 
@@ -32,6 +33,7 @@ SWEEP, RUNS, PACKED = "sweep.json", "runs", "records.jsonl"
 CONFIG, RECORD, LOG = "config.json", "record.json", "log.txt"
 SPLITS = ("val", "test")
 METRICS = ("mAP50", "mAP75", "mAP50-95")
+NOISE = (*KINDS, "jitter_iou")  # of the training labels, see `rebalance.data.noise`
 NUMBERS = ("iou", "conf", "max_det")  # of an evaluation, by the names of the host's flags
 
 Box = tuple[float, float, float, float]
@@ -116,7 +118,11 @@ _LOSS_RAN = {
     **dict.fromkeys(("loss", "head", "element", "weighting", "divisor", "text"), str | None),
     **dict.fromkeys(("pull", "push"), float | None),  # by what dropping multiplies them, see `hosts.host.pulls`
 }
-_LABELS = {"protocol": str | None, "rate": float | None, "seed": int | None, "data": str | None}
+_LABELS = {
+    **dict.fromkeys(("protocol", "data", "jitter_iou"), str | None),
+    **dict.fromkeys(("rate", *KINDS), float | None),
+    "seed": int | None,
+}
 _STUDY = {
     **dict.fromkeys(("key", "title", "compared", "note", "baseline"), str | None),
     "tables": tuple[tuple[str, ...], ...] | None,

@@ -23,7 +23,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -33,6 +32,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from rebalance import errors
+from rebalance.data.noise import KINDS
 from rebalance.data.protocols import uses_rate
 from rebalance.errors import DataError, RunError
 from rebalance.experiments import record as files
@@ -40,7 +40,7 @@ from rebalance.experiments.grid import Grid, Labels, Run, as_begun, difference, 
 from rebalance.experiments.machine import cores
 from rebalance.experiments.record import CONFIG, LOG, RECORD, RUNS, SWEEP, Plan, Record, Task, failed, read_if_whole
 from rebalance.files import clear, unfinished, write_whole
-from rebalance.settings import SparsifyFlags, parse, value_text
+from rebalance.settings import value_text
 
 ROOT = Path("runs/benchmark")
 RUNNER = (sys.executable, "-m", "rebalance.experiments.run")
@@ -207,8 +207,9 @@ def _finished(folder: Path, run: Run) -> bool:
 
 def _write_results(folder: Path, runs: Iterable[str]) -> None:
     """Write results.csv: the runs that are over, in the order given; one that failed has empty cells for numbers."""
-    found = (read_if_whole(Record, folder / RUNS / run / RECORD) for run in runs)
-    rows = [_row(record) for record in found if record is not None]
+    found = [read_if_whole(Record, folder / RUNS / run / RECORD) for run in runs]
+    noise = [kind for kind in KINDS if any(record and record.labels.get(kind) for record in found)]
+    rows = [_row(record, noise) for record in found if record is not None]
     text = io.StringIO()
     writer = csv.DictWriter(text, rows[0] if rows else (), lineterminator="\n")
     writer.writeheader()
@@ -216,7 +217,7 @@ def _write_results(folder: Path, runs: Iterable[str]) -> None:
     write_whole(folder / RESULTS, text.getvalue().encode())
 
 
-def _row(record: Record) -> dict[str, Any]:
+def _row(record: Record, noise: Sequence[str]) -> dict[str, Any]:
     split, metrics = record.headline
     numbers = [(name, metrics.get(name), 5) for name in METRICS]
     numbers += [("train_seconds", record.timings.get("train_seconds"), 1)]
@@ -229,6 +230,7 @@ def _row(record: Record) -> dict[str, Any]:
         **{name: record.train[name] for name in ("obj_drop", "box_drop")},
         "protocol": record.labels["protocol"],
         "drop_rate": record.labels["rate"],
+        **{name: record.labels.get(name, 0.0) for name in noise},
         "seed": record.seed,
         **{name: record.host.get(name) for name in ("epochs", "imgsz")},
         "split": split if record.finished else None,
@@ -274,7 +276,7 @@ def _write_configs(folder: Path, runs: Sequence[Run], sources: Mapping[str, Path
     """Make the training sets and then, for each run, its folder with config.json."""
     made = [_training_set(folder, sources[str(run.host["data"])], run.labels, len(sources) > 1) for run in runs]
     for run, data in zip(runs, made, strict=True):
-        manifest, labels = _manifest(data), asdict(run.labels)
+        manifest, labels = _manifest(data), run.labels.told
         if manifest and run.labels.protocol != "normal" and not uses_rate(run.labels.protocol):
             labels["rate"] = round(float(manifest["reached"]), 4)  # nothing was asked: the data say how much it is
         config = files.Config(
@@ -289,19 +291,23 @@ def _write_configs(folder: Path, runs: Sequence[Run], sources: Mapping[str, Path
 
 
 def _training_set(folder: Path, source: Path, labels: Labels, several: bool) -> Path:
-    """The data YAML that a run trains on: the source, or the one with withheld labels in the sweep's folder."""
-    if labels.protocol == "normal":
+    """The data YAML that a run trains on: the source, or the one with other labels in the sweep's folder."""
+    if labels.protocol == "normal" and not labels.noise:
         return source
     name = f"{labels.protocol}-{value_text(labels.rate)}-{labels.seed}"
+    name += "".join(f"-{key}-{value_text(value).strip('[]').replace(',', '-')}" for key, value in labels.noise)
     if several:
         name += f"-{hashlib.sha256(str(source).encode()).hexdigest()[:8]}"
     out = folder / _DATA / name
     if not out.exists():  # it appears whole or not at all
-        from rebalance.data.derive import sparsify
+        from rebalance.data import dataset
+        from rebalance.data.derive import derive
+        from rebalance.data.noise import Noise
+        from rebalance.data.protocols import Withhold
 
         out.parent.mkdir(exist_ok=True)
-        asked = {"data": str(source), "protocol": labels.protocol, "seed": labels.seed, "out": str(out)}
-        sparsify(parse(SparsifyFlags, {**asked, **({"rate": labels.rate} if uses_rate(labels.protocol) else {})}))
+        rule = Withhold(protocol=labels.protocol, rate=labels.rate, seed=labels.seed)
+        derive(dataset.load(source), rule, out, Noise(**dict(labels.noise), seed=labels.seed))
     return out / "data.yaml"
 
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import jinja2
 
-from rebalance.experiments.record import SPLITS, Record, Sweep
+from rebalance.experiments.record import NOISE, SPLITS, Record, Sweep
 from rebalance.report import details, tables
 from rebalance.report.figures import Picture
 from rebalance.report.papers import RATED, TITLES
-from rebalance.report.summary import Results, as_list, describe, evaluation_text, settings_of, varying
+from rebalance.report.summary import Results, as_list, describe, evaluation_text, is_drawn, settings_of, varying
 from rebalance.report.table import span
 from rebalance.report.verdict import judged, missing_runs, report_command
 from rebalance.report.words import template
@@ -97,7 +97,7 @@ def command(sweep: Sweep) -> str:
     protocols = as_list(asked.get("protocol", "normal"))
     idle = {
         "rate": not any(protocol in RATED for protocol in protocols),
-        "label_seed": protocols == ["normal"],
+        "label_seed": protocols == ["normal"] and not any(any(as_list(asked.get(kind))) for kind in NOISE),
         "protocol": protocols == ["normal"],
         "series": not asked.get("series"),
     }
@@ -161,10 +161,12 @@ def _labels(records: Iterable[Record]) -> str:
         reached = (labels.get("manifest") or {}).get("reached")
         told = f", {100 * reached:.1f}% of the boxes withheld" if isinstance(reached, (int, float)) else ""
         rate = f" {value_text(labels['rate'])}" if labels.get("rate") else ""
+        noise = "".join(f", {name} {value_text(labels[name])}" for name in NOISE if labels.get(name))
         drawn = seeds.setdefault(
-            f"{protocol}{rate if protocol != 'normal' else ': as the data set has them'}{told}", set()
+            f"{protocol}{rate if protocol != 'normal' else '' if noise else ': as the data set has them'}{noise}{told}",
+            set(),
         )
-        if protocol != "normal":
+        if is_drawn(labels):
             drawn.add(labels.get("seed") or 0)
     return "; ".join(
         text + (f", label seed{'s' * (len(own) > 1)} {', '.join(map(str, sorted(own)))}" if own else "")

@@ -14,6 +14,7 @@ from rebalance.experiments.papers import Number as Number
 from rebalance.experiments.papers import family as family
 from rebalance.experiments.papers import numbers as numbers
 from rebalance.experiments.papers import titles
+from rebalance.experiments.record import NOISE
 
 TITLES = titles()
 ON_HEADS = ("obj", "resobj")  # heads that are methods: `loss=` may name them
@@ -118,6 +119,8 @@ def _corresponds(number: Number, values: Mapping[str, Any], *, asked: bool) -> b
         return False
     partial_by_nature = asked and not number.protocol
     labels = labels_key(values.get("protocol"), values.get("rate"))
+    if any(map(values.get, NOISE)):  # no paper here reports on them
+        return False
     if not partial_by_nature and labels_key(number.protocol, number.rate) != labels:
         return False
     expected = {**number.settings, **dict(number.flags)}

@@ -16,7 +16,7 @@ from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
 from rebalance.errors import ConfigError, nearest
-from rebalance.experiments.record import METRICS, SPLITS, Record, Sweep
+from rebalance.experiments.record import METRICS, NOISE, SPLITS, Record, Sweep
 from rebalance.report.evidence import MOST_SEEDS, Comparison, Gap, Stat, compare, gap_closed, stat
 from rebalance.report.papers import ON_HEADS, RATED, base_head, labels_key, loss_name, loss_of, same_value
 from rebalance.settings import value_text
@@ -24,7 +24,7 @@ from rebalance.settings import value_text
 AXES = ("obj_drop", "box_drop")
 PRIMARY = "mAP50"  # the metric that is tested and judged by: that of the papers' tables, chosen before any run
 CONTROL = {"drop_select": "weight"}  # the expected weights of a removal, without its randomness
-LABELS = ("protocol", "rate", "label_seed")
+LABELS = ("protocol", "rate", "label_seed", *NOISE)
 # Ultralytics' flags that say where and how a run is carried out, not what is trained
 INCIDENTAL = frozenset(
     {
@@ -150,7 +150,7 @@ def results(sweep: Sweep, references: Sequence[Sweep] = ()) -> Results:
     Raises:
         ConfigError: no run has the baseline chosen, or several do that differ in a loss's flags.
     """
-    beside = (record for one in references for record in one.finished if record.labels.get("protocol") == "normal")
+    beside = (record for one in references for record in one.finished if not is_drawn(record.labels))
     records = [*sweep.finished, *beside]
     seeds: dict[Setting, dict[int, Record]] = {}
     for setting, record in zip(settings_of(records), records, strict=True):
@@ -200,7 +200,10 @@ def settings_of(records: Sequence[Record]) -> list[Setting]:
     agreed = {name: values.pop() for name, values in known.items() if len(values) == 1}
     loss_flags = frozenset(set().union(*named.values()) & known.keys())
     # whether the label seed moves with the seed
-    moves = all(r.labels.get("seed", 0) == r.seed for r in records if r.labels.get("protocol", "normal") != "normal")
+    moves = all(r.labels.get("seed", 0) == r.seed for r in records if is_drawn(r.labels))
+    noise: dict[str, Any] = {kind: 0.0 for kind in NOISE[:-1] if any(r.labels.get(kind) for r in records)}
+    if len({r.labels["jitter_iou"] for r in records if r.labels.get("jitter_iou")}) > 1:
+        noise["jitter_iou"] = ""
     settings = []
     for record in records:
         later = {name: value for name, value in agreed.items() if name not in record.train}
@@ -208,6 +211,7 @@ def settings_of(records: Sequence[Record]) -> list[Setting]:
         labels = {"protocol": "normal", "rate": 0.0, "seed": 0} | {**record.labels}
         label_seed = 0 if moves else labels["seed"]
         withheld = {"protocol": labels["protocol"], "rate": labels["rate"], "label_seed": label_seed}
+        withheld |= {name: labels.get(name) or zero for name, zero in noise.items()}
         values = {**record.train, **later, **host, **withheld, "evaluation": evaluation_text(record)}
         settings.append(Setting.of(values, loss_flags, loss_flags - named.get(_kind(record), loss_flags)))
     return settings
@@ -251,8 +255,18 @@ def _reference_key(setting: Setting) -> Setting:
 
 
 def withholds(setting: Setting) -> bool:
-    """Whether its protocol withholds labels."""
-    return labels_key(setting.get("protocol"), setting.get("rate"))[0] != "normal"
+    """Whether its protocol withholds labels, or noise falsifies them."""
+    return labels_key(setting.get("protocol"), setting.get("rate"))[0] != "normal" or any(map(setting.get, NOISE))
+
+
+def is_drawn(labels: Mapping[str, Any]) -> bool:
+    """Whether chance has a say in the training labels of a record."""
+    return labels.get("protocol", "normal") != "normal" or any(map(labels.get, NOISE))
+
+
+def without_noise(setting: Setting) -> Setting:
+    """The setting with labels that are missing at most."""
+    return setting.change(**{name: type(setting.get(name))() for name in NOISE if setting.get(name)})
 
 
 def loss_key(setting: Setting) -> Setting:
@@ -290,9 +304,10 @@ def _rows(
     def on_all_labels(base: Setting) -> Setting | None:
         if not withholds(base):
             return None
-        if found := references.get(_reference_key(base.change(protocol="normal", rate=0.0, label_seed=0))):
+        true = without_noise(base)
+        if found := references.get(_reference_key(true.change(protocol="normal", rate=0.0, label_seed=0))):
             return found
-        return references.get(_reference_key(base.change(rate=0.0))) if base.get("protocol") in RATED else None
+        return references.get(_reference_key(true.change(rate=0.0))) if base.get("protocol") in RATED else None
 
     def values(setting: Setting | None, split: str, metric: str) -> dict[int, float]:
         found = known.get(setting, ()) if setting else ()
@@ -398,7 +413,7 @@ def varying(settings: Iterable[Setting]) -> list[str]:
     settings = list(dict.fromkeys(settings))
     names = dict.fromkeys(name for setting in settings for name in setting.values)
     of = {"obj_base": [setting for setting in settings if setting.get("head") in ON_HEADS]}
-    first = (*AXES, "protocol", "rate", "model", "data", "head", "loss")
+    first = (*AXES, "protocol", "rate", *NOISE, "model", "data", "head", "loss")
     ordered = [*first, *(n for n in names if any(n in s.loss_flags for s in settings)), *sorted(names)]
     found = [name for name in dict.fromkeys(ordered) if len({s.get(name) for s in of.get(name, settings)}) > 1]
     # each detector has its own evaluation: it is said where nothing else tells two settings apart
@@ -459,7 +474,7 @@ def to_csv(rows: Sequence[Row]) -> str:
     import pandas  # half a second, which whoever only reads results need not wait
 
     names = ["model", "head", "loss", *AXES, "protocol", "drop_rate", "epochs", "imgsz", "evaluation"]
-    extra = apart((row.setting for row in rows), (*names, *LABELS))
+    extra = apart((row.setting for row in rows), (*names, "rate", "label_seed"))
     parts = ("mean", "std", "ci95", "diff", "diff_ci95", "gap_closed", "gap_closed_low", "gap_closed_high")
     tests = ("p", "p_holm", "diff_ci_holm")
     head = [*names, *extra, "split", "n", "seeds", "label_seeds", "pairs"]

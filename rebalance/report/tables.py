@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from rebalance.experiments.record import METRICS, SPLITS, Record, Sweep
+from rebalance.experiments.record import METRICS, NOISE, SPLITS, Record, Sweep
 from rebalance.report import papers
 from rebalance.report.evidence import LEAST_GAP, MOST_SEEDS, POWER, Comparison, Stat, stat
 from rebalance.report.summary import (
@@ -24,6 +24,7 @@ from rebalance.report.summary import (
     evaluation,
     evaluation_text,
     grouped,
+    is_drawn,
     loss_text,
     loss_texts,
     varying,
@@ -327,7 +328,7 @@ def study_table(rows: Sequence[Row], title: str, tables: Tables) -> Table | None
 
 
 def rate_table(rows: Sequence[Row], title: str, tables: Tables) -> Table | None:
-    """Return mAP50 with a column for each fraction of missing labels, the paper's row below ours; None without them."""
+    """Return mAP50 with a column for each fraction of wrong labels, the paper's row below ours; None without them."""
     lines = rate_lines(rows)
     if not lines:
         return None
@@ -353,7 +354,8 @@ def study_tables(found: Results) -> list[Table]:
     if not study or found.series:
         return []
     title, numbers = str(study.get("title", "")), study_numbers(found.sweep)
-    made = (rate_table(found.rows, f"{title}: missing labels", numbers), study_table(found.rows, title, numbers))
+    wrong = "wrong" if any(key.get("errors") for key in rate_lines(found.rows)) else "missing"
+    made = (rate_table(found.rows, f"{title}: {wrong} labels", numbers), study_table(found.rows, title, numbers))
     return [table for table in made if table]
 
 
@@ -388,9 +390,10 @@ def group_text(setting: Setting, names: Sequence[str]) -> str:
 
 
 def labels_text(setting: Setting) -> str:
-    """Return the training labels in words: 'extreme', 'percent 0.5'."""
+    """Return the training labels in words: 'extreme', 'percent 0.5, jitter 0.2'."""
     protocol, rate = setting.get("protocol"), setting.get("rate") or 0.0
-    return f"{protocol} {value_text(rate)}" if protocol in papers.RATED else str(protocol)
+    told = f"{protocol} {value_text(rate)}" if protocol in papers.RATED else str(protocol)
+    return ", ".join([told, *(f"{name} {value_text(setting.get(name))}" for name in NOISE if setting.get(name))])
 
 
 def study_numbers(sweep: Sweep) -> list[tuple[str, str]]:
@@ -399,24 +402,34 @@ def study_numbers(sweep: Sweep) -> list[tuple[str, str]]:
     return [(str(paper), str(table)) for paper, table in pairs]
 
 
-def rate_lines(rows: Sequence[Row]) -> dict[Setting, dict[float, Row]]:
-    """Return, for what a run is but its labels, fraction of missing labels -> row on the judged split; from 3 rows on.
+ERRORS = {"rate": "missing", **{kind: kind for kind in NOISE[:-1]}}  # of labels; by the flag that says how many
 
-    The fractions are those of `percent` and `per_class`; all labels (`normal`) are 0 of the protocol that is there.
+
+def rate_lines(rows: Sequence[Row]) -> dict[Setting, dict[float, Row]]:
+    """Return, for what a run is but its labels, fraction of wrong labels -> row on the judged split; from 3 rows on.
+
+    A line for each kind of error by itself, under `errors`. Fractions of missing labels are those of `percent` and
+    `per_class`; all labels (`normal`) are 0 of the protocol that is there, and of every other kind.
     """
     rows = judged_rows(rows)
     rated = {str(row.setting.get("protocol")) for row in rows} & set(papers.RATED)
-    if len(rated) != 1:
-        return {}
     lines: dict[Setting, dict[float, Row]] = {}
     for row in rows:
-        if row.setting.get("protocol") in (*rated, "normal"):
-            lines.setdefault(row.setting.change(LABELS), {}).setdefault(float(row.setting.get("rate") or 0.0), row)
-    return {key: line for key, line in lines.items() if len(line) > 2}
+        rates = {kind: float(row.setting.get(kind) or 0.0) for kind in ("rate", *NOISE[:-1])}
+        if row.setting.get("protocol") not in ("normal", *(rated if len(rated) == 1 else ())):
+            continue
+        for kind, rate in rates.items():
+            if not any(other for name, other in rates.items() if name != kind):
+                lines.setdefault(row.setting.change(LABELS, errors=ERRORS[kind]), {}).setdefault(rate, row)
+    lines = {key: line for key, line in lines.items() if len(line) > 2}
+    several = len({key.get("errors") for key in lines}) > 1 or any(key.get("errors") != "missing" for key in lines)
+    return lines if several else {key.change(["errors"]): line for key, line in lines.items()}
 
 
 def beside_line(line: Mapping[float, Row], tables: Tables) -> dict[float, papers.Number]:
-    """Return the paper's mAP50 where it has one, by the same x as our rows."""
+    """Return the paper's mAP50 where it has one, by the same x as our rows; papers report on missing labels alone."""
+    if any(row.setting.get(kind) for row in line.values() for kind in NOISE):
+        return {}
     found = papers.beside((row.setting.values for row in line.values()), tables)
     return {x: numbers["mAP50"] for x, numbers in zip(line, found, strict=True) if "mAP50" in numbers}
 
@@ -432,7 +445,7 @@ def _notes(group: Group, rows: Sequence[Row]) -> list[str]:
 
 def draw_note(records: Iterable[Record]) -> list[str]:
     """That all seeds share one draw of withheld labels, where they do."""
-    seeds = [(r.seed, r.labels.get("seed", 0)) for r in records if r.labels.get("protocol", "normal") != "normal"]
+    seeds = [(r.seed, r.labels.get("seed", 0)) for r in records if is_drawn(r.labels)]
     draws = {draw for _, draw in seeds}
     return [say("one_draw", draw=draws.pop())] if len(draws) == 1 and len({seed for seed, _ in seeds}) > 1 else []
 

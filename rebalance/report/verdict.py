@@ -18,7 +18,7 @@ from typing import Any
 from rebalance.experiments.record import Record, Sweep
 from rebalance.report.evidence import stat
 from rebalance.report.papers import base_head
-from rebalance.report.summary import PRIMARY, Group, Results, Row, Setting, is_control, withholds
+from rebalance.report.summary import LABELS, PRIMARY, Group, Results, Row, Setting, is_control, is_drawn, withholds
 from rebalance.report.table import Table, p_words, points, points_of, span
 from rebalance.report.tables import (
     difference_table,
@@ -35,7 +35,7 @@ from rebalance.settings import value_text
 LEAST = 0.05  # of mAP50: what complete labels must be worth
 SHARE = 0.5  # of a long run: what the baseline on complete labels must reach
 LONG = 2  # times as many epochs make a run a long one
-NO_FLAGS = {"protocol", "rate", "label_seed", "seeds", "series", "complete", "cells", "name", "jobs", "plan"}
+NO_FLAGS = {*LABELS, "seeds", "series", "complete", "cells", "name", "jobs", "plan"}
 SUGGESTED = 5  # times as many epochs in the command that is offered
 
 
@@ -121,7 +121,7 @@ def sensitivity(found: Results, group: Group) -> tuple[tuple[str, ...], tuple[Co
 
 def _withheld_by_nature(record: Record) -> float:
     """The share of boxes that a data set lacks as it comes, where its manifest says so; 0 for none."""
-    if record.labels.get("protocol", "normal") != "normal":
+    if is_drawn(record.labels):
         return 0.0
     reached = (record.labels.get("manifest") or {}).get("reached")
     return float(reached) if isinstance(reached, (int, float)) and not isinstance(reached, bool) else 0.0

@@ -315,3 +315,61 @@ def test_difference_says_what_changed() -> None:
     assert difference(old, new) == "obj_drop was 0,0.5, is 0,0.9; lr0 was not given, is 0.01"
     assert difference(new, old) == "lr0 was 0.01, is not given; obj_drop was 0,0.9, is 0,0.5"
     assert difference(old, old) == ""
+
+
+# ---- noise of the labels
+
+
+def noise(**given: str) -> list[tuple[str, dict[str, Any]]]:
+    return [(run.id, run.labels.told) for run in read_grid({**BASE, **given}).runs]
+
+
+def test_noise_travels_beside_the_protocol_and_its_seed_with_the_training() -> None:
+    told = noise(protocol="percent", rate="0.3", jitter="0,0.2", class_flip="0.1", seeds="0,7")
+    missing = {"protocol": "percent", "rate": 0.3}
+    assert told == [
+        (f"jitter={rate:g},seed={seed}", {**missing, "seed": seed, **jitter, "class_flip": 0.1})
+        for seed in (0, 7) for rate, jitter in ((0, {}), (0.2, {"jitter": 0.2, "jitter_iou": "[0.5,0.9]"}))
+    ]  # fmt: skip
+    assert noise(extra="0.1", seeds="4") == [("seed=4", {"protocol": "normal", "rate": 0.0, "seed": 4, "extra": 0.1})]
+    assert noise(extra="0.1", seeds="4", label_seed="2")[0][1]["seed"] == 2
+    assert noise(extra="0", seeds="4") == [("seed=4", {"protocol": "normal", "rate": 0.0, "seed": 0})]
+
+
+def test_ranges_of_displaced_boxes_are_a_dimension_where_boxes_are_displaced() -> None:
+    assert [name for name, _ in noise(jitter="0,0.5", jitter_iou="[0.3,0.5],[0.5,0.9]")] == [
+        "jitter=0,seed=0", "jitter=0.5,jitter_iou=0.3_0.5,seed=0", "jitter=0.5,jitter_iou=0.5_0.9,seed=0",
+    ]  # fmt: skip
+
+
+def test_a_grid_without_noise_is_what_it_was() -> None:
+    grid = read_grid({**BASE, "protocol": "percent", "rate": "0.5"})
+    assert not {"extra", "jitter", "class_flip", "jitter_iou"} & {*grid.asked, *grid.runs[0].labels.told}
+
+
+def test_the_baseline_on_complete_labels_has_no_noise_either() -> None:
+    grid = read_grid({**BASE, "extra": "0.1,0.2", "complete": "True"})
+    assert [(run.id, run.labels.told) for run in grid.runs][-1] == (
+        "extra=0,protocol=normal,seed=0", {"protocol": "normal", "rate": 0.0, "seed": 0}
+    )  # fmt: skip
+    assert len(grid.runs) == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"jitter": "1.5"}, "jitter=1.5 is out of range: 0 to 1"),
+        ({"jitter": "0.5", "jitter_iou": "[0.9,0.5]"}, "jitter_iou=[0.9,0.5] is not a range of IoU"),
+        ({"jitter_iou": "[0.5,0.7]"}, "jitter_iou=[0.5,0.7] has no effect with jitter=0"),
+        (
+            {"jitter": "0,0.1", "jitter_iou": "[0.5,0.7],[0.5,0.6]", "series": "True"},
+            "jitter_iou=[0.5,0.7],[0.5,0.6] has no effect with jitter=0,0.1",
+        ),
+        ({"label_seed": "1", "extra": "0"}, "label_seed=1: protocol=normal withholds nothing"),
+        ({"missing": "0.3"}, "missing=0.3: give protocol=percent rate="),
+        ({"extra": "0.1,0.1"}, "extra: 0.1 is given twice"),
+    ],
+)
+def test_noise_that_would_have_no_effect(given: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        read_grid({**BASE, **given})

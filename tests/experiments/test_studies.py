@@ -289,3 +289,16 @@ def test_the_nearest_key_is_named() -> None:
         ConfigError, match=re.escape("there is no 'label-noise.fig33' (did you mean label-noise.fig3?)")
     ):
         find("label-noise.fig33")
+
+
+def test_figure_1_has_each_kind_of_error_by_itself() -> None:
+    found = runs("label-noise.fig1")
+    kinds = {run.labels.protocol if run.labels.rate else next(iter(dict(run.labels.noise)), "none") for run in found}
+    assert kinds == {"percent", "extra", "jitter", "class_flip", "none"}
+    assert len(found) == 3 * (1 + 4 * 5)  # of each loss one on all labels
+    assert not any(len({*dict(run.labels.noise)} - {"jitter_iou"}) + bool(run.labels.rate) > 1 for run in found)
+    assert not any("jitter_iou" in run.id for run in found)
+    few = runs("label-noise.fig1", rate="0.3", jitter="0,0.4", jitter_iou="[0.3,0.5]", extra="0", class_flip="0")
+    assert {(run.labels.rate, *run.labels.noise) for run in few} == {
+        (0,), (0.3,), (0, ("jitter", 0.4), ("jitter_iou", "[0.3,0.5]")),
+    }  # fmt: skip

@@ -437,3 +437,25 @@ def test_a_rate_of_nothing_is_a_training_set_like_the_others(bench: Bench) -> No
     labels = bench.record("rate=0,seed=0")["config"]["labels"]
     assert (labels["protocol"], labels["rate"], labels["manifest"]["reached"]) == ("percent", 0.0, 0.0)
     assert bench.record("rate=0.5,seed=0")["config"]["labels"]["manifest"]["reached"] > 0
+
+
+def test_noisy_sets_are_made_and_recorded(bench: Bench) -> None:
+    folder = bench.sweep(obj_drop="0", seeds="0", protocol="percent", rate="0.5", extra="0,0.5", jitter="0.5")
+    made = sorted(path.name for path in (folder / "data").iterdir())
+    assert made == [
+        "percent-0.5-0-extra-0.5-jitter-0.5-jitter_iou-0.5-0.9",
+        "percent-0.5-0-jitter-0.5-jitter_iou-0.5-0.9",
+    ]
+    labels = bench.record("extra=0.5,seed=0")["config"]["labels"]
+    assert (labels["extra"], labels["jitter"], labels["jitter_iou"]) == (0.5, 0.5, "[0.5,0.9]")
+    told = json.loads((folder / "data" / made[0] / "manifest.json").read_text("utf-8"))
+    assert {kind: own["asked"] for kind, own in told["noise"].items()} == {
+        "missing": 0.5, "extra": 0.5, "jitter": 0.5, "class_flip": 0.0,
+    }  # fmt: skip
+    with open(folder / "results.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["drop_rate"], row["extra"], row["jitter"]) for row in rows] == [
+        ("0.5", "0.0", "0.5"),
+        ("0.5",) + ("0.5",) * 2,
+    ]
+    assert "class_flip" not in rows[0]

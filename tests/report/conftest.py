@@ -38,6 +38,7 @@ def record(
     protocol: str = "normal",
     rate: float = 0.0,
     label_seed: int = 0,
+    noise: dict[str, Any] | None = None,
     host: dict[str, Any] | None = None,
     samples: list[dict[str, Any]] | None = None,
     **train: Any,
@@ -55,7 +56,7 @@ def record(
         "config": {
             "train": flags,
             "host": {"model": "yolov5n.yaml", "data": "d.yaml", "epochs": 2, "imgsz": 64, "batch": 4, **(host or {})},
-            "labels": {"protocol": protocol, "rate": rate, "seed": label_seed, "manifest": None},
+            "labels": {"protocol": protocol, "rate": rate, "seed": label_seed, "manifest": None, **(noise or {})},
             "seed": seed,
         },
         "varied": train,

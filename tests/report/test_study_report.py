@@ -36,7 +36,8 @@ def make_study(make_sweep: Make, make_record: Any) -> Make:
             protocol, rate = run.labels.protocol, run.labels.rate
             reached = {"easy": 0.2, "hard": 0.4, "extreme": 0.7}.get(protocol, rate)
             train = {"head": "stock", "loss": "bce", **train}
-            one = make_record(run.id, run.seed, test=score(run), protocol=protocol, rate=reached, host=host, **train)
+            labels = {"protocol": protocol, "rate": reached, "noise": dict(run.labels.noise)}
+            one = make_record(run.id, run.seed, test=score(run), host=host, **labels, **train)
             if by_iou:
                 one["metrics"]["test"]["mAP_by_iou"] = {"0.50": score(run), "0.75": score(run) / 2}
             one["loss_ran"] |= {"head": train["head"], "loss": train["loss"]}
@@ -171,6 +172,53 @@ def test_figure_3_has_rates_as_columns_and_the_relative_drop(make_study: Make) -
     assert drop.mean == pytest.approx(0.2)  # 10 of 50 points
     report(folder)
     assert (folder / "plots" / "rates.png").exists()
+
+
+def by_error(run: Run) -> float:
+    """Falls by the rate, less for extra boxes than for wrong classes."""
+    falls = {"extra": 0.1, "jitter": 0.2, "class_flip": 0.3}
+    return 0.5 - 0.4 * run.labels.rate - sum(falls[k] * v for k, v in dict(run.labels.noise).items() if k in falls)
+
+
+def test_figure_1_has_a_line_for_each_kind_of_error(make_study: Make) -> None:
+    folder = make_study("label-noise.fig1", by_error)
+    sweep = load(folder)
+    table = rate_table(results(sweep).rows, "", study_numbers(sweep))
+    assert table is not None
+    assert table.head == ("loss", "", "0%", "10%", "20%", "30%", "40%", "50%")
+    rows = {row[0].text: [c.text for c in row[1:]] for row in table.rows if row[1].text == "ours"}
+    assert rows["ohem errors=class_flip"] == ["ours", "50.0", "47.0", "44.0", "41.0", "38.0", "35.0"]
+    assert rows["ohem errors=extra"] == ["ours", "50.0", "49.0", "48.0", "47.0", "46.0", "45.0"]
+    assert rows["ohem errors=missing"] == ["ours", "50.0", "46.0", "42.0", "38.0", "34.0", "30.0"]
+    assert len(rows) == 3 * 4
+    paper = [row[0].text for row in table.rows if row[1].text == "paper"]
+    assert [name for name in paper if "missing" not in name] == []  # of other errors none reports anything
+    text = report(folder).with_suffix(".md").read_text("utf-8")
+    assert "jitter 0.3" in text
+    assert "fraction of training labels that is wrong" in text
+
+
+def test_the_report_says_which_labels_are_wrong(make_sweep: Make, make_record: Any) -> None:
+    noise = {"jitter": 0.2, "jitter_iou": "[0.5,0.9]"}
+    records = [
+        make_record(f"{loss}{seed}", seed, test=0.3 + seed / 10, loss=loss, noise=own, label_seed=seed if own else 0)
+        for loss in ("focal", "brl") for seed in (0, 1) for own in (noise, {})
+    ]  # fmt: skip
+    for i, one in enumerate(records):
+        one["run"] += f"-{i}"
+    folder = make_sweep(*records, asked={"loss": ["focal", "brl"], "jitter": [0.0, 0.2]})
+    found = rows_of(folder)
+    assert {row.setting.get("jitter") for row in found} == {0.2, 0.0}
+    assert not any("jitter_iou" in row.setting.values for row in found)  # the same in all
+    noisy = [row for row in found if row.setting.get("jitter") and row.base and row.split == "test"]
+    assert [row.setting.get("loss") for row in noisy] == ["brl"]
+    assert noisy[0].base == next(
+        r.setting for r in found if r.setting.get("loss") == "focal" and r.setting.get("jitter")
+    )
+    assert "mAP50" in noisy[0].gap  # the baseline on true labels is there to compare with
+    text = report(folder).with_suffix(".md").read_text("utf-8")
+    assert r"Training labels | normal, jitter 0.2, jitter\_iou [0.5,0.9], label seeds 0, 1; normal: as the data" in text
+    assert "protocol normal, jitter 0.2" in text
 
 
 def panels_of(folder: Path, name: str) -> tuple[Any, str]:

@@ -21,6 +21,7 @@ from typing import Any
 
 import yaml
 
+from rebalance.data.noise import KINDS
 from rebalance.data.protocols import uses_rate
 from rebalance.errors import ConfigError, nearest
 from rebalance.experiments.record import shown
@@ -185,7 +186,8 @@ def arguments(study: Study, given: Mapping[str, str]) -> list[dict[str, str]]:
     Args:
         study: one with cells.
         given: `data`, `preset` (cpu or gpu; default cpu), and any key of a sweep, which then replaces the study's in
-            every cell. A `model` replaces those of its own family where there are some, else all.
+            every cell (a rate of wrong labels: in those that vary it). A `model` replaces those of its own family where
+            there are some, else all.
 
     Raises:
         ConfigError: no data, or no such preset.
@@ -193,13 +195,14 @@ def arguments(study: Study, given: Mapping[str, str]) -> list[dict[str, str]]:
     size = _preset(given, SIZES)
     if not given.get("data"):
         raise ConfigError(f"data= is missing: rebalance paper {study.key} data=my.yaml")
-    over = {key: text for key, text in given.items() if key not in ("preset", "model")}
+    given_over = {key: text for key, text in given.items() if key not in ("preset", "model")}
     known = detectors(size)
     families = {family(known[cell["detector"]]["model"]) for cell in study.cells}
     asked = [name for name in given.get("model", "").split(",") if name]
     others = [name for name in asked if family(name) not in families]
     cells = []
     for cell in study.cells:
+        over = {key: text for key, text in given_over.items() if _is_for(key, cell, study)}
         budget = known[cell["detector"]]
         own = {key: text for key, text in cell.items() if key not in ("detector", *SIZES)}
         own |= dict(flag.split("=") for flag in cell.get(size, "").split())
@@ -209,6 +212,12 @@ def arguments(study: Study, given: Mapping[str, str]) -> list[dict[str, str]]:
         model = ",".join(fitting or others) or budget["model"]
         cells.append({"name": f"{study.key}-{size}", "model": model, **(budget | {"model": model}), **own, **over})
     return cells
+
+
+def _is_for(key: str, cell: Mapping[str, str], study: Study) -> bool:
+    """Whether a flag replaces a cell's; how many labels are wrong is for the cells that vary it, if there are any."""
+    kind = {"jitter_iou": "jitter"}.get(key, key)
+    return kind not in ("rate", *KINDS) or kind in cell or not any(kind in other for other in study.cells)
 
 
 def about(study: Study, given: Mapping[str, str]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -18,16 +18,22 @@ GAMMA = "focal_gamma"
 
 
 def rates(found: Results) -> style.Drawn | None:
-    """The fraction of missing labels, a line for each loss; None where labels are not missing at three rates."""
+    """The fraction of missing or wrong labels, a line for each loss and kind of error; None without three rates."""
     lines = rate_lines(found.rows)
     if not lines:
         return None
     names = varying(lines)
     texts = [loss_text(key, names) for key in lines]
     in_percent = [{100 * rate: row for rate, row in line.items()} for line in lines.values()]
-    figure, told = _draw(found, texts, in_percent, (1.5, 3.8), percent=True)
+    figure, told = _draw(found, texts, in_percent, (1.5, 3.8), percent=f"{_error_text(lines)} labels, %")
     style.legend_below(figure, columns=4)
-    return style.Drawn(figure, f"mAP50 against the fraction of training labels that is missing{told}")
+    return style.Drawn(figure, f"mAP50 against the fraction of training labels that is {_error_text(lines)}{told}")
+
+
+def _error_text(lines: Iterable[Setting]) -> str:
+    """What is wrong with the labels that lines are about, in a word."""
+    kinds = {str(key.get("errors") or "missing") for key in lines}
+    return "missing" if kinds == {"missing"} else "wrong"
 
 
 def gamma(found: Results) -> style.Drawn | None:
@@ -78,7 +84,7 @@ def _draw(
     names: Sequence[str],
     lines: Sequence[Mapping[float, Row]],  # x -> row
     widths: tuple[float, float],  # in inches, of the margins and of a panel
-    percent: bool = False,  # x is how many labels are missing; a panel shows how mAP50 falls from that on all labels
+    percent: str = "",  # x is how many labels are wrong, in these words; a panel shows how mAP50 falls from that at 0
 ) -> tuple[Figure, str]:
     """Draw lines with names, and return the end of the caption."""
     lines = [dict(sorted(line.items())) for line in lines]
@@ -86,10 +92,10 @@ def _draw(
     for line in lines:
         numbers = beside_line(line, study_numbers(found.sweep))
         published.append({x: numbers[x].value if x in numbers else math.nan for x in line} if numbers else {})
-    drop = percent and any(0.0 in line for line in lines)
+    drop = bool(percent) and any(0.0 in line for line in lines)
     titles = ["mAP50", *["drop"] * drop, *["paper"] * any(published)]
     figure = Figure(figsize=(widths[0] + widths[1] * len(titles), 4.3))
-    panels = dict(zip(titles, figure.subplots(1, len(titles), sharex=percent, squeeze=False)[0], strict=True))
+    panels = dict(zip(titles, figure.subplots(1, len(titles), sharex=bool(percent), squeeze=False)[0], strict=True))
     for name, line, colour in zip(names, lines, style.MORE_COLOURS, strict=False):
         style.means(panels["mAP50"], list(line), [row.stats["mAP50"] for row in line.values()], colour, name)
         if drop and 0.0 in line:
@@ -98,9 +104,9 @@ def _draw(
     panels["mAP50"].set_title(f"mAP50 on {judged_rows(found.rows)[0].split}, points")
     if drop:
         panels["drop"].set_title("drop, % of that on all labels")
-    told = _paper(panels["paper"], names, published, "%" * percent) if any(published) else ""
+    told = _paper(panels["paper"], names, published, "%" * bool(percent)) if any(published) else ""
     for panel in panels.values():
-        panel.set_xlabel("missing labels, %" if percent else "gamma")
+        panel.set_xlabel(percent or "gamma")
     return figure, f"{style.intervals_text(found.rows, 'bands')}.{told}"
 
 
