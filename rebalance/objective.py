@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from rebalance.match.boxes import upcast
-from rebalance.match.candidates import IGNORE, POSITIVE, Candidates
+from rebalance.match.candidates import IGNORE, NEGATIVE, POSITIVE, Candidates
+from rebalance.match.regions import NOTHING_SAID, Known, RegionBatch, known
 from rebalance.methods.bce import Bce, bce
 from rebalance.methods.method import DENSE, NOTHING, Choice, Method, Predictions, Run
 from rebalance.methods.resobj import StepMeans, refine, residual_objectness
@@ -34,6 +35,7 @@ class Objective:
         slopes: (2, 2) in the first step of this epoch, with what was chosen and without: the sum of the loss's
             gradients in the logits, each without its sign, of positives and of negatives; None: not measured.
         steps: mean objectness after each refinement, of this epoch.
+        regions: of the batch at hand; None: its data set says nothing but its labels.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Objective:
         self.plain = self.element.name == "bce" and not weighs
         self.by_overlap = any("overlap" in method.needs for method in self.methods)
         self.by_image = all(method.by_image for method in self.methods)
+        self.regions: RegionBatch | None = None
         self.begin_epoch(0)
 
     def begin_epoch(self, epoch: int, epochs: int = 0) -> None:
@@ -76,15 +79,43 @@ class Objective:
     def relabel(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Begin a step with the host's batch, as the methods change it."""
         self.run.step += self.run.training
+        self.regions = batch.get("regions")
         for method in self.recipe.methods:
             batch = method.relabel(batch, self.run)
         return batch
 
+    def known(self, boxes: Callable[[], Tensor], *, images: int, size: tuple[int, int], each: bool) -> Known:
+        """What this batch's regions say of candidates by their boxes, which are asked for where there are regions.
+
+        What they say goes into `Predictions` and `Candidates`; the rest is done here and in the methods. An unmatched
+        candidate has no loss where it is unknown, and is none for whatever is chosen, mined, counted or weighed; a sure
+        one is a negative in full. A matched candidate has its whole loss: of what a label is, all classes are known.
+        The divisors of the hosts stay what they are, so that the loss elsewhere does; `divisor=candidates` counts what
+        has a loss.
+
+        Args:
+            boxes: of the anchors, or decoded: (N, 4) or (B, N, 4) corners in pixels.
+            images: B.
+            size: height, width of the network's input.
+            each: of each class by itself; else of all at once, as an objectness or a softmax is.
+        """
+        if self.regions is None:
+            return NOTHING_SAID
+        return known(self.regions, boxes(), images=images, size=size, each=each)
+
     def choose(self, predictions: Predictions) -> Choice:
         """What leaves the losses of this step."""
-        found = self.weighting.choose(predictions, self.run) if self.weighting else None
+        if self.weighting is None:
+            return NOTHING
+        state = predictions.state
+        if (settled := predictions.known.settled) is not None:
+            predictions = predictions._replace(state=state.masked_fill(settled & (state == NEGATIVE), IGNORE))
+        found = self.weighting.choose(predictions, self.run)
         if found is None:
             return NOTHING
+        sure = predictions.known.sure
+        if sure is not None and sure.shape[-1] > 1:
+            found = found._replace(sure=sure & (state == NEGATIVE).unsqueeze(-1))
         if found.counts is not None:
             self.counts = found.counts if self.counts is None else self.counts + found.counts
         return found
@@ -120,14 +151,20 @@ class Objective:
         """Loss of every element, weighted and not reduced.
 
         Returns:
-            (B, N, C), on a softmax (B, N, 1), at least float32; 0 without gradient at IGNORE.
+            (B, N, C), on a softmax (B, N, 1), at least float32; 0 without gradient at IGNORE and where unknown.
         """
+        candidates = candidates.settled()
         if self.plain and self.own:
             loss = self.own(candidates.logits, candidates.targets)
         else:
             loss = self.element.cost(candidates, self.run)
+        if candidates.unknown is not None:
+            loss = loss.masked_fill(candidates.unknown, 0)
         weights = self.weighting.weigh(candidates, loss, self.run) if self.weighting else None
         if weights is not None:
+            if candidates.sure is not None:
+                weights = weights.to(loss.dtype)
+                weights = torch.where(candidates.sure, weights.clamp(min=1), weights)
             return loss * weights
         return loss.masked_fill((candidates.state == IGNORE).unsqueeze(-1), 0) if self.ignores else loss
 
@@ -137,25 +174,26 @@ class Objective:
         Both have the weight `obj_weight`.
 
         Args:
-            candidates: with (B, N) logits and targets.
+            candidates: with (B, N) logits and targets; what is known (B, N, 1) of all classes at once.
             residuals: (T, B, N).
             choice: leaves both losses; what becomes background, in both.
 
         Returns:
             `obj_loss` and, where there are steps, `res_loss`, the sum over the steps.
         """
-        logits, targets, state, overlap, _ = candidates
+        logits, targets, state = candidates[:3]
         # in part, what becomes background is a positive still
-        seen = choice.seen(state) if choice.rest is None else state
+        seen = candidates._replace(state=choice.seen(state) if choice.rest is None else state).settled().state
         if self.run.training and "objectness" in self.run.site.gives:
             self.steps.add(refine(logits.detach(), residuals.detach()), seen)
 
         def element(logits: Tensor, targets: Tensor) -> Tensor:
             def cost(choice: Choice) -> Tensor:
                 aims = targets if choice.background is None else targets.masked_fill(choice.background, 0)
-                if self.plain:
+                if self.plain and candidates.unknown is None:
                     return bce(logits, aims)
-                one = Candidates(logits.unsqueeze(-1), aims.unsqueeze(-1), choice.seen(state), overlap)
+                logits_, aims = logits.unsqueeze(-1), aims.unsqueeze(-1)
+                one = candidates._replace(logits=logits_, targets=aims, state=choice.seen(state))
                 return self.loss(one).squeeze(-1)
 
             return choice.trained(cost)
@@ -182,7 +220,7 @@ class Objective:
             by: batch (matched candidates), candidates (all, times channels; what became background is one still), or
                 image (matched candidates of each image by itself, then the mean over images); empty: the recipe's.
             channels: C.
-            ignored: (B, N) bool, what is no candidate; None: nothing.
+            ignored: (B, N) bool, what is no candidate, or (B, N, C) of each channel; None: nothing.
 
         Returns:
             A scalar; by image (B,), the divisor of each image's sum.
@@ -190,6 +228,9 @@ class Objective:
         by = by or self.recipe.divisor
         if by == "candidates":
             counted = torch.ones_like(positive) if ignored is None else ~ignored
+            if counted.dim() == 2 and choice.sure is not None:
+                counted = counted.unsqueeze(-1).expand_as(choice.sure)
+            channels = channels if counted.dim() == 2 else 1  # or they are spelt out
             gone = choice.left
         else:
             counted, gone = positive, choice.gone

@@ -10,6 +10,7 @@ from torch import Tensor
 from rebalance.hosts import FAMILIES, SITES
 from rebalance.hosts.ultralytics.sites import YoloSites
 from rebalance.match.candidates import POSITIVE, SOFTMAX, Candidates
+from rebalance.match.regions import Known
 from rebalance.methods import JOINS, METHODS
 from rebalance.methods.method import DENSE, Choice, Predictions, Run, Sites
 from rebalance.objective import Objective
@@ -81,6 +82,7 @@ def step(
             lambda: overlap.masked_fill(given.state < 0, 1),
             lambda: given.logits.detach().amax(-1),
             own=lambda: overlap if own is None else own,
+            known=Known(given.unknown, given.sure),
         )
     )
 

@@ -40,7 +40,7 @@ def test_an_element_loss_times_weights() -> None:
 
 def test_an_element_loss_times_weights_on_a_softmax() -> None:
     given = on_softmax()
-    logits, targets, state, overlap, _ = given
+    logits, targets, state, overlap = given[:4]
     counted = (state != IGNORE).double()
     entropy, modulated = softmax_cross_entropy(logits, targets), softmax_focal(logits, targets, gamma=3, alpha=0.75)
     flags = {"focal_gamma": 3, "focal_alpha": 0.75}

@@ -30,3 +30,22 @@ class Candidates(NamedTuple):
     state: Tensor  # (B, N) int8; the channels of a candidate share it
     overlap: Tensor  # (B, N) in [0, 1] with the nearest label of the image; 0 where the loss does not ask for it
     link: str = SIGMOID
+    # (B, N, C), on a softmax (B, N, 1), bool: whether that class may be there without a label; no loss unless matched
+    unknown: Tensor | None = None
+    # the same shape, bool: verified that there is none; of a negative not dropped, recalibrated, down-weighted or mined
+    sure: Tensor | None = None
+
+    def settled(self) -> Candidates:
+        """With the say of `unknown` where nothing is matched to a label, and of `sure` where it is a negative.
+
+        A candidate that is unknown in every channel is IGNORE.
+        """
+        if self.unknown is None and self.sure is None:
+            return self
+        state, unknown, sure = self.state, self.unknown, self.sure
+        if unknown is not None:
+            unknown = unknown & (state != POSITIVE).unsqueeze(-1)
+            state = state.masked_fill(unknown.all(-1), IGNORE)
+        if sure is not None:
+            sure = sure & (state == NEGATIVE).unsqueeze(-1)
+        return self._replace(state=state, unknown=unknown, sure=sure)

@@ -51,5 +51,5 @@ class Bce(Method):
 
     def cost(self, candidates: Candidates, run: Run) -> Tensor:
         """Cross-entropy of the candidates' link."""
-        logits, targets, _, _, link = candidates
+        logits, targets, link = candidates.logits, candidates.targets, candidates.link
         return bce(logits, targets) if link == SIGMOID else softmax_cross_entropy(logits, targets).unsqueeze(-1)

@@ -176,11 +176,13 @@ class Brl(Method):
 
     def cost(self, candidates: Candidates, run: Run) -> Tensor:
         """Its base, recalibrated far from the labels once the warm-up is over."""
-        logits, targets, state, overlap, _ = candidates
+        logits, targets, state, overlap = candidates[:4]
         (gamma, alpha), (base_gamma, base_alpha) = self._settings(run.site)
         if run.epoch < self.warmup(run):
             return focal(logits, targets, gamma=base_gamma, alpha=base_alpha)
         confused = confusion(state, overlap, self.brl_iou).unsqueeze(-1)
+        if candidates.sure is not None:
+            confused = confused & ~candidates.sure
         loss = brl(
             logits, targets, confused, t=self.brl_t, weight=self.brl_weight, beta=self.brl_beta, gamma=gamma,
             alpha=alpha,

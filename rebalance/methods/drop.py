@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rebalance.match.candidates import POSITIVE
+from rebalance.match.candidates import NEGATIVE, POSITIVE
 from rebalance.methods.method import DENSE, RPN, Choice, Golden, Method, Predictions, Rest, Run
 from rebalance.settings import setting
 
@@ -132,7 +132,7 @@ class Drop(Method):
             negatives = low_matches = matches & (predictions.own() < self.neg_iou)
         else:
             low = predictions.overlap() < self.neg_iou
-            negatives = low & (~matched if self.drop_scope == "background" else matched)
+            negatives = low & (state == (NEGATIVE if self.drop_scope == "background" else POSITIVE))
             low_matches = matches & at_matches(low)
         obj = box = None  # what they are ranked by
         if self.drop_select == "confident":

@@ -134,7 +134,7 @@ class Focal(Method):
 
     def cost(self, candidates: Candidates, run: Run) -> Tensor:
         """Focal loss of the candidates' link."""
-        logits, targets, _, _, link = candidates
+        logits, targets, link = candidates.logits, candidates.targets, candidates.link
         if link == SIGMOID:
             return focal(logits, targets, gamma=self.focal_gamma, alpha=self.focal_alpha)
         return softmax_focal(logits, targets, gamma=self.focal_gamma, alpha=self.focal_alpha).unsqueeze(-1)

@@ -94,9 +94,12 @@ class Ghm(Method):
 
     def weigh(self, candidates: Candidates, loss: Tensor, run: Run) -> Tensor:
         """By the gradient density, with a moving average that validation neither uses nor changes."""
-        logits, targets, state, _, _ = candidates
+        logits, targets, state = candidates[:3]
+        counted = (state != IGNORE).unsqueeze(-1)
+        if candidates.unknown is not None:
+            counted = counted & ~candidates.unknown
         weights, average = ghm_weights(
-            logits, targets, (state != IGNORE).unsqueeze(-1), bins=self.ghm_bins, momentum=self.ghm_momentum,
+            logits, targets, counted, bins=self.ghm_bins, momentum=self.ghm_momentum,
             regions=self.ghm_regions, average=run.kept.get("average") if run.training else None,
         )  # fmt: skip
         if run.training:

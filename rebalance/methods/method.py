@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from rebalance.match.candidates import NEGATIVE, Candidates
+from rebalance.match.regions import NOTHING_SAID, Known
 
 DENSE, RPN, ROI = "dense", "rpn", "roi"  # stages: over every candidate at once, or the two of Faster R-CNN
 
@@ -121,6 +122,7 @@ class Predictions(NamedTuple):
     # (...) int64 index into the flattened candidates, or -1: the matched predictions of the box loss. None: each
     # matched candidate once, in its own place
     pairs: Callable[[], Tensor] | None = None
+    known: Known = NOTHING_SAID  # of the candidates
 
 
 class Rest(NamedTuple):
@@ -143,6 +145,7 @@ class Choice(NamedTuple):
     unset: Tensor | None = None
     rest: Rest | None = None  # what is left of `left`, `background` or `unset`; None: nothing
     box_rest: Rest | None = None  # what is left of `box`; None: nothing
+    sure: Tensor | None = None  # (B, N, C) bool: what of `left` stays nevertheless, and counts; None: nothing
 
     @property
     def gone(self) -> Tensor | None:
@@ -166,11 +169,17 @@ class Choice(NamedTuple):
 
     def of_loss(self, loss: Tensor) -> Tensor:
         """Losses (B, N) or (B, N, C) without what left."""
-        return _without(loss, self.left, self.rest and self.rest.loss)
+        return _without(loss, self._gone(self.left, loss), self.rest and self.rest.loss)
 
     def of_count(self, counted: Tensor, gone: Tensor | None) -> Tensor:
         """What divisors count, (B, N) or (B, N, C), without `gone`, which is chosen as a whole or in part."""
-        return _without(counted, gone if self.kept else None, self.rest and self.rest.divisor)
+        return _without(counted, self._gone(gone, counted) if self.kept else None, self.rest and self.rest.divisor)
+
+    def _gone(self, chosen: Tensor | None, values: Tensor) -> Tensor | None:
+        """What of `chosen` does leave, in the shape of these values."""
+        if chosen is None or self.sure is None or values.dim() != self.sure.dim():
+            return chosen
+        return chosen.unsqueeze(-1) & ~self.sure
 
     def in_box(self, matched: Tensor) -> Tensor:
         """Bool in the shape of `box`: which of the matches take part in the box loss, as a whole or in part."""

@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rebalance.match.candidates import NEGATIVE, POSITIVE, Candidates
+from rebalance.match.candidates import IGNORE, NEGATIVE, POSITIVE, Candidates
 from rebalance.methods.method import DENSE, ROI, Golden, Method, Run, Site
 from rebalance.settings import setting
 
@@ -66,10 +66,16 @@ class Ohem(Method):
         return "overlap" not in element.needs
 
     def weigh(self, candidates: Candidates, loss: Tensor, run: Run) -> Tensor | None:
-        """0 for the easy negatives of a dense head; in the RoI head the sample holds the hard ones alone."""
+        """0 for the easy negatives of a dense head; in the RoI head the sample holds the hard ones alone.
+
+        A sure negative is not mined: it is there in any case, and takes no place of another.
+        """
         if run.site.has(frozenset({"proposals"})):
             return None
-        return ohem_mask(loss.sum(-1), candidates.state, ratio=self.ohem_ratio).unsqueeze(-1)
+        state, sure = candidates.state, candidates.sure
+        if sure is not None:
+            loss, state = loss.masked_fill(sure, 0), state.masked_fill(sure.all(-1), IGNORE)
+        return ohem_mask(loss.sum(-1), state, ratio=self.ohem_ratio).unsqueeze(-1)
 
     def mines(self) -> int:
         return self.ohem_rois

@@ -19,8 +19,9 @@ from rebalance.heads.anchor import AnchorSettings, objectness
 from rebalance.heads.objectness import flatten_steps
 from rebalance.match.anchor import Matches, match, set_in_part
 from rebalance.match.boxes import ciou, inside, max_iou, own_overlap, upcast, xywh_to_xyxy
-from rebalance.match.candidates import POSITIVE, Candidates, candidate_state
+from rebalance.match.candidates import POSITIVE, SIGMOID, Candidates, candidate_state
 from rebalance.match.padded import padded_labels
+from rebalance.match.regions import Known
 from rebalance.methods.bce import bce
 from rebalance.methods.method import NOTHING, Choice, Predictions, Rest, Run
 from rebalance.methods.resobj import refine, unrefined
@@ -45,9 +46,15 @@ class DetectionCriterion(v8DetectionLoss):  # type: ignore[misc]
     that of its decoded box.
 
     The host divides by the sum of target scores; what is chosen counts no more, unless `drop_divisor=host`.
+
+    Whether a prediction is inside a region is decided by its decoded box, for each class by itself.
     """
 
+    by_class = True  # whether regions are about each class by itself
+
     # Of the step at hand, from the assigner to the losses
+    _size: tuple[int, int]  # of the input
+    _known: Known
     _state: Tensor  # (B, N)
     _overlap: Tensor  # (B, N)
     _host_divisor: Tensor  # scalar
@@ -56,6 +63,7 @@ class DetectionCriterion(v8DetectionLoss):  # type: ignore[misc]
     def __init__(self, model: Any, tal_topk: int = 10, tal_topk2: int | None = None, *, recipe: Recipe, seed: int):
         super().__init__(model, tal_topk, tal_topk2)
         self.recipe = recipe
+        self._finest = int(self.stride[0])  # pixels a cell of the first level
         self._host: dict[str, Any] = {part: getattr(self, part) for part in ("assigner", "bce", "bbox_loss")}
         run = Run(recipe.site, seed=seed, rank=max(RANK, 0), stream=0 if tal_topk2 is None else 1)
         self.objective = Objective(recipe, run, own=self._host["bce"])
@@ -64,6 +72,8 @@ class DetectionCriterion(v8DetectionLoss):  # type: ignore[misc]
 
     def loss(self, preds: dict[str, Tensor], batch: Batch) -> Result:
         """The host's, of one branch's predictions."""
+        height, width = preds["feats"][0].shape[2:]
+        self._size = height * self._finest, width * self._finest
         result: Result = super().loss(preds, self.objective.relabel(batch))
         return result
 
@@ -73,9 +83,15 @@ class DetectionCriterion(v8DetectionLoss):  # type: ignore[misc]
         if self.recipe.divisor != "host":
             self._host_divisor = assigned[2].sum().clamp(min=1)
         overlap = cache(lambda: max_iou(boxes, labels[1]))
-        self._choice = self.objective.choose(
-            Predictions(self._state, overlap, lambda: scores.amax(-1), own=lambda: own_overlap(boxes, assigned[1]))
-        )
+        self._known = self.objective.known(lambda: boxes, images=len(boxes), size=self._size, each=self.by_class)
+
+        def confidence() -> Tensor:
+            unknown = self._known.unknown
+            return (scores if unknown is None else scores.masked_fill(unknown, 0)).amax(-1)
+
+        self._choice = self.objective.choose(Predictions(
+            self._state, overlap, confidence, own=lambda: own_overlap(boxes, assigned[1]), known=self._known
+        ))  # fmt: skip
         if not self.objective.by_overlap:
             self._overlap = boxes.new_zeros(()).expand_as(self._state)
         elif self.recipe["brl_overlap"] == "box":
@@ -90,7 +106,8 @@ class DetectionCriterion(v8DetectionLoss):  # type: ignore[misc]
                 trained = targets
                 if choice.background is not None:
                     trained = targets.masked_fill(choice.background.unsqueeze(-1), 0)
-                return self.objective.loss(Candidates(logits, trained, choice.seen(self._state), self._overlap))
+                state = choice.seen(self._state)
+                return self.objective.loss(Candidates(logits, trained, state, self._overlap, SIGMOID, *self._known))
 
             return self._divide(choice.of_loss(choice.trained(cost)), targets, choice)
 
@@ -104,7 +121,9 @@ class DetectionCriterion(v8DetectionLoss):  # type: ignore[misc]
     def _divide(self, loss: Tensor, targets: Tensor, choice: Choice) -> Tensor:
         """Make up for the host's division by the sum of target scores, where another divisor is wanted."""
         if self.recipe.divisor != "host":
-            count = self.objective.count(self._state == POSITIVE, choice, channels=loss.shape[-1])
+            positive = self._state == POSITIVE
+            ignored = self._known.ignored(positive)
+            count = self.objective.count(positive, choice, channels=loss.shape[-1], ignored=ignored)
             return loss * (self._host_divisor / count.view(-1, 1, 1))
         if choice.gone is None or not (choice.kept and choice.matched):
             return loss
@@ -131,10 +150,13 @@ class ObjectnessCriterion(DetectionCriterion):
     target score as the host weighs its box loss, divided by the sum of those. All three have the host's gain `cls`,
     times `cls_weight` (class) or `obj_weight` (the other two).
 
-    The methods act on the objectness and its residual losses; the class loss has no negatives to weigh.
+    The methods act on the objectness and its residual losses; the class loss has no negatives to weigh. So do regions:
+    the objectness of a prediction counts where every class is known.
 
     Chen et al., "Residual Objectness for Imbalance Reduction", sections 3.1 and 3.2.
     """
+
+    by_class = False
 
     # Of the step at hand
     _raw: tuple[Tensor, Tensor]  # (B, N) objectness and (T, B, N) residual logits
@@ -169,10 +191,11 @@ class ObjectnessCriterion(DetectionCriterion):
 
     def _losses(self, logits: Tensor, residuals: Tensor, choice: Choice) -> dict[str, Tensor]:
         targets = self._targets.to(logits.dtype)
-        candidates = Candidates(logits, targets, self._state, self._overlap)
+        candidates = Candidates(logits, targets, self._state, self._overlap, SIGMOID, *self._known)
         losses = self.objective.objectness(candidates, residuals, choice)
         if self.recipe.divisor != "host":
-            count = self.objective.count(self._state == POSITIVE, choice)
+            positive = self._state == POSITIVE
+            count = self.objective.count(positive, choice, ignored=self._known.ignored(positive))
         else:
             if choice.matched:
                 targets = choice.of_count(targets, choice.gone)
@@ -188,7 +211,8 @@ class AnchorCriterion:
     mean over the matches of a level and classes. With `drop_divisor=kept` the means are over what is left. Residual
     losses have the targets, the element loss, the dropped candidates, the divisor and the gain of the objectness loss.
 
-    The methods act on the objectness. A candidate's overlap is that of its anchor, placed at its cell. With
+    The methods act on the objectness. A candidate's overlap is that of its anchor, placed at its cell, and by that it
+    is inside a region; its objectness counts where every class is known, and the means are over all cells still. With
     `divisor=batch`, `image` or `candidates` the objectness loss is a sum over all levels, without `BALANCE`, divided by
     the number of matched candidates (of the batch, or of each image) or of all.
     """
@@ -231,18 +255,22 @@ class AnchorCriterion:
         target = self._scatter(own, place, logits.shape)
         state = candidate_state(self._scatter(found.valid, place, logits.shape))
 
+        size = (shapes[0][0] * self.finest, shapes[0][1] * self.finest)
+
         @cache
         def gt_boxes() -> Tensor:
-            size = (shapes[0][0] * self.finest, shapes[0][1] * self.finest)
             given, most = (labels[:, 0], labels[:, 1], labels[:, 2:]), batch.get("most_labels")
             return padded_labels(*given, images=len(logits), size=size, most=most).boxes
 
         overlap = logits.new_zeros(()).expand_as(logits)
         if self.objective.by_overlap:
             overlap = self._overlap(gt_boxes(), shapes)
+        known = self.objective.known(
+            lambda: xywh_to_xyxy(self._anchors(shapes, logits)), images=len(logits), size=size, each=False
+        )
         choice = self.objective.choose(Predictions(
             state, lambda: max_iou(self._boxes(maps), gt_boxes()), logits.detach, own=lambda: own,
-            pairs=lambda: (found.image * logits.shape[1] + found.candidate).where(found.valid, -1),
+            pairs=lambda: (found.image * logits.shape[1] + found.candidate).where(found.valid, -1), known=known,
         ))  # fmt: skip
 
         host_target = target
@@ -255,8 +283,9 @@ class AnchorCriterion:
 
         def objects_of(logits: Tensor, residuals: Tensor, choice: Choice) -> dict[str, Tensor]:
             aims = host_target if choice is NOTHING else target
-            losses = self.objective.objectness(Candidates(logits, aims, state, overlap), residuals, choice)
-            return {name: self._reduce(x, state == POSITIVE, choice, shapes) for name, x in losses.items()}
+            candidates = Candidates(logits, aims, state, overlap, SIGMOID, *known)
+            losses = self.objective.objectness(candidates, residuals, choice)
+            return {name: self._reduce(x, state == POSITIVE, choice, shapes, known) for name, x in losses.items()}
 
         self.objective.weigh_up(
             choice, state, logits, lambda x, choice: objects_of(x, residuals[:0], choice)["obj_loss"]
@@ -268,10 +297,13 @@ class AnchorCriterion:
         loss = torch.stack([x * gain for x, gain in zip(parts.values(), gains, strict=False)])
         return loss * len(logits), dict(zip(parts, loss.detach(), strict=True))
 
-    def _reduce(self, loss: Tensor, positive: Tensor, choice: Choice, shapes: list[tuple[int, int]]) -> Tensor:
+    def _reduce(
+        self, loss: Tensor, positive: Tensor, choice: Choice, shapes: list[tuple[int, int]], known: Known
+    ) -> Tensor:
         """Sum of the (B, N) losses, 0 for what left, divided."""
         if self.recipe.divisor != "host":
-            return (loss.sum(1) / self.objective.count(positive, choice)).sum()
+            count = self.objective.count(positive, choice, ignored=known.ignored(positive))
+            return (loss.sum(1) / count).sum()
         sizes = [self.head.na * h * w for h, w in shapes]
         levels = torch.split(loss, sizes, 1)
         if choice.left is None:
@@ -290,11 +322,16 @@ class AnchorCriterion:
 
     def _overlap(self, gt_boxes: Tensor, shapes: list[tuple[int, int]]) -> Tensor:
         """(B, N) overlap of each anchor at its cell; with brl_overlap=centre, whether a label holds its centre."""
-        centred = [gt_boxes.new_zeros(1, self.head.na, 4, h, w) for h, w in shapes]  # decodes to the anchors themselves
-        anchors = self.head.decode(centred, objectness=False).transpose(1, 2)  # (1, N, 4)
+        anchors = self._anchors(shapes, gt_boxes)
         if self.recipe["brl_overlap"] == "centre":
             return inside(anchors[0, :, :2], gt_boxes).to(gt_boxes.dtype)
         return max_iou(xywh_to_xyxy(anchors).expand(len(gt_boxes), -1, -1), gt_boxes)
+
+    def _anchors(self, shapes: list[tuple[int, int]], like: Tensor) -> Tensor:
+        """(1, N, 4) each anchor at its cell: centre, width, height in pixels."""
+        centred = [like.new_zeros(1, self.head.na, 4, h, w) for h, w in shapes]  # decodes to the anchors themselves
+        anchors: Tensor = self.head.decode(centred, objectness=False).transpose(1, 2)
+        return anchors
 
     def _classes(self, logits: Tensor, found: Matches) -> Tensor:
         if self.head.nc == 1:

@@ -375,7 +375,7 @@ def test_the_losses_of_the_anchor_free_head_by_their_formulas(name: str) -> None
     given = refined(model)
     vector, items = branches(model.criterion)[-1].loss(given.part, labels())
     torch.testing.assert_close(torch.stack(list(items.values())) * 2, vector.detach())
-    logits, quality, state, _, _ = given.objectness
+    logits, quality, state = given.objectness[:3]
     assert 0 < int((state == POSITIVE).sum()) < state.numel() / 2
     total = quality.sum()
     assert total > 1
@@ -424,7 +424,7 @@ def test_the_residual_loss_of_every_head_candidate_by_candidate(
         residuals = torch.cat([r.flatten(2) for r in raw["residuals"]], 2).transpose(0, 1)
         vector, items = criterion(raw, given_labels)
         gain = criterion.gains[1]
-    logits, targets, state, _, _ = candidates
+    logits, targets, state = candidates[:3]
     assert (state == POSITIVE).any(1).tolist() == [True, images == 2]
     found = vector[list(items).index("res_loss")] / 2
     expected = slow_resobj(logits, residuals, targets, state, gate=gate, grad=grad).losses
@@ -501,7 +501,7 @@ def test_dropped_matches_leave_both_losses_or_become_background(name: str, scope
     model = build(name, loss="resobj+drop", obj_drop=1.0, neg_iou=0.2, **more)
     raw, given, residuals, _ = objectnesses(model)
     _, items = model.criterion(raw, labels())
-    logits, targets, state, overlap, _ = given
+    logits, targets, state, overlap = given[:4]
     if scope == "literal" and free:
         overlap = refined(model).own
     elif scope == "literal":  # the last match above it sets the target
@@ -533,7 +533,7 @@ def test_brl_is_the_element_of_both_losses(name: str) -> None:
     model = build(name, loss="resobj+brl", brl_base="focal")
     raw, given, residuals, _ = objectnesses(model)
     _, items = model.criterion(raw, labels())
-    logits, targets, state, overlap, _ = given
+    logits, targets, state, overlap = given[:4]
     confused = confusion(state, overlap, 0.1)
     assert confused.any()
     count = (state == POSITIVE).sum()  # its own divisor
