@@ -97,6 +97,10 @@ class DataSet:
         path = withheld_path(image)
         return self.parse((path and labels.read_bytes(path)) or b"", str(path))
 
+    def has_withheld(self) -> bool:
+        """Whether boxes were withheld from a training image; errors as `images`, or as `labels.parse`."""
+        return any(len(self.withheld(image)) for image in self.images("train"))
+
 
 def load(data: str | Path, *, download: bool = False) -> DataSet:
     """Read a data set YAML: a file, one in a folder, or by its name one that comes with Ultralytics (`coco8.yaml`).

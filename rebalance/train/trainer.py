@@ -22,6 +22,7 @@ from rebalance.hosts.host import (
     branches,
     counts,
     describe,
+    diagnosis,
     keep,
     pulls,
     remember,
@@ -50,6 +51,7 @@ class RebalanceTrainer(Resumable, Scheduled):
         drop_counts: counts of the epoch that ended last.
         pulls: by what dropping multiplies the loss's pull on positives and push on negatives, when measured last.
         step_means: mean objectness of positives and negatives after each step, of the epoch that ended last.
+        diagnosis: what the loss did to objects without a label, in the epoch that ended last.
     """
 
     given: Mapping[str, Any] = {}
@@ -64,6 +66,7 @@ class RebalanceTrainer(Resumable, Scheduled):
         self.drop_counts: dict[str, int] = {}
         self.pulls = {"pull": 1.0, "push": 1.0}
         self.step_means: dict[str, float] = {}
+        self.diagnosis: dict[str, float] = {}
         self.weights_matched: tuple[int, int] | None = None
         self._fresh = False  # whether the model started from random weights
         self._kept: list[Any] = []  # by the loss, in the checkpoint that is resumed
@@ -160,6 +163,7 @@ class RebalanceTrainer(Resumable, Scheduled):
             self.drop_counts = counts(unwrap_model(self.model).criterion)
             self._weigh_up(pulls(unwrap_model(self.model).criterion))
             self.step_means = step_means(unwrap_model(self.model).criterion)
+            self.diagnosis = diagnosis(unwrap_model(self.model).criterion)
         super().run_callbacks(event)
 
     def _weigh_up(self, found: dict[str, float]) -> None:
@@ -202,7 +206,7 @@ class RebalanceTrainer(Resumable, Scheduled):
         return super().save_model()
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
-        """Add the counts of dropped predictions, what that does to the loss, and the objectness after each step.
+        """Add the counts of dropped predictions, what that does to the loss, objectness by step, and the diagnosis.
 
         They go into results.csv, and to loggers, e.g. TensorBoard and MLflow, which read `metrics` after each epoch.
         """
@@ -211,6 +215,7 @@ class RebalanceTrainer(Resumable, Scheduled):
             found = {**{name: self.drop_counts.get(name, 0) for name in each.counted}, **self.pulls}
             ours |= {f"{each.name}/{name}": number for name, number in found.items()}
         ours |= {f"resobj/{name}": round(mean, 5) for name, mean in self.step_means.items()}
+        ours |= {f"diagnose/{name}": number for name, number in self.diagnosis.items()}
         host = {name: value for name, value in metrics.items() if name not in ours}  # without those of the last epoch
         super().save_metrics({**host, **ours})
         self.metrics = {**self.metrics, **ours}
