@@ -110,8 +110,8 @@ class Diagnosis:
             push = push.where(negative, 0)
             self._add("gradient", push.where(hidden, 0).sum(), push.sum())
 
-        loss.register_hook(on_loss)
-        logits.register_hook(on_logits)
+        loss.register_hook(on_loss)  # type: ignore[no-untyped-call]
+        logits.register_hook(on_logits)  # type: ignore[no-untyped-call]
 
     def _spared(self, kind: str, mask: Tensor, hidden: Tensor) -> None:
         if mask.shape[-1] < hidden.shape[-1]:  # it is about candidates

@@ -317,7 +317,7 @@ def test_the_figures_of_the_built_in_benchmark_are_those_of_its_runs() -> None:
     text = FIGURES["Box Prediction Rebalancing"].partition("The benchmark on the built-in data")[2]
     single = {f"{mean:.1f}" for mean, half in reported("seafloor") if half == 0}
     found = re.findall(r"\d+\.\d", text.partition("Single runs")[0])
-    assert len(found) == 5
+    assert len(found) > 5
     assert set(found) <= single
 
 

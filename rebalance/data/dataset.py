@@ -20,14 +20,18 @@ import sys
 import tempfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from rebalance.data import labels
 from rebalance.data.labels import Labels
 from rebalance.errors import DataError, nearest
+
+if TYPE_CHECKING:
+    from rebalance.data.knowledge import Knowledge
 
 SPLITS = ("train", "val", "test")
 IMAGE_SUFFIXES = frozenset(
@@ -45,6 +49,7 @@ class DataSet:
     """A data set YAML with everything resolved."""
 
     file: Path  # the YAML
+    root: Path  # `path`, or the YAML's own folder without one
     names: Mapping[int, str]  # class names by number, complete from 0
     splits: Mapping[str, tuple[str, ...]]  # absolute folders and list files of the splits that the YAML names
     keypoints: tuple[int, int]  # `kpt_shape` of a pose data set, (0, 0) without
@@ -101,6 +106,17 @@ class DataSet:
         """Whether boxes were withheld from a training image; errors as `images`, or as `labels.parse`."""
         return any(len(self.withheld(image)) for image in self.images("train"))
 
+    @cached_property
+    def knowledge(self) -> Knowledge:
+        """What is known about the labels: region files, and `annotated`, `unlabelled`, `unknown_below` of the YAML.
+
+        Raises:
+            DataError: one of the keys is not what it should be.
+        """
+        from rebalance.data.knowledge import Knowledge  # which finds its files by this module
+
+        return Knowledge(self)
+
 
 def load(data: str | Path, *, download: bool = False) -> DataSet:
     """Read a data set YAML: a file, one in a folder, or by its name one that comes with Ultralytics (`coco8.yaml`).
@@ -138,7 +154,7 @@ def load(data: str | Path, *, download: bool = False) -> DataSet:
     points = raw.get("kpt_shape") or (0, 0)
     if len(points) != 2 or not all(isinstance(n, int) for n in points):
         raise DataError(f"{file}: kpt_shape={points} is not a pair of whole numbers")
-    return DataSet(file, _names(file, raw), splits, (points[0], points[1]), raw)
+    return DataSet(file, root, _names(file, raw), splits, (points[0], points[1]), raw)
 
 
 def channels(file: str | Path) -> int:
@@ -198,12 +214,17 @@ def label_path(image: str) -> str:
 
 def withheld_path(image: str) -> str | None:
     """The file with the boxes withheld from an image, None where the image is in no folder `images`; need not exist."""
-    return _beside(image, "withheld") if f"{os.sep}images{os.sep}" in image else None
+    return _beside_labels(image, "withheld")
+
+
+def region_path(image: str) -> str | None:
+    """The file with the regions of an image, None as `withheld_path`; need not exist."""
+    return _beside_labels(image, "regions")
 
 
 def true_path(image: str) -> str | None:
     """The file with an image's labels before noise changed them, None as `withheld_path`; need not exist."""
-    return _beside(image, "true") if f"{os.sep}images{os.sep}" in image else None
+    return _beside_labels(image, "true")
 
 
 def datasets_dir() -> Path:
@@ -215,6 +236,10 @@ def datasets_dir() -> Path:
     if repo is None:
         return Path.cwd() / "datasets"
     return (repo.parent if os.access(repo.parent, os.W_OK) else repo) / "datasets"
+
+
+def _beside_labels(image: str, folder: str) -> str | None:
+    return _beside(image, folder) if f"{os.sep}images{os.sep}" in image else None
 
 
 def _beside(image: str, folder: str) -> str:

@@ -23,7 +23,7 @@ from rebalance.errors import DataError
 
 _BOX = 5  # columns of a box: class, x, y, w, h
 _POLYGON = 7  # columns of the smallest polygon: class and three points
-_SLACK = 0.01  # Ultralytics' tolerance around [0, 1]
+SLACK = 0.01  # Ultralytics' tolerance around [0, 1]
 
 
 @dataclass(frozen=True)
@@ -85,11 +85,7 @@ def parse(data: bytes, *, classes: int, keypoints: tuple[int, int] = (0, 0), nam
             Ultralytics in one case: a polygon of fewer than three points is refused, because alone in its file it
             would not be read as a polygon.
     """
-    try:
-        text = data.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{name}: not UTF-8 text (byte {error.start})") from None
-    numbered = [(i, line) for i, line in enumerate(text.splitlines(keepends=True), 1) if line.strip()]
+    numbered = text_lines(data, name)
     where = [f"{name}, line {i}" for i, _ in numbered]
     rows = [line.split() for _, line in numbered]
     pose = _BOX + keypoints[0] * keypoints[1]
@@ -110,6 +106,15 @@ def parse(data: bytes, *, classes: int, keypoints: tuple[int, int] = (0, 0), nam
         lines=tuple(line.encode("utf-8") for _, line in numbered),
         box_of=np.array(box_of, dtype=np.int64),
     )
+
+
+def text_lines(data: bytes, name: str) -> list[tuple[int, str]]:
+    """The lines that are not blank, each with its number from 1 and its line ending; DataError where it is no text."""
+    try:
+        text = data.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{name}: not UTF-8 text (byte {error.start})") from None
+    return [(i, line) for i, line in enumerate(text.splitlines(keepends=True), 1) if line.strip()]
 
 
 def columns(line: bytes, keypoints: tuple[int, int] = (0, 0)) -> str:
@@ -166,8 +171,8 @@ def _check(table: NDArray[np.float32], classes: int, where: Sequence[str]) -> No
     reasons = (
         (label % 1 != 0, "class {0:g} is not a whole number"),
         ((label < 0) | (label >= classes), f"class {{0:g}} is not one of 0 to {classes - 1}"),
-        ((box > 1 + _SLACK).any(1), "a value of box {1} is above 1; boxes are fractions of the image"),
-        ((lowest < -_SLACK) | ((lowest < 0) & (box[:, 2:].min(1) < 0)), "a value of box {1} is below 0"),
+        ((box > 1 + SLACK).any(1), "a value of box {1} is above 1; boxes are fractions of the image"),
+        ((lowest < -SLACK) | ((lowest < 0) & (box[:, 2:].min(1) < 0)), "a value of box {1} is below 0"),
     )
     bad = [(int(np.argmax(mask)), text) for mask, text in reasons if mask.any()]
     if bad:

@@ -10,6 +10,7 @@ Shapes: B images, N candidates an image, C classes, R withheld boxes of the batc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -30,6 +31,19 @@ class Withheld(NamedTuple):
     most: int  # G
     names: int  # C
 
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> Withheld:
+        """These on a device."""
+        moved = (x.to(device, non_blocking=non_blocking) for x in self[:3])
+        return Withheld(*moved, self.most, self.names)
+
+
+def withheld_batch(images: Sequence[Withheld]) -> Withheld:
+    """The withheld boxes of a batch from those of each image, on the host; what `image` says there does not count."""
+    counts = torch.tensor([len(one.image) for one in images])
+    image = torch.arange(len(images)).repeat_interleave(counts)
+    classes, boxes = (torch.cat([one[i] for one in images]) for i in (1, 2))
+    return Withheld(image, classes, boxes, int(counts.max()), images[0].names)
+
 
 def present(withheld: Withheld, boxes: Tensor, *, images: int, size: tuple[int, int], each: bool) -> Tensor:
     """(B, N, C) bool: whether a withheld object of that class is at the candidate; (B, N, 1) of any class.
@@ -47,7 +61,7 @@ def present(withheld: Withheld, boxes: Tensor, *, images: int, size: tuple[int, 
         channels = withheld.names if each else 1
         if not withheld.most:
             return torch.zeros(images, boxes.shape[1], channels, dtype=torch.bool, device=boxes.device)
-        image, classes, xywh = (x.to(boxes.device, non_blocking=True) for x in withheld[:3])
+        image, classes, xywh = withheld.to(boxes.device)[:3]
         there = padded_labels(image, classes, xywh.to(boxes.dtype), images=images, size=size, most=withheld.most)
         step = max(1, PAIRS.get(boxes.device.type, PAIRS_ELSEWHERE) // (images * withheld.most))
         parts = [part.transpose(1, 2).contiguous() for part in torch.split(boxes, step, 1)]

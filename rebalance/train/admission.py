@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 
 from ultralytics.data.utils import find_dataset_yaml
 from ultralytics.nn.tasks import load_checkpoint
-from ultralytics.utils import DEFAULT_CFG_DICT, YAML
+from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, YAML
 from ultralytics.utils.checks import check_yaml
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 
 from rebalance.data import dataset
 from rebalance.data.demo.seafloor import built_in
-from rebalance.errors import ConfigError, ModelError, nearest
+from rebalance.data.knowledge import Knowledge
+from rebalance.errors import ConfigError, DataError, ModelError, nearest
 from rebalance.hosts import FAMILIES, host_of
 from rebalance.hosts.host import COCO, head_of, remembered
 from rebalance.hosts.state_dict import read_state_dict
@@ -95,7 +96,15 @@ def admit(
         raise ConfigError(f"{told} cannot be joined with model={model.model_name}, which has weights")
     plain = plain and trainer is None  # a trainer of one's own has to read it itself
     recipe = None
-    if not host.own or given or plain or head != "stock" or (before and resume):
+    ours_anyway = not host.own or given or plain or head != "stock" or (before and resume)
+    if not ours_anyway and data and not resume and says(arguments):
+        reason = f"trainer={trainer.__name__} does not know them" if trainer else ""
+        if model.task != "detect":
+            reason = f"they are for detection, and {model.model_name} is a {model.task} model"
+        if reason:
+            LOGGER.warning(f"rebalance: the regions of data={arguments.get('data')} are not used: {reason}")
+        ours_anyway = not reason
+    if ours_anyway:
         if trainer is not None:
             what = ", ".join(given) or (f"head={head}" if host.own else f"model={model.model_name}")
             raise ConfigError(f"trainer={trainer.__name__} cannot be joined with {what}")
@@ -120,7 +129,7 @@ def admit(
     if data and isinstance(arguments.get("data"), (str, Path)):
         arguments["data"] = built_in(str(arguments["data"]))  # last, since the built-in set is made where it is not
         if (recipe or strict) and model.task == "detect":
-            _check_data(arguments)
+            _check_data(arguments, diagnose=bool(recipe and recipe["diagnose"]))
     return Admitted(recipe, trainer, given, arguments)
 
 
@@ -186,6 +195,33 @@ def check_flags(given: Mapping[str, Any]) -> None:
         raise first
 
 
+def says(arguments: Mapping[str, Any]) -> bool:
+    """Whether a data set of a training says something of its labels that the host does not know.
+
+    Raises:
+        DataError: as `knowledge_of`.
+    """
+    data = arguments.get("data")
+    if data is None and (cfg := arguments.get("cfg")) not in (None, "", "None"):
+        data = YAML.load(check_yaml(str(cfg))).get("data")
+    return any(knowledge_of(one) for one in (data if isinstance(data, (list, tuple)) else [data]))
+
+
+def knowledge_of(data: Any) -> Knowledge | None:
+    """What a data set says of its labels besides them; None: nothing, also where it is for the host to find or refuse.
+
+    Raises:
+        DataError: what it says of them is wrong.
+    """
+    try:
+        file = data_yaml(str(data)) if isinstance(data, (str, Path)) else ""
+        found = dataset.load(file, download=True) if file else None
+    except (ConfigError, DataError):
+        return None
+    knowledge = found.knowledge if found else None
+    return knowledge if knowledge and knowledge.any else None
+
+
 def data_yaml(data: str) -> str:
     """The YAML of a detection data set, as the host will find it; empty where it has to be fetched first.
 
@@ -209,12 +245,13 @@ def data_yaml(data: str) -> str:
     return str(found)
 
 
-def _check_data(arguments: Mapping[str, Any]) -> None:
+def _check_data(arguments: Mapping[str, Any], *, diagnose: bool) -> None:
     """Refuse a detection data set that cannot be trained on; one that has to be fetched first is the host's affair.
 
     Raises:
         ConfigError: there is no such file.
-        DataError: as `dataset.load`, or as `DataSet.require_labels` for the `classes` chosen.
+        DataError: as `dataset.load`, or as `DataSet.require_labels` for the `classes` chosen; or a region file
+            is wrong.
     """
     if not (file := data_yaml(arguments["data"])):
         return
@@ -224,6 +261,15 @@ def _check_data(arguments: Mapping[str, Any]) -> None:
             raise ConfigError(f"{found.file} has no '{split}:'")
         chosen = [classes] if isinstance(classes, int) else classes
         found.require_labels(chosen, numbered=not arguments.get("single_cls"))
+        if diagnose and not found.has_withheld():
+            raise DataError(
+                f"diagnose=True has no meaning with data={arguments['data']}: no training image has a withheld label; "
+                "rebalance sparsify makes such a data set"
+            )
+        if found.knowledge.any:
+            for split in ("train", "val"):
+                for image in found.images(split):
+                    found.knowledge.of(image)
 
 
 def _channels(data: Any) -> int:

@@ -92,6 +92,8 @@ class YOLO(ultralytics.YOLO):  # type: ignore[misc]
                 f"visualize={kwargs['visualize']}: class activation maps are made from one score a cell and class, "
                 f"which model={self.model_name}, a detector of torchvision, does not put out"
             )
+        if isinstance(self.model, str) and _number_as_exported not in self.callbacks["on_predict_batch_start"]:
+            self.add_callback("on_predict_batch_start", _number_as_exported)
         self._ready()
         return super().predict(*args, **kwargs)
 
@@ -163,6 +165,17 @@ class YOLO(ultralytics.YOLO):  # type: ignore[misc]
             # of several sets the host reads the file itself, and knows no such one
             made.starts_from, admitted.arguments["pretrained"] = pretrained, True
         return super().train(trainer=made, **admitted.arguments)
+
+
+def _number_as_exported(predictor: Any) -> None:
+    """Refuse what TorchScript would: proposals are chosen image by image, for as many as the export was made with."""
+    backend, images = predictor.model, len(predictor.batch[0])
+    one_number = backend.format == "torchscript" and "FasterRCNN" in (backend.metadata or {}).get("head", "")
+    if one_number and images != backend.batch:
+        raise ConfigError(
+            f"model={predictor.args.model} takes {backend.batch} images at a time, not {images}; give so many, or "
+            f"export with batch={images}"
+        )
 
 
 def load(name: str, task: Any = None, make: type[YOLO] = YOLO) -> YOLO:

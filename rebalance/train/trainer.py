@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import copy
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from ultralytics.utils import LOGGER, RANK, YAML
 from ultralytics.utils.loss import E2ELoss
 from ultralytics.utils.torch_utils import unwrap_model
 
+from rebalance.data import dataset
+from rebalance.data.knowledge import Knowledge
 from rebalance.errors import ConfigError
 from rebalance.hosts import host_of
 from rebalance.hosts.host import (
@@ -32,7 +35,8 @@ from rebalance.hosts.host import (
 )
 from rebalance.hosts.state_dict import read_state_dict
 from rebalance.recipe import Recipe, kept, read, unsaid
-from rebalance.train.admission import check_flags
+from rebalance.train.admission import check_flags, knowledge_of
+from rebalance.train.regions import RegionDataset, told, with_regions
 from rebalance.train.resumable import Resumable
 from rebalance.train.schedule import Scheduled
 from rebalance.train.validator import Validator
@@ -73,6 +77,17 @@ class RebalanceTrainer(Resumable, Scheduled):
         super().__init__(*args, **kwargs)
 
     # Building ---------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def knowledge(self) -> Knowledge | None:
+        """What the data set says of its labels; None: nothing. Every process that trains reads it for itself."""
+        return knowledge_of(self.data.get("yaml_file"))
+
+    def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
+        """The host's, with the regions of the data set; in training with withheld objects where they are asked for."""
+        diagnosed = mode == "train" and self.recipe["diagnose"]
+        with with_regions(self.knowledge, dataset.load(self.data["yaml_file"], download=True) if diagnosed else None):
+            return super().build_dataset(img_path, mode, batch)
 
     def setup_model(self) -> Any:
         """Load, create or resume the model; `pretrained` may be a plain state dict."""
@@ -126,11 +141,15 @@ class RebalanceTrainer(Resumable, Scheduled):
                 f"distill_model={self.args.distill_model} cannot be joined with loss={self.recipe['loss']}"
             )
         model = unwrap_model(self.model)
-        told = self.host.prepare(model, self.recipe, self)
+        lines = [self.host.prepare(model, self.recipe, self)]
         self._set_criterion(model)
         self.loss_ran = describe(model)
+        lines.append(self.loss_ran["text"])
+        if self.knowledge and isinstance(data := self.train_loader.dataset, RegionDataset):
+            self.loss_ran["regions"] = data.counts()
+            lines.append(told(self.loss_ran["regions"]))
         if RANK in {-1, 0}:
-            for line in filter(None, (told, self.loss_ran["text"])):
+            for line in filter(None, lines):
                 LOGGER.info(f"rebalance: {line}")
 
     def _set_criterion(self, model: Any) -> None:
@@ -180,10 +199,14 @@ class RebalanceTrainer(Resumable, Scheduled):
             )
 
     def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Count the labels of the fullest image while they are still on the host."""
+        """Count the labels of the fullest image while they are still on the host; take the regions to the device."""
         most = int(batch["batch_idx"].long().bincount(minlength=1).max()) if len(batch["batch_idx"]) else 0
         batch = super().preprocess_batch(batch)
         batch["most_labels"] = most
+        if not self.knowledge:
+            batch.pop("regions", None)  # which came with withheld objects, and there are none
+        for key in {"regions", "withheld"} & batch.keys():
+            batch[key] = batch[key].to(self.device, non_blocking=self.device.type == "cuda")
         return batch
 
     def criterion_state(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import ultralytics
@@ -81,6 +82,24 @@ def test_exports_of_torchvision_s_detectors_have_one_size(
     line = refused(capfd, program, "export", f"model={file}", "format=onnx", "dynamic=True")
     assert line.startswith(f"dynamic=True: the anchors of model={file} are constants of an export")
     assert [file.name for file in tmp_path.glob("*.*")] == [file.name]
+
+
+@pytest.mark.parametrize("name", ["retinanet_tiny", "fasterrcnn_tiny", "ssd_tiny"])
+@pytest.mark.filterwarnings("ignore::UserWarning:torchvision", "ignore::torch.jit.TracerWarning")
+def test_torchscript_takes_any_number_of_images_or_says_how_many(tmp_path: Path, name: str) -> None:
+    model = YOLO(checkpoint(tmp_path, name))
+    file = model.export(format="torchscript", imgsz=64, verbose=False)
+    exported, images = YOLO(file, task="detect"), [np.full((64, 64, 3), grey, np.uint8) for grey in (0, 200)]
+    if name.startswith("fasterrcnn"):
+        with pytest.raises(
+            ConfigError, match=r"takes 1 images at a time, not 2; give so many, or export with batch=2$"
+        ):
+            exported.predict(images, imgsz=64, verbose=False)
+        return
+    options = {"imgsz": 64, "verbose": False, "conf": 0.001}
+    for mine, other in zip(model.predict(images, **options), exported.predict(images, **options), strict=True):
+        assert len(mine.boxes)
+        torch.testing.assert_close(other.boxes.data, mine.boxes.data, rtol=1e-3, atol=1e-2)
 
 
 def test_other_exports_are_the_host_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

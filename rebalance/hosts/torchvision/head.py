@@ -101,9 +101,12 @@ class TorchvisionHead(Detect):  # type: ignore[misc]
             low, high = corners[..., :2], corners[..., 2:]
             boxes = torch.cat(((low + high) / 2, high - low), -1)
         decoded = torch.cat((boxes, scores), -1).transpose(1, 2)
-        if self.export:  # as constants: a shape that is left open would be taken for one that varies
-            return decoded.reshape([int(side) for side in decoded.shape])
-        return decoded, raw
+        if not self.export:
+            return decoded, raw
+        if self.format == "torchscript":
+            return decoded
+        # as constants: a shape that is left open would be taken for one that varies
+        return decoded.reshape([int(side) for side in decoded.shape])
 
 
 def within(corners: Tensor, size: tuple[int, int]) -> Tensor:
@@ -126,7 +129,8 @@ def boxes_at(raw: Raw, kept: Tensor, scale: tuple[float, float] = (1, 1)) -> Ten
 
 def by_cell(levels: Sequence[Tensor], *last: int) -> Tensor:
     """(B, M·D, H, W) of each level -> (B, A), or with `last` D (B, A, D): candidates in the order of H, W, M."""
-    return torch.cat([x.permute(0, 2, 3, 1).reshape(len(x), -1, *last) for x in levels], 1)
+    # not len(x), which a trace would take for a constant
+    return torch.cat([x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, *last) for x in levels], 1)
 
 
 def class_rows(x: Tensor, kept: Tensor, *, per_cell: int) -> Tensor:

@@ -15,13 +15,14 @@ SPARED = {"dropped": "-", "recalibrated": "--", "lowered": "-."}  # with how the
 def draw(found: Results) -> Drawn | None:
     """A row for each group of settings, panels for push, precision, recall and scores; None where none was measured."""
     keys = {key for key in by_epoch.epoch_keys(found) if key.startswith(DIAGNOSE)}
-    measured = []
+    measured: list[tuple[str, list[by_epoch.Curve]]] = []
     for title, lines in by_epoch.families(found) if keys else ():
-        own = [line for line in lines if any(record.diagnostics for record in line.records)]
-        measured += [(title, own)] if own else []
+        if curves := [line for line in lines if any(record.diagnostics for record in line.records)]:
+            measured.append((title, curves))
     if not measured:
         return None
-    panels, points = [], []
+    panels: list[tuple[str, list[tuple[str, str]]]] = []
+    points: list[str] = []
     for stage, name in STAGES.items():
         begin = f"{DIAGNOSE}{stage}"
         if f"{begin}gradient" not in keys:
@@ -36,5 +37,5 @@ def draw(found: Results) -> Drawn | None:
         points += [key for _, lines in own for key, _ in lines]
         panels += own
     figure = by_epoch.curves(measured, panels, points=points, removals=bool(found.series))
-    kinds = {kind for kind in SPARED if any(f"{DIAGNOSE}{stage}{kind}_recall" in keys for stage in STAGES)}
-    return Drawn(figure, say("diagnosis", kinds=[kind for kind in SPARED if kind in kinds]))
+    drawn = [kind for kind in SPARED if any(f"{DIAGNOSE}{stage}{kind}_recall" in keys for stage in STAGES)]
+    return Drawn(figure, say("diagnosis", kinds=drawn))

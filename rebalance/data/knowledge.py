@@ -1,0 +1,271 @@
+"""What a data set says of its labels: the keys of its YAML, joined with the region files of its images.
+
+    annotated:              the classes that were labelled in some of the images; the others are unknown there
+      images/train/reef: [fish, crab]       a folder, or one image
+      images/train/sand_*: [star]           * and ? stand for a part of a name, [ab] for a character, ** for any folders
+    unlabelled: background  or unknown, skip: what an image without a label file is. That it has an empty one says:
+                            looked at, nothing there
+    unknown_below: 12       objects smaller than so many pixels of the image as it is on disk were not labelled; the
+                            size of an object is the square root of its area
+
+A path is relative to `path:`, as those of the splits are, or to the folder of a split; or it is absolute. It means the
+images below it: `images/a` means `images/a/1.jpg` and not `images/ab/1.jpg`. Where several mean the same image, their
+classes add up. An image that none of them means has all classes labelled. A path that means no image is an error.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rebalance.data import labels, regions
+from rebalance.data.dataset import DataSet, images_of, label_path, region_path
+from rebalance.data.regions import Regions
+from rebalance.errors import DataError, nearest
+
+KEYS = ("annotated", "unlabelled", "unknown_below")
+UNLABELLED = ("background", "unknown", "skip")
+_GLOB = re.compile(r"(\*\*/|\*\*|\*|\?|\[!?[^\]/]+\])")
+
+
+class Knowledge:
+    """What is known about the labels of a data set.
+
+    Attributes:
+        annotated: pattern of the YAML to the numbers of the classes that were labelled in the images it means.
+        unlabelled: what an image without a label file is: background, unknown or skip.
+        unknown_below: objects of a smaller size, in pixels of the image on disk, were not labelled; 0: none.
+
+    Raises:
+        DataError: a key of the YAML is not what it should be, or is a misspelt one.
+    """
+
+    def __init__(self, source: DataSet) -> None:
+        _refuse_misspelt(source)
+        self.annotated = _annotated(source)
+        self.unlabelled = _unlabelled(source)
+        self.unknown_below = _unknown_below(source)
+        self._source = source
+        self._classes = len(source.names)
+        self._folders: dict[str, bool] = {}  # whether there is such a folder
+        self._whole: dict[frozenset[int] | None, Regions] = {}  # by the classes that were labelled, None: all
+
+    @cached_property
+    def any(self) -> bool:
+        """Whether anything is known that a data set without these keys and files does not say.
+
+        Raises:
+            DataError: a pattern of `annotated` means no image.
+        """
+        self.require_matched()
+        told = self.annotated or self.unlabelled != "background" or self.unknown_below
+        return bool(told) or any(_holds_text(folder) for folder in self._region_folders())
+
+    def of(self, image: str) -> Regions:
+        """The regions of an image: what is said of all of it, then those of its file, which count more.
+
+        Raises:
+            DataError: its region file cannot be read; the message has the file, the line and the reason.
+        """
+        known = self.labelled_classes(image)
+        if self.unlabelled == "unknown" and not has_labels(image):
+            known = frozenset()
+        if known not in self._whole:
+            missing = np.array([known is not None and i not in known for i in range(self._classes)], np.bool_)
+            self._whole[known] = Regions.whole(missing)
+        path = self._region_file(image)
+        data = labels.read_bytes(path) if path else None
+        if path is None or data is None:
+            return self._whole[known]
+        name = f"{path} ({os.path.basename(image)})"
+        return self._whole[known] + regions.parse(data, classes=self._classes, name=name)
+
+    def skips(self, image: str) -> bool:
+        """Whether the image is left out: it has no label file, and `unlabelled: skip`."""
+        return self.unlabelled == "skip" and not has_labels(image)
+
+    def labelled_classes(self, image: str) -> frozenset[int] | None:
+        """Numbers of the classes that `annotated` says were labelled in an image; None: no pattern means it."""
+        matched = self.matched(image)
+        return frozenset().union(*(self.annotated[pattern] for pattern in matched)) if matched else None
+
+    def matched(self, image: str) -> list[str]:
+        """The patterns of `annotated` that mean an image, in their order."""
+        if not self.annotated:
+            return []
+        path = _slashes(os.path.abspath(image))
+        parts = path.split("/")
+        above = {"/".join(parts[:end]) for end in range(1, len(parts) + 1)}
+        return [
+            pattern
+            for pattern, (literal, globs) in self._anchored.items()
+            if literal & above or any(glob.match(path) for glob in globs)
+        ]
+
+    def require_matched(self) -> None:
+        """Raise DataError for a pattern of `annotated` that means no image of the splits that are there."""
+        left = dict.fromkeys(self.annotated)
+        for image in self._images() if left else ():
+            for pattern in self.matched(image):
+                left.pop(pattern, None)
+            if not left:
+                return
+        if left and all(os.path.exists(entry) for entries in self._source.splits.values() for entry in entries):
+            pattern = next(iter(left))
+            images = [_slashes(os.path.relpath(image, self._source.root)) for image in self._images()]
+            near = nearest(pattern.rstrip("/"), {os.path.dirname(image) for image in images})
+            if any(image.startswith(pattern) for image in images):
+                near = f" (did you mean {pattern}*?)"
+            raise DataError(
+                f"{self._source.file}: annotated: '{pattern}' means no image; it is a folder, an image or a glob of "
+                f"them, relative to {self._source.root.absolute()} or to the folder of a split{near}"
+            )
+
+    def _images(self) -> Iterator[str]:
+        for entries in self._source.splits.values():
+            for entry in entries:
+                if os.path.exists(entry):
+                    yield from images_of(entry)
+
+    def _region_folders(self) -> set[str]:
+        paths = (region_path(os.path.join(folder, "x.jpg")) for folder in set(map(os.path.dirname, self._images())))
+        return {os.path.dirname(path) for path in paths if path}
+
+    def _region_file(self, image: str) -> str | None:
+        """Where the regions of an image would be, None where there is no such folder: that is asked once."""
+        path = region_path(image)
+        if path is None:
+            return None
+        folder = os.path.dirname(path)
+        if folder not in self._folders:
+            self._folders[folder] = os.path.isdir(folder)
+        return path if self._folders[folder] else None
+
+    @cached_property
+    def _anchored(self) -> dict[str, tuple[frozenset[str], tuple[re.Pattern[str], ...]]]:
+        """Of each pattern the absolute paths it stands for: those without a wildcard, and expressions of the others."""
+        bases = [self._source.root.absolute()]
+        bases += [Path(e) for entries in self._source.splits.values() for e in entries if os.path.isdir(e)]
+        found = {}
+        for pattern in self.annotated:
+            places = {place for base in bases for place in _places(base, pattern)}
+            globs = sorted(_expression(*place) for place in places if place[1])
+            found[pattern] = frozenset(head for head, tail in places if not tail), tuple(map(re.compile, globs))
+        return found
+
+
+def has_labels(image: str) -> bool:
+    """Whether an image has a label file, empty or not."""
+    return os.path.isfile(label_path(image))
+
+
+def _slashes(path: str) -> str:
+    return os.path.normcase(path).replace(os.sep, "/")
+
+
+def _places(base: Path, pattern: str) -> set[tuple[str, str]]:
+    """Where a pattern begins and what may follow it: an absolute path without and the rest with wildcards.
+
+    The path is there as it is written, and with links of folders followed, as those of the splits are.
+    """
+    parts = Path(pattern).parts
+    wild = next((i for i, part in enumerate(parts) if _GLOB.search(part)), len(parts))
+    if wild < len(parts) and os.path.lexists(base / pattern):  # brackets in a name
+        wild = len(parts)
+    head, tail = base.joinpath(*parts[:wild]), "/".join(parts[wild:])
+    if parts[:1] == ("..",) and not head.exists():
+        head = base.joinpath(*parts[1:wild])  # as the splits in YAMLs that Roboflow exports
+    real = head.resolve() if head.is_dir() else head.parent.resolve() / head.name  # an image that is a link is itself
+    return {(_slashes(os.path.normpath(path)), _slashes(tail)) for path in (head, real)}
+
+
+def _expression(head: str, tail: str) -> str:
+    """Regular expression of a path that ends in wildcards; it also matches what is below the path."""
+    parts = [re.escape(head.rstrip("/") + "/")]
+    for part in _GLOB.split(tail):
+        special = {"**/": "(?:[^/]+/)*", "**": ".*", "*": "[^/]*", "?": "[^/]"}.get(part)
+        if special is None and _GLOB.fullmatch(part):
+            inner = re.sub(r"([\\^\[])", r"\\\1", part[1:-1])
+            special = f"[^/{inner[1:]}]" if inner.startswith("!") else f"[{inner}]"
+        parts.append(re.escape(part) if special is None else special)
+    return f"(?s:{''.join(parts)})(?:/|$)"
+
+
+def _holds_text(folder: str) -> bool:
+    try:
+        with os.scandir(folder) as found:
+            return any(entry.name.endswith(".txt") for entry in found)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _annotated(source: DataSet) -> dict[str, frozenset[int]]:
+    raw = source.raw.get("annotated")
+    if raw is None:
+        return {}
+    if not isinstance(raw, dict):
+        raise DataError(
+            f"{source.file}: annotated is of type {type(raw).__name__}, not a mapping of images to lists of class names"
+        )
+    for pattern in map(str, raw):
+        try:
+            re.compile(_expression("", _slashes(pattern)))
+        except re.error as error:
+            raise DataError(f"{source.file}: annotated: {pattern} is not a glob: {error.msg}") from None
+    return {str(pattern): _numbers(source, str(pattern), names) for pattern, names in raw.items()}
+
+
+def _numbers(source: DataSet, pattern: str, names: Any) -> frozenset[int]:
+    """The numbers of the classes of one pattern; a name that two classes have is both."""
+    where = f"{source.file}: annotated: {pattern}:"
+    if not pattern.strip("/ "):
+        raise DataError(f"{where} names no images")
+    if not isinstance(names, list):
+        raise DataError(f"{where} {names} is not a list of class names ([] where no class was labelled)")
+    by_name: dict[str, set[int]] = {}
+    for number, name in source.names.items():
+        by_name.setdefault(name, set()).add(number)
+    for name in names:
+        if str(name) not in by_name:
+            known = source.names.get(name) if isinstance(name, int) and not isinstance(name, bool) else None
+            hint = f" (class {name} is '{known}')" if known else nearest(str(name), by_name)
+            raise DataError(f"{where} '{name}' is not a class{hint}; classes: {', '.join(by_name)}")
+    return frozenset().union(*(by_name[str(name)] for name in names))
+
+
+def _unlabelled(source: DataSet) -> str:
+    value = source.raw.get("unlabelled")
+    value = "background" if value is None else value
+    if value not in UNLABELLED:
+        raise DataError(
+            f"{source.file}: unlabelled: {value} is not one of {', '.join(UNLABELLED)}{nearest(str(value), UNLABELLED)}"
+        )
+    return str(value)
+
+
+def _unknown_below(source: DataSet) -> int:
+    value = source.raw.get("unknown_below")
+    value = 0 if value is None else value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9 or value != int(value):
+        raise DataError(f"{source.file}: unknown_below: {value} is not a whole number of pixels, 0 or more")
+    return int(value)
+
+
+def _refuse_misspelt(source: DataSet) -> None:
+    """Raise DataError for a key that is nearly one of ours and has a value as ours have: it would say nothing."""
+    kinds: Mapping[str, Any] = {
+        "annotated": lambda value: isinstance(value, dict),
+        "unlabelled": lambda value: value in UNLABELLED,
+        "unknown_below": lambda value: isinstance(value, int | float),
+    }
+    for name, value in source.raw.items():
+        for key, fits in kinds.items():
+            near = nearest(str(name).lower().replace("-", "_"), [key])
+            if name not in KEYS and near and fits(value):
+                raise DataError(f"{source.file}: unknown key '{name}'{near}")

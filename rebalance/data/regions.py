@@ -1,0 +1,124 @@
+"""Region files: what is known about the labels of an image beyond the labels, one line a region.
+
+    unknown 0,3 0.25 0.5 0.5 1      in this box objects of the classes 0 and 3 were not labelled
+    background * 0.5 0.5 1 1        looked at: in this box, here the whole image, there is no object of any class
+
+A line has a meaning, classes (numbers joined by commas, or * for all), and a box as label files have it: `x y w h`,
+centre and size in fractions of the image. Of two regions that say different things of a place the later one counts.
+The file of an image is in the folder `regions` that stands beside `labels`: the last `/images/` becomes `/regions/`.
+
+Labels in an unknown region are trained on. One in a background region of its class contradicts it: `rebalance check`
+tells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rebalance.data.labels import SLACK, text_lines
+from rebalance.errors import DataError, nearest
+
+MEANINGS = ("unknown", "background")
+_COLUMNS = 6  # meaning, classes, x, y, w, h
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Regions of one image, of n regions and C classes; of two that disagree about a place the later one counts."""
+
+    unknown: NDArray[np.bool_]  # (n,) these classes were not labelled there; else background: looked at, none of them
+    classes: NDArray[np.bool_]  # (n, C) which classes it is about
+    boxes_xywh_norm: NDArray[np.float32]  # (n, 4) centre x, centre y, width, height as fractions of the image
+
+    def __len__(self) -> int:
+        """Number of regions."""
+        return len(self.unknown)
+
+    def __add__(self, other: Regions) -> Regions:
+        """These and then the others."""
+        return Regions(
+            np.concatenate([self.unknown, other.unknown]),
+            np.concatenate([self.classes, other.classes]),
+            np.concatenate([self.boxes_xywh_norm, other.boxes_xywh_norm]),
+        )
+
+    @staticmethod
+    def none(classes: int) -> Regions:
+        """No regions, in a data set of so many classes."""
+        return Regions(np.zeros(0, np.bool_), np.zeros((0, classes), np.bool_), np.zeros((0, 4), np.float32))
+
+    @staticmethod
+    def whole(classes: NDArray[np.bool_], *, unknown: bool = True) -> Regions:
+        """One region, the whole image, about the classes (C,); none where that is no class."""
+        if not classes.any():
+            return Regions.none(len(classes))
+        return Regions(np.array([unknown]), classes[None].copy(), np.array([[0.5, 0.5, 1, 1]], np.float32))
+
+    def pick(self, chosen: NDArray[np.bool_]) -> Regions:
+        """The chosen regions (n,)."""
+        return Regions(self.unknown[chosen], self.classes[chosen], self.boxes_xywh_norm[chosen])
+
+
+def parse(data: bytes, *, classes: int, name: str = "regions file") -> Regions:
+    """Read one region file.
+
+    Args:
+        data: the bytes of the file; empty or blank means no regions.
+        classes: number of classes of the data set.
+        name: the file's name, for errors.
+
+    Raises:
+        DataError: a line is no region; the message has the file, the line and the reason.
+    """
+    numbered = text_lines(data, name)
+    if not numbered:
+        return Regions.none(classes)
+    read = [_row(line.split(), classes, f"{name}, line {i}") for i, line in numbered]
+    unknown, mask, boxes = zip(*read, strict=True)
+    return Regions(np.array(unknown, np.bool_), np.stack(mask), np.stack(boxes))
+
+
+def text(regions: Regions) -> bytes:
+    """The bytes of a file with these regions, as `parse` reads them again, without those that are about no class."""
+    lines = []
+    for unknown, mask, box in zip(regions.unknown.tolist(), regions.classes, regions.boxes_xywh_norm, strict=True):
+        if mask.any():
+            which = "*" if mask.all() else ",".join(map(str, np.flatnonzero(mask).tolist()))
+            numbers = " ".join(np.format_float_positional(value, trim="-") for value in box)
+            lines.append(f"{MEANINGS[not unknown]} {which} {numbers}\n")
+    return "".join(lines).encode()
+
+
+def _row(row: Sequence[str], classes: int, where: str) -> tuple[bool, NDArray[np.bool_], NDArray[np.float32]]:
+    """Whether it is unknown, (C,) its classes and (4,) its box."""
+    if row[0] not in MEANINGS:
+        raise DataError(f"{where}: '{row[0]}' is not one of {', '.join(MEANINGS)}{nearest(row[0], MEANINGS)}")
+    if len(row) != _COLUMNS:
+        raise DataError(
+            f"{where}: {len(row)} columns; a region has 6: unknown or background, classes (* or 0,3 without blanks), "
+            "x y w h"
+        )
+    mask = np.full(classes, row[1] == "*")
+    for number in row[1].split(",") if row[1] != "*" else ():
+        if not (number.isascii() and number.isdecimal()):
+            raise DataError(f"{where}: classes '{row[1]}' are neither * nor class numbers joined by commas")
+        if int(number) >= classes:
+            raise DataError(f"{where}: class {number} is not one of 0 to {classes - 1}")
+        mask[int(number)] = True
+    try:
+        with np.errstate(over="ignore"):  # becomes inf, refused below
+            box = np.array(row[2:], dtype=np.float32)
+    except ValueError:
+        raise DataError(f"{where}: not a number in '{' '.join(row[2:])[:80]}'") from None
+    shown = " ".join(f"{value:g}" for value in box)
+    if not np.isfinite(box).all():
+        raise DataError(f"{where}: a value of box {shown} is not finite")
+    if box.max() > 1 + SLACK or box.min() < -SLACK:
+        raise DataError(f"{where}: a value of box {shown} is not within 0 to 1; boxes are fractions of the image")
+    if box[2:].min() <= 0:
+        raise DataError(f"{where}: box {shown} has no area, so that nothing is in it")
+    return row[0] == "unknown", mask, box
