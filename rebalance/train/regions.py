@@ -43,6 +43,7 @@ from ultralytics.data.augment import (
 )
 from ultralytics.data.dataset import YOLODataset
 from ultralytics.utils.instance import Instances
+from ultralytics.utils.metrics import bbox_ioa
 
 from rebalance.data.dataset import DataSet
 from rebalance.data.knowledge import Knowledge
@@ -50,6 +51,7 @@ from rebalance.errors import ConfigError, DataError
 from rebalance.match.regions import RegionBatch, region_batch
 from rebalance.match.withheld import Withheld, withheld_batch
 
+LEAST_SEEN = 0.1  # of an object in the patch of cutmix, as the host has it of a label
 WHOLE = np.array([[0.5, 0.5, 1, 1]], np.float32)  # centre, width, height as fractions
 
 Labels = dict[str, Any]  # as the host has them
@@ -262,8 +264,12 @@ class CarryingCutMix(CutMix):  # type: ignore[misc]
         first, second = labels["regions"], labels["mix_labels"][0]["regions"]
         first["instances"].convert_bbox("xyxy")
         first["instances"].denormalize(params["w"], params["h"])
+        second["instances"].convert_bbox("xyxy")
+        second["instances"].denormalize(params["w"], params["h"])
+        enough = bbox_ioa(params["area"][None], second["instances"].bboxes)[0] >= LEAST_SEEN
         around = {**without(first, params["area"].astype(np.int32)), "mix_labels": [second]}
-        regions = super().apply_instances(around, {**params, "indexes2": np.arange(len(second["cls"]))})
+        params_ = {**params, "indexes2": np.flatnonzero(enough | ~second["cls"]["withheld"])}
+        regions = super().apply_instances(around, params_)
         del regions["mix_labels"]
         regions["cls"] = regions["cls"][regions["instances"].remove_zero_area_boxes()]
         return {**super().apply_instances(labels, params), "regions": regions}
