@@ -18,6 +18,7 @@ from rebalance.errors import ConfigError, nearest
 from rebalance.hosts import host_of
 from rebalance.hosts.torchvision.zoo import ZOO
 from rebalance.match.candidates import candidate_state
+from rebalance.match.regions import RegionBatch, region_batch
 from rebalance.methods import METHODS
 from rebalance.methods.bce import bce
 from rebalance.methods.brl import brl, confusion
@@ -85,6 +86,26 @@ def losses(load: BenchFlags, *, model: str, head: str = "stock", whole: bool = F
     return Contest(told, built, images, sides, "step" if whole else "loss")
 
 
+def regions(load: BenchFlags, *, model: str, head: str = "stock") -> Contest:
+    """Our loss of a batch with regions and of that batch without: a mosaic's four tiles and three boxes an image."""
+    built, images, labels = _set_up(load, model, head=head)
+    host = host_of(built)
+    generator, half = torch.Generator().manual_seed(1), torch.tensor([0.5, 0.5, 0.5, 0.5])
+    tiles = [half * torch.tensor([x, y, 1, 1]) for x in (0.5, 1.5) for y in (0.5, 1.5)]
+    boxes = torch.stack([*tiles, *(torch.rand(4, generator=generator) * 0.3 + 0.2 for _ in range(3))])
+    below = torch.full((len(boxes),), torch.inf)
+    below[0] = 0.02  # a size under which nothing was labelled
+    classes = torch.rand(len(boxes), CLASSES, generator=generator) < 0.5
+    unknown = torch.arange(len(boxes)) < len(boxes) - 1
+    one = RegionBatch(torch.zeros(len(boxes)), boxes, classes, unknown, below, len(boxes))
+    known = region_batch([one] * load.batch).to(torch.device(load.device))
+    sides = []
+    for words, batch in (("without", labels), ("with", {**labels, "regions": known})):
+        criterion = host.criterion(built, read({}, host.sites, head=head), seed=0)
+        sides.append(Side(f"{words} regions", hosts_own.summed(criterion, batch)))
+    return Contest(f"{model.removesuffix('.yaml')}, {head} head", built, images, sides)
+
+
 def element(load: BenchFlags) -> Contest:
     """Element losses on one tensor of logits, in proportion to the image's area."""
     generator = torch.Generator().manual_seed(0)
@@ -136,6 +157,7 @@ CONTESTS: dict[str, tuple[Callable[..., Contest], ...]] = {
     "retinanet": (partial(losses, model="retinanet"), partial(losses, model="retinanet", whole=True)),
     "ssd": (partial(losses, model="ssd"),),
     "fasterrcnn": (partial(losses, model="fasterrcnn"),),
+    "regions": (partial(regions, model="yolov8n.yaml"), partial(regions, model="yolov5n.yaml", head="anchor")),
     "element": (element,),
     "inference": tuple(
         partial(inference, model=name) for name in ("yolov5n.yaml", "yolov8n.yaml", "retinanet", "fasterrcnn")

@@ -38,6 +38,7 @@ AIMS = {
     ("step", "torchvision RetinaNet", "ours, loss=focal"): 0.95,
     **{("step", "Ultralytics", ours): 1.03 for ours in (SAME, DROP)},
     **{("memory", host, ours): 1.05 for host in ("YOLOv5", "Ultralytics") for ours in (SAME, DROP)},
+    ("step", "without regions", "with regions"): 1.02,
     ("element", "torchvision focal", "ours, brl"): 1.2,
     **{("inference", head, "head=resobj resobj_steps=2"): 1.03 for head in ("head=anchor", "head=stock")},
 }

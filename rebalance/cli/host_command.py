@@ -9,19 +9,21 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ultralytics
 from ultralytics import cfg as host
-from ultralytics.utils import DEFAULT_CFG_DICT, YAML
+from ultralytics import models
+from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, YAML
 from ultralytics.utils.checks import check_yaml
 
 from rebalance.data.demo.seafloor import built_in
 from rebalance.errors import ConfigError, nearest
 from rebalance.recipe import TRAIN
 from rebalance.settings import checked, value_text
-from rebalance.train.admission import FORWARDED, check_names, data_yaml, separate
+from rebalance.train.admission import FORWARDED, check_names, data_yaml, says, separate
 from rebalance.train.api import YOLO, load
 from rebalance.train.arguments import check_arguments
 
@@ -64,7 +66,7 @@ def _call(args: list[str], *, strict: bool) -> None:
                 raise ConfigError(f"unknown flag {name}={value}{hint}")
     if theirs.get("data") and mode != "train":
         theirs["data"] = built_in(theirs["data"])
-    with _bound(ours, strict):
+    with _bound(ours, strict, unheard=theirs.get("data") if mode == "train" and not ours and says(theirs) else None):
         sys.argv[1:] = [*words, *(f"{name}={value}" for name, value in theirs.items())]  # in place: the host keeps it
         host.entrypoint()
 
@@ -91,11 +93,23 @@ def _check(words: list[str], theirs: dict[str, str], *, trained: bool) -> None:
 
 
 @contextmanager
-def _bound(ours: dict[str, Any], strict: bool) -> Iterator[None]:
-    """Put a YOLO that knows these flags in the place of the host's, and refuse the models that know none."""
+def _bound(ours: dict[str, Any], strict: bool, unheard: str | None) -> Iterator[None]:
+    """Put a YOLO that knows these flags in the place of the host's, and refuse the models that know none.
+
+    `unheard`: a data set with regions, of which models that know none are told that they do not use them.
+    """
 
     def refuse(model: Any, *_: Any, **__: Any) -> None:
         raise ConfigError(f"{', '.join(ours)}: only for YOLO detection models, not for model={model}")
+
+    def other(name: str, model: Any, *args: Any, **kwargs: Any) -> Any:
+        _tell(model)
+        return getattr(models, name)(model, *args, **kwargs)
+
+    def _tell(model: Any) -> None:
+        LOGGER.warning(
+            f"rebalance: the regions of data={unheard} are not used: only YOLO detection models, not {model}"
+        )
 
     class Bound(YOLO):
         def train(self, trainer: Any = None, **kwargs: Any) -> Any:
@@ -107,10 +121,14 @@ def _bound(ours: dict[str, Any], strict: bool) -> Iterator[None]:
         made = load(model, task, Bound)
         if ours and not isinstance(made, Bound):  # the host has made it one of its other classes
             refuse(model)
+        if unheard and not isinstance(made, Bound):
+            _tell(model)
         return made
 
     held, stock = vars(ultralytics), dict(vars(ultralytics))
-    ours_first = {"YOLO": bound, **(dict.fromkeys(("RTDETR", "SAM", "FastSAM", "NAS"), refuse) if ours else {})}
+    ours_first: dict[str, Any] = {"YOLO": bound}
+    if ours or unheard:
+        ours_first |= {name: refuse if ours else partial(other, name) for name in ("RTDETR", "SAM", "FastSAM", "NAS")}
     held.update(ours_first)
     try:
         yield

@@ -19,6 +19,11 @@ FIRST = 3000  # pairs of box and class that are tried first
 class Validator(DetectionValidator):  # type: ignore[misc]
     """Validates as the host does, with every image's detections."""
 
+    def preprocess(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The host's; regions are taken to the device too, for the loss."""
+        batch = super().preprocess(batch)
+        return {**batch, "regions": batch["regions"].to(self.device)} if "regions" in batch else batch
+
     def postprocess(self, preds: Any) -> list[dict[str, torch.Tensor]]:
         """Non-maximum suppression: for each image `bboxes` (n, 4), `conf` (n,), `cls` (n,), `extra` (n, 0).
 
