@@ -114,6 +114,10 @@ class DataSet:
         name = f"{path} ({os.path.basename(image)})"
         return data, regions.parse(data or b"", classes=len(self.names), name=name)
 
+    def has_withheld(self) -> bool:
+        """Whether boxes were withheld from a training image; errors as `images`, or as `labels.parse`."""
+        return any(len(self.withheld(image)) for image in self.images("train"))
+
     @cached_property
     def knowledge(self) -> Knowledge:
         """What is known about the labels: region files, and `annotated`, `unlabelled`, `unknown_below` of the YAML.

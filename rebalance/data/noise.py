@@ -249,7 +249,8 @@ def _moved(line: bytes, old: NDArray[np.float64], new: NDArray[np.float64], keyp
 def _written(rows: Sequence[tuple[int, _Boxes]], beside: Labels, keypoints: tuple[int, int]) -> Labels:
     """Boxes as labels, their lines written as those of the file that they come into."""
     label = np.array([found for found, _ in rows], np.int64)
-    boxes = np.array([box for _, box in rows], np.float64).reshape(-1, 4)
+    boxes: _Boxes = np.array([box for _, box in rows], np.float64)
+    boxes = boxes.reshape(-1, 4)
     kind = columns(beside.lines[0], keypoints) if beside.lines else "box"
     texts = []
     for found, box in zip(label.tolist(), boxes, strict=True):

@@ -29,7 +29,7 @@ LABELS = ("protocol", "rate", "label_seed", *NOISE)
 INCIDENTAL = frozenset(
     {
         *("seed", "name", "project", "save_dir", "exist_ok", "device", "workers", "verbose", "plots", "resume", "save"),
-        *("save_period", "cache", "val", "mode", "task"),
+        *("save_period", "cache", "val", "mode", "task", "diagnose"),
     }
 )
 # Ultralytics' own evaluation, which records have that do not say theirs
@@ -212,7 +212,8 @@ def settings_of(records: Sequence[Record]) -> list[Setting]:
         label_seed = 0 if moves else labels["seed"]
         withheld = {"protocol": labels["protocol"], "rate": labels["rate"], "label_seed": label_seed}
         withheld |= {name: labels.get(name) or zero for name, zero in noise.items()}
-        values = {**record.train, **later, **host, **withheld, "evaluation": evaluation_text(record)}
+        ours = {name: value for name, value in {**record.train, **later}.items() if name not in INCIDENTAL}
+        values = {**ours, **host, **withheld, "evaluation": evaluation_text(record)}
         settings.append(Setting.of(values, loss_flags, loss_flags - named.get(_kind(record), loss_flags)))
     return settings
 

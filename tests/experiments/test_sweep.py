@@ -459,3 +459,17 @@ def test_noisy_sets_are_made_and_recorded(bench: Bench) -> None:
         ("0.5",) + ("0.5",) * 2,
     ]
     assert "class_flip" not in rows[0]
+
+
+def test_a_diagnosis_is_of_the_runs_with_withheld_labels(bench: Bench) -> None:
+    bench.sweep(obj_drop="0", seeds="0", protocol="percent", rate="0.5", complete="True", diagnose="True")
+    configs = {run: bench.record(run)["config"]["train"]["diagnose"] for run in ("seed=0", "protocol=normal,seed=0")}
+    assert configs == {"seed=0": True, "protocol=normal,seed=0": False}
+    task = json.loads((bench.folder / "mine/runs/protocol=normal,seed=0/config.json").read_text("utf-8"))
+    assert "diagnose" not in task["given"]
+
+
+def test_a_diagnosis_of_complete_labels_is_refused(bench: Bench) -> None:
+    with pytest.raises(DataError, match=r"diagnose=True has no meaning where no labels are withheld: .* has none"):
+        bench.sweep(diagnose="True")
+    assert not (bench.folder / "mine").exists()
