@@ -79,6 +79,7 @@ def test_region_path_is_beside_the_label_path() -> None:
         ("images/train/reef?", "3"),
         ("images/train/sand_*", "45"),
         ("images/train/sand_*.jpg", "45"),
+        ("images/train/*.jpg", "45"),
         ("images/train/sand_[0-4]*", "4"),
         ("images/train/sand_[!0-4].jpg", "5"),
         ("images/*/sand_*", "457"),
