@@ -144,8 +144,8 @@ def _split(
         of["boxes" if len(labels) else "empty" if has_labels(image) else "no_file"] += 1
         of["skipped"] += skipped
         if not skipped:
-            own = Regions.none(classes) if own is None else own
-            counted[_background(known.whole(image) + own), np.arange(classes)] += 1
+            whole = known.whole(image)
+            counted[_background(whole + own if own else whole), np.arange(classes)] += 1
             _contradictions(source, image, labels, own, warnings)
     return {
         "images": len(images),
@@ -197,16 +197,18 @@ def _background(known: Regions) -> NDArray[np.int64]:
     return state
 
 
-def _contradictions(source: DataSet, image: str, labels: Labels, own: Regions, warnings: dict[str, list[str]]) -> None:
+def _contradictions(
+    source: DataSet, image: str, labels: Labels, own: Regions | None, warnings: dict[str, list[str]]
+) -> None:
     """Labels that something else says are not there, or were not looked for."""
-    denied = {*np.nonzero(regions.contradicted(own, labels.classes, labels.boxes_xywh_norm))[1].tolist()}
+    denied = np.nonzero(regions.contradicted(own, found.classes, found.boxes_xywh_norm))[1].tolist() if own else []
     annotated = source.knowledge.labelled_classes(image)
-    for number, (label, box) in enumerate(zip(labels.classes.tolist(), labels.boxes_xywh_norm.tolist(), strict=True)):
-        line = f"{image}: {source.names[label]} at {' '.join(f'{value:.4g}' for value in box)}"
-        if number in denied:
-            warnings["denied"].append(line)
-        if annotated is not None and label not in annotated:
-            warnings["not_annotated"].append(line)
+    label = found.classes.tolist()
+    alien = [] if annotated is None else [i for i in range(len(label)) if label[i] not in annotated]
+    for kind, numbers in (("denied", sorted({*denied})), ("not_annotated", alien)):
+        for i in numbers:
+            box = " ".join(f"{value:.4g}" for value in found.boxes_xywh_norm[i].tolist())
+            warnings[kind].append(f"{image}: {source.names[label[i]]} at {box}")
 
 
 def _orphans(images: Iterable[str]) -> Iterator[str]:

@@ -164,7 +164,14 @@ class Knowledge:
                     yield from images_of(entry)
 
     def _region_folders(self) -> set[str]:
-        paths = (region_path(os.path.join(folder, "x.jpg")) for folder in set(map(os.path.dirname, self._images())))
+        """Folders that would hold region files; images in folders are not looked up one by one."""
+        folders = set[str]()
+        for entry in (entry for entries in self._source.splits.values() for entry in entries):
+            if os.path.isdir(entry):
+                folders.update(folder for folder, *_ in os.walk(entry, followlinks=True))
+            elif os.path.exists(entry):
+                folders.update(map(os.path.dirname, images_of(entry)))
+        paths = (region_path(os.path.join(folder, "x.jpg")) for folder in folders)
         return {os.path.dirname(path) for path in paths if path}
 
 
