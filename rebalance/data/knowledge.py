@@ -71,14 +71,29 @@ class Knowledge:
         Raises:
             DataError: its region file cannot be read; the message has the file, the line and the reason.
         """
+        whole, own = self.whole(image), self.own(image)
+        return whole + own if own else whole
+
+    def whole(self, image: str) -> Regions:
+        """What the YAML says of a whole image: which classes are unknown in it."""
         known = self.labelled_classes(image)
         if self.unlabelled == "unknown" and not has_labels(image):
             known = frozenset()
         if known not in self._whole:
             missing = np.array([known is not None and i not in known for i in range(self._classes)], np.bool_)
             self._whole[known] = Regions.whole(missing)
-        own = self._source.regions(image)[1] if self._may_have_regions(image) else Regions.none(self._classes)
-        return self._whole[known] + own if len(own) else self._whole[known]
+        return self._whole[known]
+
+    def own(self, image: str) -> Regions | None:
+        """The regions of an image's file, None without one; errors as `of`."""
+        path = region_path(image)
+        folder = path and os.path.dirname(path)
+        if not folder:
+            return None
+        if folder not in self._folders:  # so that images are not looked up one by one where there is none
+            self._folders[folder] = os.path.isdir(folder)
+        data, found = self._source.regions(image) if self._folders[folder] else (None, None)
+        return None if data is None else found
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -149,18 +164,15 @@ class Knowledge:
                     yield from images_of(entry)
 
     def _region_folders(self) -> set[str]:
-        paths = (region_path(os.path.join(folder, "x.jpg")) for folder in set(map(os.path.dirname, self._images())))
+        """Folders that would hold region files; images in folders are not looked up one by one."""
+        folders = set[str]()
+        for entry in (entry for entries in self._source.splits.values() for entry in entries):
+            if os.path.isdir(entry):
+                folders.update(folder for folder, *_ in os.walk(entry, followlinks=True))
+            elif os.path.exists(entry):
+                folders.update(map(os.path.dirname, images_of(entry)))
+        paths = (region_path(os.path.join(folder, "x.jpg")) for folder in folders)
         return {os.path.dirname(path) for path in paths if path}
-
-    def _may_have_regions(self, image: str) -> bool:
-        """Whether the folder is there that an image's region file would be in; that is asked once a folder."""
-        path = region_path(image)
-        folder = path and os.path.dirname(path)
-        if not folder:
-            return False
-        if folder not in self._folders:
-            self._folders[folder] = os.path.isdir(folder)
-        return self._folders[folder]
 
 
 def has_labels(image: str) -> bool:
