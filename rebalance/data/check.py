@@ -198,7 +198,7 @@ def _background(known: Regions) -> NDArray[np.int64]:
 
 
 def _contradictions(
-    source: DataSet, image: str, labels: Labels, own: Regions | None, warnings: dict[str, list[str]]
+    source: DataSet, image: str, found: Labels, own: Regions | None, warnings: dict[str, list[str]]
 ) -> None:
     """Labels that something else says are not there, or were not looked for."""
     denied = np.nonzero(regions.contradicted(own, found.classes, found.boxes_xywh_norm))[1].tolist() if own else []
