@@ -1,4 +1,4 @@
-"""Data sets made from others by a rule for the training labels, and all that writes a data set.
+"""Data sets made from others by a rule for the training labels.
 
     out/data.yaml       train: the folders below; val and test: the source's own, untouched; names as in the source
     out/images/train/   one link an image; never a linked folder, which would lead Ultralytics back to the full labels
@@ -41,27 +41,22 @@ The manifest, in this order:
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import itertools
-import json
 import os
-import shutil
 import sys
-import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 import rebalance
 from rebalance.data import dataset, labels, regions
 from rebalance.data.dataset import DataSet
+from rebalance.data.folder import Manifest, finish, free, link, manifest_hash, new_folder, put, unique
 from rebalance.data.labels import Labels
 from rebalance.data.noise import KINDS, File, Noise, Noisy, box_text
 from rebalance.data.progress import progress
@@ -73,8 +68,6 @@ from rebalance.settings import NoiseFlags, SparsifyFlags, as_dict, parse, requir
 _SPLIT = "train"
 _SPLIT_FOLDERS = frozenset(("train", "val", "valid", "validation", "test"))
 _NOT_COPIED = frozenset((*dataset.SPLITS, "path", "minival", "validation", "download", "masks_dir"))  # name other paths
-
-Manifest = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -149,61 +142,6 @@ def derive(source: DataSet, rule: Withhold, out: Path, errors: Noise | None = No
             raise DataError(f"out={out} is inside the source data set ({folder}); choose a folder outside it")
     with new_folder(out) as folder:
         return _write(folder, source, items, rule, errors or Noise())
-
-
-def free(out: str | Path) -> Path:
-    """The path; DataError where there is something."""
-    if os.path.lexists(out):
-        raise DataError(f"out={out} exists; nothing is overwritten, choose another folder")
-    return Path(out)
-
-
-@contextlib.contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """A hidden folder beside `out` that gets its name at the end of the block; where the block fails nothing is left.
-
-    Raises:
-        DataError: `out` exists, or something cannot be written.
-    """
-    partial = free(out).parent / f".{out.name}.{uuid.uuid4().hex[:12]}.partial"
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        os.rename(partial, out)
-    except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        raise DataError(f"out={out} cannot be written: {error.strerror or error}{where}") from error
-    finally:  # gone after the rename; also on Ctrl-C
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def put(path: Path, data: bytes) -> str:
-    """Write a file of a new data set, with the folders above it; returns the SHA-256."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
-    return hashlib.sha256(data).hexdigest()
-
-
-def finish(folder: Path, content: Mapping[str, Any], manifest: Manifest) -> None:
-    """Write data.yaml and, last of all, manifest.json."""
-    put(folder / "data.yaml", yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True).encode())
-    put(folder / "manifest.json", (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode())
-
-
-def load_manifest(folder: str | Path) -> Manifest:
-    """Read the manifest of a derived set.
-
-    Raises:
-        DataError: there is none, or its hash does not fit its content.
-    """
-    file = Path(folder) / "manifest.json"
-    try:
-        manifest: Manifest = json.loads(file.read_text(encoding="utf-8"))
-        if manifest["sha256"] != _manifest_hash(manifest):
-            raise DataError(f"{file} was changed after it was written: its hash does not fit")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise DataError(f"{file} is not a manifest of a derived data set") from None
-    return manifest
 
 
 def summary(manifest: Manifest) -> str:
@@ -290,7 +228,7 @@ def _new_names(source: DataSet) -> dict[str, str]:
             continue
         base = entry if os.path.isdir(entry) else os.path.commonpath([os.path.dirname(image) for image in images])
         own = next((part for part in reversed(Path(base).parts[1:]) if part != "images"), "images_")
-        prefix = [_unique(own, prefixes)] if len(entries) > 1 else []
+        prefix = [unique(own, prefixes)] if len(entries) > 1 else []
         for image in images:
             key = _label_key(image)
             if key in names:
@@ -298,15 +236,8 @@ def _new_names(source: DataSet) -> dict[str, str]:
             parts = Path(os.path.relpath(image, base).rpartition(".")[0]).parts
             kept = (*(part for part in (*prefix, *parts[:-1]) if part != "images"), *parts[-1:])
             # a leading dot would hide the image from Ultralytics' search
-            names[key] = _unique("/".join(f"_{p}" if p.startswith(".") else p for p in kept) or "_", taken)
+            names[key] = unique("/".join(f"_{p}" if p.startswith(".") else p for p in kept) or "_", taken)
     return names
-
-
-def _unique(name: str, taken: set[str]) -> str:
-    """The name, with the first number that makes it one of its own where it is taken; it is taken then."""
-    result = next(n for i in itertools.count(1) if (n := f"{name}-{i}" if i > 1 else name) not in taken)
-    taken.add(result)
-    return result
 
 
 def _source_folders(source: DataSet, items: Sequence[_Item]) -> set[Path]:
@@ -332,7 +263,7 @@ def _write(folder: Path, source: DataSet, items: Sequence[_Item], rule: Withhold
     files: list[dict[str, Any]] = []
     how: Counter[str] = Counter()
     for item, mask, made in progress(list(zip(items, masks, noisy, strict=True)), "writing"):
-        how.update(_link(os.path.realpath(image), folder / "images" / name) for image, name, _ in item.images)
+        how.update(link(os.path.realpath(image), folder / "images" / name) for image, name, _ in item.images)
         file = _write_labels(folder, item, mask, made, told=bool(errors))
         if source.knowledge.annotated:
             known = (source.knowledge.labelled_classes(image) for image, *_ in item.images)
@@ -406,7 +337,7 @@ def _write(folder: Path, source: DataSet, items: Sequence[_Item], rule: Withhold
         **source.knowledge.facts,
         "files": files,
     }
-    manifest["sha256"] = _manifest_hash(manifest)
+    manifest["sha256"] = manifest_hash(manifest)
     manifest["origin"] = {
         "data": str(source.file.absolute()),
         _SPLIT: list(source.splits[_SPLIT]),
@@ -476,23 +407,3 @@ def _changes(true: Labels, noisy: Noisy, gone: NDArray[np.bool_]) -> list[dict[s
 def _counts(boxes: int | np.int64, withheld: int | np.int64) -> dict[str, Any]:
     boxes, withheld = int(boxes), int(withheld)
     return {"boxes": boxes, "withheld": withheld, "reached": withheld / boxes if boxes else 0.0}
-
-
-def _manifest_hash(manifest: Manifest) -> str:
-    content = {key: value for key, value in manifest.items() if key not in ("sha256", "origin")}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _link(target: str, path: Path) -> str:
-    """Make `path` the image `target`: a link, or a copy where the file system has neither kind; returns which."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for way, make in (("symlink", os.symlink), ("hard link", os.link)):
-        try:
-            make(target, path)
-        except FileExistsError:  # copying would follow the link into the source
-            raise
-        except (OSError, NotImplementedError):
-            continue
-        return way
-    shutil.copy2(target, path)
-    return "copy"

@@ -238,8 +238,8 @@ def _moved(line: bytes, old: NDArray[np.float64], new: NDArray[np.float64], keyp
     ending = line[len(line.rstrip()) :]
     name, *values = line.split()
     if columns(line, keypoints) == "polygon":
-        points: NDArray[np.float64] = np.array(values, np.float64).reshape(-1, 2)
-        points = np.clip(new[:2] + (points - old[:2]) / (old[2:] - old[:2]) * (new[2:] - new[:2]), 0, 1)
+        given = np.array(values, np.float64).reshape(-1, 2)
+        points = np.clip(new[:2] + (given - old[:2]) / (old[2:] - old[:2]) * (new[2:] - new[:2]), 0, 1)
         values = [b"%.10g" % v for v in points.ravel().tolist()]
     else:
         values[:4] = [b"%.10g" % v for v in _xywh(new).tolist()]

@@ -33,15 +33,16 @@ class Withheld(NamedTuple):
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> Withheld:
         """These on a device."""
-        moved = (x.to(device, non_blocking=non_blocking) for x in self[:3])
-        return Withheld(*moved, self.most, self.names)
+        image, classes, boxes = (x.to(device, non_blocking=non_blocking) for x in self[:3])
+        return Withheld(image, classes, boxes, self.most, self.names)
 
 
 def withheld_batch(images: Sequence[Withheld]) -> Withheld:
     """The withheld boxes of a batch from those of each image, on the host; what `image` says there does not count."""
     counts = torch.tensor([len(one.image) for one in images])
     image = torch.arange(len(images)).repeat_interleave(counts)
-    classes, boxes = (torch.cat([one[i] for one in images]) for i in (1, 2))
+    classes = torch.cat([one.classes for one in images])
+    boxes = torch.cat([one.boxes_xywh for one in images])
     return Withheld(image, classes, boxes, int(counts.max()), images[0].names)
 
 

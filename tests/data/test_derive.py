@@ -21,7 +21,8 @@ import pytest
 import yaml
 
 from rebalance.data import dataset
-from rebalance.data.derive import Manifest, load_manifest, sparsify, summary
+from rebalance.data.derive import sparsify, summary
+from rebalance.data.folder import Manifest, load_manifest
 from rebalance.errors import ConfigError, DataError
 from rebalance.settings import SparsifyFlags
 
