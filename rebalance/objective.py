@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rebalance.diagnosis import IGNORED, LOW, LOWERED, RECALIBRATED, Diagnosis
 from rebalance.match.boxes import upcast
 from rebalance.match.candidates import IGNORE, NEGATIVE, POSITIVE, Candidates
 from rebalance.match.regions import NOTHING_SAID, Known, RegionBatch, known
+from rebalance.match.withheld import Withheld, present
 from rebalance.methods.bce import Bce, bce
 from rebalance.methods.method import DENSE, NOTHING, Choice, Method, Predictions, Run
 from rebalance.methods.resobj import StepMeans, refine, residual_objectness
@@ -36,6 +38,7 @@ class Objective:
             gradients in the logits, each without its sign, of positives and of negatives; None: not measured.
         steps: mean objectness after each refinement, of this epoch.
         regions: of the batch at hand; None: its data set says nothing but its labels.
+        diagnosis: of the training at hand; None: nobody asks.
     """
 
     def __init__(
@@ -65,6 +68,12 @@ class Objective:
         self.by_overlap = any("overlap" in method.needs for method in self.methods)
         self.by_image = all(method.by_image for method in self.methods)
         self.regions: RegionBatch | None = None
+        self.withheld: Withheld | None = None  # of the batch at hand, for the diagnosis
+        self.stage = stage
+        self.diagnosis: Diagnosis | None = None
+        if recipe["diagnose"]:
+            kinds = [kind for method in self.methods if (kind := method.spares(stage))]
+            self.diagnosis = Diagnosis([*kinds, *[IGNORED] * (ignores and stage == DENSE)])
         self.begin_epoch(0)
 
     def begin_epoch(self, epoch: int, epochs: int = 0) -> None:
@@ -73,6 +82,8 @@ class Objective:
         self.counts: Tensor | None = None
         self.slopes: Tensor | None = None
         self.steps = StepMeans()
+        if self.diagnosis:
+            self.diagnosis.begin_epoch()
 
     # The verbs --------------------------------------------------------------------------------------------------------
 
@@ -80,6 +91,7 @@ class Objective:
         """Begin a step with the host's batch, as the methods change it."""
         self.run.step += self.run.training
         self.regions = batch.get("regions")
+        self.withheld = batch.get("withheld") if self.diagnosis and self.run.training else None
         for method in self.recipe.methods:
             batch = method.relabel(batch, self.run)
         return batch
@@ -99,9 +111,14 @@ class Objective:
             size: height, width of the network's input.
             each: of each class by itself; else of all at once, as an objectness or a softmax is.
         """
-        if self.regions is None:
+        if self.regions is None and self.withheld is None:
             return NOTHING_SAID
-        return known(self.regions, boxes(), images=images, size=size, each=each)
+        there, found = boxes(), NOTHING_SAID
+        if self.regions is not None:
+            found = known(self.regions, there, images=images, size=size, each=each)
+        if self.withheld is not None:
+            found = found._replace(hidden=present(self.withheld, there, images=images, size=size, each=each))
+        return found
 
     def choose(self, predictions: Predictions) -> Choice:
         """What leaves the losses of this step."""
@@ -113,6 +130,9 @@ class Objective:
         found = self.weighting.choose(predictions, self.run)
         if found is None:
             return NOTHING
+        if self.diagnosis and found.left is not None and predictions.known.hidden is not None:
+            kind = self.weighting.spares(self.stage)
+            self.diagnosis.chosen(kind, found.left, state, predictions.known.hidden)
         sure = predictions.known.sure
         if sure is not None and sure.shape[-1] > 1:
             found = found._replace(sure=sure & (state == NEGATIVE).unsqueeze(-1))
@@ -134,13 +154,14 @@ class Objective:
         if choice.gone is None or choice.counts is None or self.run.step != 1:
             return
         steps, self.steps = self.steps, StepMeans()  # which are of the training alone
+        diagnosis, self.diagnosis = self.diagnosis, None
         rows = []
         for one in (choice, NOTHING):
             leaf = upcast(logits.detach()).requires_grad_()
             slope = torch.autograd.grad(total(leaf, one), leaf)[0].abs().view(*state.shape, -1).sum(-1)
             positive = (state if one.rest is not None else one.seen(state)) == POSITIVE
             rows.append(torch.stack((slope.where(positive, 0).sum(), slope.where(~positive, 0).sum())))
-        self.slopes, self.steps = torch.stack(rows), steps
+        self.slopes, self.steps, self.diagnosis = torch.stack(rows), steps, diagnosis
 
     @property
     def mined(self) -> int:
@@ -165,8 +186,21 @@ class Objective:
             if candidates.sure is not None:
                 weights = weights.to(loss.dtype)
                 weights = torch.where(candidates.sure, weights.clamp(min=1), weights)
-            return loss * weights
-        return loss.masked_fill((candidates.state == IGNORE).unsqueeze(-1), 0) if self.ignores else loss
+            loss = loss * weights
+        elif self.ignores:
+            loss = loss.masked_fill((candidates.state == IGNORE).unsqueeze(-1), 0)
+        self._diagnose(candidates, loss, weights)
+        return loss
+
+    def _diagnose(self, candidates: Candidates, loss: Tensor, weights: Tensor | None = None) -> None:
+        """Let the diagnosis follow a loss, where somebody asks."""
+        if self.diagnosis is None or candidates.hidden is None or not loss.requires_grad:
+            return
+        turned = self.element.recalibrated(candidates, self.run)
+        spared = {} if turned is None else {RECALIBRATED: turned}
+        if weights is not None:
+            spared[LOWERED] = weights.to(loss.dtype) < LOW
+        self.diagnosis.follow(candidates, loss, spared)
 
     def objectness(self, candidates: Candidates, residuals: Tensor, choice: Choice) -> dict[str, Tensor]:
         """Losses of an objectness and its refinements, without what was chosen; (B, N) each, not divided.
@@ -190,10 +224,12 @@ class Objective:
         def element(logits: Tensor, targets: Tensor) -> Tensor:
             def cost(choice: Choice) -> Tensor:
                 aims = targets if choice.background is None else targets.masked_fill(choice.background, 0)
+                logits_, aims_ = logits.unsqueeze(-1), aims.unsqueeze(-1)
+                one = candidates._replace(logits=logits_, targets=aims_, state=choice.seen(state))
                 if self.plain and candidates.unknown is None:
-                    return bce(logits, aims)
-                logits_, aims = logits.unsqueeze(-1), aims.unsqueeze(-1)
-                one = candidates._replace(logits=logits_, targets=aims, state=choice.seen(state))
+                    loss = bce(logits, aims)
+                    self._diagnose(one._replace(logits=logits), loss)
+                    return loss
                 return self.loss(one).squeeze(-1)
 
             return choice.trained(cost)
@@ -202,6 +238,7 @@ class Objective:
         losses = {"obj_loss": loss.masked_fill(state == IGNORE, 0) if self.ignores else loss}
         if len(residuals):
             settings = self.recipe.resobj
+            candidates = candidates._replace(hidden=None)  # a diagnosis is of the objectness, not of its refinements
             losses["res_loss"] = residual_objectness(
                 logits, residuals, targets, seen,
                 weights=None if choice.left is None else choice.of_loss(torch.ones_like(logits)),

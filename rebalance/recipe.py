@@ -37,6 +37,10 @@ class Common:
         "what the classification (objectness) loss is divided by; auto: what suits the method, else as the host",
         choices=("auto", "host", "image", "batch", "candidates"),
     )
+    diagnose: bool = setting(
+        False, "on a data set with withheld labels, measure in each epoch what the loss does to the objects that lack "
+        "theirs; changes nothing else",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +145,7 @@ class Recipe:
     @property
     def asked(self) -> dict[str, Any]:
         """Flags that ask for this training again: loss, head, and what has a say and is not its default."""
-        more = {*self.used, "divisor", *settings_of(Schedule)} | (
+        more = {*self.used, "divisor", "diagnose", *settings_of(Schedule)} | (
             {"autoanchor"} if "anchors" in self.site.gives else set()
         )
         if self["head"] in HEADS and "cells" in self.site.gives:

@@ -19,14 +19,15 @@ ARROWS = {
     "errors": "",
     "files": "errors",
     "settings": "errors",
-    "data": "rebalance errors settings  cv2 numpy yaml",
+    "data": "rebalance errors settings  PIL cv2 filelock numpy yaml",
     "match": "numpy torch",  # numpy: the fit of anchors to label sizes
     "methods": "match settings  torch",
     "heads": "errors settings  torch",
     "recipe": "errors heads methods settings",
-    "objective": "match methods recipe  torch",
-    "hosts": "errors heads match methods objective recipe  PIL numpy torch torchvision ultralytics",
-    "train": "data errors files hosts match.regions methods recipe settings  numpy torch ultralytics",
+    "diagnosis": "match  torch",
+    "objective": "diagnosis match methods recipe  torch",
+    "hosts": "diagnosis errors heads match methods objective recipe  PIL numpy torch torchvision ultralytics",
+    "train": "data errors files hosts match.regions match.withheld methods recipe settings  numpy torch ultralytics",
     "experiments": "rebalance data errors files hosts.evaluation match.boxes recipe settings train"
     "  cv2 faster_coco_eval filelock numpy psutil torch ultralytics yaml",
     "report": "rebalance errors files experiments.papers experiments.record settings"

@@ -238,8 +238,8 @@ def _moved(line: bytes, old: NDArray[np.float64], new: NDArray[np.float64], keyp
     ending = line[len(line.rstrip()) :]
     name, *values = line.split()
     if columns(line, keypoints) == "polygon":
-        points = np.array(values, np.float64).reshape(-1, 2)
-        points = np.clip(new[:2] + (points - old[:2]) / (old[2:] - old[:2]) * (new[2:] - new[:2]), 0, 1)
+        given = np.array(values, np.float64).reshape(-1, 2)
+        points = np.clip(new[:2] + (given - old[:2]) / (old[2:] - old[:2]) * (new[2:] - new[:2]), 0, 1)
         values = [b"%.10g" % v for v in points.ravel().tolist()]
     else:
         values[:4] = [b"%.10g" % v for v in _xywh(new).tolist()]
@@ -249,7 +249,8 @@ def _moved(line: bytes, old: NDArray[np.float64], new: NDArray[np.float64], keyp
 def _written(rows: Sequence[tuple[int, _Boxes]], beside: Labels, keypoints: tuple[int, int]) -> Labels:
     """Boxes as labels, their lines written as those of the file that they come into."""
     label = np.array([found for found, _ in rows], np.int64)
-    boxes = np.array([box for _, box in rows], np.float64).reshape(-1, 4)
+    boxes: _Boxes = np.array([box for _, box in rows], np.float64)
+    boxes = boxes.reshape(-1, 4)
     kind = columns(beside.lines[0], keypoints) if beside.lines else "box"
     texts = []
     for found, box in zip(label.tolist(), boxes, strict=True):

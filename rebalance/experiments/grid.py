@@ -411,12 +411,12 @@ def _on_complete_labels(runs: Sequence[Run]) -> list[Run]:
     Raises:
         ConfigError: no run withholds labels.
     """
-    partial = [run for run in runs if _withholds(run.labels)]
+    partial = [run for run in runs if withholds(run.labels) or run.labels.noise]
     if not partial:
         raise ConfigError(
             "complete=True has no meaning where nothing is withheld: give protocol=, and data= with complete labels"
         )
-    there = {_content(replace(run, labels=Labels())) for run in runs if not _withholds(run.labels)}
+    there = {_content(replace(run, labels=Labels())) for run in runs if run not in partial}
     first: dict[tuple[str, str], Run] = {}
     for run in sorted(partial, key=lambda run: (_head(run) in HEADS, bool(_removed(run)))):
         budget = json.dumps([run.seed, run.train["divisor"], dict(run.host)], default=str, sort_keys=True)
@@ -443,10 +443,9 @@ def _head(run: Run) -> str:
     return (chosen or [str(run.train["head"])])[0]
 
 
-def _withholds(labels: Labels) -> bool:
-    """Or falsifies."""
-    gone = labels.protocol != "normal" and (labels.rate > 0 or not uses_rate(labels.protocol))
-    return gone or bool(labels.noise)
+def withholds(labels: Labels) -> bool:
+    """Whether labels are missing that the data set has."""
+    return labels.protocol != "normal" and (labels.rate > 0 or not uses_rate(labels.protocol))
 
 
 def _removed(run: Run) -> list[str]:

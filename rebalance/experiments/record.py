@@ -33,6 +33,7 @@ SWEEP, RUNS, PACKED = "sweep.json", "runs", "records.jsonl"
 CONFIG, RECORD, LOG = "config.json", "record.json", "log.txt"
 SPLITS = ("val", "test")
 METRICS = ("mAP50", "mAP75", "mAP50-95")
+DIAGNOSE = "diagnose/"  # of the columns of epochs that are of a diagnosis
 NOISE = (*KINDS, "jitter_iou")  # of the training labels, see `rebalance.data.noise`
 NUMBERS = ("iou", "conf", "max_det")  # of an evaluation, by the names of the host's flags
 
@@ -243,6 +244,18 @@ class Record:
     def by_iou(self) -> dict[str, Mapping[str, float]]:
         """Split -> IoU threshold -> mAP, of the splits that have it."""
         return {split: found["mAP_by_iou"] for split, found in self.metrics.items() if found.get("mAP_by_iou")}
+
+    @property
+    def diagnostics(self) -> dict[str, dict[float, float]]:
+        """What the loss did to objects whose labels were withheld: name -> epoch -> value, see `rebalance.diagnosis`.
+
+        Empty where it was not measured; no value where there was nothing to divide by.
+        """
+        found: dict[str, dict[float, float]] = {}
+        for i, row in enumerate(self.epochs):
+            for key in (key for key in row if key.startswith(DIAGNOSE) and row[key] == row[key]):
+                found.setdefault(key.removeprefix(DIAGNOSE), {})[row.get("epoch", i + 1.0)] = row[key]
+        return found
 
     @property
     def headline(self) -> tuple[str, Mapping[str, Any]]:

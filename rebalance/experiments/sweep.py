@@ -23,6 +23,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -32,11 +33,12 @@ import psutil
 from filelock import FileLock, Timeout
 
 from rebalance import errors
+from rebalance.data.dataset import load
 from rebalance.data.noise import KINDS
 from rebalance.data.protocols import uses_rate
-from rebalance.errors import DataError, RunError
+from rebalance.errors import ConfigError, DataError, RunError
 from rebalance.experiments import record as files
-from rebalance.experiments.grid import Grid, Labels, Run, as_begun, difference, read_grids
+from rebalance.experiments.grid import Grid, Labels, Run, as_begun, difference, read_grids, withholds
 from rebalance.experiments.machine import cores
 from rebalance.experiments.record import CONFIG, LOG, RECORD, RUNS, SWEEP, Plan, Record, Task, failed, read_if_whole
 from rebalance.files import clear, unfinished, write_whole
@@ -91,6 +93,9 @@ def sweep(
     if open_runs:
         _check(runner, open_runs)
         sources = {data: _source(data) for data in dict.fromkeys(str(run.host["data"]) for run in grid.runs)}
+        _check_diagnosis(open_runs, sources)
+        if grid.flags.complete:
+            _require_complete(sources)
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         for place in (folder, folder / _DATA):
@@ -261,10 +266,9 @@ def _source(data: str) -> Path:
     Raises:
         DataError: it is not there or cannot be used, the test images that it names are missing, or it has no labels.
     """
-    from rebalance.data import dataset
     from rebalance.data.demo import seafloor
 
-    found = dataset.load(seafloor.built_in(data))
+    found = load(seafloor.built_in(data))
     for entry in found.splits.get("test", ()):
         if not os.path.exists(entry):
             raise DataError(f"{found.file}: test images not found: {entry}; correct 'test:' or take it out")
@@ -272,10 +276,39 @@ def _source(data: str) -> Path:
     return found.file.absolute()
 
 
+def _check_diagnosis(runs: Sequence[Run], sources: Mapping[str, Path]) -> None:
+    """Raise where a diagnosis is asked for and no run has withheld labels; those on complete labels go without."""
+    asked = [run for run in runs if run.train["diagnose"]]
+    if asked and not any(withholds(run.labels) for run in asked):
+        used = dict.fromkeys(sources[str(run.host["data"])] for run in asked)
+        if not any(load(data).has_withheld() for data in used):
+            raise DataError(
+                f"diagnose=True has no meaning where no labels are withheld: {', '.join(map(str, used))} has none; "
+                "give protocol="
+            )
+
+
+def _require_complete(sources: Mapping[str, Path]) -> None:
+    """Refuse data that are partial by nature where runs on complete labels are asked for: nobody has those.
+
+    Raises:
+        ConfigError: the manifest of a data set says that boxes were withheld from it.
+    """
+    for data, source in sources.items():
+        reached = (_manifest(source) or {}).get("reached")
+        if reached and isinstance(reached, (int, float)):
+            told = f"comes with {100 * reached:.0f} % of its training boxes withheld"
+            raise ConfigError(f"complete=True has no meaning with data={data}, which {told}")
+
+
 def _write_configs(folder: Path, runs: Sequence[Run], sources: Mapping[str, Path]) -> None:
     """Make the training sets and then, for each run, its folder with config.json."""
     made = [_training_set(folder, sources[str(run.host["data"])], run.labels, len(sources) > 1) for run in runs]
+    can = {data: load(data).has_withheld() for data in {*made} if any(run.train["diagnose"] for run in runs)}
     for run, data in zip(runs, made, strict=True):
+        if run.train["diagnose"] and not can[data]:  # on complete labels there is nothing to measure
+            given = tuple(name for name in run.given if name != "diagnose")
+            run = replace(run, train={**run.train, "diagnose": False}, given=given)
         manifest, labels = _manifest(data), run.labels.told
         if manifest and run.labels.protocol != "normal" and not uses_rate(run.labels.protocol):
             labels["rate"] = round(float(manifest["reached"]), 4)  # nothing was asked: the data say how much it is
@@ -300,14 +333,13 @@ def _training_set(folder: Path, source: Path, labels: Labels, several: bool) -> 
         name += f"-{hashlib.sha256(str(source).encode()).hexdigest()[:8]}"
     out = folder / _DATA / name
     if not out.exists():  # it appears whole or not at all
-        from rebalance.data import dataset
         from rebalance.data.derive import derive
         from rebalance.data.noise import Noise
         from rebalance.data.protocols import Withhold
 
         out.parent.mkdir(exist_ok=True)
         rule = Withhold(protocol=labels.protocol, rate=labels.rate, seed=labels.seed)
-        derive(dataset.load(source), rule, out, Noise(**dict(labels.noise), seed=labels.seed))
+        derive(load(source), rule, out, Noise(**dict(labels.noise), seed=labels.seed))
     return out / "data.yaml"
 
 

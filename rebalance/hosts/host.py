@@ -15,8 +15,9 @@ from torch import Tensor
 from ultralytics.utils import DEFAULT_CFG_DICT
 from ultralytics.utils.loss import E2ELoss
 
+from rebalance.diagnosis import values
 from rebalance.errors import ConfigError, ModelError
-from rebalance.methods.method import Sites
+from rebalance.methods.method import DENSE, Sites
 from rebalance.methods.resobj import means
 from rebalance.objective import Objective
 from rebalance.recipe import Recipe
@@ -157,6 +158,21 @@ def step_means(criterion: Any) -> dict[str, float]:
     """Mean objectness of this epoch's positives and negatives after each step; empty without an objectness of ours."""
     found = [o.steps.sums for o in objectives(criterion) if o.steps.sums is not None]
     return means(_summed(found)) if found else {}
+
+
+def diagnosis(criterion: Any) -> dict[str, float]:
+    """What this epoch's loss did to objects without a label, over branches and processes; reads from the device once.
+
+    Of a detector with two stages the names begin with the stage.
+    """
+    found = [o for o in objectives(criterion) if o.diagnosis is not None and o.diagnosis.sums is not None]
+    told: dict[str, float] = {}
+    for stage in dict.fromkeys(o.stage for o in found):
+        own = [o.diagnosis for o in found if o.stage == stage]
+        sums = _summed([one.sums for one in own if one]).tolist()
+        named = values(own[0].kinds, sums) if own[0] else {}
+        told |= {name if stage == DENSE else f"{stage}_{name}": value for name, value in named.items()}
+    return told
 
 
 def keep(criterion: Any) -> list[dict[str, list[float]]]:

@@ -39,6 +39,8 @@ class Candidates(NamedTuple):
     unknown: Tensor | None = None
     # the same shape, bool: verified that there is none; of a negative not dropped, recalibrated, down-weighted or mined
     sure: Tensor | None = None
+    # the same shape, bool: whether an object is there whose label was withheld; for a diagnosis, no loss knows of it
+    hidden: Tensor | None = None
 
     def settled(self) -> Candidates:
         """With the say of `unknown` where nothing is matched to a label, and of `sure` where it is a negative.

@@ -63,11 +63,13 @@ class Known(NamedTuple):
 
     unknown: Tensor | None = None  # (B, N, 1 or C) bool; all at once: that any class is unknown. None: nowhere
     sure: Tensor | None = None  # (B, N, 1 or C) bool: background; all at once: of every class. None: nowhere
+    # (B, N, 1 or C) bool: an object whose label was withheld, see `match.withheld`; None: nobody asks
+    hidden: Tensor | None = None
 
     @property
     def settled(self) -> Tensor | None:
         """(B, N) bool: in all channels a negative there is unknown or sure, so that nothing is left to choose."""
-        parts = [x for x in self if x is not None]
+        parts = [x for x in self[:2] if x is not None]
         if not parts:
             return None
         return every(parts[0] if len(parts) == 1 else parts[0] | parts[1])

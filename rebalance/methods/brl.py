@@ -30,6 +30,12 @@ def confusion(state: Tensor, overlap: Tensor, iou: float) -> Tensor:
     return (state == NEGATIVE) & (overlap < iou)
 
 
+def mirrored(logits: Tensor, confused: Tensor, t: float) -> Tensor:
+    """Bool, of the logits' shape: which of the confused have p_t <= t, so that they are trained as objects."""
+    threshold = math.log((1 - t) / t) if 0 < t < 1 else math.inf * (0.5 - t)  # p_t <= t where x reaches it
+    return (upcast(logits.detach()) >= threshold) & confused
+
+
 def brl(
     logits: Tensor, targets: Tensor, confused: Tensor, *, t: float = 0.5, weight: float = 0.1, beta: float = 1.0,
     gamma: float = 2.0, alpha: float = 0.25,
@@ -53,13 +59,12 @@ def brl(
         The same shape, at least float32.
     """
     logits = upcast(logits)
-    threshold = math.log((1 - t) / t) if 0 < t < 1 else math.inf * (0.5 - t)  # p_t <= t where x reaches it
-    mirrored = ((logits.detach() >= threshold) & confused).to(logits.dtype)
+    turned = mirrored(logits, confused, t).to(logits.dtype)
     weights = balance(targets.to(logits.dtype), alpha)
     weights.mul_(confused.to(logits.dtype).mul_(weight - 1).add_(1))
     if beta != 1:
-        weights.mul_((mirrored * (beta - 1)).add_(1))
-    sign = mirrored.mul_(-2).add_(1)
+        weights.mul_((turned * (beta - 1)).add_(1))
+    sign = turned.mul_(-2).add_(1)
     return focal(logits * sign, targets, gamma=gamma, alpha=-1) * weights
 
 
@@ -176,13 +181,11 @@ class Brl(Method):
 
     def cost(self, candidates: Candidates, run: Run) -> Tensor:
         """Its base, recalibrated far from the labels once the warm-up is over."""
-        logits, targets, state, overlap = candidates[:4]
+        logits, targets = candidates[:2]
         (gamma, alpha), (base_gamma, base_alpha) = self._settings(run.site)
         if run.epoch < self.warmup(run):
             return focal(logits, targets, gamma=base_gamma, alpha=base_alpha)
-        confused = confusion(state, overlap, self.brl_iou).unsqueeze(-1)
-        if candidates.sure is not None:
-            confused = confused & ~candidates.sure
+        confused = self._confused(candidates)
         loss = brl(
             logits, targets, confused, t=self.brl_t, weight=self.brl_weight, beta=self.brl_beta, gamma=gamma,
             alpha=alpha,
@@ -191,11 +194,24 @@ class Brl(Method):
             return loss
         return torch.where(confused, loss, focal(logits, targets, gamma=base_gamma, alpha=base_alpha))
 
+    def _confused(self, candidates: Candidates) -> Tensor:
+        """(B, N, 1 or C) bool, see `confusion`; what is sure is not."""
+        confused = confusion(candidates.state, candidates.overlap, self.brl_iou).unsqueeze(-1)
+        return confused if candidates.sure is None else confused & ~candidates.sure
+
     def _settings(self, site: Site) -> tuple[tuple[float, float], tuple[float, float]]:
         """γ and α of the confused candidates, and of the others."""
         at = self.at(site)
         own = float(at.brl_gamma), float(at.brl_alpha)
         return own, own if at.brl_base == "focal" else _own(site)
+
+    def spares(self, stage: str) -> str:
+        return "recalibrated"
+
+    def recalibrated(self, candidates: Candidates, run: Run) -> Tensor:
+        """The confused ones that are mirrored."""
+        confused = self._confused(candidates) & (run.epoch >= self.warmup(run))
+        return mirrored(candidates.logits, confused, self.brl_t)
 
     def divide(self, site: Site) -> str:
         """By the positives, as focal loss; on the host's own loss as the host."""

@@ -112,6 +112,10 @@ class Drop(Method):
     )
     drop_warmup: int = setting(0, "dropping starts after this", low=0, unit="epochs")
 
+    def spares(self, stage: str) -> str:
+        """The control drops none."""
+        return "lowered" if self.drop_select == "weight" else "dropped"
+
     def choose(self, predictions: Predictions, run: Run) -> Choice | None:
         """Draw from the negatives for the objectness loss, and from the matched ones of low IoU for the box loss.
 

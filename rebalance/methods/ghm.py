@@ -92,6 +92,9 @@ class Ghm(Method):
         """Cross-entropy alone: it takes the place of focal loss, and g is the gradient of cross-entropy."""
         return element.name == "bce"
 
+    def spares(self, stage: str) -> str:
+        return "lowered"
+
     def weigh(self, candidates: Candidates, loss: Tensor, run: Run) -> Tensor:
         """By the gradient density, with a moving average that validation neither uses nor changes."""
         logits, targets, state = candidates[:3]

@@ -271,6 +271,17 @@ class Method:
         """(B, N, C) or (B, N, 1) factor of the loss, 0 at IGNORE; None: all 1 but there."""
         return None
 
+    def spares(self, stage: str) -> str:
+        """What a diagnosis calls the negatives that it treats as if they might be objects; '': it has none.
+
+        dropped: those it chooses; recalibrated: those of `recalibrated`; lowered: those that weigh less than a half.
+        """
+        return ""
+
+    def recalibrated(self, candidates: Candidates, run: Run) -> Tensor | None:
+        """(B, N, C) bool: the negatives that it trains as objects; None: it has none. Of an element loss alone."""
+        return None
+
     def mines(self) -> int:
         """Proposals of an image that the RoI head trains on, the hardest of all; 0: the host samples at random."""
         return 0

@@ -59,6 +59,9 @@ class Nrd(Method):
         """In the stage that was chosen alone."""
         return stage == self.nrd_stage
 
+    def spares(self, stage: str) -> str:
+        return "dropped"
+
     def choose(self, predictions: Predictions, run: Run) -> Choice | None:
         """Draw from the sampled negatives."""
         if not run.training:

@@ -77,6 +77,10 @@ class Ohem(Method):
             loss, state = loss.masked_fill(sure, 0), state.masked_fill(every(sure), IGNORE)
         return ohem_mask(loss.sum(-1), state, ratio=self.ohem_ratio).unsqueeze(-1)
 
+    def spares(self, stage: str) -> str:
+        """The easy ones; in the RoI head they are not in the sample."""
+        return "lowered" if stage == DENSE else ""
+
     def mines(self) -> int:
         return self.ohem_rois
 

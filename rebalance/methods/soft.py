@@ -61,6 +61,9 @@ class Soft(Method):
         """Not what goes by overlap: BRL has a weight of its own for it."""
         return "overlap" not in element.needs
 
+    def spares(self, stage: str) -> str:
+        return "lowered"
+
     def weigh(self, candidates: Candidates, loss: Tensor, run: Run) -> Tensor:
         """By the overlap with the nearest label."""
         weights = soft_weights(candidates.overlap, candidates.state, a=self.soft_a, b=self.soft_b, c=self.soft_c)

@@ -9,6 +9,7 @@ from rebalance.report.evidence import stat
 from rebalance.report.summary import EVALUATION, Group, Row, Setting, varying
 from rebalance.report.table import Column, Table, column, marked, mean, mean_text, points, points_of
 from rebalance.report.tables import AXIS_TITLES, COCO, VOC, evaluation_note, flags, more_columns, names_of
+from rebalance.report.words import say
 from rebalance.settings import value_text
 
 
@@ -59,6 +60,20 @@ def precision_table(rows: Sequence[Row], split: str) -> Table | None:
     named = flags(varying(settings) or ["model"], settings)
     told = "COCO: 101 recalls, by faster-coco-eval; VOC: 11 recalls, as VOC 2007. Points (0 to 100)."
     return Table(f"As COCO and VOC count, {split}", (*named, *columns), (told, *evaluation_note(rows)))
+
+
+def diagnosis_table(runs: Mapping[Setting, Sequence[Record]]) -> Table | None:
+    """Return what the loss of each setting did to withheld objects in its last epoch; None where none was measured."""
+    runs = {setting: own for setting, records in runs.items() if (own := [r for r in records if r.diagnostics])}
+    if not runs:
+        return None
+    last = [[{name: [*by.values()][-1] for name, by in r.diagnostics.items()} for r in own] for own in runs.values()]
+    names = dict.fromkeys(name for own in last for found in own for name in found if not name.endswith("candidates"))
+    columns = flags(varying(runs) or ["model"], list(runs))
+    for name in names:
+        stats = ([found[name] for found in own if name in found] for own in last)
+        columns.append(column(name.replace("_", " "), (points(stat(values) if values else None) for values in stats)))
+    return Table("What the loss does to withheld objects", tuple(columns), (say("diagnosed"),))
 
 
 def cost_table(runs: Mapping[Setting, Sequence[Record]]) -> Table:

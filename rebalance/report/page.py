@@ -52,6 +52,7 @@ def pages(found: Results, pictures: Sequence[Picture], notes: Sequence[str], plo
             for make in (details.host_table, details.precision_table)
             if (table := make(found.rows, split))
         ],
+        "diagnosed": [table] if (table := details.diagnosis_table(found.runs)) else [],
         "classes": [table for one in found.series if (table := details.class_table(one))],
         "facts": facts,
         "losses": losses,

@@ -129,7 +129,7 @@ def admit(
     if data and isinstance(arguments.get("data"), (str, Path)):
         arguments["data"] = built_in(str(arguments["data"]))  # last, since the built-in set is made where it is not
         if (recipe or strict) and model.task == "detect":
-            _check_data(arguments)
+            _check_data(arguments, diagnose=bool(recipe and recipe["diagnose"]))
     return Admitted(recipe, trainer, given, arguments)
 
 
@@ -245,7 +245,7 @@ def data_yaml(data: str) -> str:
     return str(found)
 
 
-def _check_data(arguments: Mapping[str, Any]) -> None:
+def _check_data(arguments: Mapping[str, Any], *, diagnose: bool) -> None:
     """Refuse a detection data set that cannot be trained on; one that has to be fetched first is the host's affair.
 
     Raises:
@@ -261,6 +261,11 @@ def _check_data(arguments: Mapping[str, Any]) -> None:
             raise ConfigError(f"{found.file} has no '{split}:'")
         chosen = [classes] if isinstance(classes, int) else classes
         found.require_labels(chosen, numbered=not arguments.get("single_cls"))
+        if diagnose and not found.has_withheld():
+            raise DataError(
+                f"diagnose=True has no meaning with data={arguments['data']}: no training image has a withheld label; "
+                "rebalance sparsify makes such a data set"
+            )
         if found.knowledge.any:
             for split in ("train", "val"):
                 for image in found.images(split):

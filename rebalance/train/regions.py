@@ -8,6 +8,9 @@ throws away small labels throws away what is left of a region.
 A region of several classes is one box here; its classes and the like are a row of an array that goes where the host
 has class numbers. Of an image's regions a later one outweighs an earlier one, so their order is kept.
 
+Objects whose labels were withheld ride along for a diagnosis, as rows of a third kind that obey the rules of labels:
+they go where the host would throw a label away, and leave the regions at the end.
+
 Shapes: n regions of an image, C classes.
 """
 
@@ -40,11 +43,15 @@ from ultralytics.data.augment import (
 )
 from ultralytics.data.dataset import YOLODataset
 from ultralytics.utils.instance import Instances
+from ultralytics.utils.metrics import bbox_ioa
 
+from rebalance.data.dataset import DataSet
 from rebalance.data.knowledge import Knowledge
 from rebalance.errors import ConfigError, DataError
 from rebalance.match.regions import RegionBatch, region_batch
+from rebalance.match.withheld import Withheld, withheld_batch
 
+LEAST_SEEN = 0.1  # of an object in the patch of cutmix, as the host has it of a label
 WHOLE = np.array([[0.5, 0.5, 1, 1]], np.float32)  # centre, width, height as fractions
 
 Labels = dict[str, Any]  # as the host has them
@@ -53,8 +60,18 @@ Rows = NDArray[Any]  # (n,) of `row_type`
 
 
 def row_type(classes: int) -> np.dtype[Any]:
-    """What a region has besides its box; `below`: it is about candidates below that size in pixels, inf: about all."""
-    return np.dtype([("classes", np.bool_, (classes,)), ("unknown", np.bool_), ("below", np.float32)])
+    """What a region has besides its box; `below`: it is about candidates below that size in pixels, inf: about all.
+
+    `withheld`: it is no region, but an object of the one class whose label was withheld.
+    """
+    kinds = ("unknown", np.bool_), ("withheld", np.bool_)
+    return np.dtype([("classes", np.bool_, (classes,)), *kinds, ("below", np.float32)])
+
+
+def lasting(rows: Rows) -> NDArray[np.bool_]:
+    """What may be said of more than it is about: all but verified background."""
+    found: NDArray[np.bool_] = rows["unknown"] | rows["withheld"]
+    return found
 
 
 def labels_of(boxes: Instances, rows: Rows) -> Labels:
@@ -68,10 +85,11 @@ class RegionDataset(YOLODataset):  # type: ignore[misc]
     Attributes:
         skipped: images without a label file that are left out.
         known: by image file the boxes (n, 4) and rows of its regions; many images may share them.
+        withheld: the data set whose withheld objects ride along; None: nobody asks.
     """
 
-    def __init__(self, *args: Any, knowledge: Knowledge, **options: Any) -> None:
-        self.knowledge, self.skipped = knowledge, 0
+    def __init__(self, *args: Any, knowledge: Knowledge, withheld: DataSet | None = None, **options: Any) -> None:
+        self.knowledge, self.withheld, self.skipped = knowledge, withheld, 0
         self.known: dict[str, tuple[Boxes, Rows]] = {}
         super().__init__(*args, **options)
 
@@ -111,7 +129,15 @@ class RegionDataset(YOLODataset):  # type: ignore[misc]
             classes = np.where(unknown[:, None], classes & trained, classes | ~trained)
         rows = np.zeros(len(boxes), row_type(classes.shape[1]))
         rows["classes"], rows["unknown"], rows["below"] = classes, unknown, below
-        return boxes[kept].astype(np.float32), rows[kept]
+        boxes, rows = boxes[kept].astype(np.float32), rows[kept]
+        if self.withheld is None:
+            return boxes, rows
+        objects = self.withheld.withheld(image)
+        objects = objects.pick(trained[objects.classes])
+        more = np.zeros(len(objects), rows.dtype)
+        more["withheld"], more["below"] = True, np.inf
+        more["classes"][np.arange(len(objects)), 0 if self.single_cls else objects.classes] = True
+        return np.concatenate((boxes, objects.boxes_xywh_norm)), np.concatenate((rows, more))
 
     def get_image_and_label(self, index: int) -> Labels:
         """The host's, with `regions`."""
@@ -123,22 +149,27 @@ class RegionDataset(YOLODataset):  # type: ignore[misc]
 
     def build_transforms(self, hyp: Any) -> Any:
         """The host's, which carry regions."""
-        return carrying(super().build_transforms(hyp))
+        found = carrying(super().build_transforms(hyp))
+        found.transforms[-1].diagnose = self.withheld is not None
+        return found
 
     @staticmethod
     def collate_fn(batch: list[Labels]) -> Labels:
-        """The host's batch, with the regions of all images."""
+        """The host's batch, with the regions of all images, and the withheld objects where they are asked for."""
         found: Labels = YOLODataset.collate_fn(batch)
+        if "withheld" in found:
+            found["withheld"] = withheld_batch(found["withheld"])
         return {**found, "regions": region_batch(found["regions"])}
 
     def counts(self) -> dict[str, int]:
         """How many images are left out or have regions, and how many of each meaning there are; sized ones apart."""
         rows = [self.known[file][1] for file in self.im_files]
         every = np.concatenate(rows)
+        every = every[~every["withheld"]]
         plain = ~np.isfinite(every["below"])
         return {
             "images": len(rows),
-            "with_regions": sum(bool(len(x)) for x in rows),
+            "with_regions": sum(not x["withheld"].all() for x in rows),
             "unknown": int((every["unknown"] & plain).sum()),
             "background": int((~every["unknown"]).sum()),
             "unknown_below": self.knowledge.unknown_below,
@@ -147,11 +178,13 @@ class RegionDataset(YOLODataset):  # type: ignore[misc]
 
 
 @contextmanager
-def with_regions(knowledge: Knowledge | None) -> Iterator[None]:
-    """Let the host build data sets that have regions; None: its own."""
+def with_regions(knowledge: Knowledge | None, withheld: DataSet | None = None) -> Iterator[None]:
+    """Let the host build data sets that have regions; None: its own, but where withheld objects are asked for."""
     stock = build.YOLODataset
+    if withheld:
+        knowledge = knowledge or withheld.knowledge
     if knowledge:
-        build.YOLODataset = partial(RegionDataset, knowledge=knowledge)
+        build.YOLODataset = partial(RegionDataset, knowledge=knowledge, withheld=withheld)
     try:
         yield
     finally:
@@ -216,7 +249,7 @@ class CarryingMixUp(MixUp):  # type: ignore[misc]
 
     def apply_instances(self, labels: Labels, params: Any = None) -> Labels:
         pair = (labels["regions"], labels["mix_labels"][0]["regions"])
-        first, second = (chosen(regions, regions["cls"]["unknown"]) for regions in pair)
+        first, second = (chosen(regions, lasting(regions["cls"])) for regions in pair)
         regions = super().apply_instances({**first, "mix_labels": [second]}, params)
         del regions["mix_labels"]
         return {**super().apply_instances(labels, params), "regions": regions}
@@ -231,15 +264,22 @@ class CarryingCutMix(CutMix):  # type: ignore[misc]
         first, second = labels["regions"], labels["mix_labels"][0]["regions"]
         first["instances"].convert_bbox("xyxy")
         first["instances"].denormalize(params["w"], params["h"])
+        second["instances"].convert_bbox("xyxy")
+        second["instances"].denormalize(params["w"], params["h"])
+        enough = bbox_ioa(params["area"][None], second["instances"].bboxes)[0] >= LEAST_SEEN
         around = {**without(first, params["area"].astype(np.int32)), "mix_labels": [second]}
-        regions = super().apply_instances(around, {**params, "indexes2": np.arange(len(second["cls"]))})
+        params_ = {**params, "indexes2": np.flatnonzero(enough | ~second["cls"]["withheld"])}
+        regions = super().apply_instances(around, params_)
         del regions["mix_labels"]
         regions["cls"] = regions["cls"][regions["instances"].remove_zero_area_boxes()]
         return {**super().apply_instances(labels, params), "regions": regions}
 
 
 def without(regions: Labels, cut: NDArray[np.int32]) -> Labels:
-    """Regions with corners in pixels, without a rectangle: of one that it cuts the largest boxes that are left."""
+    """Regions with corners in pixels, without a rectangle: of one that it cuts the largest boxes that are left.
+
+    A withheld object stays as a whole, where at least half of it is left.
+    """
     boxes = regions["instances"].bboxes
     x1, y1, x2, y2 = boxes.T
     left, top, right, bottom = (np.full_like(x1, side) for side in cut)
@@ -252,18 +292,22 @@ def without(regions: Labels, cut: NDArray[np.int32]) -> Labels:
     ), 1)  # (n, 4, 4)  # fmt: skip
     there: NDArray[np.bool_] = np.all(strips[..., 2:] > strips[..., :2], -1)
     there[:, 1:] &= ~apart[:, None]
+    covered = (np.minimum(x2, right) - np.maximum(x1, left)) * (np.minimum(y2, bottom) - np.maximum(y1, top))
+    objects = regions["cls"]["withheld"]
+    strips[objects, 0], there[objects] = boxes[objects], False
+    there[objects, 0] = (apart | (2 * covered <= (x2 - x1) * (y2 - y1)))[objects]
     found = Instances(strips[there], bbox_format="xyxy", normalized=False)
     return labels_of(found, np.repeat(regions["cls"], there.sum(1)))
 
 
 class CarryingPerspective(RandomPerspective):  # type: ignore[misc]
-    """Whatever is left of a region stays."""
+    """Whatever is left of a region stays, and of a withheld object what the host would leave of its label."""
 
     def apply_instances(self, labels: Labels, params: Any = None) -> Labels:
         regions = labels.pop("regions")
         mover = copy(self)
         mover.__class__ = PerspectiveOfRegions
-        mover.unknown = regions["cls"]["unknown"]
+        mover.around, mover.objects = lasting(regions["cls"]), regions["cls"]["withheld"]
         (height, width), m = params["orig_shape"], params["M"]
         depth = m[2] @ np.array([width / 2, height / 2, 1])
         grown = math.sqrt(abs(np.linalg.det(m) / depth**3))  # of a length in the middle of the image
@@ -274,7 +318,8 @@ class CarryingPerspective(RandomPerspective):  # type: ignore[misc]
 class PerspectiveOfRegions(RandomPerspective):  # type: ignore[misc]
     """Where a box is turned, the box around it is unknown, as the host has it of a label; the one in it is verified."""
 
-    unknown: NDArray[np.bool_]
+    around: NDArray[np.bool_]  # of which the box around is taken
+    objects: NDArray[np.bool_]
 
     def apply_bboxes(self, bboxes: NDArray[Any], M: NDArray[Any]) -> NDArray[Any]:  # noqa: N803 - the host's name
         corners = bboxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
@@ -285,12 +330,12 @@ class PerspectiveOfRegions(RandomPerspective):  # type: ignore[misc]
         (ax, ay), (bx, by), (cx, cy), (dx, dy) = a.T, b.T, c.T, d.T
         inner = np.stack((np.maximum(ax, dx), np.maximum(ay, by), np.minimum(bx, cx), np.minimum(cy, dy)), 1)
         inner[:, 2:] = np.maximum(inner[:, :2], inner[:, 2:])
-        return np.where(self.unknown[:, None], outer, inner).astype(bboxes.dtype)
+        return np.where(self.around[:, None], outer, inner).astype(bboxes.dtype)
 
-    @staticmethod
-    def box_candidates(box1: NDArray[Any], box2: NDArray[Any], **thresholds: float) -> NDArray[np.bool_]:
-        """What has an area."""
-        return np.asarray((box2[2] > box2[0]) & (box2[3] > box2[1]))
+    def box_candidates(self, box1: NDArray[Any], box2: NDArray[Any], **thresholds: float) -> NDArray[np.bool_]:
+        """What has an area; of objects what the host would keep."""
+        there = (box2[2] > box2[0]) & (box2[3] > box2[1])
+        return np.asarray(there & (~self.objects | super().box_candidates(box1, box2, **thresholds)))
 
 
 class CarryingFlip(RandomFlip):  # type: ignore[misc]
@@ -323,7 +368,7 @@ class CarryingAlbumentations(Albumentations):  # type: ignore[misc]
         if self.transform is None or not self.contains_spatial:
             return super().__call__(labels)  # type: ignore[no-any-return]
         stock, regions = self.transform, labels["regions"]
-        self.transform = ride = Ride(stock, chosen(regions, regions["cls"]["unknown"]), labels["img"].shape[:2])
+        self.transform = ride = Ride(stock, chosen(regions, lasting(regions["cls"])), labels["img"].shape[:2])
         try:
             labels = super().__call__(labels)
         finally:
@@ -377,19 +422,32 @@ class Ride:
 
 
 class CarryingFormat(Format):  # type: ignore[misc]
-    """At its end regions are tensors."""
+    """At its end regions are tensors.
+
+    Attributes:
+        diagnose: whether withheld objects are asked for.
+    """
+
+    diagnose = False
 
     def apply_instances(self, labels: Labels, params: Any = None) -> Labels:
-        regions, width, height = labels.pop("regions"), params["w"], params["h"]
-        boxes, rows = regions["instances"], regions["cls"]
-        boxes.convert_bbox("xywh")
-        boxes.normalize(width, height)
+        carried, width, height = labels.pop("regions"), params["w"], params["h"]
+        carried["instances"].convert_bbox("xywh")
+        carried["instances"].normalize(width, height)
+        boxes, every = carried["instances"].bboxes.astype(np.float32), carried["cls"]
+        there = ~every["withheld"]
+        rows = every[there]
         one = RegionBatch(
-            torch.zeros(len(rows), dtype=torch.int64), torch.from_numpy(boxes.bboxes.astype(np.float32)),
+            torch.zeros(len(rows), dtype=torch.int64), torch.from_numpy(boxes[there]),
             torch.from_numpy(rows["classes"].copy()), torch.from_numpy(rows["unknown"].copy()),
             torch.from_numpy(rows["below"] / math.sqrt(width * height)), len(rows),
         )  # fmt: skip
-        return {**super().apply_instances(labels, params), "regions": one}
+        found = {**super().apply_instances(labels, params), "regions": one}
+        if self.diagnose:
+            classes = torch.from_numpy(every[~there]["classes"].argmax(1))
+            image, names = torch.zeros_like(classes), every.dtype["classes"].shape[0]
+            found["withheld"] = Withheld(image, classes, torch.from_numpy(boxes[~there]), len(classes), names)
+        return found
 
 
 CARRIERS: dict[type, type] = {

@@ -13,6 +13,7 @@ from ultralytics.utils import LOGGER, RANK, YAML
 from ultralytics.utils.loss import E2ELoss
 from ultralytics.utils.torch_utils import unwrap_model
 
+from rebalance.data import dataset
 from rebalance.data.knowledge import Knowledge
 from rebalance.errors import ConfigError
 from rebalance.hosts import host_of
@@ -24,6 +25,7 @@ from rebalance.hosts.host import (
     branches,
     counts,
     describe,
+    diagnosis,
     keep,
     pulls,
     remember,
@@ -53,6 +55,7 @@ class RebalanceTrainer(Resumable, Scheduled):
         drop_counts: counts of the epoch that ended last.
         pulls: by what dropping multiplies the loss's pull on positives and push on negatives, when measured last.
         step_means: mean objectness of positives and negatives after each step, of the epoch that ended last.
+        diagnosis: what the loss did to objects without a label, in the epoch that ended last.
     """
 
     given: Mapping[str, Any] = {}
@@ -67,6 +70,7 @@ class RebalanceTrainer(Resumable, Scheduled):
         self.drop_counts: dict[str, int] = {}
         self.pulls = {"pull": 1.0, "push": 1.0}
         self.step_means: dict[str, float] = {}
+        self.diagnosis: dict[str, float] = {}
         self.weights_matched: tuple[int, int] | None = None
         self._fresh = False  # whether the model started from random weights
         self._kept: list[Any] = []  # by the loss, in the checkpoint that is resumed
@@ -79,10 +83,11 @@ class RebalanceTrainer(Resumable, Scheduled):
         """What the data set says of its labels; None: nothing. Every process that trains reads it for itself."""
         return knowledge_of(self.data.get("yaml_file"))
 
-    def build_dataset(self, *args: Any, **kwargs: Any) -> Any:
-        """The host's, with the regions of the data set."""
-        with with_regions(self.knowledge):
-            return super().build_dataset(*args, **kwargs)
+    def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
+        """The host's, with the regions of the data set; in training with withheld objects where they are asked for."""
+        diagnosed = mode == "train" and self.recipe["diagnose"]
+        with with_regions(self.knowledge, dataset.load(self.data["yaml_file"], download=True) if diagnosed else None):
+            return super().build_dataset(img_path, mode, batch)
 
     def setup_model(self) -> Any:
         """Load, create or resume the model; `pretrained` may be a plain state dict."""
@@ -140,7 +145,7 @@ class RebalanceTrainer(Resumable, Scheduled):
         self._set_criterion(model)
         self.loss_ran = describe(model)
         lines.append(self.loss_ran["text"])
-        if isinstance(data := self.train_loader.dataset, RegionDataset):
+        if self.knowledge and isinstance(data := self.train_loader.dataset, RegionDataset):
             self.loss_ran["regions"] = data.counts()
             lines.append(told(self.loss_ran["regions"]))
         if RANK in {-1, 0}:
@@ -177,6 +182,7 @@ class RebalanceTrainer(Resumable, Scheduled):
             self.drop_counts = counts(unwrap_model(self.model).criterion)
             self._weigh_up(pulls(unwrap_model(self.model).criterion))
             self.step_means = step_means(unwrap_model(self.model).criterion)
+            self.diagnosis = diagnosis(unwrap_model(self.model).criterion)
         super().run_callbacks(event)
 
     def _weigh_up(self, found: dict[str, float]) -> None:
@@ -197,8 +203,10 @@ class RebalanceTrainer(Resumable, Scheduled):
         most = int(batch["batch_idx"].long().bincount(minlength=1).max()) if len(batch["batch_idx"]) else 0
         batch = super().preprocess_batch(batch)
         batch["most_labels"] = most
-        if "regions" in batch:
-            batch["regions"] = batch["regions"].to(self.device, non_blocking=self.device.type == "cuda")
+        if not self.knowledge:
+            batch.pop("regions", None)  # which came with withheld objects, and there are none
+        for key in {"regions", "withheld"} & batch.keys():
+            batch[key] = batch[key].to(self.device, non_blocking=self.device.type == "cuda")
         return batch
 
     def criterion_state(self) -> dict[str, Any]:
@@ -221,7 +229,7 @@ class RebalanceTrainer(Resumable, Scheduled):
         return super().save_model()
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
-        """Add the counts of dropped predictions, what that does to the loss, and the objectness after each step.
+        """Add the counts of dropped predictions, what that does to the loss, objectness by step, and the diagnosis.
 
         They go into results.csv, and to loggers, e.g. TensorBoard and MLflow, which read `metrics` after each epoch.
         """
@@ -230,6 +238,7 @@ class RebalanceTrainer(Resumable, Scheduled):
             found = {**{name: self.drop_counts.get(name, 0) for name in each.counted}, **self.pulls}
             ours |= {f"{each.name}/{name}": number for name, number in found.items()}
         ours |= {f"resobj/{name}": round(mean, 5) for name, mean in self.step_means.items()}
+        ours |= {f"diagnose/{name}": number for name, number in self.diagnosis.items()}
         host = {name: value for name, value in metrics.items() if name not in ours}  # without those of the last epoch
         super().save_metrics({**host, **ours})
         self.metrics = {**self.metrics, **ours}

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from rebalance.experiments.record import load
-from rebalance.report.details import class_table, cost_table, host_table, precision_table
+from rebalance.report.build import report
+from rebalance.report.details import class_table, cost_table, diagnosis_table, host_table, precision_table
+from rebalance.report.figures import diagnosis
 from rebalance.report.summary import results
 
 
@@ -63,3 +65,51 @@ def test_cost_has_the_frames_a_second_where_they_were_timed(make_sweep: Any, mak
     runs[0]["timings"]["fps"] = 31.44
     table = cost_table(results(load(make_sweep(*runs))).runs)
     assert [row[-1].text for row in table.rows] == ["31.4", ""]
+
+
+def diagnosed(make_record: Any, name: str, seed: int, gradient: list[float], **flags: Any) -> dict[str, Any]:
+    content = make_record(name, seed, protocol="percent", rate=0.5, diagnose=True, **flags)
+    told: dict[str, Any] = {"rate": 0.02, "score": 0.3, "background": 0.01, "loss": 0.2, "candidates": 50}
+    kind = {"brl": "recalibrated", "bce": ""}[flags["loss"]]
+    content["epochs"] = [
+        {"epoch": i, "diagnose/gradient": value, **{f"diagnose/{k}": v for k, v in told.items()},
+         **({f"diagnose/{kind}_precision": None if i == 1 else 0.6, f"diagnose/{kind}_recall": 0.25} if kind else {})}
+        for i, value in enumerate(gradient, 1)
+    ]  # fmt: skip
+    return content
+
+
+def test_what_losses_do_to_withheld_objects(make_sweep: Any, make_record: Any) -> None:
+    runs = [diagnosed(make_record, f"bce{s}", s, [0.3, 0.2 + s / 10], loss="bce") for s in (0, 1)]
+    runs += [diagnosed(make_record, f"brl{s}", s, [0.3, 0.05], loss="brl") for s in (0, 1)]
+    runs.append(make_record("complete", 0, loss="bce"))
+    folder = make_sweep(*runs, asked={"loss": ["bce", "brl"], "diagnose": [True]})
+    found = results(load(folder))
+    record = next(r for r in found.sweep.records if r.run == "brl0")
+    assert record.diagnostics["gradient"] == {1: 0.3, 2: 0.05}
+    assert record.diagnostics["recalibrated_precision"] == {2: 0.6}  # nothing was recalibrated in the first epoch
+    assert next(r for r in found.sweep.records if r.run == "complete").diagnostics == {}
+    assert not any("diagnose" in setting.values for setting in found.runs)  # it is no setting
+    table = diagnosis_table(found.runs)
+    assert table is not None
+    rows = {row[0].text: dict(zip(table.head, (c.text for c in row), strict=True)) for row in table.rows}
+    assert rows["bce"]["gradient"].startswith("25.0 ± ")
+    assert rows["brl"]["gradient"] == "5.0 ± 0.0"
+    assert (rows["brl"]["recalibrated precision"], rows["bce"]["recalibrated precision"]) == ("60.0 ± 0.0", "")
+    figure, caption = diagnosis.draw(found)  # type: ignore[misc]
+    titles = [panel.get_title() for panel in figure.axes]
+    assert titles == ["push on withheld, %", "precision, %", "recall, %", "mean score, %"]
+    push, blind = figure.axes[0].lines[:2]
+    assert [round(float(y), 6) for y in push.get_ydata()] == [30, 25]  # the mean over seeds, in points
+    assert [float(y) for y in blind.get_ydata()] == [2, 2]
+    assert "Precision: of the negatives that are recalibrated (recalibrated: dashed), how many are at one" in caption
+    text = report(folder).with_suffix(".md").read_text("utf-8")
+    assert "## Withheld objects" in text
+    assert (folder / "plots/diagnosis.png").exists()
+    assert "recalibrated precision" in text
+
+
+def test_without_a_diagnosis_the_report_says_nothing_of_it(series_sweep: Path) -> None:
+    found = results(load(series_sweep))
+    assert diagnosis.draw(found) is None
+    assert diagnosis_table(found.runs) is None

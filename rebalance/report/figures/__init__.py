@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import matplotlib.style
 
-from rebalance.report.figures import against, by_epoch, objectness, removal, samples, settings
+from rebalance.report.figures import against, by_epoch, diagnosis, objectness, removal, samples, settings
 from rebalance.report.figures.style import DPI, PHOTO_DPI, STYLE, Drawn
 from rebalance.report.summary import Results
 
@@ -18,7 +18,7 @@ class Plot(NamedTuple):
 
     file: str
     title: str
-    place: str  # above or below the tables of results; samples or training, sections of their own
+    place: str  # above or below the tables of results; withheld, samples or training, sections of their own
     draw: Callable[[Results], Drawn | str | None]
     dpi: int = DPI
 
@@ -30,6 +30,7 @@ FIGURES = (
     Plot("change.png", "Change from the 0 % run", "above", removal.change),
     Plot("removal.png", "mAP against removal percentage", "below", removal.curves),
     Plot("settings.png", "mAP50 by setting", "below", settings.draw),
+    Plot("diagnosis.png", "What the loss does to withheld objects", "withheld", diagnosis.draw),
     Plot("samples.png", "Sample detections", "samples", samples.draw, PHOTO_DPI),
     Plot("steps.png", "Detections after each step", "samples", samples.steps, PHOTO_DPI),
     Plot("training.png", "Training curves", "training", by_epoch.training),

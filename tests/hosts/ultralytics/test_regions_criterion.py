@@ -112,9 +112,12 @@ def make(name: str, head: str, loss: str, **more: Any) -> Head:
     return Head(criterion, preds, boxes, matched_of, CLASSES if head == "stock" else 1)
 
 
-def slopes(made: Head, regions: RegionBatch | None) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Loss items; of each branch the gradient (B, N, channels) in what the regions are about; all other gradients."""
-    given: dict[str, Any] = {k: v.clone() for k, v in LABELS.items()}
+def slopes(made: Head, regions: RegionBatch | None, **more: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Loss items; of each branch the gradient (B, N, channels) in what the regions are about; all other gradients.
+
+    `more` is in the batch too.
+    """
+    given: dict[str, Any] = {**{k: v.clone() for k, v in LABELS.items()}, **more}
     if regions is not None:
         given["regions"] = regions
     begin_epoch(made.criterion, 0)
