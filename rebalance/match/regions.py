@@ -160,8 +160,6 @@ def _said(boxes: Tensor, corners: Tensor, limit: Tensor, weight: Tensor, regions
     if regions.some_sized:
         inside &= area < limit
     inside = inside.to(weight.dtype)
-    if each:
-        sums = inside.transpose(1, 2) @ weight  # (B, A, C)
-    else:  # the highest says both: unknown where any is, sure where all are
-        sums = (weight.transpose(1, 2) @ inside).amax(1).unsqueeze(-1)
+    # of all at once the highest says both: unknown where any is, sure where all are
+    sums = inside.mT @ weight if each else (weight.mT @ inside).amax(1).unsqueeze(-1)  # (B, A, 1 or C)
     return Known(sums > 0 if regions.some_unknown else None, sums < 0 if regions.some_background else None)
