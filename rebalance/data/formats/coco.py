@@ -55,7 +55,7 @@ def read(given: ConvertFlags) -> Found:
         images = folders(given.images, file.path, source)
         for image in progress(file.images, f"convert: reading {file.path.name}"):
             record = record_of(image, image.get("file_name"), file, images, source)
-            record.name = f"{prefix}/{record.name}"
+            record.name = f"{prefix}/{record.name}" if prefix else record.name
             for where, annotation in file.annotations.get(image["id"], ()):
                 box, name = box_of(annotation, where), file.names[annotation["category_id"]]
                 if annotation.get("iscrowd", 0):

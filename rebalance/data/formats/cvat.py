@@ -62,7 +62,7 @@ def read(given: CvatFlags) -> Found:
             _images(path, root, given, found) if children(root, "image") else _video(path, root, task, given, found)
         )
         for record in records:
-            record.name = f"{prefix}/{record.name}"
+            record.name = f"{prefix}/{record.name}" if prefix else record.name
         found.records += records
         if differ:
             found.annotated[prefix] = labels[path]

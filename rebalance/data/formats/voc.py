@@ -141,7 +141,7 @@ def _loose(source: Path, given: VocFlags) -> list[tuple[Record, Element | None]]
                 image or (beside.find(name, str(file)) if not given.images else None) or images.find(name, str(file))
             )
         folder = file.parent.relative_to(source).as_posix()
-        new = f"{folder}/{image.name if image else named or f'{file.stem}.jpg'}"
+        new = f"{folder}/{image.name if image else named or f'{file.stem}.jpg'}".removeprefix("./")
         made.append((Record(new, image, str(file), split=guess_split(folder)), root))
     return made
 

@@ -278,7 +278,12 @@ def _line(box: tuple[float, float, float, float]) -> str | None:
     left, top, right, bottom = (min(max(v, 0.0), 1.0) if v < -_BEYOND or v > 1 + _BEYOND else v for v in box)
     if right <= left or bottom <= top:
         return None
-    return " ".join(f"{v:.10g}" for v in ((left + right) / 2, (top + bottom) / 2, right - left, bottom - top))
+    return " ".join(map(_digits, ((left + right) / 2, (top + bottom) / 2, right - left, bottom - top)))
+
+
+def _digits(value: float) -> str:
+    """Ten digits, so that what came from a text of fewer becomes that text again."""
+    return f"{round(value, 10) + 0:.10f}".rstrip("0").rstrip(".")
 
 
 def _regions(record: Record, number: Mapping[str, int], size: tuple[float, float]) -> Regions:

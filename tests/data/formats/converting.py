@@ -1,4 +1,4 @@
-"""What the tests of formats share: small images, a run of the command line, and what lies in a data set that was made."""
+"""What the tests of formats share: small images, a run of the command line, and a data set that was made."""
 
 from __future__ import annotations
 
@@ -78,11 +78,11 @@ def convert(name: str, tmp_path: Path, *, out: str = "out", **flags: Any) -> Mad
     return Made(tmp_path / out)
 
 
-def refused(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], **flags: Any) -> str:
+def refused(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], out: str = "refused", **flags: Any) -> str:
     """Run a conversion that must fail: exit code 2, one line, nothing left; returns the line."""
     before = sorted(tmp_path.rglob("*"))
     capsys.readouterr()
-    assert main(["convert", name, f"out={tmp_path / 'out'}", *(f"{key}={value}" for key, value in flags.items())]) == 2
+    assert main(["convert", name, f"out={tmp_path / out}", *(f"{key}={value}" for key, value in flags.items())]) == 2
     told = capsys.readouterr().err.strip().splitlines()
     assert sorted(tmp_path.rglob("*")) == before
     assert len(told) == 1

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from converting import convert, picture, refused, write
 
@@ -219,4 +220,4 @@ def test_real_labels_there_and_back(shared_data: Path, tmp_path: Path) -> None:
             [float(v) for v in line.split()]
             for line in (made.folder / "labels/val" / file.name).read_text("utf-8").splitlines()
         ]
-        assert back == pytest.approx(rows, abs=2e-6)
+        assert np.array(back) == pytest.approx(np.array(rows), abs=2e-6)

@@ -19,10 +19,9 @@ def thing(name: str, *box: float, difficult: str = "<difficult>0</difficult>") -
 
 
 def xml(name: str, *objects: str, width: int = 200, height: int = 100) -> str:
-    return (
-        f"<annotation>\n  <folder>VOC2007</folder>\n  <filename>{name}.jpg</filename>\n"
-        f"  <size><width>{width}</width><height>{height}</height><depth>3</depth></size>{''.join(objects)}\n</annotation>\n"
-    )
+    head = f"<annotation>\n  <folder>VOC2007</folder>\n  <filename>{name}.jpg</filename>\n"
+    size = f"<size><width>{width}</width><height>{height}</height><depth>3</depth></size>"
+    return f"{head}  {size}{''.join(objects)}\n</annotation>\n"
 
 
 @pytest.fixture
