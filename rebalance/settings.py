@@ -128,8 +128,8 @@ class BenchFlags:
     """`rebalance bench`: time of the losses against the host's own."""
 
     only: str = setting(
-        "", "of ultralytics, yolov5, retinanet, ssd, fasterrcnn, element, inference, and names of torchvision's "
-        "detectors, comma separated; empty: the first seven",
+        "", "of ultralytics, yolov5, retinanet, ssd, fasterrcnn, regions, element, inference, and names of "
+        "torchvision's detectors, comma separated; empty: the first eight",
     )  # fmt: skip
     batch: int = setting(8, "images a batch", low=1)
     imgsz: int = setting(256, "image size", low=32, unit="pixels")

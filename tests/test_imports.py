@@ -27,7 +27,7 @@ ARROWS = {
     "diagnosis": "match  torch",
     "objective": "diagnosis match methods recipe  torch",
     "hosts": "diagnosis errors heads match methods objective recipe  PIL numpy torch torchvision ultralytics",
-    "train": "data errors files hosts methods recipe settings  numpy torch ultralytics",
+    "train": "data errors files hosts match.regions match.withheld methods recipe settings  numpy torch ultralytics",
     "experiments": "rebalance data errors files hosts.evaluation match.boxes recipe settings train"
     "  cv2 faster_coco_eval filelock numpy psutil torch ultralytics yaml",
     "report": "rebalance errors files experiments.papers experiments.record settings"

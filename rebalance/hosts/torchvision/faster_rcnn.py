@@ -27,9 +27,10 @@ from rebalance.hosts.evaluation import RCNN
 from rebalance.hosts.torchvision.dense import Batch, Result, labels_of, of_label, plainly, predictions
 from rebalance.hosts.torchvision.head import Anchors, Raw, TorchvisionHead, best_pairs, by_cell, take
 from rebalance.match.boxes import decode_deltas, encode_deltas, upcast
-from rebalance.match.candidates import BACKGROUND, IGNORE, POSITIVE, SOFTMAX, Candidates
+from rebalance.match.candidates import BACKGROUND, IGNORE, POSITIVE, SIGMOID, SOFTMAX, Candidates
 from rebalance.match.iou import Matched, match_by_iou
 from rebalance.match.padded import Padded
+from rebalance.match.regions import NOTHING_SAID, Known
 from rebalance.match.sample import Sampled, sample
 from rebalance.methods.method import NOTHING, ROI, RPN, Choice, Predictions, Run, Site, Sites
 from rebalance.methods.resobj import ResObj, refine, refined, unrefined
@@ -112,6 +113,7 @@ class FasterRCNNCriterion:
         Where the RPN's objectness has steps (5,): before the last two `res_loss`.
         """
         batch = self.rpn.relabel(batch)
+        self.roi.regions, self.roi.withheld = self.rpn.regions, self.rpn.withheld
         raw: Raw = preds[1] if isinstance(preds, tuple) else preds
         images = len(raw["logits"])
         labels = labels_of(batch, images, raw["size"], raw["logits"].device)
@@ -123,22 +125,24 @@ class FasterRCNNCriterion:
     # First stage ------------------------------------------------------------------------------------------------------
 
     def _rpn(self, raw: Raw, labels: Padded) -> dict[str, Tensor]:
-        high, low = RPN_IOU
+        (high, low), size = RPN_IOU, raw["size"]
         raw, matched = self._drawn(raw, match_by_iou(raw["anchors"], labels, high=high, low=low, rescue="ties"))
         logits, residuals = unrefined(raw["logits"], raw.get("residuals"))
         deltas, anchors = upcast(raw["deltas"]), raw["anchors"]
         gt_boxes, _ = of_label(labels, matched.label)
+        known = self.rpn.known(lambda: anchors, images=len(logits), size=size, each=False)
         choice = self.rpn.choose(
             predictions(
                 matched.state, lambda: decode_deltas(deltas.detach(), anchors), labels, gt_boxes,
-                lambda: refine(logits, residuals)[-1].detach(),
+                lambda: refine(logits, residuals)[-1].detach(), known,
             )
         )  # fmt: skip
         positive = matched.state == POSITIVE
         boxes = _smooth_l1(deltas, encode_deltas(gt_boxes, anchors), choice.in_box(positive))
 
         def losses(logits: Tensor, residuals: Tensor, choice: Choice) -> dict[str, Tensor]:
-            candidates = Candidates(logits, positive.to(logits.dtype), matched.state, matched.overlap)
+            targets = positive.to(logits.dtype)
+            candidates = Candidates(logits, targets, matched.state, matched.overlap, SIGMOID, *known)
             found = self.rpn.objectness(candidates, residuals, choice)
             return self._divided({**found, "prop_loss": choice.of_box_loss(boxes)}, matched.state, choice)
 
@@ -184,16 +188,20 @@ class FasterRCNNCriterion:
             return scores[..., BACKGROUND + 1 :].logsumexp(-1) - scores[..., BACKGROUND]
 
         # a proposal is judged by what it overlaps, not by the box that the head makes of it
-        choice = self.roi.choose(Predictions(state, lambda: chosen.overlap, confidence, own=lambda: chosen.overlap))
-        cls, box = self._roi_losses(logits, deltas, labels, rois, chosen, choice)
+        known = self.roi.known(lambda: rois, images=len(rois), size=raw["size"], each=False)
+        choice = self.roi.choose(
+            Predictions(state, lambda: chosen.overlap, confidence, own=lambda: chosen.overlap, known=known)
+        )
+        cls, box = self._roi_losses(logits, deltas, labels, rois, chosen, choice, known)
         sampled = state != IGNORE
         cls = choice.of_loss(cls.where(sampled, 0))
         counted = choice.of_count(sampled, choice.left), choice.of_box_count(sampled)
         return _mean(cls, counted[0]), _mean(choice.of_box_loss(box), counted[1])
 
     def _roi_losses(
-        self, logits: Tensor, deltas: Tensor, labels: Padded, rois: Tensor, matched: Matched, choice: Choice = NOTHING
-    ) -> tuple[Tensor, Tensor]:
+        self, logits: Tensor, deltas: Tensor, labels: Padded, rois: Tensor, matched: Matched, choice: Choice = NOTHING,
+        known: Known = NOTHING_SAID,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """(B, S) classification and box loss of each RoI; of padding the former is any number."""
         state, positive = choice.seen(matched.state), matched.state == POSITIVE
         gt_boxes, classes = of_label(labels, matched.label)
@@ -202,7 +210,7 @@ class FasterRCNNCriterion:
         in_box = choice.in_box(positive)
         box = _smooth_l1(upcast(of_class), encode_deltas(gt_boxes, rois, SCALE), in_box)
         target = own.where(state == POSITIVE, BACKGROUND)
-        cls = self.roi.loss(Candidates(logits, target, state, matched.overlap, SOFTMAX)).squeeze(-1)
+        cls = self.roi.loss(Candidates(logits, target, state, matched.overlap, SOFTMAX, *known)).squeeze(-1)
         return cls, box
 
     def _hardest(self, raw: Raw, labels: Padded, boxes: Tensor, matched: Matched) -> Sampled:
