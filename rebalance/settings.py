@@ -81,6 +81,14 @@ class NoiseFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckFlags:
+    """`rebalance check`: what is known about the labels of a data set."""
+
+    data: str = setting("", "data set YAML (Ultralytics detection format)")
+    out: str = setting("", "write all that was found to this JSON file")
+
+
+@dataclass(frozen=True, kw_only=True)
 class SeafloorFlags:
     """`rebalance seafloor`: the built-in data set."""
 

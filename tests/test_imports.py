@@ -19,7 +19,7 @@ ARROWS = {
     "errors": "",
     "files": "errors",
     "settings": "errors",
-    "data": "rebalance errors settings  cv2 numpy yaml",
+    "data": "rebalance errors settings  PIL cv2 filelock numpy yaml",
     "match": "numpy torch",  # numpy: the fit of anchors to label sizes
     "methods": "match settings  torch",
     "heads": "errors settings  torch",

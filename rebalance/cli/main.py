@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 
 from rebalance import settings
 from rebalance.errors import ConfigError, RebalanceError, nearest
-from rebalance.files import full_disk_told
+from rebalance.files import full_disk_told, write_whole
 
 
 @dataclass(frozen=True)
@@ -183,6 +184,18 @@ def show_report(folder: Path, baseline: str = "", references: Sequence[Path] = (
     print(f"{build.terminal_table(folder, baseline, references)}\n\n{page}")
 
 
+def check(args: list[str]) -> None:
+    """Tell what is known about the labels of a data set; an error where a file of it cannot be read."""
+    from rebalance.data import check as data
+
+    given = settings.parse(settings.CheckFlags, pairs(args, settings.CheckFlags))
+    found = data.check(given)
+    print(data.text(found))
+    if given.out:
+        write_whole(Path(given.out), (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode())
+    data.require_readable(found)
+
+
 def hook(args: list[str]) -> None:
     """Install, remove or show the start-up hook."""
     from rebalance.cli import hook as module
@@ -250,6 +263,13 @@ COMMANDS: dict[str, Command] = {
         "withhold labels of the training split of a data set, into a new folder",
         "data.derive:sparsify,summary",
         settings.SparsifyFlags,
+    ),
+    "check": Command(
+        "rebalance check data=my.yaml",
+        "tell what is known about the labels of a data set, what is not, and what counts as background",
+        check,
+        settings.CheckFlags,
+        more="Label and region files that cannot be read are all named, and the exit code is then 2.",
     ),
     "noise": Command(
         "rebalance noise data=my.yaml missing=0.3 extra=0.1 jitter=0.2 class_flip=0.1 seed=0 out=data/my-noisy",

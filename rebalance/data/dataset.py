@@ -26,8 +26,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from rebalance.data import labels
+from rebalance.data import labels, regions
 from rebalance.data.labels import Labels
+from rebalance.data.regions import Regions
 from rebalance.errors import DataError, nearest
 
 if TYPE_CHECKING:
@@ -101,6 +102,17 @@ class DataSet:
         """Boxes that were withheld from an image's labels when the data set was made; none for most data sets."""
         path = withheld_path(image)
         return self.parse((path and labels.read_bytes(path)) or b"", str(path))
+
+    def regions(self, image: str) -> tuple[bytes | None, Regions]:
+        """The bytes of an image's region file, None without one, and the regions in it.
+
+        Raises:
+            DataError: as `regions.parse`, or the file cannot be read.
+        """
+        path = region_path(image)
+        data = labels.read_bytes(path) if path else None
+        name = f"{path} ({os.path.basename(image)})"
+        return data, regions.parse(data or b"", classes=len(self.names), name=name)
 
     def has_withheld(self) -> bool:
         """Whether boxes were withheld from a training image; errors as `images`, or as `labels.parse`."""

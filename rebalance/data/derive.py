@@ -1,10 +1,11 @@
-"""Data sets made from others by a rule for the training labels, and all that writes a data set.
+"""Data sets made from others by a rule for the training labels.
 
     out/data.yaml       train: the folders below; val and test: the source's own, untouched; names as in the source
     out/images/train/   one link an image; never a linked folder, which would lead Ultralytics back to the full labels
     out/labels/train/   the lines that stay, byte-identical
     out/withheld/train/ the lines that went, under the same names (and those that were withheld from the source before)
     out/true/train/     the source's label files, where noise changed one of their labels or added some
+    out/regions/train/  the region files, where there are any
     out/manifest.json   what was asked, what was reached, and the SHA-256 of every label file
 
 The source is only read. Everything is written to a hidden folder beside `out` that is renamed at the end, so `out` is
@@ -13,6 +14,10 @@ either complete or not there.
 A label file that Ultralytics would reject is copied as it is, with a warning: its image is left out of the training on
 the new set as on the source, and its boxes do not count. Images that share a label file (`a.jpg`, `a.png`) share one
 here too; an image that a list names twice is trained on twice here too (`train.txt` then replaces the folder).
+
+What the source says of its labels goes with them. `annotated` is written so that it means the same images, by their new
+paths those of the training split and by absolute ones the others. A withheld box is no longer in a region that says
+that there is nothing of its class: nobody who overlooked it would have said so. That class is taken from the region.
 
 The manifest, in this order:
 
@@ -24,8 +29,11 @@ The manifest, in this order:
     total     {boxes, withheld, reached}
     classes   the same of each class, with its id and name (of `noise` too; a box counts for its true class)
     images    of the training split, each counted once: {total, labelled_before, labelled, unreadable}
+    unlabelled, unknown_below   as in data.yaml, where they are not what is meant without
     files     one a label file: label, images (names below labels/ and images/), boxes, withheld, carried (withheld from
               the source before), unreadable (why, or null), sha256 {source, label, withheld} (null: there is no file);
+              with a region file: sha256 also of that {source_regions, regions}, and withdrawn, from how many regions a
+              class was taken; with `annotated`: annotated, for each image the classes labelled (null: all);
               with noise: noise, a list of {kind, was, now}, a box each, `class x y w h` (null: it was not there)
     sha256    of everything but `origin`: the same labels and rule give the same hash on every machine
     origin    what differs between machines: data, train, images (how they were linked), rebalance (version)
@@ -33,39 +41,33 @@ The manifest, in this order:
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import itertools
-import json
 import os
-import shutil
 import sys
-import time
-import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 import rebalance
-from rebalance.data import dataset, labels
+from rebalance.data import dataset, labels, regions
 from rebalance.data.dataset import DataSet
+from rebalance.data.folder import Manifest, finish, free, link, manifest_hash, new_folder, put, unique
 from rebalance.data.labels import Labels
 from rebalance.data.noise import KINDS, File, Noise, Noisy, box_text
+from rebalance.data.progress import progress
 from rebalance.data.protocols import Withhold
+from rebalance.data.regions import Regions
 from rebalance.errors import ConfigError, DataError
 from rebalance.settings import NoiseFlags, SparsifyFlags, as_dict, parse, require
 
 _SPLIT = "train"
 _SPLIT_FOLDERS = frozenset(("train", "val", "valid", "validation", "test"))
 _NOT_COPIED = frozenset((*dataset.SPLITS, "path", "minival", "validation", "download", "masks_dir"))  # name other paths
-
-Manifest = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,8 @@ class _Item:
     carried: Labels  # withheld from the source before
     error: str | None  # why the label file cannot be used, with the line
     true: bytes | None  # bytes of the file with the true labels, where noise changed the source before
+    region_data: bytes | None  # bytes of the region file, None without one
+    regions: Regions
 
 
 def sparsify(given: SparsifyFlags) -> Manifest:
@@ -140,61 +144,6 @@ def derive(source: DataSet, rule: Withhold, out: Path, errors: Noise | None = No
         return _write(folder, source, items, rule, errors or Noise())
 
 
-def free(out: str | Path) -> Path:
-    """The path; DataError where there is something."""
-    if os.path.lexists(out):
-        raise DataError(f"out={out} exists; nothing is overwritten, choose another folder")
-    return Path(out)
-
-
-@contextlib.contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """A hidden folder beside `out` that gets its name at the end of the block; where the block fails nothing is left.
-
-    Raises:
-        DataError: `out` exists, or something cannot be written.
-    """
-    partial = free(out).parent / f".{out.name}.{uuid.uuid4().hex[:12]}.partial"
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        os.rename(partial, out)
-    except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        raise DataError(f"out={out} cannot be written: {error.strerror or error}{where}") from error
-    finally:  # gone after the rename; also on Ctrl-C
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def put(path: Path, data: bytes) -> str:
-    """Write a file of a new data set, with the folders above it; returns the SHA-256."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
-    return hashlib.sha256(data).hexdigest()
-
-
-def finish(folder: Path, content: Mapping[str, Any], manifest: Manifest) -> None:
-    """Write data.yaml and, last of all, manifest.json."""
-    put(folder / "data.yaml", yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True).encode())
-    put(folder / "manifest.json", (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode())
-
-
-def load_manifest(folder: str | Path) -> Manifest:
-    """Read the manifest of a derived set.
-
-    Raises:
-        DataError: there is none, or its hash does not fit its content.
-    """
-    file = Path(folder) / "manifest.json"
-    try:
-        manifest: Manifest = json.loads(file.read_text(encoding="utf-8"))
-        if manifest["sha256"] != _manifest_hash(manifest):
-            raise DataError(f"{file} was changed after it was written: its hash does not fit")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise DataError(f"{file} is not a manifest of a derived data set") from None
-    return manifest
-
-
 def summary(manifest: Manifest) -> str:
     """A few lines for the user: what was asked and reached, overall and per class."""
     total, images = manifest["total"], manifest["images"]
@@ -224,6 +173,7 @@ def summary(manifest: Manifest) -> str:
 
 def _read(source: DataSet) -> list[_Item]:
     """All label files of the training split, sorted by their new names."""
+    source.knowledge.require_matched()
     names = _new_names(source)
     grouped: dict[str, Counter[str]] = {}
     for image in source.images(_SPLIT):
@@ -232,7 +182,7 @@ def _read(source: DataSet) -> list[_Item]:
     if missing:
         raise DataError(f"{source.file}: {len(missing)} images of {_SPLIT} do not exist, the first is {missing[0]}")
     items = []
-    for key in _progress(sorted(grouped, key=names.__getitem__), "reading labels"):
+    for key in progress(sorted(grouped, key=names.__getitem__), "reading labels"):
         data, error = labels.read_bytes(key), None
         try:
             found = source.parse(data or b"", key)
@@ -240,8 +190,11 @@ def _read(source: DataSet) -> list[_Item]:
             found, error = source.parse(b""), str(bad).removeprefix(key).lstrip(",: ")
         new = f"{_SPLIT}/{names[key]}"
         images = [(image, f"{new}.{image.rpartition('.')[-1]}", times) for image, times in grouped[key].items()]
-        true = labels.read_bytes(path) if (path := dataset.true_path(images[0][0])) else None
-        items.append(_Item(key, f"{new}.txt", images, data, found, source.withheld(images[0][0]), error, true))
+        first = images[0][0]
+        true = labels.read_bytes(path) if (path := dataset.true_path(first)) else None
+        items.append(
+            _Item(key, f"{new}.txt", images, data, found, source.withheld(first), error, true, *source.regions(first))
+        )
     if all(item.data is None for item in items):
         raise DataError(
             f"{source.file}: no image of {_SPLIT} has a label file; looked for {items[0].source} and the like"
@@ -275,7 +228,7 @@ def _new_names(source: DataSet) -> dict[str, str]:
             continue
         base = entry if os.path.isdir(entry) else os.path.commonpath([os.path.dirname(image) for image in images])
         own = next((part for part in reversed(Path(base).parts[1:]) if part != "images"), "images_")
-        prefix = [_unique(own, prefixes)] if len(entries) > 1 else []
+        prefix = [unique(own, prefixes)] if len(entries) > 1 else []
         for image in images:
             key = _label_key(image)
             if key in names:
@@ -283,15 +236,8 @@ def _new_names(source: DataSet) -> dict[str, str]:
             parts = Path(os.path.relpath(image, base).rpartition(".")[0]).parts
             kept = (*(part for part in (*prefix, *parts[:-1]) if part != "images"), *parts[-1:])
             # a leading dot would hide the image from Ultralytics' search
-            names[key] = _unique("/".join(f"_{p}" if p.startswith(".") else p for p in kept) or "_", taken)
+            names[key] = unique("/".join(f"_{p}" if p.startswith(".") else p for p in kept) or "_", taken)
     return names
-
-
-def _unique(name: str, taken: set[str]) -> str:
-    """The name, with the first number that makes it one of its own where it is taken; it is taken then."""
-    result = next(n for i in itertools.count(1) if (n := f"{name}-{i}" if i > 1 else name) not in taken)
-    taken.add(result)
-    return result
 
 
 def _source_folders(source: DataSet, items: Sequence[_Item]) -> set[Path]:
@@ -316,9 +262,20 @@ def _write(folder: Path, source: DataSet, items: Sequence[_Item], rule: Withhold
     noisy = errors(given, classes=len(source.names), keypoints=source.keypoints)
     files: list[dict[str, Any]] = []
     how: Counter[str] = Counter()
-    for item, mask, made in _progress(list(zip(items, masks, noisy, strict=True)), "writing"):
-        how.update(_link(os.path.realpath(image), folder / "images" / name) for image, name, _ in item.images)
-        files.append(_write_labels(folder, item, mask, made, told=bool(errors)))
+    for item, mask, made in progress(list(zip(items, masks, noisy, strict=True)), "writing"):
+        how.update(link(os.path.realpath(image), folder / "images" / name) for image, name, _ in item.images)
+        file = _write_labels(folder, item, mask, made, told=bool(errors))
+        if source.knowledge.annotated:
+            known = (source.knowledge.labelled_classes(image) for image, *_ in item.images)
+            file["annotated"] = [None if classes is None else sorted(classes) for classes in known]
+        files.append(file)
+    withdrawn = sum(file.get("withdrawn", 0) for file in files)
+    if withdrawn:
+        print(
+            f"warning: {withdrawn} regions said that there is nothing of a class where a box of it was withheld; "
+            "they no longer say so of that class",
+            file=sys.stderr,
+        )
     listed = [(name, times) for item in items for _, name, times in item.images]
     train = f"images/{_SPLIT}"
     if any(times > 1 for _, times in listed):
@@ -326,6 +283,9 @@ def _write(folder: Path, source: DataSet, items: Sequence[_Item], rule: Withhold
         put(folder / train, "".join(f"./images/{name}\n" * times for name, times in listed).encode())
     others = {s: e[0] if len(e) == 1 else list(e) for s, e in source.splits.items() if s != _SPLIT}
     content = {key: value for key, value in source.raw.items() if key not in _NOT_COPIED}
+    if source.knowledge.annotated:
+        moved = {image: f"images/{name}" for item in items for image, name, _ in item.images}
+        content["annotated"] = source.knowledge.moved(moved, [split for split in source.splits if split != _SPLIT])
 
     boxes, withheld, extra, jitter, flip = (
         np.bincount(np.concatenate(found), minlength=len(source.names))
@@ -374,9 +334,10 @@ def _write(folder: Path, source: DataSet, items: Sequence[_Item], rule: Withhold
             ),
             "unreadable": sum(len(file["images"]) for file in files if file["unreadable"]),
         },
+        **source.knowledge.facts,
         "files": files,
     }
-    manifest["sha256"] = _manifest_hash(manifest)
+    manifest["sha256"] = manifest_hash(manifest)
     manifest["origin"] = {
         "data": str(source.file.absolute()),
         _SPLIT: list(source.splits[_SPLIT]),
@@ -402,6 +363,12 @@ def _write_labels(folder: Path, item: _Item, mask: NDArray[np.bool_], noisy: Noi
     }
     if true is not None:
         hashes["true"] = put(folder / "true" / item.label, true)
+    withdrawn = {}
+    if item.region_data is not None:
+        told_of, withdrawn["withdrawn"] = _withdrawn(item.regions, gone + item.carried)
+        data = regions.text(told_of) if withdrawn["withdrawn"] else item.region_data
+        hashes["source_regions"] = hashlib.sha256(item.region_data).hexdigest()
+        hashes["regions"] = put(folder / "regions" / item.label, data)
     return {
         "label": item.label,
         "images": [name for _, name, _ in item.images],
@@ -410,8 +377,16 @@ def _write_labels(folder: Path, item: _Item, mask: NDArray[np.bool_], noisy: Noi
         "carried": len(item.carried),
         "unreadable": item.error,
         **({"noise": changes} if told else {}),
+        **withdrawn,
         "sha256": hashes,
     }
+
+
+def _withdrawn(known: Regions, gone: Labels) -> tuple[Regions, int]:
+    """The regions without their claim that none of these labels is there, and how many made it."""
+    wrong = regions.contradicted(known, gone.classes, gone.boxes_xywh_norm)
+    of_class = gone.classes[:, None] == np.arange(known.classes.shape[1])  # (m, C)
+    return replace(known, classes=known.classes & ~(wrong @ of_class)), int(wrong.any(1).sum())
 
 
 def _changes(true: Labels, noisy: Noisy, gone: NDArray[np.bool_]) -> list[dict[str, str | None]]:
@@ -432,33 +407,3 @@ def _changes(true: Labels, noisy: Noisy, gone: NDArray[np.bool_]) -> list[dict[s
 def _counts(boxes: int | np.int64, withheld: int | np.int64) -> dict[str, Any]:
     boxes, withheld = int(boxes), int(withheld)
     return {"boxes": boxes, "withheld": withheld, "reached": withheld / boxes if boxes else 0.0}
-
-
-def _manifest_hash(manifest: Manifest) -> str:
-    content = {key: value for key, value in manifest.items() if key not in ("sha256", "origin")}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _link(target: str, path: Path) -> str:
-    """Make `path` the image `target`: a link, or a copy where the file system has neither kind; returns which."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for way, make in (("symlink", os.symlink), ("hard link", os.link)):
-        try:
-            make(target, path)
-        except FileExistsError:  # copying would follow the link into the source
-            raise
-        except (OSError, NotImplementedError):
-            continue
-        return way
-    shutil.copy2(target, path)
-    return "copy"
-
-
-def _progress(things: Sequence[Any], what: str, every: float = 2.0) -> Iterator[Any]:
-    """Yield the things and, where it takes long, say on stderr how far it is (interval in seconds)."""
-    said = time.monotonic()
-    for done, thing in enumerate(things):
-        if time.monotonic() - said > every:
-            said = time.monotonic()
-            print(f"sparsify: {what} {done}/{len(things)}", file=sys.stderr, flush=True)
-        yield thing

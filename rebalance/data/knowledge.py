@@ -16,22 +16,20 @@ classes add up. An image that none of them means has all classes labelled. A pat
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rebalance.data import labels, regions
-from rebalance.data.dataset import DataSet, images_of, label_path, region_path
+from rebalance.data.dataset import SPLITS, DataSet, images_of, label_path, region_path
+from rebalance.data.patterns import Pattern, located, slashes
 from rebalance.data.regions import Regions
 from rebalance.errors import DataError, nearest
 
 KEYS = ("annotated", "unlabelled", "unknown_below")
 UNLABELLED = ("background", "unknown", "skip")
-_GLOB = re.compile(r"(\*\*/|\*\*|\*|\?|\[!?[^\]/]+\])")
 
 
 class Knowledge:
@@ -52,6 +50,7 @@ class Knowledge:
         self.unlabelled = _unlabelled(source)
         self.unknown_below = _unknown_below(source)
         self._source = source
+        self._patterns = _patterns(source, self.annotated)
         self._classes = len(source.names)
         self._folders: dict[str, bool] = {}  # whether there is such a folder
         self._whole: dict[frozenset[int] | None, Regions] = {}  # by the classes that were labelled, None: all
@@ -64,8 +63,7 @@ class Knowledge:
             DataError: a pattern of `annotated` means no image.
         """
         self.require_matched()
-        told = self.annotated or self.unlabelled != "background" or self.unknown_below
-        return bool(told) or any(_holds_text(folder) for folder in self._region_folders())
+        return bool(self.annotated or self.facts) or any(_holds_text(folder) for folder in self._region_folders())
 
     def of(self, image: str) -> Regions:
         """The regions of an image: what is said of all of it, then those of its file, which count more.
@@ -73,18 +71,35 @@ class Knowledge:
         Raises:
             DataError: its region file cannot be read; the message has the file, the line and the reason.
         """
+        whole, own = self.whole(image), self.own(image)
+        return whole + own if own else whole
+
+    def whole(self, image: str) -> Regions:
+        """What the YAML says of a whole image: which classes are unknown in it."""
         known = self.labelled_classes(image)
         if self.unlabelled == "unknown" and not has_labels(image):
             known = frozenset()
         if known not in self._whole:
             missing = np.array([known is not None and i not in known for i in range(self._classes)], np.bool_)
             self._whole[known] = Regions.whole(missing)
-        path = self._region_file(image)
-        data = labels.read_bytes(path) if path else None
-        if path is None or data is None:
-            return self._whole[known]
-        name = f"{path} ({os.path.basename(image)})"
-        return self._whole[known] + regions.parse(data, classes=self._classes, name=name)
+        return self._whole[known]
+
+    def own(self, image: str) -> Regions | None:
+        """The regions of an image's file, None without one; errors as `of`."""
+        path = region_path(image)
+        folder = path and os.path.dirname(path)
+        if not folder:
+            return None
+        if folder not in self._folders:  # so that images are not looked up one by one where there is none
+            self._folders[folder] = os.path.isdir(folder)
+        data, found = self._source.regions(image) if self._folders[folder] else (None, None)
+        return None if data is None else found
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Of the keys that are about no images in particular, those that say something."""
+        found = {"unlabelled": self.unlabelled, "unknown_below": self.unknown_below}
+        return {key: value for key, value in found.items() if value not in ("background", 0)}
 
     def skips(self, image: str) -> bool:
         """Whether the image is left out: it has no label file, and `unlabelled: skip`."""
@@ -99,14 +114,28 @@ class Knowledge:
         """The patterns of `annotated` that mean an image, in their order."""
         if not self.annotated:
             return []
-        path = _slashes(os.path.abspath(image))
-        parts = path.split("/")
-        above = {"/".join(parts[:end]) for end in range(1, len(parts) + 1)}
-        return [
-            pattern
-            for pattern, (literal, globs) in self._anchored.items()
-            if literal & above or any(glob.match(path) for glob in globs)
-        ]
+        place = located(image)
+        return [pattern.text for pattern in self._patterns if pattern.means(place)]
+
+    def moved(self, images: Mapping[str, str], staying: Collection[str]) -> dict[str, list[str]]:
+        """`annotated` for a data set in which some images have other paths.
+
+        Args:
+            images: path of an image to its new one, relative to the new data set's root, with /.
+            staying: splits whose images are where they are.
+        """
+        others = [located(image) for image in self._images(staying)]
+        places = {new: located(image) for image, new in images.items()}
+        said: dict[str, set[int]] = {}
+        for pattern in self._patterns:
+            means = {new: pattern.means(place) for new, place in places.items()}
+            elsewhere = [place for place in others if pattern.means(place)]
+            found = list(pattern.moved(means))
+            found += pattern.absolute(elsewhere) if elsewhere or not found else ()
+            for text in found:
+                said.setdefault(text, set()).update(self.annotated[pattern.text])
+        names = self._source.names
+        return {text: list(dict.fromkeys(names[i] for i in sorted(numbers))) for text, numbers in said.items()}
 
     def require_matched(self) -> None:
         """Raise DataError for a pattern of `annotated` that means no image of the splits that are there."""
@@ -118,7 +147,7 @@ class Knowledge:
                 return
         if left and all(os.path.exists(entry) for entries in self._source.splits.values() for entry in entries):
             pattern = next(iter(left))
-            images = [_slashes(os.path.relpath(image, self._source.root)) for image in self._images()]
+            images = [slashes(os.path.relpath(image, self._source.root)) for image in self._images()]
             near = nearest(pattern.rstrip("/"), {os.path.dirname(image) for image in images})
             if any(image.startswith(pattern) for image in images):
                 near = f" (did you mean {pattern}*?)"
@@ -127,74 +156,28 @@ class Knowledge:
                 f"them, relative to {self._source.root.absolute()} or to the folder of a split{near}"
             )
 
-    def _images(self) -> Iterator[str]:
-        for entries in self._source.splits.values():
-            for entry in entries:
+    def _images(self, splits: Collection[str] = SPLITS) -> Iterator[str]:
+        """Images of those splits that are there."""
+        for split in splits:
+            for entry in self._source.splits.get(split, ()):
                 if os.path.exists(entry):
                     yield from images_of(entry)
 
     def _region_folders(self) -> set[str]:
-        paths = (region_path(os.path.join(folder, "x.jpg")) for folder in set(map(os.path.dirname, self._images())))
+        """Folders that would hold region files; images in folders are not looked up one by one."""
+        folders = set[str]()
+        for entry in (entry for entries in self._source.splits.values() for entry in entries):
+            if os.path.isdir(entry):
+                folders.update(folder for folder, *_ in os.walk(entry, followlinks=True))
+            elif os.path.exists(entry):
+                folders.update(map(os.path.dirname, images_of(entry)))
+        paths = (region_path(os.path.join(folder, "x.jpg")) for folder in folders)
         return {os.path.dirname(path) for path in paths if path}
-
-    def _region_file(self, image: str) -> str | None:
-        """Where the regions of an image would be, None where there is no such folder: that is asked once."""
-        path = region_path(image)
-        if path is None:
-            return None
-        folder = os.path.dirname(path)
-        if folder not in self._folders:
-            self._folders[folder] = os.path.isdir(folder)
-        return path if self._folders[folder] else None
-
-    @cached_property
-    def _anchored(self) -> dict[str, tuple[frozenset[str], tuple[re.Pattern[str], ...]]]:
-        """Of each pattern the absolute paths it stands for: those without a wildcard, and expressions of the others."""
-        bases = [self._source.root.absolute()]
-        bases += [Path(e) for entries in self._source.splits.values() for e in entries if os.path.isdir(e)]
-        found = {}
-        for pattern in self.annotated:
-            places = {place for base in bases for place in _places(base, pattern)}
-            globs = sorted(_expression(*place) for place in places if place[1])
-            found[pattern] = frozenset(head for head, tail in places if not tail), tuple(map(re.compile, globs))
-        return found
 
 
 def has_labels(image: str) -> bool:
     """Whether an image has a label file, empty or not."""
     return os.path.isfile(label_path(image))
-
-
-def _slashes(path: str) -> str:
-    return os.path.normcase(path).replace(os.sep, "/")
-
-
-def _places(base: Path, pattern: str) -> set[tuple[str, str]]:
-    """Where a pattern begins and what may follow it: an absolute path without and the rest with wildcards.
-
-    The path is there as it is written, and with links of folders followed, as those of the splits are.
-    """
-    parts = Path(pattern).parts
-    wild = next((i for i, part in enumerate(parts) if _GLOB.search(part)), len(parts))
-    if wild < len(parts) and os.path.lexists(base / pattern):  # brackets in a name
-        wild = len(parts)
-    head, tail = base.joinpath(*parts[:wild]), "/".join(parts[wild:])
-    if parts[:1] == ("..",) and not head.exists():
-        head = base.joinpath(*parts[1:wild])  # as the splits in YAMLs that Roboflow exports
-    real = head.resolve() if head.is_dir() else head.parent.resolve() / head.name  # an image that is a link is itself
-    return {(_slashes(os.path.normpath(path)), _slashes(tail)) for path in (head, real)}
-
-
-def _expression(head: str, tail: str) -> str:
-    """Regular expression of a path that ends in wildcards; it also matches what is below the path."""
-    parts = [re.escape(head.rstrip("/") + "/")]
-    for part in _GLOB.split(tail):
-        special = {"**/": "(?:[^/]+/)*", "**": ".*", "*": "[^/]*", "?": "[^/]"}.get(part)
-        if special is None and _GLOB.fullmatch(part):
-            inner = re.sub(r"([\\^\[])", r"\\\1", part[1:-1])
-            special = f"[^/{inner[1:]}]" if inner.startswith("!") else f"[{inner}]"
-        parts.append(re.escape(part) if special is None else special)
-    return f"(?s:{''.join(parts)})(?:/|$)"
 
 
 def _holds_text(folder: str) -> bool:
@@ -213,12 +196,21 @@ def _annotated(source: DataSet) -> dict[str, frozenset[int]]:
         raise DataError(
             f"{source.file}: annotated is of type {type(raw).__name__}, not a mapping of images to lists of class names"
         )
-    for pattern in map(str, raw):
-        try:
-            re.compile(_expression("", _slashes(pattern)))
-        except re.error as error:
-            raise DataError(f"{source.file}: annotated: {pattern} is not a glob: {error.msg}") from None
     return {str(pattern): _numbers(source, str(pattern), names) for pattern, names in raw.items()}
+
+
+def _patterns(source: DataSet, annotated: Collection[str]) -> list[Pattern]:
+    if not annotated:
+        return []
+    bases = [source.root.absolute()]
+    bases += [Path(entry) for entries in source.splits.values() for entry in entries if os.path.isdir(entry)]
+    found = []
+    for text in annotated:
+        try:
+            found.append(Pattern(text, bases))
+        except ValueError as error:
+            raise DataError(f"{source.file}: annotated: {text} is not a glob: {error}") from None
+    return found
 
 
 def _numbers(source: DataSet, pattern: str, names: Any) -> frozenset[int]:

@@ -24,6 +24,8 @@ from rebalance.errors import DataError, nearest
 
 MEANINGS = ("unknown", "background")
 _COLUMNS = 6  # meaning, classes, x, y, w, h
+_INSIDE = 0.5  # of a box's own area
+_POINT = 1e-5  # half a side of a box without extent, as a fraction of the image
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,24 @@ class Regions:
         return Regions(self.unknown[chosen], self.classes[chosen], self.boxes_xywh_norm[chosen])
 
 
+def contradicted(given: Regions, label: NDArray[np.int64], boxes_xywh_norm: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which regions (n) say of which labels (m), that are there, that they are not: (n, m).
+
+    They are background of the label's class and hold at least half of its box, and no later region says that the class
+    is unknown there.
+
+    Args:
+        given: of the labels' image.
+        label: (m,) classes.
+        boxes_xywh_norm: (m, 4) boxes as those of the regions.
+    """
+    about: NDArray[np.bool_] = given.classes[:, label] & _inside(given.boxes_xywh_norm, boxes_xywh_norm)
+    if about.size:
+        last = len(given) - 1 - np.argmax(about[::-1], axis=0)  # (m,) the region that counts, where any is about it
+        about &= ~given.unknown[:, None] & ~given.unknown[last]
+    return about
+
+
 def parse(data: bytes, *, classes: int, name: str = "regions file") -> Regions:
     """Read one region file.
 
@@ -91,6 +111,22 @@ def text(regions: Regions) -> bytes:
             numbers = " ".join(np.format_float_positional(value, trim="-") for value in box)
             lines.append(f"{MEANINGS[not unknown]} {which} {numbers}\n")
     return "".join(lines).encode()
+
+
+def _inside(outer: NDArray[np.float32], boxes: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """(n, m) whether a region (n, 4) holds at least half of what of a box (m, 4) is in the image."""
+    low, high = _corners(outer)
+    box_low, box_high = _corners(boxes)
+    box_low, box_high = box_low - _POINT, box_high + _POINT  # so that one without extent is where its centre is
+    both = np.minimum(high[:, None], box_high) - np.maximum(low[:, None], box_low)  # (n, m, 2)
+    held: NDArray[np.bool_] = np.maximum(both, 0).prod(-1) >= _INSIDE * (box_high - box_low).prod(-1)
+    return held
+
+
+def _corners(boxes: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(n, 2) left and top, right and bottom, of what is in the image."""
+    centre, half = boxes[:, :2].astype(np.float64), boxes[:, 2:].astype(np.float64) / 2
+    return np.clip(centre - half, 0, 1), np.clip(centre + half, 0, 1)
 
 
 def _row(row: Sequence[str], classes: int, where: str) -> tuple[bool, NDArray[np.bool_], NDArray[np.float32]]:

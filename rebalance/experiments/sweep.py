@@ -36,7 +36,7 @@ from rebalance import errors
 from rebalance.data.dataset import load
 from rebalance.data.noise import KINDS
 from rebalance.data.protocols import uses_rate
-from rebalance.errors import DataError, RunError
+from rebalance.errors import ConfigError, DataError, RunError
 from rebalance.experiments import record as files
 from rebalance.experiments.grid import Grid, Labels, Run, as_begun, difference, read_grids, withholds
 from rebalance.experiments.machine import cores
@@ -94,6 +94,8 @@ def sweep(
         _check(runner, open_runs)
         sources = {data: _source(data) for data in dict.fromkeys(str(run.host["data"]) for run in grid.runs)}
         _check_diagnosis(open_runs, sources)
+        if grid.flags.complete:
+            _require_complete(sources)
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         for place in (folder, folder / _DATA):
@@ -284,6 +286,19 @@ def _check_diagnosis(runs: Sequence[Run], sources: Mapping[str, Path]) -> None:
                 f"diagnose=True has no meaning where no labels are withheld: {', '.join(map(str, used))} has none; "
                 "give protocol="
             )
+
+
+def _require_complete(sources: Mapping[str, Path]) -> None:
+    """Refuse data that are partial by nature where runs on complete labels are asked for: nobody has those.
+
+    Raises:
+        ConfigError: the manifest of a data set says that boxes were withheld from it.
+    """
+    for data, source in sources.items():
+        reached = (_manifest(source) or {}).get("reached")
+        if reached and isinstance(reached, (int, float)):
+            told = f"comes with {100 * reached:.0f} % of its training boxes withheld"
+            raise ConfigError(f"complete=True has no meaning with data={data}, which {told}")
 
 
 def _write_configs(folder: Path, runs: Sequence[Run], sources: Mapping[str, Path]) -> None:

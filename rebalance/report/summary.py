@@ -43,7 +43,8 @@ class Setting:
 
     key: frozenset[tuple[str, Any]]  # what it is compared by
     values: Mapping[str, Any] = field(compare=False)  # every flag; lists are tuples
-    loss_flags: frozenset[str] = field(compare=False)  # those that some run of the sweep names as settings of its loss
+    # those that some run of the sweep names as settings of its loss, and what losses are divided by
+    loss_flags: frozenset[str] = field(compare=False)
     idle: frozenset[str] = field(compare=False)  # those of `loss_flags` that have no say here
 
     @staticmethod
@@ -198,7 +199,8 @@ def settings_of(records: Sequence[Record]) -> list[Setting]:
         for name, value in record.train.items():
             known.setdefault(name, set()).add(_hashable(value))
     agreed = {name: values.pop() for name, values in known.items() if len(values) == 1}
-    loss_flags = frozenset(set().union(*named.values()) & known.keys())
+    of_loss = frozenset(set().union(*named.values()) & known.keys())
+    loss_flags = of_loss | ({"divisor"} & known.keys())  # which no record names among them, for it is of all losses
     # whether the label seed moves with the seed
     moves = all(r.labels.get("seed", 0) == r.seed for r in records if is_drawn(r.labels))
     noise: dict[str, Any] = {kind: 0.0 for kind in NOISE[:-1] if any(r.labels.get(kind) for r in records)}
@@ -214,7 +216,7 @@ def settings_of(records: Sequence[Record]) -> list[Setting]:
         withheld |= {name: labels.get(name) or zero for name, zero in noise.items()}
         ours = {name: value for name, value in {**record.train, **later}.items() if name not in INCIDENTAL}
         values = {**ours, **host, **withheld, "evaluation": evaluation_text(record)}
-        settings.append(Setting.of(values, loss_flags, loss_flags - named.get(_kind(record), loss_flags)))
+        settings.append(Setting.of(values, loss_flags, of_loss - named.get(_kind(record), of_loss)))
     return settings
 
 
@@ -270,6 +272,14 @@ def without_noise(setting: Setting) -> Setting:
     return setting.change(**{name: type(setting.get(name))() for name in NOISE if setting.get(name)})
 
 
+def withheld_by_nature(record: Record) -> float:
+    """The share of boxes that a data set lacks as it comes, where its manifest says so; 0 for none."""
+    if is_drawn(record.labels):
+        return 0.0
+    reached = (record.labels.get("manifest") or {}).get("reached")
+    return float(reached) if isinstance(reached, (int, float)) and not isinstance(reached, bool) else 0.0
+
+
 def loss_key(setting: Setting) -> Setting:
     """What two settings share whose losses are compared: all but the loss and its settings."""
     return setting.change({"loss", "obj_base", *setting.loss_flags}, head=base_head(setting.values))
@@ -306,8 +316,9 @@ def _rows(
         if not withholds(base):
             return None
         true = without_noise(base)
-        if found := references.get(_reference_key(true.change(protocol="normal", rate=0.0, label_seed=0))):
-            return found
+        whole = references.get(_reference_key(true.change(protocol="normal", rate=0.0, label_seed=0)))
+        if whole:
+            return None if withheld_by_nature(known[whole][0]) else whole
         return references.get(_reference_key(true.change(rate=0.0))) if base.get("protocol") in RATED else None
 
     def values(setting: Setting | None, split: str, metric: str) -> dict[int, float]:
@@ -345,8 +356,10 @@ def _tested(rows: Sequence[Row]) -> list[Row]:
     """The rows with the tests of each family on the split that it is judged by: the last of SPLITS that it has."""
     tests: dict[int, Comparison] = {}
     of_controls: dict[int, Comparison] = {}
-    families = grouped((i for i, row in enumerate(rows) if row.base), lambda i: rows[i].base)
-    for family in families.values():
+    bases = ((i, row.base) for i, row in enumerate(rows) if row.base)
+    # 0 % runs that differ in the flags of drop only are one baseline
+    families = grouped(bases, lambda found: _reference_key(found[1]))
+    for family in ([i for i, _ in found] for found in families.values()):
         judged = max((rows[i].split for i in family), key=SPLITS.index)
         there = [i for i in family if rows[i].split == judged]
         for made, stats in (
@@ -393,7 +406,9 @@ def _groups(
         return Group(key, {s: found[s] for s in settings}, base, axis, beside)
 
     def base_of(settings: Iterable[Setting]) -> Setting | None:
-        return next((row.base for setting in settings for row in found[setting].values() if row.base), None)
+        # among losses a removal has a baseline of its own, its 0 % run
+        ordered = sorted(settings, key=lambda setting: setting.removes)
+        return next((row.base for setting in ordered for row in found[setting].values() if row.base), None)
 
     series = []
     for axis, other in (AXES, AXES[::-1]):

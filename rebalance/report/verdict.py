@@ -18,7 +18,17 @@ from typing import Any
 from rebalance.experiments.record import Record, Sweep
 from rebalance.report.evidence import stat
 from rebalance.report.papers import base_head
-from rebalance.report.summary import LABELS, PRIMARY, Group, Results, Row, Setting, is_control, is_drawn, withholds
+from rebalance.report.summary import (
+    LABELS,
+    PRIMARY,
+    Group,
+    Results,
+    Row,
+    Setting,
+    is_control,
+    withheld_by_nature,
+    withholds,
+)
 from rebalance.report.table import Table, p_words, points, points_of, span
 from rebalance.report.tables import (
     difference_table,
@@ -34,6 +44,7 @@ from rebalance.settings import value_text
 
 LEAST = 0.05  # of mAP50: what complete labels must be worth
 SHARE = 0.5  # of a long run: what the baseline on complete labels must reach
+ROUNDING = 1e-9  # 0.35 - 0.3 is five points
 LONG = 2  # times as many epochs make a run a long one
 NO_FLAGS = {*LABELS, "seeds", "series", "complete", "cells", "name", "jobs", "plan"}
 SUGGESTED = 5  # times as many epochs in the command that is offered
@@ -94,7 +105,8 @@ def sensitivity(found: Results, group: Group) -> tuple[tuple[str, ...], tuple[Co
     partial = group.rows[base].get(split) if base and base in group.rows else None
     if not base or not partial:
         return (), ()
-    if share := _withheld_by_nature(partial.records[0]):
+    data = [records[0] for setting, records in found.known.items() if setting.get("data") == base.get("data")]
+    if share := max(map(withheld_by_nature, data)):
         return (say("partial_by_nature", share=f"{100 * share:.0f}"),), ()
     facts = {"name": "the 0 % run" if group.axis else names_of(group)[base], "metric": PRIMARY, "split": split}
     doubts, commands, whole = list[str](), list[Command](), partial.stats[PRIMARY].mean
@@ -102,10 +114,10 @@ def sensitivity(found: Results, group: Group) -> tuple[tuple[str, ...], tuple[Co
         row = group.complete.get(split)
         gap = row.change.get(PRIMARY) if row else None
         whole = row.stats[PRIMARY].mean if row and gap else math.inf
-        if row is None or gap is None:
+        if row is None or gap is None or gap.n < len(partial.records):
             doubts.append(say("no_complete_run", **facts))
             commands.append(_command("complete", found.sweep, partial))
-        elif gap.mean < LEAST:
+        elif gap.mean < LEAST - ROUNDING:
             shown = {"whole": points_of(whole), "part": points_of(whole - gap.mean), "gap": points(gap, sign=True)}
             doubts.append(say("small_gap", n=gap.n, least=f"{100 * LEAST:g}", **shown, **facts))
     long = _long_run(found, partial)
@@ -113,18 +125,10 @@ def sensitivity(found: Results, group: Group) -> tuple[tuple[str, ...], tuple[Co
         doubts.append(say("no_long_run", times=LONG))
         more = {"epochs": SUGGESTED * epochs_of(partial.records[0]), "seeds": partial.records[0].seed}
         commands.append(_command("long", found.sweep, partial, **more))
-    elif whole < SHARE * long[0]:
+    elif whole < SHARE * long[0] - ROUNDING:
         shown = {"whole": points_of(whole), "long": points_of(long[0]), "epochs": str(long[1])}
         doubts.append(say("weak", complete=withholds(base), **shown, **facts))
     return tuple(doubts), tuple(commands)
-
-
-def _withheld_by_nature(record: Record) -> float:
-    """The share of boxes that a data set lacks as it comes, where its manifest says so; 0 for none."""
-    if is_drawn(record.labels):
-        return 0.0
-    reached = (record.labels.get("manifest") or {}).get("reached")
-    return float(reached) if isinstance(reached, (int, float)) and not isinstance(reached, bool) else 0.0
 
 
 def epochs_of(record: Record) -> int:
@@ -142,7 +146,7 @@ def _long_run(found: Results, row: Row) -> tuple[float, int] | None:
     reached = []
     for setting, records in found.known.items():
         there = [r for r in records if row.split in r.metrics]
-        if not there or withholds(setting) or _detector(setting) != own or _withheld_by_nature(there[0]):
+        if not there or withholds(setting) or _detector(setting) != own or withheld_by_nature(there[0]):
             continue
         if epochs_of(there[0]) >= LONG * epochs_of(row.records[0]):
             mean = stat([r.metrics[row.split][PRIMARY] for r in there]).mean
@@ -151,7 +155,8 @@ def _long_run(found: Results, row: Row) -> tuple[float, int] | None:
 
 
 def _detector(setting: Setting) -> tuple[Any, ...]:
-    return setting.get("model"), setting.get("data"), base_head(setting.values)
+    """And how it is evaluated, as runs that are evaluated in different ways are never compared."""
+    return setting.get("model"), setting.get("data"), base_head(setting.values), setting.get("evaluation")
 
 
 def _command(kind: str, sweep: Sweep, row: Row, **changed: Any) -> Command:

@@ -21,7 +21,8 @@ import pytest
 import yaml
 
 from rebalance.data import dataset
-from rebalance.data.derive import Manifest, load_manifest, sparsify, summary
+from rebalance.data.derive import sparsify, summary
+from rebalance.data.folder import Manifest, load_manifest
 from rebalance.errors import ConfigError, DataError
 from rebalance.settings import SparsifyFlags
 
@@ -357,6 +358,146 @@ def test_a_sparsified_set_can_be_sparsified(source: Path, tmp_path: Path) -> Non
         run(tmp_path / "once/data.yaml", source.parent / "third")
 
 
+# ---- what the source says of its labels
+
+
+def regions_of(folder: Path, text: Mapping[str, str]) -> None:
+    for name, lines_of in text.items():
+        file = folder / f"regions/train/{name}.txt"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(lines_of.encode())
+
+
+def told(source: dataset.DataSet, image: str) -> tuple[bytes, bool]:
+    """All that is known of an image."""
+    found, skipped = source.knowledge.of(image), source.knowledge.skips(image)
+    return b" ".join(part.tobytes() for part in (found.unknown, found.classes, found.boxes_xywh_norm)), skipped
+
+
+def say(yaml_file: Path, text: str) -> Path:
+    yaml_file.write_text(yaml_file.read_text() + text)
+    return yaml_file
+
+
+def test_region_files_and_keys_go_with_the_labels(source: Path, tmp_path: Path) -> None:
+    files = {
+        "two": "unknown 1 .1 .1 .2 .2\r\n\n",
+        "deep/polygons": "background 0 .9 .9 .1 .1",
+        "missing": "unknown * .5 .5 1 1",
+    }
+    regions_of(source.parent, files)
+    say(source, "annotated: {images/train/deep: [crab]}\nunlabelled: skip\nunknown_below: 12\n")
+    manifest = run(source, tmp_path / "out", "extreme")
+    for name, data in files.items():
+        assert (tmp_path / f"out/regions/train/{name}.txt").read_bytes() == data.encode()
+    assert len([*(tmp_path / "out/regions").rglob("*.txt")]) == 3
+    content = yaml.safe_load((tmp_path / "out/data.yaml").read_text())
+    assert content["annotated"] == {"images/train/deep": ["crab"]}
+    assert (content["unlabelled"], content["unknown_below"]) == ("skip", 12)
+    assert (manifest["unlabelled"], manifest["unknown_below"]) == ("skip", 12)
+    by_label = {file["label"]: file for file in manifest["files"]}
+    for name, data in files.items():
+        hashes = by_label[f"train/{name}.txt"]["sha256"]
+        assert hashes["regions"] == hashes["source_regions"] == hashlib.sha256(data.encode()).hexdigest()
+    assert "regions" not in by_label["train/one.txt"]["sha256"]
+    assert by_label["train/deep/polygons.txt"]["annotated"] == [[1]]
+    assert by_label["train/one.txt"]["annotated"] == [None]
+    hashes = {manifest["sha256"]}
+    for other in (("unknown_below: 12", ""), ("[crab]", "[fish]"), ("unlabelled: skip", "unlabelled: unknown")):
+        text = source.read_text()
+        source.write_text(text.replace(*other))
+        hashes.add(run(source, tmp_path / f"out{len(hashes)}", "extreme")["sha256"])
+        source.write_text(text)
+    regions_of(source.parent, {"one": ""})
+    hashes.add(run(source, tmp_path / "out-last", "extreme")["sha256"])
+    assert len(hashes) == 5  # each is in the hash
+
+
+def test_without_regions_and_keys_a_manifest_is_as_it_was(source: Path, tmp_path: Path) -> None:
+    manifest = run(source, tmp_path / "out", "extreme")
+    assert not {"unlabelled", "unknown_below"} & {*manifest}
+    for file in manifest["files"]:
+        assert not {"annotated", "withdrawn"} & {*file}
+        assert [*file["sha256"]] == ["source", "label", "withheld"]
+    assert not (tmp_path / "out/regions").exists()
+
+
+PATTERNS = [
+    "south", "north/images/b.jpg", "north/images/*", "'**/a.*'", "south/images/deep", ".", "'{root}/so*'",
+    "'**/images'", "list.txt/../south", "'[ns]o*/a.jpg'",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_annotated_means_the_same_images_in_a_derived_set(tmp_path: Path, pattern: str) -> None:
+    given = several(tmp_path / "set")
+    others = "'south/images/../**/a.jpg': [], north/images/a.jpg: [fish]"
+    say(given, f"annotated: {{{pattern.format(root=given.parent)}: [crab], {others}}}\n")
+    manifest = run(given, tmp_path / "out", "hard")
+    again = run(tmp_path / "out/data.yaml", tmp_path / "again", "normal")
+    old = dataset.load(given)
+    assert any(old.knowledge.matched(image) for image in old.images("val"))  # which stay where they are
+    for folder, made in (("out", manifest), ("again", again)):
+        new = dataset.load(tmp_path / folder / "data.yaml")
+        assert new.knowledge.any
+        by_target: dict[str, set[Any]] = {}
+        for image in new.images("train"):
+            by_target.setdefault(os.path.realpath(image), set()).add(told(new, image))
+        for image in old.images("train"):
+            assert by_target[os.path.realpath(image)] == {told(old, image)}, image
+        assert [told(new, image) for image in new.images("val")] == [told(old, image) for image in old.images("val")]
+        assert len(made["files"]) == 4
+
+
+def test_a_glob_stays_one_where_it_can(tmp_path: Path) -> None:
+    names = [f"coco_{i}" for i in range(4)] + [f"own_{i}" for i in range(8)]
+    given = make(tmp_path / "set", {f"{folder}/{name}": box(0, 0.5) for folder in ("a", "b[1]") for name in names})
+    say(given, "annotated: {'images/train/*/coco_*.jpg': [fish], 'images/train/b[[]1]/own_[0-3].jpg': [crab]}\n")
+    run(given, tmp_path / "out", "normal")
+    assert yaml.safe_load((tmp_path / "out/data.yaml").read_text())["annotated"] == {
+        "images/train/a/coco_*.jpg": ["fish"],
+        "images/train/b[[]1]/coco_*.jpg": ["fish"],
+        "images/train/b[[]1]/own_[0-3].jpg": ["crab"],
+    }
+    new = dataset.load(tmp_path / "out/data.yaml")
+    assert sum(len(new.knowledge.of(image)) for image in new.images("train")) == 8 + 4
+
+
+def test_a_withheld_box_is_in_no_region_that_denies_it(source: Path, tmp_path: Path, capsys: Any) -> None:
+    # box(label, x): fish at 0.2 and 0.4, crab at 0.1, 0.3 and 0.5 of "five"; all at y = 0.5
+    text = "background * 0.25 0.5 0.5 1\nbackground 1 0.9 0.5 0.1 1\nunknown 0 0.2 0.5 0.1 1\n"
+    regions_of(source.parent, {"five": text})
+    manifest = run(source, tmp_path / "none", "normal")
+    assert (tmp_path / "none/regions/train/five.txt").read_text() == text
+    assert capsys.readouterr().err == ""
+    manifest = run(source, tmp_path / "out", "percent", rate=1)
+    file = next(file for file in manifest["files"] if file["label"] == "train/five.txt")
+    assert file["withdrawn"] == 1
+    assert (tmp_path / "out/regions/train/five.txt").read_text().splitlines() == [
+        "background 1 0.9 0.5 0.1 1", "unknown 0 0.2 0.5 0.1 1",
+    ]  # fmt: skip
+    assert file["sha256"]["regions"] == _hash(tmp_path / "out/regions/train/five.txt")
+    assert file["sha256"]["source_regions"] == _hash(source.parent / "regions/train/five.txt")
+    err = capsys.readouterr().err
+    assert err.startswith("warning: 1 regions said that there is nothing of a class where a box of it was withheld")
+    # by what was withheld before, too
+    regions_of(tmp_path / "none", {})
+    regions_of(tmp_path / "out", {"five": "background 0 0.4 0.5 0.2 1\n"})
+    run(tmp_path / "out/data.yaml", tmp_path / "twice", "normal")
+    assert (tmp_path / "twice/regions/train/five.txt").read_text() == ""
+
+
+def test_a_region_file_or_a_pattern_that_is_wrong_ends_it(source: Path, tmp_path: Path) -> None:
+    regions_of(source.parent, {"five": "unknown 7 .5 .5 1 1"})
+    with pytest.raises(DataError, match=r"regions/train/five\.txt \(five\.jpg\), line 1: class 7 is not one of 0 to 1"):
+        run(source, tmp_path / "out")
+    (source.parent / "regions/train/five.txt").unlink()
+    say(source, "annotated: {images/trian: [fish]}\n")
+    with pytest.raises(DataError, match=r"'images/trian' means no image.*did you mean images/train\?"):
+        run(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 # ---- what it refuses, and what an end in the middle leaves
 
 
@@ -521,11 +662,11 @@ def test_summary_by_hand(source: Path, tmp_path: Path) -> None:
 
 
 def test_progress_on_long_sets(capsys: pytest.CaptureFixture[str]) -> None:
-    from rebalance.data.derive import _progress
+    from rebalance.data.progress import progress
 
-    assert list(_progress([1, 2, 3], "counting", every=-1)) == [1, 2, 3]
-    assert "sparsify: counting 2/3" in capsys.readouterr().err
-    assert list(_progress([1, 2, 3], "counting")) == [1, 2, 3]
+    assert list(progress([1, 2, 3], "counting", every=-1)) == [1, 2, 3]
+    assert "counting 2/3" in capsys.readouterr().err
+    assert list(progress([1, 2, 3], "counting")) == [1, 2, 3]
     assert capsys.readouterr().err == ""
 
 

@@ -243,6 +243,32 @@ def test_without_a_folder_of_regions_no_image_is_looked_up(tree: Path, monkeypat
 # ---- keys
 
 
+def test_stock_ultralytics_trains_on_such_a_set_without_a_word(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    utils = pytest.importorskip("ultralytics.data.utils")
+    monkeypatch.setattr(utils, "check_font", lambda font: None)
+    text = "annotated: {reef: [fish]}\nunlabelled: skip\nunknown_below: 12\n"
+    put(tree / "regions/train/reef/1.txt", "unknown * .5 .5 1 1\n")
+    found = utils.check_det_dataset(str(load(tree, text).file))
+    assert (found["train"], found["val"]) == (str(tree / "images/train"), str(tree / "images/val"))
+    assert found["names"] == {0: "fish", 1: "crab", 2: "star"}
+
+
+def test_the_yaml_of_the_documentation(tree: Path) -> None:
+    page = Path(__file__).resolve().parents[2] / "docs/regions.md"
+    if not page.is_file():
+        pytest.skip("no docs/ beside the package")
+    text = next(
+        part for part in page.read_text("utf-8").split("```yaml\n") if "unknown_below" in part and "path:" in part
+    )
+    put(tree / "data.yaml", text.partition("```")[0].replace("/data/sea", str(tree)))
+    knowledge = dataset.load(tree / "data.yaml").knowledge
+    assert knowledge.any
+    assert (knowledge.unlabelled, knowledge.unknown_below) == ("unknown", 12)
+    assert {name: knowledge.matched(str(tree / name)) for name in (IMAGES[0], IMAGES[2], IMAGES[3])} == {
+        IMAGES[0]: ["images/train/reef"], IMAGES[2]: [], IMAGES[3]: ["images/train/sand_*"],
+    }  # fmt: skip
+
+
 def test_unknown_below(tree: Path) -> None:
     assert known(tree).unknown_below == 0
     knowledge = known(tree, "unknown_below: 12\n")

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from rebalance.data import dataset, labels
-from rebalance.data.derive import Manifest, load_manifest, noise, sparsify, summary
+from rebalance.data.derive import noise, sparsify, summary
+from rebalance.data.folder import Manifest, load_manifest
 from rebalance.data.noise import File, Noise, Noisy, iou
 from rebalance.errors import ConfigError, DataError
 from rebalance.settings import NoiseFlags, SparsifyFlags

@@ -83,3 +83,35 @@ def test_how_a_file_is_written() -> None:
     expected = b"background 1 0.5 0.5 1 1\nunknown * 0.5 0.5 1 1\nunknown 0,2 0.1 0.2 0.00001 1\n"
     assert regions.text(made + nothing) == expected
     assert len(Regions.whole(np.zeros(3, np.bool_))) == 0
+
+
+# ---- labels that are where a region says that they are not
+
+
+def contradicted(file: str, *boxes: tuple[int, float, float, float, float]) -> list[list[int]]:
+    """By region the numbers of the labels that it denies."""
+    table = np.array(boxes, np.float32).reshape(-1, 5)
+    given = regions.parse(file.encode(), classes=3)
+    found = regions.contradicted(given, table[:, 0].astype(np.int64), table[:, 1:])
+    return [np.flatnonzero(row).tolist() for row in found]
+
+
+def test_a_label_of_which_half_is_in_a_background_region_of_its_class_is_denied() -> None:
+    left = "background 0,1 0.25 0.5 0.5 1\n"
+    labels = [(0, 0.49, 0.5, 0.2, 0.2), (2, 0.2, 0.5, 0.2, 0.2), (1, 0.52, 0.5, 0.2, 0.2), (1, 0.1, 0.1, 0, 0)]
+    assert contradicted(left, *labels) == [[0, 3]]
+    assert contradicted(left.replace("background", "unknown"), *labels) == [[]]
+    assert contradicted(left) == [[]]
+    assert contradicted("", *labels) == []
+    # of a box across the border of the image, what is in the image
+    assert contradicted("background * 0.05 0.5 0.1 1", (0, 0, 0.5, 0.3, 0.2)) == [[0]]
+    assert contradicted("background * 0.05 0.5 0.1 1", (0, 0.15, 0.5, 0.3, 0.2)) == [[]]
+
+
+def test_the_later_region_counts() -> None:
+    box = (0, 0.5, 0.5, 0.1, 0.1)
+    sure, unknown, other = "background * .5 .5 1 1\n", "unknown 0 .5 .5 .5 .5\n", "unknown 1 .5 .5 .5 .5\n"
+    assert contradicted(sure + unknown, box) == [[], []]
+    assert contradicted(unknown + sure, box) == [[], [0]]
+    assert contradicted(sure + unknown + sure, box) == [[0], [], [0]]
+    assert contradicted(sure + other, box) == [[0], []]

@@ -363,6 +363,15 @@ def test_labels_move_with_the_seed_and_a_set_is_made_once_for_the_runs_that_shar
     assert whole == {"protocol": "normal", "rate": 0.0, "seed": 0, "data": str(bench.data), "manifest": None}
 
 
+def test_of_data_that_are_partial_by_nature_there_are_no_complete_labels(bench: Bench) -> None:
+    (bench.data.parent / "manifest.json").write_text('{"asked": 0.5, "reached": 0.497}', "utf-8")
+    given = {"protocol": "percent", "rate": "0.5"}
+    with pytest.raises(ConfigError, match=r"complete=True .* comes with 50 % of its training boxes withheld"):
+        bench.sweep(complete="True", **given)
+    assert not (bench.folder / "mine").exists()
+    bench.sweep(**given)
+
+
 def test_a_sweep_begun_with_one_label_seed_goes_on_with_it(bench: Bench) -> None:
     given = {"protocol": "percent", "rate": "0.5", "obj_drop": "0"}
     runs = ["seed=0", "seed=1"]

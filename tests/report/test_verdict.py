@@ -78,6 +78,41 @@ def test_the_losses_on_other_labels_are_another_family(make_sweep: Any, make_rec
     assert [test.count for test in tests] == [1, 1]
 
 
+def test_zero_runs_that_differ_in_the_flags_of_drop_are_one_family(make_sweep: Any, make_record: Any) -> None:
+    runs = [
+        make_record(f"{scope}{p}{s}", s, test=0.3 + p / 10 + s / 100 + s * p / 50, drop_scope=scope, obj_drop=p)
+        for scope in ("background", "matched", "literal")
+        for p in (0.0, 0.5)
+        for s in (0, 1)
+    ]
+    assert [row.test.count for row in results(load(make_sweep(*runs))).rows if row.test] == [3, 3, 3]
+
+
+def test_a_removal_before_its_loss_does_not_take_the_place_of_the_baseline(make_sweep: Any, make_record: Any) -> None:
+    points = {"bce": (0.3, 0.31), "focal+drop": (0.4, 0.42), "focal": (0.35, 0.37), "brl": (0.45, 0.455)}
+    runs = losses(make_record, points)
+    for run in runs:
+        if run["config"]["train"]["loss"] == "focal+drop":
+            run["config"]["train"]["obj_drop"] = 0.5
+    _, compared = judged(results(load(make_sweep(*runs, asked={"loss": list(points)}))))
+    assert compared.differences
+    assert [row[0].text for row in compared.differences.rows] == ["focal", "brl"]
+    assert "differ from bce" in compared.verdict
+
+
+def test_divisors_are_compared_as_other_settings_of_a_loss_are(make_sweep: Any, make_record: Any) -> None:
+    runs = [
+        make_record(f"{divisor}{s}", s, loss="focal", divisor=divisor, test=0.3 + s / 100 + i * (0.05 + s / 500))
+        for i, divisor in enumerate(("auto", "image", "batch"))
+        for s in (0, 1)
+    ]
+    found = results(load(make_sweep(*runs, asked={"loss": ["focal"]})))
+    (compared,) = judged(found)
+    assert compared.differences
+    assert [row[0].text for row in compared.differences.rows] == ["focal divisor=image", "focal divisor=batch"]
+    assert [row.test.count for row in found.rows if row.test] == [2, 2]
+
+
 def test_without_a_baseline(make_sweep: Any, make_record: Any) -> None:
     folder = make_sweep(make_record("a", 0, obj_drop=0.1), make_record("b", 0, obj_drop=0.5))
     assert verdicts(folder) == ["There is no 0 % run with the same seed on test to compare with."]
@@ -165,6 +200,25 @@ def test_where_complete_labels_are_worth_too_little_there_is_no_verdict(partial_
     assert text.startswith("obj_drop=0.75 beats 0 %")
 
 
+def test_five_points_are_enough(partial_sweep: Any) -> None:
+    (text,) = verdicts(partial_sweep(full=(0.05, 0.05, 0.05), long=(0.1,)))  # 0.35 - 0.3 is less than 0.05 in floats
+    assert text.startswith("obj_drop=0.75 beats 0 %")
+
+
+def test_complete_labels_for_some_of_the_seeds_are_not_enough(partial_sweep: Any) -> None:
+    (text,) = verdicts(partial_sweep(full=(0.2, 0.2)))
+    assert text == "No verdict: the 0 % run with complete labels and the same seeds is missing."
+
+
+def test_a_long_run_that_is_evaluated_in_another_way_does_not_count(
+    partial_sweep: Any, make_sweep: Any, make_record: Any
+) -> None:
+    long = make_record("a", 0, test=0.6, host={"epochs": 10})
+    long["evaluation"] = {"iou": 0.3, "conf": 0.001, "max_det": 300, "source": "as asked"}
+    texts = verdicts(partial_sweep(long=None), make_sweep(long, name="other"))
+    assert texts[0].endswith("(2 times the epochs or more) is missing.")
+
+
 def test_where_the_baseline_is_far_below_a_long_run_there_is_no_verdict(partial_sweep: Any) -> None:
     (text,) = verdicts(partial_sweep(full=(0.1, 0.1, 0.1), long=(0.501,)))
     assert text == (
@@ -204,19 +258,24 @@ def test_what_is_missing_is_told_with_its_command(partial_sweep: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("epochs", "protocol", "reached"),
-    [(3, "normal", None), (10, "extreme", 0.8), (10, "normal", 0.5)],
+    ("epochs", "protocol", "reached", "told"),
+    [
+        (3, "normal", None, "(2 times the epochs or more) is missing"),
+        (10, "extreme", 0.8, "(2 times the epochs or more) is missing"),
+        (10, "normal", 0.5, "the data set comes with 50 % of its training boxes withheld"),
+    ],
     ids=["slightly longer", "on partial labels", "on a data set that is partial as it comes"],
 )
 def test_a_run_that_is_no_long_run_on_complete_labels(
-    partial_sweep: Any, make_record: Any, epochs: int, protocol: str, reached: float | None
+    partial_sweep: Any, make_record: Any, epochs: int, protocol: str, reached: float | None, told: str
 ) -> None:
     folder = partial_sweep(long=None)
     content = make_record("longer", 0, test=0.6, protocol=protocol, host={"epochs": epochs})
     content["config"]["labels"]["manifest"] = {"asked": None, "reached": reached, "sha256": "0"}
     (folder / "runs" / "longer").mkdir()
     (folder / "runs" / "longer" / "record.json").write_text(json.dumps(content), "utf-8")
-    assert verdicts(folder)[0].endswith("(2 times the epochs or more) is missing.")
+    assert verdicts(folder)[0].startswith("No verdict: ")
+    assert told in verdicts(folder)[0]
 
 
 @pytest.mark.parametrize(
@@ -263,6 +322,19 @@ def test_a_data_set_that_is_partial_as_it_comes_has_no_verdict(make_sweep: Any, 
         "can stand beside; on a complete data set protocol= withholds them."
     ]
     assert missing(folder) == []
+
+
+def test_on_such_a_data_set_no_run_is_one_on_complete_labels(partial_sweep: Any) -> None:
+    """Of labels that are withheld from it beside, what it comes with is a part too."""
+    folder = partial_sweep()
+    for path in folder.glob("runs/*/record.json"):
+        content = json.loads(path.read_text("utf-8"))
+        content["config"]["labels"]["manifest"] = {"asked": 0.5, "reached": 0.5, "sha256": "0"}
+        path.write_text(json.dumps(content), "utf-8")
+    (found,) = judged(results(load(folder)))
+    assert found.verdict.startswith("No verdict: the data set comes with 50 % of its training boxes withheld")
+    assert not any("complete labels" in row[0].text for row in found.levels.rows)
+    assert not any("gap closed" in table.head for table in found.tables)
 
 
 def test_runs_that_several_comparisons_lack_have_names_of_their_own(make_sweep: Any, make_record: Any) -> None:

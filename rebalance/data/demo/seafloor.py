@@ -30,7 +30,7 @@ import yaml
 from rebalance.data import labels
 from rebalance.data.demo.scenery import render
 from rebalance.data.demo.sprites import NAMES
-from rebalance.data.derive import finish, new_folder, put
+from rebalance.data.folder import finish, new_folder, put
 from rebalance.data.labels import Labels
 from rebalance.data.protocols import Withhold
 from rebalance.errors import DataError

@@ -1,0 +1,145 @@
+"""What it is worth to say which labels are missing: trainings with and without regions, beside complete labels.
+
+Two ways in which labels are missing, made from a data set whose training labels are complete, drawn anew for each seed:
+
+    merge   two halves of the images: in one the classes of even number were labelled, in the other those of odd number,
+            as where two data sets are joined. `annotated:` in the YAML says so, or nothing does.
+    cover   in each image a strip of a third of its area, anywhere, was not looked at: boxes of which half or more lies
+            in it are gone. A region file says so, or nothing does.
+
+    python scripts/known_regions.py data=<complete data set>.yaml out=<folder> [pretrained=<weights>] [seeds=0,1,2]
+
+Any other key takes the place of one of the trainings' (epochs=1). The sweep is `runs/benchmark/<name of out>` and goes
+on where it was stopped. Its records are kept in <out>/records.jsonl, the table is <out>/table.csv: mAP in points on
+test, differences from "nothing said" paired by seed, with 95 % intervals, and the gap closed to complete labels.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas
+from numpy.typing import NDArray
+
+from rebalance.data import dataset, regions
+from rebalance.data.dataset import DataSet
+from rebalance.data.derive import finish, new_folder, put
+from rebalance.data.labels import Labels
+from rebalance.data.regions import Regions
+from rebalance.experiments.record import load, pack
+from rebalance.experiments.sweep import sweep
+from rebalance.report.evidence import gap_closed, stat
+
+RECIPE = {
+    "model": "yolov5n.yaml", "loss": "bce", "head": "stock", "freeze": "10", "epochs": "12", "imgsz": "320",
+    "batch": "16", "nbs": "16", "optimizer": "AdamW", "lr0": "0.002", "warmup_epochs": "1", "cos_lr": "True",
+    "mosaic": "0", "cache": "ram", "val": "False", "plots": "False", "amp": "False", "workers": "0", "device": "cpu",
+    "jobs": "2",
+}  # fmt: skip
+SAID = {"merge": "annotated", "cover": "region files"}  # what says it
+COMPLETE = "complete"
+COVERED = 1 / 3  # of an image's area
+
+Made = tuple[NDArray[np.bool_], Regions, str]  # which labels (n,) stay, what a region file says, the half of the image
+
+
+def merge(source: DataSet, found: Labels, draw: np.random.Generator) -> Made:
+    """One of the halves, with labels of its own classes."""
+    half = draw.integers(2)
+    return found.classes % 2 == half, Regions.none(len(source.names)), f"half{half}/"
+
+
+def cover(source: DataSet, found: Labels, draw: np.random.Generator) -> Made:
+    """Labels outside a strip, and the region that is the strip."""
+    left = draw.random() * (1 - COVERED)
+    x, width = found.boxes_xywh_norm[:, 0].astype(float), found.boxes_xywh_norm[:, 2].astype(float)
+    inside = np.minimum(x + width / 2, left + COVERED) - np.maximum(x - width / 2, left)
+    strip = np.array([[left + COVERED / 2, 0.5, COVERED, 1]], np.float32)
+    return inside < width / 2, Regions(np.array([True]), np.ones((1, len(source.names)), np.bool_), strip), ""
+
+
+def make(source: DataSet, way: Callable[..., Made], seed: int, out: Path) -> None:
+    """Data sets `<out>-silent` and `<out>-said`, with the same labels; the second says what is not known of them."""
+    for said in (False, True):
+        place = out.with_name(f"{out.name}-{'said' if said else 'silent'}")
+        if place.exists():
+            continue
+        with new_folder(place) as folder:
+            for image in source.images("train"):
+                found = source.labels(image)
+                draw = np.random.default_rng([seed, *Path(image).stem.encode()])
+                stays, known, part = way(source, found, draw)
+                name = f"train/{part}{Path(image).name}"
+                link = folder / "images" / name
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(Path(image).resolve())
+                put((folder / "labels" / name).with_suffix(".txt"), found.pick(stays).data)
+                if said and len(known):
+                    put((folder / "regions" / name).with_suffix(".txt"), regions.text(known))
+            content: dict[str, Any] = {
+                "train": "images/train", **{split: list(source.splits[split]) for split in ("val", "test")},
+                "names": dict(source.names),
+            }  # fmt: skip
+            if said and way is merge:
+                names = list(source.names.values())
+                content["annotated"] = {f"images/train/half{half}": names[half::2] for half in (0, 1)}
+            finish(folder, content, {"seed": seed})
+
+
+def table(values: dict[tuple[str, int], dict[str, float]], seeds: list[int]) -> Iterator[dict[str, Any]]:
+    """A row for each way and what is said, from test metrics by (name of the set, seed)."""
+
+    def points(name: str, metric: str) -> NDArray[np.float64]:
+        return np.array([100 * values[name, seed][metric] for seed in seeds])
+
+    def told(name: str, found: NDArray[np.float64]) -> dict[str, float | None]:
+        mean = stat(found.tolist())
+        return {name: round(mean.mean, 1), f"{name} ±": mean.half and round(mean.half, 1)}
+
+    for way, words in SAID.items():
+        silent, said = f"{way}-silent", f"{way}-said"
+        for name, shown in ((COMPLETE, "complete labels"), (silent, "nothing"), (said, words)):
+            row: dict[str, Any] = {"missing": way, "said": shown, "seeds": len(seeds)}
+            for metric in ("mAP50", "mAP50-95"):
+                row |= told(metric, points(name, metric))
+                gained, gap = (points(one, metric) - points(silent, metric) for one in (name, COMPLETE))
+                if name != silent:
+                    row |= told(f"{metric} vs nothing", gained)
+                if name == said and (closed := gap_closed(gained.tolist(), gap.tolist())):
+                    shares = {"gap closed": closed.share, "from": closed.low, "to": closed.high}
+                    row |= {f"{metric} {end}": share and round(share, 2) for end, share in shares.items()}
+            yield row
+
+
+def main(argv: list[str]) -> None:
+    """`data=` and `out=`, see above."""
+    given = dict(part.partition("=")[::2] for part in argv)
+    if missing := {"data", "out"} - {*given}:
+        sys.exit(f"missing: {', '.join(sorted(missing))}; see the first lines of this file")
+    source, out = dataset.load(given.pop("data")), Path(given.pop("out"))
+    seeds = [int(seed) for seed in given.pop("seeds", "0,1,2").split(",")]
+    cells, sets = [], {}
+    for seed in seeds:
+        work = Path("runs", out.name, str(seed))
+        for way in (merge, cover):
+            make(source, way, seed, work / way.__name__)
+        for name in (COMPLETE, *(f"{way}-{what}" for way in SAID for what in ("silent", "said"))):
+            data = (source.file if name == COMPLETE else work / name / "data.yaml").resolve()
+            sets[str(data), seed] = name
+            cells.append({**RECIPE, **given, "name": out.name, "data": str(data), "seeds": str(seed)})
+    folder = sweep(cells)
+    pack(folder, out)
+    values = {
+        (sets[str(Path(record.host["data"]).resolve()), record.seed], record.seed): record.metrics["test"]
+        for record in load(folder).finished
+    }
+    pandas.DataFrame(table(values, seeds)).to_csv(out / "table.csv", index=False, lineterminator="\n")
+    print((out / "table.csv").read_text("utf-8"))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
