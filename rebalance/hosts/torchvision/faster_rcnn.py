@@ -125,12 +125,13 @@ class FasterRCNNCriterion:
     # First stage ------------------------------------------------------------------------------------------------------
 
     def _rpn(self, raw: Raw, labels: Padded) -> dict[str, Tensor]:
-        (high, low), size = RPN_IOU, raw["size"]
-        raw, matched = self._drawn(raw, match_by_iou(raw["anchors"], labels, high=high, low=low, rescue="ties"))
+        high, low = RPN_IOU
+        matched = match_by_iou(raw["anchors"], labels, high=high, low=low, rescue="ties")
+        known = self.rpn.known(lambda: raw["anchors"], images=len(raw["logits"]), size=raw["size"], each=False)
+        raw, matched, known = self._drawn(raw, _sampled(matched, known), known)
         logits, residuals = unrefined(raw["logits"], raw.get("residuals"))
         deltas, anchors = upcast(raw["deltas"]), raw["anchors"]
         gt_boxes, _ = of_label(labels, matched.label)
-        known = self.rpn.known(lambda: anchors, images=len(logits), size=size, each=False)
         choice = self.rpn.choose(
             predictions(
                 matched.state, lambda: decode_deltas(deltas.detach(), anchors), labels, gt_boxes,
@@ -149,15 +150,16 @@ class FasterRCNNCriterion:
         self.rpn.weigh_up(choice, matched.state, logits, lambda x, choice: losses(x, residuals[:0], choice)["obj_loss"])
         return losses(logits, residuals, choice)
 
-    def _drawn(self, raw: Raw, matched: Matched) -> tuple[Raw, Matched]:
-        """The anchors trained on: (B, S) logits, (B, S, 4) offsets and anchors, and what they are matched to."""
+    def _drawn(self, raw: Raw, matched: Matched, known: Known) -> tuple[Raw, Matched, Known]:
+        """The anchors trained on: (B, S) logits, (B, S, 4) offsets and anchors, matches, what is known of them."""
         generator = self.run.generator(matched.state.device, "anchors")
         place, state = sample(matched.state, self.head.numbers.anchors, RPN_SHARE, generator=generator)
         drawn = {
             "logits": raw["logits"].gather(1, place), "deltas": take(raw["deltas"], place),
             "anchors": raw["anchors"][place],
         }  # fmt: skip
-        return drawn, Matched(state, matched.label.gather(1, place), matched.overlap.gather(1, place))
+        found = Matched(state, matched.label.gather(1, place), matched.overlap.gather(1, place))
+        return drawn, found, _at(known, place)
 
     def _divided(self, losses: dict[str, Tensor], state: Tensor, choice: Choice) -> dict[str, Tensor]:
         """The RPN's summed losses, of (B, S) each."""
@@ -174,6 +176,8 @@ class FasterRCNNCriterion:
         matched = match_by_iou(boxes, labels, high=ROI_IOU, low=ROI_IOU)
         there = torch.cat((raw["valid"], labels.valid), 1)
         matched = matched._replace(state=matched.state.masked_fill(~there, IGNORE))
+        known = self.roi.known(lambda: boxes, images=len(boxes), size=raw["size"], each=False)
+        matched = _sampled(matched, known)
         if self.roi.mined:
             place, state = self._hardest(raw, labels, boxes, matched)
         else:
@@ -188,7 +192,7 @@ class FasterRCNNCriterion:
             return scores[..., BACKGROUND + 1 :].logsumexp(-1) - scores[..., BACKGROUND]
 
         # a proposal is judged by what it overlaps, not by the box that the head makes of it
-        known = self.roi.known(lambda: rois, images=len(rois), size=raw["size"], each=False)
+        known = _at(known, place)
         choice = self.roi.choose(
             Predictions(state, lambda: chosen.overlap, confidence, own=lambda: chosen.overlap, known=known)
         )
@@ -241,8 +245,8 @@ class RefinedFasterRCNNCriterion(FasterRCNNCriterion):
     losses; a prediction's confidence is its refined objectness.
     """
 
-    def _drawn(self, raw: Raw, matched: Matched) -> tuple[Raw, Matched]:
-        return raw, matched
+    def _drawn(self, raw: Raw, matched: Matched, known: Known) -> tuple[Raw, Matched, Known]:
+        return raw, matched, known
 
     def _divided(self, losses: dict[str, Tensor], state: Tensor, choice: Choice) -> dict[str, Tensor]:
         positive = state == POSITIVE
@@ -250,6 +254,19 @@ class RefinedFasterRCNNCriterion(FasterRCNNCriterion):
         counts = {"prop_loss": self.rpn.count(choice.of_box_count(positive), NOTHING, by=plainly(self.recipe))}
         order = [name for name in ("obj_loss", "prop_loss", "res_loss") if name in losses]
         return {name: (losses[name].sum(1) / counts.get(name, count)).sum() for name in order}
+
+
+def _sampled(matched: Matched, known: Known) -> Matched:
+    """What may be sampled: no candidate of which something is unknown, unless it is matched to a label."""
+    unknown = known.ignored(matched.state == POSITIVE)
+    return (
+        matched if unknown is None else matched._replace(state=matched.state.masked_fill(unknown.squeeze(-1), IGNORE))
+    )
+
+
+def _at(known: Known, place: Tensor) -> Known:
+    """What is known (B, N, 1) of the candidates at places (B, S)."""
+    return Known(*(None if x is None else x.gather(1, place.unsqueeze(-1)) for x in known))
 
 
 def _smooth_l1(deltas: Tensor, targets: Tensor, chosen: Tensor) -> Tensor:
