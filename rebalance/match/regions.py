@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from rebalance.match.boxes import PAIRS, PAIRS_ELSEWHERE, upcast, xywh_to_xyxy
+from rebalance.match.candidates import IGNORE, NEGATIVE, POSITIVE
 
 INSIDE = 0.5  # of a candidate's own area
 POINT = 1 / 64  # pixels, half a side of a candidate without extent
@@ -76,6 +77,22 @@ class Known(NamedTuple):
     def ignored(self, positive: Tensor) -> Tensor | None:
         """(B, N, 1 or C) bool: what is no candidate, by which (B, N) are matched; None: nothing."""
         return None if self.unknown is None else self.unknown & ~positive.unsqueeze(-1)
+
+    def no_candidate(self, state: Tensor) -> Tensor:
+        """The same with what is IGNORE by (B, N) states; (B, N) bool where nothing is unknown."""
+        ignored, unknown = state == IGNORE, self.ignored(state == POSITIVE)
+        return ignored if unknown is None else unknown | ignored.unsqueeze(-1)
+
+    def undrawn(self, state: Tensor) -> Tensor:
+        """(B, N) states, IGNORE where a negative is unknown in all channels: it is never drawn into a sample."""
+        if self.unknown is None:
+            return state
+        return state.masked_fill(self.unknown.all(-1) & (state == NEGATIVE), IGNORE)
+
+    def at(self, place: Tensor) -> Known:
+        """What is said of the candidates at places (B, S)."""
+        index = place.unsqueeze(-1)
+        return Known(*(x if x is None else x.gather(1, index.expand(-1, -1, x.shape[-1])) for x in self))
 
 
 NOTHING_SAID = Known()

@@ -18,6 +18,7 @@ from rebalance.match.boxes import decode_deltas, encode_deltas, max_iou, own_ove
 from rebalance.match.candidates import IGNORE, POSITIVE, SIGMOID, SOFTMAX, Candidates
 from rebalance.match.iou import Matched
 from rebalance.match.padded import Padded, padded_labels
+from rebalance.match.regions import Known
 from rebalance.methods.method import NOTHING, Choice, Predictions, Run
 from rebalance.objective import Objective
 from rebalance.recipe import Recipe
@@ -39,7 +40,12 @@ def labels_of(batch: Batch, images: int, size: tuple[int, int], device: torch.de
 
 
 def predictions(
-    state: Tensor, boxes: Callable[[], Tensor], labels: Padded, gt_boxes: Tensor, confidence: Callable[[], Tensor]
+    state: Tensor,
+    boxes: Callable[[], Tensor],
+    labels: Padded,
+    gt_boxes: Tensor,
+    confidence: Callable[[], Tensor],
+    known: Known,
 ) -> Predictions:
     """What is chosen from: by the overlap of the predicted `boxes` (B, A, 4), and of what is ignored nothing.
 
@@ -47,7 +53,7 @@ def predictions(
     """
     return Predictions(
         state, lambda: max_iou(boxes(), labels.boxes).masked_fill(state == IGNORE, 1), confidence,
-        own=lambda: own_overlap(boxes(), gt_boxes),
+        own=lambda: own_overlap(boxes(), gt_boxes), known=known,
     )  # fmt: skip
 
 
@@ -55,11 +61,17 @@ class DenseCriterion(ABC):
     """One classification and one box loss over all anchors of the batch.
 
     The overlap that a method asks for is that of the anchor; a prediction is dropped by the overlap of its decoded box.
+    Whether a candidate is inside a region is decided by its anchor: for each class by itself, on a softmax and of an
+    objectness for all at once. What the host's matching ignores stays ignored where it is verified background.
     """
 
     scale = (1.0, 1.0)  # of the offsets
     link = SIGMOID  # on a softmax the first channel is background, and the targets of a candidate are one class
     ignores = False  # whether candidates may be IGNORE
+    by_class = True  # whether regions are about each class by itself
+
+    # Of the batch at hand
+    _known: Known
 
     def __init__(self, head: Any, *, recipe: Recipe, seed: int) -> None:
         self.recipe = recipe
@@ -87,11 +99,20 @@ class DenseCriterion(ABC):
         matched = self.match(anchors, labels)
         positive = matched.state == POSITIVE
         gt_boxes, classes = of_label(labels, matched.label)
+        known = self._known = self.objective.known(
+            lambda: anchors, images=len(logits), size=raw["size"], each=self.by_class
+        )
+
+        def confidence() -> Tensor:
+            found = logits.detach()
+            if self.by_class and known.unknown is not None:
+                found = found.masked_fill(known.unknown, -torch.inf)
+            return self.confidence(found)
 
         choice = self.objective.choose(
             predictions(
                 matched.state, lambda: decode_deltas(deltas.detach(), anchors, self.scale), labels, gt_boxes,
-                lambda: self.confidence(logits.detach()),
+                confidence, known,
             )
         )  # fmt: skip
         cls = self._classification(logits, classes, matched, choice)
@@ -108,29 +129,35 @@ class DenseCriterion(ABC):
         def total(logits: Tensor, choice: Choice) -> Tensor:
             def cost(choice: Choice) -> Tensor:
                 state = choice.seen(matched.state)
-                parts = self._parts(logits, classes, state == POSITIVE, state, matched.overlap)
-                return torch.cat([self._of_images(*part) for part in parts])  # (B, A)
+                parts = self._parts(logits, classes, state == POSITIVE, state, matched.overlap, *self._known)
+                found = (self._of_images(*part[:5], Known(*part[5:])) for part in parts)
+                # (B, A), or (B, A, C) where a candidate leaves the loss of some of its classes alone
+                return torch.cat([x.sum(-1) if choice.sure is None else x for x in found])
 
             loss = choice.of_loss(choice.trained(cost))
+            loss = loss if loss.dim() == 2 else loss.sum(-1)
             channels = 1 if self.link == SOFTMAX else logits.shape[-1]
-            positive, ignored = matched.state == POSITIVE, matched.state == IGNORE
-            count = self.objective.count(positive, choice, channels=channels, ignored=ignored)
+            ignored = self._known.no_candidate(matched.state)
+            count = self.objective.count(matched.state == POSITIVE, choice, channels=channels, ignored=ignored)
             return (loss.sum(1) / count).sum()
 
         self.objective.weigh_up(choice, matched.state, logits, total)
         return total(logits, choice)
 
-    def _of_images(self, logits: Tensor, classes: Tensor, positive: Tensor, state: Tensor, overlap: Tensor) -> Tensor:
-        """(B, A) classification loss."""
+    def _of_images(
+        self, logits: Tensor, classes: Tensor, positive: Tensor, state: Tensor, overlap: Tensor, known: Known
+    ) -> Tensor:
+        """(B, A, C) classification loss, on a softmax (B, A, 1)."""
         targets = self.class_targets(logits, classes, positive)
-        return self.objective.loss(Candidates(logits, targets, state, overlap, self.link)).sum(-1)
+        return self.objective.loss(Candidates(logits, targets, state, overlap, self.link, *known))
 
-    def _parts(self, logits: Tensor, *others: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    def _parts(self, logits: Tensor, *others: Tensor | None) -> Iterable[tuple[Any, ...]]:
         """A few images at a time where that is faster, as long as the loss of an image does not depend on others."""
         step = len(logits)
         if logits.device.type == "cpu" and self.objective.by_image:
             step = max(1, ELEMENTS // max(1, logits[:1].numel()))
-        return zip(*(torch.split(x, step) for x in (logits, *others)), strict=True)
+        first = torch.split(logits, step)
+        return zip(first, *([x] * len(first) if x is None else torch.split(x, step) for x in others), strict=True)
 
     def _box(self, deltas: Tensor, gt_boxes: Tensor, anchors: Tensor, positive: Tensor, choice: Choice) -> Tensor:
         chosen = choice.in_box(positive)

@@ -29,7 +29,7 @@ from rebalance.hosts.evaluation import RCNN
 from rebalance.hosts.torchvision.dense import Batch, DenseCriterion, Result, one_hot, plainly
 from rebalance.hosts.torchvision.head import Anchors, Raw, TorchvisionHead, best_pairs, boxes_at, by_cell, class_rows
 from rebalance.match.boxes import upcast
-from rebalance.match.candidates import IGNORE, POSITIVE, SIGMOID, Candidates
+from rebalance.match.candidates import POSITIVE, SIGMOID, Candidates
 from rebalance.match.iou import Matched, match_by_iou
 from rebalance.match.padded import Padded
 from rebalance.methods.bce import bce
@@ -87,7 +87,11 @@ class RefinedRetinaNetCriterion(RetinaNetCriterion):
     of the batch, as in Detectron, on which the paper stands: cross-entropy weighs negatives in full, and if each image
     divided by its own positives, those with few labels or none would outweigh the others. A prediction's confidence is
     its refined objectness.
+
+    Regions act on the objectness and its refinements: they count where every class is known.
     """
+
+    by_class = False
 
     # Of the batch at hand
     _raw: tuple[Tensor, Tensor]  # (B, A) objectness and (T, B, A) residual logits
@@ -113,9 +117,10 @@ class RefinedRetinaNetCriterion(RetinaNetCriterion):
         objects, residuals = self._raw
 
         def losses(objects: Tensor, residuals: Tensor, choice: Choice) -> dict[str, Tensor]:
-            candidates = Candidates(objects, positive.to(logits.dtype), state, matched.overlap)
+            targets = positive.to(logits.dtype)
+            candidates = Candidates(objects, targets, state, matched.overlap, SIGMOID, *self._known)
             found = self.objective.objectness(candidates, residuals, choice)
-            count = self.objective.count(positive, choice, ignored=state == IGNORE)
+            count = self.objective.count(positive, choice, ignored=self._known.no_candidate(state))
             return {name: (loss.sum(1) / count).sum() for name, loss in found.items()}
 
         self.objective.weigh_up(choice, state, objects, lambda x, choice: losses(x, residuals[:0], choice)["obj_loss"])
