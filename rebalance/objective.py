@@ -96,10 +96,6 @@ class Objective:
             batch = method.relabel(batch, self.run)
         return batch
 
-    def follow(self, stage: Objective) -> None:
-        """Go on with the batch that another stage of the same criterion has begun the step with."""
-        self.regions, self.withheld = stage.regions, stage.withheld
-
     def known(self, boxes: Callable[[], Tensor], *, images: int, size: tuple[int, int], each: bool) -> Known:
         """What this batch's regions say of candidates by their boxes, which are asked for where there are regions.
 

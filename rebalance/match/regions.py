@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from rebalance.match.boxes import PAIRS, PAIRS_ELSEWHERE, upcast, xywh_to_xyxy
-from rebalance.match.candidates import IGNORE, NEGATIVE, POSITIVE
+from rebalance.match.candidates import every
 
 INSIDE = 0.5  # of a candidate's own area
 POINT = 1 / 64  # pixels, half a side of a candidate without extent
@@ -72,27 +72,11 @@ class Known(NamedTuple):
         parts = [x for x in self[:2] if x is not None]
         if not parts:
             return None
-        return (parts[0] if len(parts) == 1 else parts[0] | parts[1]).all(-1)
+        return every(parts[0] if len(parts) == 1 else parts[0] | parts[1])
 
     def ignored(self, positive: Tensor) -> Tensor | None:
         """(B, N, 1 or C) bool: what is no candidate, by which (B, N) are matched; None: nothing."""
         return None if self.unknown is None else self.unknown & ~positive.unsqueeze(-1)
-
-    def no_candidate(self, state: Tensor) -> Tensor:
-        """The same with what is IGNORE by (B, N) states; (B, N) bool where nothing is unknown."""
-        ignored, unknown = state == IGNORE, self.ignored(state == POSITIVE)
-        return ignored if unknown is None else unknown | ignored.unsqueeze(-1)
-
-    def undrawn(self, state: Tensor) -> Tensor:
-        """(B, N) states, IGNORE where a negative is unknown in all channels: it is never drawn into a sample."""
-        if self.unknown is None:
-            return state
-        return state.masked_fill(self.unknown.all(-1) & (state == NEGATIVE), IGNORE)
-
-    def at(self, place: Tensor) -> Known:
-        """What is said of the candidates at places (B, S)."""
-        index = place.unsqueeze(-1)
-        return Known(*(x if x is None else x.gather(1, index.expand(-1, -1, x.shape[-1])) for x in self))
 
 
 NOTHING_SAID = Known()
@@ -175,9 +159,7 @@ def _said(boxes: Tensor, corners: Tensor, limit: Tensor, weight: Tensor, regions
     inside = inter >= area * INSIDE
     if regions.some_sized:
         inside &= area < limit
-    sums = inside.transpose(1, 2).to(weight.dtype) @ weight  # (B, A, C)
-    unknown, sure = sums > 0 if regions.some_unknown else None, sums < 0 if regions.some_background else None
-    if not each:
-        unknown = None if unknown is None else unknown.any(-1, keepdim=True)
-        sure = None if sure is None else sure.all(-1, keepdim=True)
-    return Known(unknown, sure)
+    inside = inside.to(weight.dtype)
+    # of all at once the highest says both: unknown where any is, sure where all are
+    sums = inside.mT @ weight if each else (weight.mT @ inside).amax(1).unsqueeze(-1)  # (B, A, 1 or C)
+    return Known(sums > 0 if regions.some_unknown else None, sums < 0 if regions.some_background else None)

@@ -115,7 +115,7 @@ class RegionDataset(YOLODataset):  # type: ignore[misc]
         """What is about no class that is trained is left out; with `single_cls` a region is about the one."""
         found = self.knowledge.of(image)
         boxes, unknown, classes = found.boxes_xywh_norm, found.unknown, found.classes
-        below = np.full(len(found), np.inf, np.float32)
+        below: NDArray[Any] = np.full(len(found), np.inf, np.float32)
         if self.knowledge.unknown_below:  # what is said of all the image comes first
             boxes, unknown = np.concatenate((WHOLE, boxes)), np.concatenate(([True], unknown))
             classes = np.concatenate((np.ones_like(classes, shape=(1, classes.shape[1])), classes))
@@ -290,7 +290,7 @@ def without(regions: Labels, cut: NDArray[np.int32]) -> Labels:
         np.stack((x1, y1, x2, np.minimum(y2, top)), 1),
         np.stack((x1, np.maximum(y1, bottom), x2, y2), 1),
     ), 1)  # (n, 4, 4)  # fmt: skip
-    there = (strips[..., 2:] > strips[..., :2]).all(-1)
+    there: NDArray[np.bool_] = np.all(strips[..., 2:] > strips[..., :2], -1)
     there[:, 1:] &= ~apart[:, None]
     covered = (np.minimum(x2, right) - np.maximum(x1, left)) * (np.minimum(y2, bottom) - np.maximum(y1, top))
     objects = regions["cls"]["withheld"]
@@ -361,6 +361,8 @@ class CarryingLetterBox(LetterBox):  # type: ignore[misc]
 
 class CarryingAlbumentations(Albumentations):  # type: ignore[misc]
     """Transforms of one's own that move boxes; what is turned there comes back larger, so nothing stays verified."""
+
+    transform: Any
 
     def __call__(self, labels: Labels) -> Labels:
         if self.transform is None or not self.contains_spatial:

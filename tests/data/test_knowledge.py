@@ -79,6 +79,7 @@ def test_region_path_is_beside_the_label_path() -> None:
         ("images/train/reef?", "3"),
         ("images/train/sand_*", "45"),
         ("images/train/sand_*.jpg", "45"),
+        ("images/train/*.jpg", "45"),
         ("images/train/sand_[0-4]*", "4"),
         ("images/train/sand_[!0-4].jpg", "5"),
         ("images/*/sand_*", "457"),
@@ -168,6 +169,17 @@ def test_links_are_followed_as_far_as_those_of_the_splits_are(tree: Path, tmp_pa
     assert by_image[str(made / "images/val/v.jpg")] == ["images/val/v.jpg"]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs links")
+def test_region_files_of_images_below_a_linked_folder_are_seen(tree: Path, tmp_path: Path) -> None:
+    put(tmp_path / "elsewhere/8.jpg")
+    (tree / "images/val/more").symlink_to(tmp_path / "elsewhere")
+    assert not known(tree).any
+    put(tree / "regions/val/more/8.txt", "unknown * .5 .5 1 1\n")
+    source = load(tree)
+    assert source.knowledge.any
+    assert [len(source.knowledge.of(image)) for image in source.images("val")] == [1, 0]
+
+
 def test_images_of_a_list(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listed = ("./../images/train/sand_4.jpg", "images/train/reef/1.jpg", f"{tree}/images/train/sand_5.jpg")
     put(tree / "lists/train.txt", "\n".join(listed))
@@ -241,6 +253,32 @@ def test_without_a_folder_of_regions_no_image_is_looked_up(tree: Path, monkeypat
 
 
 # ---- keys
+
+
+def test_stock_ultralytics_trains_on_such_a_set_without_a_word(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    utils = pytest.importorskip("ultralytics.data.utils")
+    monkeypatch.setattr(utils, "check_font", lambda font: None)
+    text = "annotated: {reef: [fish]}\nunlabelled: skip\nunknown_below: 12\n"
+    put(tree / "regions/train/reef/1.txt", "unknown * .5 .5 1 1\n")
+    found = utils.check_det_dataset(str(load(tree, text).file))
+    assert (found["train"], found["val"]) == (str(tree / "images/train"), str(tree / "images/val"))
+    assert found["names"] == {0: "fish", 1: "crab", 2: "star"}
+
+
+def test_the_yaml_of_the_documentation(tree: Path) -> None:
+    page = Path(__file__).resolve().parents[2] / "docs/regions.md"
+    if not page.is_file():
+        pytest.skip("no docs/ beside the package")
+    text = next(
+        part for part in page.read_text("utf-8").split("```yaml\n") if "unknown_below" in part and "path:" in part
+    )
+    put(tree / "data.yaml", text.partition("```")[0].replace("/data/sea", str(tree)))
+    knowledge = dataset.load(tree / "data.yaml").knowledge
+    assert knowledge.any
+    assert (knowledge.unlabelled, knowledge.unknown_below) == ("unknown", 12)
+    assert {name: knowledge.matched(str(tree / name)) for name in (IMAGES[0], IMAGES[2], IMAGES[3])} == {
+        IMAGES[0]: ["images/train/reef"], IMAGES[2]: [], IMAGES[3]: ["images/train/sand_*"],
+    }  # fmt: skip
 
 
 def test_unknown_below(tree: Path) -> None:

@@ -222,6 +222,8 @@ def test_an_objectness_and_its_refinements_have_none_where_a_class_is_unknown(lo
     unknown = torch.rand(*logits.shape, 1, generator=g) < 0.4
     flat = given._replace(logits=logits, targets=given.targets.squeeze(-1))
 
+    means = []  # over the positives and negatives, after each step
+
     def run(one: Candidates, ignores: bool) -> dict[str, Tensor]:
         flags = {"obj_drop": 0.5} if "drop" in loss else {}
         objective = compose(loss, "resobj", **flags)
@@ -231,12 +233,15 @@ def test_an_objectness_and_its_refinements_have_none_where_a_class_is_unknown(lo
         choice = objective.choose(
             Predictions(one.state, lambda: overlap, logits.detach, lambda: overlap, known=Known(one.unknown, None))
         )
-        return objective.objectness(one, residuals, choice)
+        losses = objective.objectness(one, residuals, choice)
+        means.append(objective.steps.sums)
+        return losses
 
     found = run(flat._replace(unknown=unknown), False)
     out = unknown.squeeze(-1) & (given.state == NEGATIVE)
     expected = run(flat._replace(state=flat.state.masked_fill(out, IGNORE)), True)
     assert len(found) == 1 + bool(steps)
+    torch.testing.assert_close(*means)
     for name, losses in found.items():
         assert losses[out].eq(0).all()
         torch.testing.assert_close(losses, expected[name])

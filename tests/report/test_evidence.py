@@ -53,10 +53,14 @@ def test_seeds_that_agree_to_the_last_digit() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_the_corrected_interval_leaves_out_0_exactly_where_the_difference_holds(seed: int) -> None:
-    ts = [((seed * 7919 + i * 104729) % 977) / 100 for i in range(1, 7)]  # 0 to 10, of two degrees of freedom
+    # of two degrees of freedom, about what Holm's steps ask for: 4.3, 6.2, 7.6, 8.9, 9.9 and 10.9
+    parts = [((seed * 7919 + i * 104729) % 977) / 977 for i in range(6)]
+    ts = [least + 2 * part for least, part in zip((2, 5, 7, 8, 9, 11), parts, strict=True)]
     family = [stat([t - 3**0.5, t, t + 3**0.5]) for t in ts]
-    for change, one in zip(family, compare(family), strict=True):
+    tested = compare(family)
+    for change, one in zip(family, tested, strict=True):
         assert (abs(change.mean) > one.half) == one.holds == (one.corrected < ALPHA)
+    assert {one.holds for one in tested} == {True, False}
 
 
 def test_after_a_step_that_fails_no_later_one_holds() -> None:

@@ -40,13 +40,9 @@ def labels_of(batch: Batch, images: int, size: tuple[int, int], device: torch.de
 
 
 def predictions(
-    state: Tensor,
-    boxes: Callable[[], Tensor],
-    labels: Padded,
-    gt_boxes: Tensor,
-    confidence: Callable[[], Tensor],
+    state: Tensor, boxes: Callable[[], Tensor], labels: Padded, gt_boxes: Tensor, confidence: Callable[[], Tensor],
     known: Known,
-) -> Predictions:
+) -> Predictions:  # fmt: skip
     """What is chosen from: by the overlap of the predicted `boxes` (B, A, 4), and of what is ignored nothing.
 
     `gt_boxes` (B, A, 4) are those of the labels that they are matched to.
@@ -61,17 +57,14 @@ class DenseCriterion(ABC):
     """One classification and one box loss over all anchors of the batch.
 
     The overlap that a method asks for is that of the anchor; a prediction is dropped by the overlap of its decoded box.
-    Whether a candidate is inside a region is decided by its anchor: for each class by itself, on a softmax and of an
-    objectness for all at once. What the host's matching ignores stays ignored where it is verified background.
+    Whether a candidate is inside a region is decided by its anchor. What the host's matching ignores stays ignored where
+    it is verified background.
     """
 
     scale = (1.0, 1.0)  # of the offsets
     link = SIGMOID  # on a softmax the first channel is background, and the targets of a candidate are one class
     ignores = False  # whether candidates may be IGNORE
     by_class = True  # whether regions are about each class by itself
-
-    # Of the batch at hand
-    _known: Known
 
     def __init__(self, head: Any, *, recipe: Recipe, seed: int) -> None:
         self.recipe = recipe
@@ -99,15 +92,15 @@ class DenseCriterion(ABC):
         matched = self.match(anchors, labels)
         positive = matched.state == POSITIVE
         gt_boxes, classes = of_label(labels, matched.label)
-        known = self._known = self.objective.known(
-            lambda: anchors, images=len(logits), size=raw["size"], each=self.by_class
-        )
+
+        each = self.by_class and self.link != SOFTMAX
+        known = self.objective.known(lambda: anchors, images=len(logits), size=raw["size"], each=each)
 
         def confidence() -> Tensor:
-            found = logits.detach()
-            if self.by_class and known.unknown is not None:
-                found = found.masked_fill(known.unknown, -torch.inf)
-            return self.confidence(found)
+            unknown = known.unknown if each else None
+            return self.confidence(
+                logits.detach() if unknown is None else logits.detach().masked_fill(unknown, -torch.inf)
+            )
 
         choice = self.objective.choose(
             predictions(
@@ -115,7 +108,7 @@ class DenseCriterion(ABC):
                 confidence, known,
             )
         )  # fmt: skip
-        cls = self._classification(logits, classes, matched, choice)
+        cls = self._classification(logits, classes, matched, choice, known)
         box = self._box(deltas, gt_boxes, anchors, positive, choice)
         loss = torch.stack((cls, box))
         items = dict(zip(("cls_loss", "box_loss"), loss.detach(), strict=True))
@@ -125,27 +118,29 @@ class DenseCriterion(ABC):
         """(B, A) how sure a prediction is to be an object, on any monotone scale."""
         return logits.amax(-1)
 
-    def _classification(self, logits: Tensor, classes: Tensor, matched: Matched, choice: Choice) -> Tensor:
+    def _classification(
+        self, logits: Tensor, classes: Tensor, matched: Matched, choice: Choice, known: Known
+    ) -> Tensor:
         def total(logits: Tensor, choice: Choice) -> Tensor:
+            each = choice.sure is not None  # of what leaves some classes may stay
+
             def cost(choice: Choice) -> Tensor:
                 state = choice.seen(matched.state)
-                parts = self._parts(logits, classes, state == POSITIVE, state, matched.overlap, *self._known)
-                found = (self._of_images(*part[:5], Known(*part[5:])) for part in parts)
-                # (B, A), or (B, A, C) where a candidate leaves the loss of some of its classes alone
-                return torch.cat([x.sum(-1) if choice.sure is None else x for x in found])
+                parts = self._parts(logits, classes, state == POSITIVE, state, matched.overlap, *known)
+                found = (self._of_images(*part) for part in parts)
+                return torch.cat([x if each else x.sum(-1) for x in found])  # (B, A) or (B, A, C)
 
             loss = choice.of_loss(choice.trained(cost))
-            loss = loss if loss.dim() == 2 else loss.sum(-1)
             channels = 1 if self.link == SOFTMAX else logits.shape[-1]
-            ignored = self._known.no_candidate(matched.state)
-            count = self.objective.count(matched.state == POSITIVE, choice, channels=channels, ignored=ignored)
-            return (loss.sum(1) / count).sum()
+            positive = matched.state == POSITIVE
+            count = self.objective.count(positive, choice, channels=channels, ignored=ignored(matched.state, known))
+            return (loss.flatten(1).sum(1) / count).sum()
 
         self.objective.weigh_up(choice, matched.state, logits, total)
         return total(logits, choice)
 
     def _of_images(
-        self, logits: Tensor, classes: Tensor, positive: Tensor, state: Tensor, overlap: Tensor, known: Known
+        self, logits: Tensor, classes: Tensor, positive: Tensor, state: Tensor, overlap: Tensor, *known: Tensor | None
     ) -> Tensor:
         """(B, A, C) classification loss, on a softmax (B, A, 1)."""
         targets = self.class_targets(logits, classes, positive)
@@ -156,8 +151,9 @@ class DenseCriterion(ABC):
         step = len(logits)
         if logits.device.type == "cpu" and self.objective.by_image:
             step = max(1, ELEMENTS // max(1, logits[:1].numel()))
-        first = torch.split(logits, step)
-        return zip(first, *([x] * len(first) if x is None else torch.split(x, step) for x in others), strict=True)
+        count = -(-len(logits) // step)
+        split = ([None] * count if x is None else torch.split(x, step) for x in (logits, *others))
+        return zip(*split, strict=True)
 
     def _box(self, deltas: Tensor, gt_boxes: Tensor, anchors: Tensor, positive: Tensor, choice: Choice) -> Tensor:
         chosen = choice.in_box(positive)
@@ -166,6 +162,12 @@ class DenseCriterion(ABC):
         loss = choice.of_box_loss(torch.where(chosen, self.box_loss(deltas, target), 0))
         counted = choice.of_box_count(positive)
         return (loss.sum(1) / self.objective.count(counted, NOTHING, by=plainly(self.recipe))).sum()
+
+
+def ignored(state: Tensor, known: Known) -> Tensor:
+    """What is no candidate, (B, A) bool, or (B, A, 1 or C) where something is unknown."""
+    found, more = state == IGNORE, known.ignored(state == POSITIVE)
+    return found if more is None else found.unsqueeze(-1) | more
 
 
 def plainly(recipe: Recipe) -> str:

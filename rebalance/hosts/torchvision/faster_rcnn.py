@@ -117,7 +117,7 @@ class FasterRCNNCriterion:
         Where the RPN's objectness has steps (5,): before the last two `res_loss`.
         """
         batch = self.rpn.relabel(batch)
-        self.roi.follow(self.rpn)
+        self.roi.regions, self.roi.withheld = self.rpn.regions, self.rpn.withheld
         raw: Raw = preds[1] if isinstance(preds, tuple) else preds
         images = len(raw["logits"])
         labels = labels_of(batch, images, raw["size"], raw["logits"].device)
@@ -132,7 +132,7 @@ class FasterRCNNCriterion:
         high, low = RPN_IOU
         matched = match_by_iou(raw["anchors"], labels, high=high, low=low, rescue="ties")
         known = self.rpn.known(lambda: raw["anchors"], images=len(raw["logits"]), size=raw["size"], each=False)
-        raw, matched, known = self._drawn(raw, matched, known)
+        raw, matched, known = self._drawn(raw, _sampled(matched, known), known)
         logits, residuals = unrefined(raw["logits"], raw.get("residuals"))
         deltas, anchors = upcast(raw["deltas"]), raw["anchors"]
         gt_boxes, _ = of_label(labels, matched.label)
@@ -149,23 +149,23 @@ class FasterRCNNCriterion:
             targets = positive.to(logits.dtype)
             candidates = Candidates(logits, targets, matched.state, matched.overlap, SIGMOID, *known)
             found = self.rpn.objectness(candidates, residuals, choice)
-            return self._divided({**found, "prop_loss": choice.of_box_loss(boxes)}, matched.state, known, choice)
+            return self._divided({**found, "prop_loss": choice.of_box_loss(boxes)}, matched.state, choice)
 
         self.rpn.weigh_up(choice, matched.state, logits, lambda x, choice: losses(x, residuals[:0], choice)["obj_loss"])
         return losses(logits, residuals, choice)
 
     def _drawn(self, raw: Raw, matched: Matched, known: Known) -> tuple[Raw, Matched, Known]:
-        """The anchors trained on: (B, S) logits, (B, S, 4) offsets and anchors, what they are matched to, and known."""
+        """The anchors trained on: (B, S) logits, (B, S, 4) offsets and anchors, matches, what is known of them."""
         generator = self.run.generator(matched.state.device, "anchors")
-        drawable = known.undrawn(matched.state)
-        place, state = sample(drawable, self.head.numbers.anchors, RPN_SHARE, generator=generator)
+        place, state = sample(matched.state, self.head.numbers.anchors, RPN_SHARE, generator=generator)
         drawn = {
             "logits": raw["logits"].gather(1, place), "deltas": take(raw["deltas"], place),
             "anchors": raw["anchors"][place],
         }  # fmt: skip
-        return drawn, matched_at(matched, place, state), known.at(place)
+        found = Matched(state, matched.label.gather(1, place), matched.overlap.gather(1, place))
+        return drawn, found, _at(known, place)
 
-    def _divided(self, losses: dict[str, Tensor], state: Tensor, known: Known, choice: Choice) -> dict[str, Tensor]:
+    def _divided(self, losses: dict[str, Tensor], state: Tensor, choice: Choice) -> dict[str, Tensor]:
         """The RPN's summed losses, of (B, S) each."""
         sampled = state != IGNORE
         return {
@@ -179,12 +179,14 @@ class FasterRCNNCriterion:
         boxes = torch.cat((raw["proposals"], labels.boxes), 1)
         matched = match_by_iou(boxes, labels, high=ROI_IOU, low=ROI_IOU)
         there = torch.cat((raw["valid"], labels.valid), 1)
+        matched = matched._replace(state=matched.state.masked_fill(~there, IGNORE))
         known = self.roi.known(lambda: boxes, images=len(boxes), size=raw["size"], each=False)
-        matched = matched._replace(state=known.undrawn(matched.state.masked_fill(~there, IGNORE)))
-        place, state = (
-            self._mined(raw, labels, boxes, matched, known) if self.roi.mined else self._random(matched.state)
-        )
-        chosen, known = matched_at(matched, place, state), known.at(place)
+        matched = _sampled(matched, known)
+        if self.roi.mined:
+            place, state = self._mined(raw, labels, boxes, matched, known)
+        else:
+            place, state = self._random(matched.state)
+        chosen = Matched(state, matched.label.gather(1, place), matched.overlap.gather(1, place))
         rois = take(boxes, place)
         logits, deltas = self.head.roi(raw["features"], rois, raw["size"])
 
@@ -193,6 +195,7 @@ class FasterRCNNCriterion:
             return scores[..., BACKGROUND + 1 :].logsumexp(-1) - scores[..., BACKGROUND]
 
         # a proposal is judged by what it overlaps, not by the box that the head makes of it
+        known = _at(known, place)
         choice = self.roi.choose(
             Predictions(state, lambda: chosen.overlap, confidence, own=lambda: chosen.overlap, known=known)
         )
@@ -202,20 +205,10 @@ class FasterRCNNCriterion:
         counted = choice.of_count(sampled, choice.left), choice.of_box_count(sampled)
         return _mean(cls, counted[0]), _mean(choice.of_box_loss(box), counted[1])
 
-    def _random(self, state: Tensor) -> Sampled:
-        """The host's sample of proposals."""
-        return sample(state, self.head.numbers.rois, ROI_SHARE, generator=self.run.generator(state.device, "proposals"))
-
     def _roi_losses(
-        self,
-        logits: Tensor,
-        deltas: Tensor,
-        labels: Padded,
-        rois: Tensor,
-        matched: Matched,
-        choice: Choice = NOTHING,
+        self, logits: Tensor, deltas: Tensor, labels: Padded, rois: Tensor, matched: Matched, choice: Choice = NOTHING,
         known: Known = NOTHING_SAID,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """(B, S) classification and box loss of each RoI; of padding the former is any number."""
         state, positive = choice.seen(matched.state), matched.state == POSITIVE
         gt_boxes, classes = of_label(labels, matched.label)
@@ -226,6 +219,11 @@ class FasterRCNNCriterion:
         target = own.where(state == POSITIVE, BACKGROUND)
         cls = self.roi.loss(Candidates(logits, target, state, matched.overlap, SOFTMAX, *known)).squeeze(-1)
         return cls, box
+
+    def _random(self, state: Tensor) -> Sampled:
+        """The host's sample of proposals."""
+        generator = self.run.generator(state.device, "proposals")
+        return sample(state, self.head.numbers.rois, ROI_SHARE, generator=generator)
 
     def _mined(self, raw: Raw, labels: Padded, boxes: Tensor, matched: Matched, known: Known) -> Sampled:
         """The hardest, and beside them those verified negatives that the host's sample holds."""
@@ -268,17 +266,25 @@ class RefinedFasterRCNNCriterion(FasterRCNNCriterion):
     def _drawn(self, raw: Raw, matched: Matched, known: Known) -> tuple[Raw, Matched, Known]:
         return raw, matched, known
 
-    def _divided(self, losses: dict[str, Tensor], state: Tensor, known: Known, choice: Choice) -> dict[str, Tensor]:
+    def _divided(self, losses: dict[str, Tensor], state: Tensor, choice: Choice) -> dict[str, Tensor]:
         positive = state == POSITIVE
-        count = self.rpn.count(positive, choice, ignored=known.no_candidate(state))
+        count = self.rpn.count(positive, choice, ignored=state == IGNORE)
         counts = {"prop_loss": self.rpn.count(choice.of_box_count(positive), NOTHING, by=plainly(self.recipe))}
         order = [name for name in ("obj_loss", "prop_loss", "res_loss") if name in losses]
         return {name: (losses[name].sum(1) / counts.get(name, count)).sum() for name in order}
 
 
-def matched_at(matched: Matched, place: Tensor, state: Tensor) -> Matched:
-    """What the candidates at places (B, S) are matched to, with these states."""
-    return Matched(state, matched.label.gather(1, place), matched.overlap.gather(1, place))
+def _sampled(matched: Matched, known: Known) -> Matched:
+    """What may be sampled: no candidate of which something is unknown, unless it is matched to a label."""
+    unknown = known.ignored(matched.state == POSITIVE)
+    return (
+        matched if unknown is None else matched._replace(state=matched.state.masked_fill(unknown.squeeze(-1), IGNORE))
+    )
+
+
+def _at(known: Known, place: Tensor) -> Known:
+    """What is known (B, N, 1) of the candidates at places (B, S)."""
+    return Known(*(None if x is None else x.gather(1, place.unsqueeze(-1)) for x in known))
 
 
 def _smooth_l1(deltas: Tensor, targets: Tensor, chosen: Tensor) -> Tensor:

@@ -110,11 +110,10 @@ class SSDCriterion(DenseCriterion):
     Positive is a default box with an IoU of at least 0.5 with its nearest label, or the best of a label; the others are
     negative. `loss=ohem` is SSD's own loss: of the negatives of an image the three hardest for each positive; an image
     without labels counts nothing. (Where an image has fewer negatives than that, torchvision counts positives twice.)
-    With any other loss nothing is mined. A negative of which any class is unknown is ignored.
+    With any other loss nothing is mined.
     """
 
     link = SOFTMAX
-    by_class = False
     scale = SCALE
 
     def match(self, anchors: Tensor, labels: Padded) -> Matched:
@@ -136,11 +135,10 @@ class SSDCriterion(DenseCriterion):
 class SigmoidSSDCriterion(SSDCriterion):
     """The same with a binary cross-entropy for each class; background is where all of them are 0.
 
-    With `loss=ohem` the three negatives of the highest sum over classes. Regions are about each class by itself.
+    With `loss=ohem` the three negatives of the highest sum over classes.
     """
 
     link = SIGMOID
-    by_class = True
 
     def class_targets(self, logits: Tensor, classes: Tensor, positive: Tensor) -> Tensor:
         """(B, A, C) 1 for the class of a positive."""
