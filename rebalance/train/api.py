@@ -127,10 +127,14 @@ class YOLO(ultralytics.YOLO):  # type: ignore[misc]
         """
         self._ready()
         made = validator or (Validator if self.task == "detect" else None)
-        if not checked("val_regions", TRAIN["val_regions"][1], val_regions):
-            if not (isinstance(made, type) and issubclass(made, Validator)):
-                what = f"validator={getattr(made, '__name__', made)}" if made else f"a {self.task} model"
+        counted = checked("val_regions", TRAIN["val_regions"][1], val_regions)
+        if not (isinstance(made, type) and issubclass(made, Validator)):
+            what = f"validator={getattr(made, '__name__', made)}" if made else f"a {self.task} model"
+            if not counted:
                 raise ConfigError(f"val_regions=False has no effect with {what}")
+            if says(given := {**self.overrides, **kwargs}):
+                LOGGER.warning(f"rebalance: the regions of data={given.get('data')} are not used: {what} knows none")
+        elif not counted:
             made = type(made.__name__, (made,), {"val_regions": False})
         return super().val(validator=made, **kwargs)
 
