@@ -21,6 +21,11 @@ def candidate_state(positive: Tensor, ignored: Tensor | None = None) -> Tensor:
     return state if ignored is None else state.masked_fill(ignored, IGNORE)
 
 
+def every(mask: Tensor) -> Tensor:
+    """(B, N) bool: whether all channels of (B, N, C) bool are set; several times faster on a CPU than `all`."""
+    return mask.view(torch.uint8).amin(-1).bool()
+
+
 class Candidates(NamedTuple):
     """What a loss is computed from."""
 
@@ -47,7 +52,7 @@ class Candidates(NamedTuple):
         state, unknown, sure = self.state, self.unknown, self.sure
         if unknown is not None:
             unknown = unknown & (state != POSITIVE).unsqueeze(-1)
-            state = state.masked_fill(unknown.all(-1), IGNORE)
+            state = state.masked_fill(every(unknown), IGNORE)
         if sure is not None:
             sure = sure & (state == NEGATIVE).unsqueeze(-1)
         return self._replace(state=state, unknown=unknown, sure=sure)

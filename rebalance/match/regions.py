@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from rebalance.match.boxes import PAIRS, PAIRS_ELSEWHERE, upcast, xywh_to_xyxy
+from rebalance.match.candidates import every
 
 INSIDE = 0.5  # of a candidate's own area
 POINT = 1 / 64  # pixels, half a side of a candidate without extent
@@ -71,7 +72,7 @@ class Known(NamedTuple):
         parts = [x for x in self[:2] if x is not None]
         if not parts:
             return None
-        return (parts[0] if len(parts) == 1 else parts[0] | parts[1]).all(-1)
+        return every(parts[0] if len(parts) == 1 else parts[0] | parts[1])
 
     def ignored(self, positive: Tensor) -> Tensor | None:
         """(B, N, 1 or C) bool: what is no candidate, by which (B, N) are matched; None: nothing."""
@@ -158,9 +159,7 @@ def _said(boxes: Tensor, corners: Tensor, limit: Tensor, weight: Tensor, regions
     inside = inter >= area * INSIDE
     if regions.some_sized:
         inside &= area < limit
-    sums = inside.transpose(1, 2).to(weight.dtype) @ weight  # (B, A, C)
-    unknown, sure = sums > 0 if regions.some_unknown else None, sums < 0 if regions.some_background else None
-    if not each:
-        unknown = None if unknown is None else unknown.any(-1, keepdim=True)
-        sure = None if sure is None else sure.all(-1, keepdim=True)
-    return Known(unknown, sure)
+    inside = inside.to(weight.dtype)
+    # of all at once the highest says both: unknown where any is, sure where all are
+    sums = inside.mT @ weight if each else (weight.mT @ inside).amax(1).unsqueeze(-1)  # (B, A, 1 or C)
+    return Known(sums > 0 if regions.some_unknown else None, sums < 0 if regions.some_background else None)

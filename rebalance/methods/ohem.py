@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rebalance.match.candidates import IGNORE, NEGATIVE, POSITIVE, Candidates
+from rebalance.match.candidates import IGNORE, NEGATIVE, POSITIVE, Candidates, every
 from rebalance.methods.method import DENSE, ROI, Golden, Method, Run, Site
 from rebalance.settings import setting
 
@@ -74,7 +74,7 @@ class Ohem(Method):
             return None
         state, sure = candidates.state, candidates.sure
         if sure is not None:
-            loss, state = loss.masked_fill(sure, 0), state.masked_fill(sure.all(-1), IGNORE)
+            loss, state = loss.masked_fill(sure, 0), state.masked_fill(every(sure), IGNORE)
         return ohem_mask(loss.sum(-1), state, ratio=self.ohem_ratio).unsqueeze(-1)
 
     def spares(self, stage: str) -> str:
