@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import ultralytics
 from ultralytics.nn.tasks import DetectionModel, yaml_model_load
-from ultralytics.utils import DEFAULT_CFG_DICT, YAML
+from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, YAML
 from ultralytics.utils.checks import check_yaml
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, GITHUB_ASSETS_STEMS
 
@@ -20,7 +20,7 @@ from rebalance.hosts.torchvision.model import TorchvisionModel
 from rebalance.hosts.torchvision.published import check, missing_coco, start
 from rebalance.hosts.torchvision.zoo import ZOO
 from rebalance.hosts.ultralytics.model import AnchorDetect
-from rebalance.train.admission import admit, is_state_dict, separate
+from rebalance.train.admission import admit, is_state_dict, says, separate
 from rebalance.train.resumable import Resumable
 from rebalance.train.trainer import RebalanceTrainer, with_flags
 from rebalance.train.validator import Validator
@@ -130,6 +130,12 @@ class YOLO(ultralytics.YOLO):  # type: ignore[misc]
             )
         self._ready()
         return super().export(**kwargs)
+
+    def tune(self, use_ray: bool = False, iterations: int = 10, *args: Any, **kwargs: Any) -> Any:
+        """Tune, as there. Without Ray the host trains by its own trainer, which knows no regions: that is said."""
+        if not use_ray and says(given := {**self.overrides, **kwargs}):
+            LOGGER.warning(f"rebalance: the regions of data={given.get('data')} are not used: tune trains without them")
+        return super().tune(use_ray, iterations, *args, **kwargs)
 
     def benchmark(self, *args: Any, **kwargs: Any) -> Any:
         """Measure the exports, as there."""

@@ -108,6 +108,22 @@ def test_what_does_not_use_them_says_so(data: Path) -> None:
     ]  # fmt: skip
 
 
+def test_tuning_says_so_where_the_host_trains_by_itself(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Nothing:
+        def __init__(self, **_: Any) -> None:
+            pass
+
+        def __call__(self, iterations: int) -> int:
+            return iterations
+
+    monkeypatch.setattr("ultralytics.engine.tuner.Tuner", Nothing)
+    monkeypatch.setattr("ultralytics.utils.tuner.run_ray_tune", lambda model, iterations, **_: iterations)
+    for file, ray, expected in ((data, False, 1), (data, True, 0), (make_plain(data), False, 0)):
+        with log() as lines:
+            assert YOLO("yolov8n.yaml").tune(use_ray=ray, iterations=3, data=str(file)) == 3
+        assert sum("are not used: tune trains without them" in line for line in lines) == expected
+
+
 def test_the_command_says_so_of_other_models(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     monkeypatch.setattr("ultralytics.models.RTDETR", lambda *args, **_: made.append(args))
