@@ -153,13 +153,12 @@ def check_own(name: str = "help", *rest: str) -> None:
         assert len(given) <= 1
         assert not given or not given[0].startswith("runs/reference") or (ROOT / given[0]).is_dir()
     elif name == "convert":
-        assert not rest or rest[0] in ("FORMAT", TO_COCO, *FORMATS)
-        flags = {TO_COCO: to_coco.ToCocoFlags, "FORMAT": ConvertFlags} | {
-            key: row.flags for key, row in FORMATS.items()
-        }
-        for word in rest[1:]:
-            key, _, value = word.partition("=")
-            check_flag(key, value, flags_of(flags[rest[0]]), ())
+        formats = {TO_COCO: to_coco.ToCocoFlags} | {key: row.flags for key, row in FORMATS.items()}
+        words = [word for word in rest if "=" not in word and word != "FORMAT"]
+        assert len(words) <= 1
+        fields = flags_of(formats[words[0]] if words else ConvertFlags)
+        for key, _, value in (word.partition("=") for word in rest if "=" in word):
+            check_flag(key, value, fields, ())
     elif name in ("sweep", "benchmark", "paper"):
         check_sweep(name, list(rest))
     else:
