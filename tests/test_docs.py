@@ -20,11 +20,14 @@ from typing import Any
 import pytest
 from ultralytics.utils import DEFAULT_CFG_DICT
 
+from rebalance.data.formats import FORMATS, TO_COCO, to_coco
+from rebalance.data.formats.record import ConvertFlags
 from rebalance.experiments.grid import read_grid, split
 from rebalance.experiments.record import load
 from rebalance.hosts.torchvision.zoo import ZOO
 from rebalance.report.summary import settings_of as settings
 from rebalance.report.summary import stat
+from rebalance.settings import settings_of as flags_of
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -148,6 +151,14 @@ def check_own(name: str = "help", *rest: str) -> None:
         given = [word for word in rest if not word.startswith(("baseline=", "reference="))]
         assert len(given) <= 1
         assert not given or not given[0].startswith("runs/reference") or (ROOT / given[0]).is_dir()
+    elif name == "convert":
+        assert not rest or rest[0] in ("FORMAT", TO_COCO, *FORMATS)
+        flags = {TO_COCO: to_coco.ToCocoFlags, "FORMAT": ConvertFlags} | {
+            key: row.flags for key, row in FORMATS.items()
+        }
+        for word in rest[1:]:
+            key, _, value = word.partition("=")
+            check_flag(key, value, flags_of(flags[rest[0]]), ())
     elif name in ("sweep", "benchmark", "paper"):
         check_sweep(name, list(rest))
     else:
@@ -223,6 +234,11 @@ def test_the_page_of_detectors_lists_the_zoo_and_the_heads() -> None:
 def test_the_page_of_data_lists_the_protocols() -> None:
     _, *rows = tables("docs/data.md", "## Withhold labels: sparsify")[0]
     assert [ticked(row[0])[0] for row in rows] == list(COMMANDS["sparsify"]["protocol"].metadata["choices"])
+
+
+def test_the_page_of_formats_lists_them() -> None:
+    _, *rows = tables("docs/formats.md")[0]
+    assert [ticked(row[0])[0] for row in rows] == [*FORMATS]
 
 
 def test_the_page_of_dropping_lists_its_scopes() -> None:

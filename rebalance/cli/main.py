@@ -209,6 +209,40 @@ def hook(args: list[str]) -> None:
         print(f"installed: {module.place()}" if module.installed() else f"not installed (would be {module.place()})")
 
 
+def convert(args: list[str]) -> None:
+    """Convert a data set of another format, or list the formats."""
+    from rebalance.data.formats import FORMATS, TO_COCO, convert, to_coco
+    from rebalance.data.formats.record import ConvertFlags
+
+    if not args:
+        told = ((name, row.title, f"rebalance convert {name} {row.example}") for name, row in FORMATS.items())
+        back = (TO_COCO, "back to COCO, JSON", f"rebalance convert {TO_COCO} data=my.yaml out=data/my-coco")
+        print(table([("Format", "What it is", "Example"), *told, back]))
+        print("\nWhat each says of labels that are missing: docs/formats.md. `rebalance help convert` lists the flags.")
+        return
+    name = one_of([args[0].lower().replace("_", "-")], (*FORMATS, TO_COCO), "the format")
+    flags: type[ConvertFlags | to_coco.ToCocoFlags] = to_coco.ToCocoFlags if name == TO_COCO else FORMATS[name].flags
+    print(convert(name, settings.parse(flags, pairs(args[1:], flags))))
+
+
+def converting() -> Mapping[str, Field[Any]]:
+    """The flags of all formats; those that belong to one say so."""
+    from dataclasses import field, fields
+
+    from rebalance.data.formats import FORMATS, TO_COCO, to_coco
+    from rebalance.data.formats.record import ConvertFlags
+
+    found = settings.settings_of(ConvertFlags)
+    more: dict[str, Any] = {name: row.flags for name, row in FORMATS.items()} | {TO_COCO: to_coco.ToCocoFlags}
+    for name, cls in more.items():
+        for item in fields(cls):
+            if item.name not in found:
+                found[item.name] = field(
+                    default=item.default, metadata={**item.metadata, "help": f"{name}: {item.metadata['help']}"}
+                )
+    return found
+
+
 def methods(args: list[str]) -> None:
     """List the losses."""
     if args:
@@ -277,6 +311,13 @@ COMMANDS: dict[str, Command] = {
         "data.derive:noise,summary",
         settings.NoiseFlags,
         more="Rates may be joined. With the same seed a lower rate changes what a higher one changes, and no more.",
+    ),
+    "convert": Command(
+        "rebalance convert voc source=VOCdevkit out=data/voc",
+        "make a data set of one in another format (VOC, COCO, LVIS, CVAT ...); list the formats",
+        convert,
+        converting,
+        more="What a format says of labels that are missing goes to regions/ and keys of data.yaml: docs/formats.md.",
     ),
     "seafloor": Command(
         "rebalance seafloor seed=0",

@@ -162,7 +162,8 @@ def load(data: str | Path, *, download: bool = False) -> DataSet:
         why = "looked up from the YAML's own folder, because it has no 'path:'"
         if raw.get("path"):
             why = f"path: {raw['path']} was found to mean {root.absolute()}; datasets_dir is {datasets_dir()}"
-        raise DataError(f"{file}: {missing[0]} ({why})")
+        made = f"; made by: {raw['made_by']}" if raw.get("made_by") else ""
+        raise DataError(f"{file}: {missing[0]} ({why}){made}")
     points = raw.get("kpt_shape") or (0, 0)
     if len(points) != 2 or not all(isinstance(n, int) for n in points):
         raise DataError(f"{file}: kpt_shape={points} is not a pair of whole numbers")

@@ -67,7 +67,9 @@ from rebalance.settings import NoiseFlags, SparsifyFlags, as_dict, parse, requir
 
 _SPLIT = "train"
 _SPLIT_FOLDERS = frozenset(("train", "val", "valid", "validation", "test"))
-_NOT_COPIED = frozenset((*dataset.SPLITS, "path", "minival", "validation", "download", "masks_dir"))  # name other paths
+_NOT_COPIED = frozenset(
+    (*dataset.SPLITS, "path", "minival", "validation", "download", "made_by", "masks_dir")
+)  # name other paths
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ class Pattern:
                 left[image] = None
             elif top not in said:
                 said.add(top)
-                yield glob.escape(top)
+                yield top
         tail = slashes(self.text).rstrip("/").rpartition("/")[2]
         for folder in dict.fromkeys(os.path.dirname(image) for image in left) if _WILD.search(tail) else ():
             expression = _compiled(f"/{folder}", tail)
@@ -74,7 +74,7 @@ class Pattern:
                 yield f"{glob.escape(folder)}/{tail}"
                 for image in found:
                     left.pop(image, None)
-        yield from map(glob.escape, left)
+        yield from left
 
 
 def located(image: str) -> tuple[str, set[str]]:

@@ -69,5 +69,5 @@ def present(withheld: Withheld, boxes: Tensor, *, images: int, size: tuple[int, 
         same = torch.cat([pair_iou(part, there.boxes) >= SAME_OBJECT for part in parts], 2)  # (B, G, N)
         if not each:
             return same.any(1).unsqueeze(-1)
-        of_class = torch.nn.functional.one_hot(there.classes, channels).to(boxes.dtype)  # padding has no area
-        return same.transpose(1, 2).to(boxes.dtype) @ of_class > 0
+        of_class = there.classes.unsqueeze(-1) == torch.arange(channels, device=boxes.device)  # padding has no area
+        return same.transpose(1, 2).to(boxes.dtype) @ of_class.to(boxes.dtype) > 0

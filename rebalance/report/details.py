@@ -72,8 +72,18 @@ def diagnosis_table(runs: Mapping[Setting, Sequence[Record]]) -> Table | None:
     columns = flags(varying(runs) or ["model"], list(runs))
     for name in names:
         stats = ([found[name] for found in own if name in found] for own in last)
-        columns.append(column(name.replace("_", " "), (points(stat(values) if values else None) for values in stats)))
+        columns.append(column(_diagnosed(name), (points(stat(values) if values else None) for values in stats)))
     return Table("What the loss does to withheld objects", tuple(columns), (say("diagnosed"),))
+
+
+def _diagnosed(name: str) -> str:
+    """What a column of the diagnosis is called, beside those of flags: 'loss at withheld', 'rpn score at withheld'."""
+    stage, _, rest = name.partition("_") if name.startswith(("rpn_", "roi_")) else ("", "", name)
+    words = {
+        "loss": "loss at withheld", "gradient": "push at withheld", "score": "score at withheld",
+        "background": "score elsewhere", "rate": "of negatives",
+    }  # fmt: skip
+    return f"{stage} {words.get(rest, rest.replace('_', ' '))}".lstrip()
 
 
 def cost_table(runs: Mapping[Setting, Sequence[Record]]) -> Table:

@@ -281,6 +281,25 @@ def test_help_lists_every_flag(capsys: pytest.CaptureFixture[str], command: str,
     assert cli.COMMANDS[command].usage in out
 
 
+def test_convert_lists_the_formats_and_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    from rebalance.data.formats import FORMATS
+
+    assert cli.main(["convert"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"\n{name} " in out for name in (*FORMATS, "to-coco"))
+    assert cli.main(["help", "convert"]) == 0
+    assert "voc: objects marked as difficult" in capsys.readouterr().out
+    for args, says in {
+        ("ccoo",): "the format is one of voc, coco",
+        ("kiti", "source=a"): "got 'kiti' (did you mean kitti?)",
+        ("coco", "difficult=drop"): "unknown flag difficult=drop",
+        ("Label_Studio", "out=x"): "source= is missing",
+        ("to-coco", "out=x"): "data= is missing",
+    }.items():
+        assert cli.main(["convert", *args]) == 2
+        assert says in capsys.readouterr().err
+
+
 def test_methods_lists_the_registry(capsys: pytest.CaptureFixture[str]) -> None:
     from rebalance.methods import METHODS
 

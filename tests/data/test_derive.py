@@ -463,6 +463,24 @@ def test_a_glob_stays_one_where_it_can(tmp_path: Path) -> None:
     assert sum(len(new.knowledge.of(image)) for image in new.images("train")) == 8 + 4
 
 
+def test_a_glob_that_would_mean_more_becomes_the_images_themselves(tmp_path: Path) -> None:
+    for name in ("x/images/coco_1", "x/images/own_2", "x/coco_3", "x/b[1]/coco_4", "x/b[1]/coco_5"):
+        (tmp_path / f"set/{name}.jpg").parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"set/{name}.jpg").touch()
+        label = Path(dataset.label_path(str(tmp_path / f"set/{name}.jpg")))
+        label.parent.mkdir(parents=True, exist_ok=True)
+        label.write_bytes(box(0, 0.5))
+    given = tmp_path / "set/data.yaml"
+    given.write_text("train: .\nval: x\nnames: [fish, crab]\nannotated: {x/images/coco_*: [crab], 'x/b[1]': [crab]}\n")
+    run(given, tmp_path / "out", "normal")
+    content = yaml.safe_load((tmp_path / "out/data.yaml").read_text())
+    assert [key for key in content["annotated"] if not key.startswith("/")] == [
+        "images/train/x/coco_1.jpg", "images/train/x/b[1]",
+    ]  # fmt: skip
+    new = dataset.load(tmp_path / "out/data.yaml")
+    assert sum(len(new.knowledge.of(image)) for image in new.images("train")) == 3
+
+
 def test_a_withheld_box_is_in_no_region_that_denies_it(source: Path, tmp_path: Path, capsys: Any) -> None:
     # box(label, x): fish at 0.2 and 0.4, crab at 0.1, 0.3 and 0.5 of "five"; all at y = 0.5
     text = "background * 0.25 0.5 0.5 1\nbackground 1 0.9 0.5 0.1 1\nunknown 0 0.2 0.5 0.1 1\n"

@@ -79,6 +79,7 @@ def test_region_path_is_beside_the_label_path() -> None:
         ("images/train/reef?", "3"),
         ("images/train/sand_*", "45"),
         ("images/train/sand_*.jpg", "45"),
+        ("images/train/*.jpg", "45"),
         ("images/train/sand_[0-4]*", "4"),
         ("images/train/sand_[!0-4].jpg", "5"),
         ("images/*/sand_*", "457"),
@@ -166,6 +167,17 @@ def test_links_are_followed_as_far_as_those_of_the_splits_are(tree: Path, tmp_pa
     assert by_image[str(tree / IMAGES[0])] == ["images/train/reef"]
     assert by_image[str(tree / IMAGES[3])] == ["images/train/sand_*"]
     assert by_image[str(made / "images/val/v.jpg")] == ["images/val/v.jpg"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs links")
+def test_region_files_of_images_below_a_linked_folder_are_seen(tree: Path, tmp_path: Path) -> None:
+    put(tmp_path / "elsewhere/8.jpg")
+    (tree / "images/val/more").symlink_to(tmp_path / "elsewhere")
+    assert not known(tree).any
+    put(tree / "regions/val/more/8.txt", "unknown * .5 .5 1 1\n")
+    source = load(tree)
+    assert source.knowledge.any
+    assert [len(source.knowledge.of(image)) for image in source.images("val")] == [1, 0]
 
 
 def test_images_of_a_list(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -244,3 +244,15 @@ def test_what_is_said_of_pull_and_push_is_what_the_gradients_are(name: str, sele
     for kind, mask in (("pull", positive), ("push", ~positive)):
         assert said[kind] == pytest.approx(float(dropping[mask].sum() / plain[mask].sum()), abs=2e-4), kind
     assert said["push"] != 1 or scope == "matched"
+
+
+@pytest.mark.parametrize("name", [V8, ANCHOR, RETINANET])
+def test_pull_and_push_are_of_the_first_step_of_an_epoch(name: str) -> None:
+    criterion, step = step_of(name, obj_drop=0.75, neg_iou=0.6)
+    step()
+    first = pulls(criterion)
+    step()  # which draws others
+    assert pulls(criterion) == first
+    criterion.objectives[0].begin_epoch(1)
+    step()
+    assert pulls(criterion)["push"] != first["push"]

@@ -18,6 +18,7 @@ from ultralytics.cfg import get_cfg
 import rebalance
 from rebalance.hosts import host_of
 from rebalance.match.regions import RegionBatch, region_batch
+from rebalance.match.withheld import Withheld
 from rebalance.recipe import read
 
 IMAGES, LABELS, SIZE = 2, 5, 64
@@ -55,9 +56,9 @@ class Readings(TorchDispatchMode):
 
 
 def readings(name: str, given: dict[str, Any]) -> list[tuple[str, str]]:
-    """Of one loss, forward and backward, of a batch without regions and of one with."""
+    """Of one loss, forward and backward, of a batch without regions, and of one with that is diagnosed."""
     host = host_of(name)
-    recipe = read(given, host.sites)
+    recipe = read({**given, "diagnose": True}, host.sites)
     torch.manual_seed(0)
     model: Any = host.build(name, recipe, nc=3, ch=3, verbose=False)
     model.train().args = get_cfg(overrides={"imgsz": SIZE})
@@ -74,7 +75,8 @@ def readings(name: str, given: dict[str, Any]) -> list[tuple[str, str]]:
         torch.zeros(4), torch.rand(4, 4, generator=g) * 0.5 + 0.25, torch.rand(4, 3, generator=g) < 0.7,
         torch.arange(4) < 3, torch.tensor([0.3, *[torch.inf] * 3]), 4,
     )  # fmt: skip
-    said = {**labels, "regions": region_batch([one] * IMAGES)}
+    objects = torch.arange(IMAGES), torch.arange(IMAGES), boxes[:IMAGES]
+    said = {**labels, "regions": region_batch([one] * IMAGES), "withheld": Withheld(*objects, most=1, names=3)}
 
     def run(predictions: Any, batch: dict[str, Any]) -> Tensor:
         total: Tensor = criterion(predictions, batch)[0].sum()

@@ -93,12 +93,12 @@ def test_what_losses_do_to_withheld_objects(make_sweep: Any, make_record: Any) -
     table = diagnosis_table(found.runs)
     assert table is not None
     rows = {row[0].text: dict(zip(table.head, (c.text for c in row), strict=True)) for row in table.rows}
-    assert rows["bce"]["gradient"].startswith("25.0 ± ")
-    assert rows["brl"]["gradient"] == "5.0 ± 0.0"
+    assert rows["bce"]["push at withheld"].startswith("25.0 ± ")
+    assert rows["brl"]["push at withheld"] == "5.0 ± 0.0"
     assert (rows["brl"]["recalibrated precision"], rows["bce"]["recalibrated precision"]) == ("60.0 ± 0.0", "")
     figure, caption = diagnosis.draw(found)  # type: ignore[misc]
     titles = [panel.get_title() for panel in figure.axes]
-    assert titles == ["push on withheld, %", "precision, %", "recall, %", "mean score, %"]
+    assert titles == ["push, %", "precision, %", "recall, %", "score, %"]
     push, blind = figure.axes[0].lines[:2]
     assert [round(float(y), 6) for y in push.get_ydata()] == [30, 25]  # the mean over seeds, in points
     assert [float(y) for y in blind.get_ydata()] == [2, 2]

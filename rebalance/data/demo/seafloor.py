@@ -40,6 +40,15 @@ VERSION = 1  # raise it with every change of a picture or a label: old folders a
 SPLITS = ("train", "val", "test")
 YAML, COMPLETE = "seafloor.yaml", "seafloor-complete.yaml"
 BUILT_IN = {YAML: SeafloorFlags(), COMPLETE: SeafloorFlags(labelled=1.0)}  # names that always work
+READY = (
+    "voc0712",
+    "voc2012",
+    "coco2017",
+    "coco50",
+    "dusia",
+    "fddb",
+    "indoor",
+)  # YAMLs of data sets of others, in `data`
 QUALITY = 92  # JPEG
 SHARE = 32  # images that make another process worth its start
 PROJECT = Path(__file__).resolve().parents[3]
@@ -93,7 +102,8 @@ def built_in(data: str) -> str:
     """Return the data.yaml that `data=` means: for a seafloor YAML the generated one, else `data` itself.
 
     A seafloor YAML is a file with the key `seafloor`; its data set lies beside it. The bare names in `BUILT_IN` always
-    work: without such a file in the current folder it is the one of this project, or the flags there.
+    work: without such a file in the current folder it is the one of this project, or the flags there. So
+    do those in `READY`, with or without their suffix: the YAML of this project.
 
     Raises:
         ConfigError: the YAML has an unknown flag or a bad value.
@@ -106,6 +116,9 @@ def built_in(data: str) -> str:
     if data in BUILT_IN:
         own = data_folder() / data
         return str(ensure(from_yaml(own) if own.is_file() else BUILT_IN[data]))
+    own = data_folder() / f"{path.stem}.yaml"
+    if data in (path.stem, own.name) and path.stem in READY and own.is_file():
+        return str(own)
     return data
 
 

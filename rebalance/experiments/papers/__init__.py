@@ -194,7 +194,9 @@ def arguments(study: Study, given: Mapping[str, str]) -> list[dict[str, str]]:
     """
     size = _preset(given, SIZES)
     if not given.get("data"):
-        raise ConfigError(f"data= is missing: rebalance paper {study.key} data=my.yaml")
+        raise ConfigError(
+            f"data= is missing: rebalance paper {study.key} data=my.yaml; the paper's own is {data_of(study)}"
+        )
     given_over = {key: text for key, text in given.items() if key not in ("preset", "model")}
     known = detectors(size)
     families = {family(known[cell["detector"]]["model"]) for cell in study.cells}
@@ -212,6 +214,13 @@ def arguments(study: Study, given: Mapping[str, str]) -> list[dict[str, str]]:
         model = ",".join(fitting or others) or budget["model"]
         cells.append({"name": f"{study.key}-{size}", "model": model, **(budget | {"model": model}), **own, **over})
     return cells
+
+
+def data_of(study: Study) -> str:
+    """The data set of a study's paper, by the name of its YAML in `data/`; several joined by commas."""
+    own = [number for number in numbers() if number.paper == study.paper]
+    own = [number for number in own if number.table in study.tables] or own
+    return ",".join(sorted({number.data.split(",")[0] for number in own}))
 
 
 def _is_for(key: str, cell: Mapping[str, str], study: Study) -> bool:

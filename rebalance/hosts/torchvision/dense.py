@@ -18,6 +18,7 @@ from rebalance.match.boxes import decode_deltas, encode_deltas, max_iou, own_ove
 from rebalance.match.candidates import IGNORE, POSITIVE, SIGMOID, SOFTMAX, Candidates
 from rebalance.match.iou import Matched
 from rebalance.match.padded import Padded, padded_labels
+from rebalance.match.regions import Known
 from rebalance.methods.method import NOTHING, Choice, Predictions, Run
 from rebalance.objective import Objective
 from rebalance.recipe import Recipe
@@ -39,15 +40,16 @@ def labels_of(batch: Batch, images: int, size: tuple[int, int], device: torch.de
 
 
 def predictions(
-    state: Tensor, boxes: Callable[[], Tensor], labels: Padded, gt_boxes: Tensor, confidence: Callable[[], Tensor]
-) -> Predictions:
+    state: Tensor, boxes: Callable[[], Tensor], labels: Padded, gt_boxes: Tensor, confidence: Callable[[], Tensor],
+    known: Known,
+) -> Predictions:  # fmt: skip
     """What is chosen from: by the overlap of the predicted `boxes` (B, A, 4), and of what is ignored nothing.
 
     `gt_boxes` (B, A, 4) are those of the labels that they are matched to.
     """
     return Predictions(
         state, lambda: max_iou(boxes(), labels.boxes).masked_fill(state == IGNORE, 1), confidence,
-        own=lambda: own_overlap(boxes(), gt_boxes),
+        own=lambda: own_overlap(boxes(), gt_boxes), known=known,
     )  # fmt: skip
 
 
@@ -60,6 +62,7 @@ class DenseCriterion(ABC):
     scale = (1.0, 1.0)  # of the offsets
     link = SIGMOID  # on a softmax the first channel is background, and the targets of a candidate are one class
     ignores = False  # whether candidates may be IGNORE
+    by_class = True  # whether regions are about each class by itself
 
     def __init__(self, head: Any, *, recipe: Recipe, seed: int) -> None:
         self.recipe = recipe
@@ -88,13 +91,15 @@ class DenseCriterion(ABC):
         positive = matched.state == POSITIVE
         gt_boxes, classes = of_label(labels, matched.label)
 
+        each = self.by_class and self.link != SOFTMAX
+        known = self.objective.known(lambda: anchors, images=len(logits), size=raw["size"], each=each)
         choice = self.objective.choose(
             predictions(
                 matched.state, lambda: decode_deltas(deltas.detach(), anchors, self.scale), labels, gt_boxes,
-                lambda: self.confidence(logits.detach()),
+                lambda: self.confidence(logits.detach()), known,
             )
         )  # fmt: skip
-        cls = self._classification(logits, classes, matched, choice)
+        cls = self._classification(logits, classes, matched, choice, known)
         box = self._box(deltas, gt_boxes, anchors, positive, choice)
         loss = torch.stack((cls, box))
         items = dict(zip(("cls_loss", "box_loss"), loss.detach(), strict=True))
@@ -104,33 +109,42 @@ class DenseCriterion(ABC):
         """(B, A) how sure a prediction is to be an object, on any monotone scale."""
         return logits.amax(-1)
 
-    def _classification(self, logits: Tensor, classes: Tensor, matched: Matched, choice: Choice) -> Tensor:
+    def _classification(
+        self, logits: Tensor, classes: Tensor, matched: Matched, choice: Choice, known: Known
+    ) -> Tensor:
         def total(logits: Tensor, choice: Choice) -> Tensor:
+            each = choice.sure is not None  # of what leaves some classes may stay
+
             def cost(choice: Choice) -> Tensor:
                 state = choice.seen(matched.state)
-                parts = self._parts(logits, classes, state == POSITIVE, state, matched.overlap)
-                return torch.cat([self._of_images(*part) for part in parts])  # (B, A)
+                parts = self._parts(logits, classes, state == POSITIVE, state, matched.overlap, *known)
+                found = (self._of_images(*part) for part in parts)
+                return torch.cat([x if each else x.sum(-1) for x in found])  # (B, A) or (B, A, C)
 
             loss = choice.of_loss(choice.trained(cost))
             channels = 1 if self.link == SOFTMAX else logits.shape[-1]
-            positive, ignored = matched.state == POSITIVE, matched.state == IGNORE
-            count = self.objective.count(positive, choice, channels=channels, ignored=ignored)
-            return (loss.sum(1) / count).sum()
+            positive = matched.state == POSITIVE
+            count = self.objective.count(positive, choice, channels=channels, ignored=ignored(matched.state, known))
+            return (loss.flatten(1).sum(1) / count).sum()
 
         self.objective.weigh_up(choice, matched.state, logits, total)
         return total(logits, choice)
 
-    def _of_images(self, logits: Tensor, classes: Tensor, positive: Tensor, state: Tensor, overlap: Tensor) -> Tensor:
-        """(B, A) classification loss."""
+    def _of_images(
+        self, logits: Tensor, classes: Tensor, positive: Tensor, state: Tensor, overlap: Tensor, *known: Tensor | None
+    ) -> Tensor:
+        """(B, A, C) classification loss, on a softmax (B, A, 1)."""
         targets = self.class_targets(logits, classes, positive)
-        return self.objective.loss(Candidates(logits, targets, state, overlap, self.link)).sum(-1)
+        return self.objective.loss(Candidates(logits, targets, state, overlap, self.link, *known))
 
-    def _parts(self, logits: Tensor, *others: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    def _parts(self, logits: Tensor, *others: Tensor | None) -> Iterable[tuple[Any, ...]]:
         """A few images at a time where that is faster, as long as the loss of an image does not depend on others."""
         step = len(logits)
         if logits.device.type == "cpu" and self.objective.by_image:
             step = max(1, ELEMENTS // max(1, logits[:1].numel()))
-        return zip(*(torch.split(x, step) for x in (logits, *others)), strict=True)
+        count = -(-len(logits) // step)
+        split = ([None] * count if x is None else torch.split(x, step) for x in (logits, *others))
+        return zip(*split, strict=True)
 
     def _box(self, deltas: Tensor, gt_boxes: Tensor, anchors: Tensor, positive: Tensor, choice: Choice) -> Tensor:
         chosen = choice.in_box(positive)
@@ -139,6 +153,12 @@ class DenseCriterion(ABC):
         loss = choice.of_box_loss(torch.where(chosen, self.box_loss(deltas, target), 0))
         counted = choice.of_box_count(positive)
         return (loss.sum(1) / self.objective.count(counted, NOTHING, by=plainly(self.recipe))).sum()
+
+
+def ignored(state: Tensor, known: Known) -> Tensor:
+    """What is no candidate, (B, A) bool, or (B, A, 1 or C) where something is unknown."""
+    found, more = state == IGNORE, known.ignored(state == POSITIVE)
+    return found if more is None else found.unsqueeze(-1) | more
 
 
 def plainly(recipe: Recipe) -> str:

@@ -27,9 +27,10 @@ from rebalance.hosts.evaluation import RCNN
 from rebalance.hosts.torchvision.dense import Batch, Result, labels_of, of_label, plainly, predictions
 from rebalance.hosts.torchvision.head import Anchors, Raw, TorchvisionHead, best_pairs, by_cell, take
 from rebalance.match.boxes import decode_deltas, encode_deltas, upcast
-from rebalance.match.candidates import BACKGROUND, IGNORE, POSITIVE, SOFTMAX, Candidates
+from rebalance.match.candidates import BACKGROUND, IGNORE, POSITIVE, SIGMOID, SOFTMAX, Candidates
 from rebalance.match.iou import Matched, match_by_iou
 from rebalance.match.padded import Padded
+from rebalance.match.regions import NOTHING_SAID, Known
 from rebalance.match.sample import Sampled, sample
 from rebalance.methods.method import NOTHING, ROI, RPN, Choice, Predictions, Run, Site, Sites
 from rebalance.methods.resobj import ResObj, refine, refined, unrefined
@@ -112,6 +113,7 @@ class FasterRCNNCriterion:
         Where the RPN's objectness has steps (5,): before the last two `res_loss`.
         """
         batch = self.rpn.relabel(batch)
+        self.roi.regions, self.roi.withheld = self.rpn.regions, self.rpn.withheld
         raw: Raw = preds[1] if isinstance(preds, tuple) else preds
         images = len(raw["logits"])
         labels = labels_of(batch, images, raw["size"], raw["logits"].device)
@@ -124,36 +126,40 @@ class FasterRCNNCriterion:
 
     def _rpn(self, raw: Raw, labels: Padded) -> dict[str, Tensor]:
         high, low = RPN_IOU
-        raw, matched = self._drawn(raw, match_by_iou(raw["anchors"], labels, high=high, low=low, rescue="ties"))
+        matched = match_by_iou(raw["anchors"], labels, high=high, low=low, rescue="ties")
+        known = self.rpn.known(lambda: raw["anchors"], images=len(raw["logits"]), size=raw["size"], each=False)
+        raw, matched, known = self._drawn(raw, _sampled(matched, known), known)
         logits, residuals = unrefined(raw["logits"], raw.get("residuals"))
         deltas, anchors = upcast(raw["deltas"]), raw["anchors"]
         gt_boxes, _ = of_label(labels, matched.label)
         choice = self.rpn.choose(
             predictions(
                 matched.state, lambda: decode_deltas(deltas.detach(), anchors), labels, gt_boxes,
-                lambda: refine(logits, residuals)[-1].detach(),
+                lambda: refine(logits, residuals)[-1].detach(), known,
             )
         )  # fmt: skip
         positive = matched.state == POSITIVE
         boxes = _smooth_l1(deltas, encode_deltas(gt_boxes, anchors), choice.in_box(positive))
 
         def losses(logits: Tensor, residuals: Tensor, choice: Choice) -> dict[str, Tensor]:
-            candidates = Candidates(logits, positive.to(logits.dtype), matched.state, matched.overlap)
+            targets = positive.to(logits.dtype)
+            candidates = Candidates(logits, targets, matched.state, matched.overlap, SIGMOID, *known)
             found = self.rpn.objectness(candidates, residuals, choice)
             return self._divided({**found, "prop_loss": choice.of_box_loss(boxes)}, matched.state, choice)
 
         self.rpn.weigh_up(choice, matched.state, logits, lambda x, choice: losses(x, residuals[:0], choice)["obj_loss"])
         return losses(logits, residuals, choice)
 
-    def _drawn(self, raw: Raw, matched: Matched) -> tuple[Raw, Matched]:
-        """The anchors trained on: (B, S) logits, (B, S, 4) offsets and anchors, and what they are matched to."""
+    def _drawn(self, raw: Raw, matched: Matched, known: Known) -> tuple[Raw, Matched, Known]:
+        """The anchors trained on: (B, S) logits, (B, S, 4) offsets and anchors, matches, what is known of them."""
         generator = self.run.generator(matched.state.device, "anchors")
         place, state = sample(matched.state, self.head.numbers.anchors, RPN_SHARE, generator=generator)
         drawn = {
             "logits": raw["logits"].gather(1, place), "deltas": take(raw["deltas"], place),
             "anchors": raw["anchors"][place],
         }  # fmt: skip
-        return drawn, Matched(state, matched.label.gather(1, place), matched.overlap.gather(1, place))
+        found = Matched(state, matched.label.gather(1, place), matched.overlap.gather(1, place))
+        return drawn, found, _at(known, place)
 
     def _divided(self, losses: dict[str, Tensor], state: Tensor, choice: Choice) -> dict[str, Tensor]:
         """The RPN's summed losses, of (B, S) each."""
@@ -170,6 +176,8 @@ class FasterRCNNCriterion:
         matched = match_by_iou(boxes, labels, high=ROI_IOU, low=ROI_IOU)
         there = torch.cat((raw["valid"], labels.valid), 1)
         matched = matched._replace(state=matched.state.masked_fill(~there, IGNORE))
+        known = self.roi.known(lambda: boxes, images=len(boxes), size=raw["size"], each=False)
+        matched = _sampled(matched, known)
         if self.roi.mined:
             place, state = self._hardest(raw, labels, boxes, matched)
         else:
@@ -184,16 +192,20 @@ class FasterRCNNCriterion:
             return scores[..., BACKGROUND + 1 :].logsumexp(-1) - scores[..., BACKGROUND]
 
         # a proposal is judged by what it overlaps, not by the box that the head makes of it
-        choice = self.roi.choose(Predictions(state, lambda: chosen.overlap, confidence, own=lambda: chosen.overlap))
-        cls, box = self._roi_losses(logits, deltas, labels, rois, chosen, choice)
+        known = _at(known, place)
+        choice = self.roi.choose(
+            Predictions(state, lambda: chosen.overlap, confidence, own=lambda: chosen.overlap, known=known)
+        )
+        cls, box = self._roi_losses(logits, deltas, labels, rois, chosen, choice, known)
         sampled = state != IGNORE
         cls = choice.of_loss(cls.where(sampled, 0))
         counted = choice.of_count(sampled, choice.left), choice.of_box_count(sampled)
         return _mean(cls, counted[0]), _mean(choice.of_box_loss(box), counted[1])
 
     def _roi_losses(
-        self, logits: Tensor, deltas: Tensor, labels: Padded, rois: Tensor, matched: Matched, choice: Choice = NOTHING
-    ) -> tuple[Tensor, Tensor]:
+        self, logits: Tensor, deltas: Tensor, labels: Padded, rois: Tensor, matched: Matched, choice: Choice = NOTHING,
+        known: Known = NOTHING_SAID,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """(B, S) classification and box loss of each RoI; of padding the former is any number."""
         state, positive = choice.seen(matched.state), matched.state == POSITIVE
         gt_boxes, classes = of_label(labels, matched.label)
@@ -202,7 +214,7 @@ class FasterRCNNCriterion:
         in_box = choice.in_box(positive)
         box = _smooth_l1(upcast(of_class), encode_deltas(gt_boxes, rois, SCALE), in_box)
         target = own.where(state == POSITIVE, BACKGROUND)
-        cls = self.roi.loss(Candidates(logits, target, state, matched.overlap, SOFTMAX)).squeeze(-1)
+        cls = self.roi.loss(Candidates(logits, target, state, matched.overlap, SOFTMAX, *known)).squeeze(-1)
         return cls, box
 
     def _hardest(self, raw: Raw, labels: Padded, boxes: Tensor, matched: Matched) -> Sampled:
@@ -233,8 +245,8 @@ class RefinedFasterRCNNCriterion(FasterRCNNCriterion):
     losses; a prediction's confidence is its refined objectness.
     """
 
-    def _drawn(self, raw: Raw, matched: Matched) -> tuple[Raw, Matched]:
-        return raw, matched
+    def _drawn(self, raw: Raw, matched: Matched, known: Known) -> tuple[Raw, Matched, Known]:
+        return raw, matched, known
 
     def _divided(self, losses: dict[str, Tensor], state: Tensor, choice: Choice) -> dict[str, Tensor]:
         positive = state == POSITIVE
@@ -242,6 +254,19 @@ class RefinedFasterRCNNCriterion(FasterRCNNCriterion):
         counts = {"prop_loss": self.rpn.count(choice.of_box_count(positive), NOTHING, by=plainly(self.recipe))}
         order = [name for name in ("obj_loss", "prop_loss", "res_loss") if name in losses]
         return {name: (losses[name].sum(1) / counts.get(name, count)).sum() for name in order}
+
+
+def _sampled(matched: Matched, known: Known) -> Matched:
+    """What may be sampled: no candidate of which something is unknown, unless it is matched to a label."""
+    unknown = known.ignored(matched.state == POSITIVE)
+    return (
+        matched if unknown is None else matched._replace(state=matched.state.masked_fill(unknown.squeeze(-1), IGNORE))
+    )
+
+
+def _at(known: Known, place: Tensor) -> Known:
+    """What is known (B, N, 1) of the candidates at places (B, S)."""
+    return Known(*(None if x is None else x.gather(1, place.unsqueeze(-1)) for x in known))
 
 
 def _smooth_l1(deltas: Tensor, targets: Tensor, chosen: Tensor) -> Tensor:

@@ -26,12 +26,13 @@ from rebalance.heads.objectness import (
     objectness_prior,
 )
 from rebalance.hosts.evaluation import RCNN
-from rebalance.hosts.torchvision.dense import Batch, DenseCriterion, Result, one_hot, plainly
+from rebalance.hosts.torchvision.dense import Batch, DenseCriterion, Result, ignored, one_hot, plainly
 from rebalance.hosts.torchvision.head import Anchors, Raw, TorchvisionHead, best_pairs, boxes_at, by_cell, class_rows
 from rebalance.match.boxes import upcast
-from rebalance.match.candidates import IGNORE, POSITIVE, SIGMOID, Candidates
+from rebalance.match.candidates import POSITIVE, SIGMOID, Candidates
 from rebalance.match.iou import Matched, match_by_iou
 from rebalance.match.padded import Padded
+from rebalance.match.regions import Known
 from rebalance.methods.bce import bce
 from rebalance.methods.method import NOTHING, Choice, Site, Sites
 from rebalance.methods.resobj import ResObj, refine, refined, unrefined
@@ -89,6 +90,8 @@ class RefinedRetinaNetCriterion(RetinaNetCriterion):
     its refined objectness.
     """
 
+    by_class = False
+
     # Of the batch at hand
     _raw: tuple[Tensor, Tensor]  # (B, A) objectness and (T, B, A) residual logits
     _more: dict[str, Tensor]  # losses by name
@@ -108,14 +111,17 @@ class RefinedRetinaNetCriterion(RetinaNetCriterion):
         """(B, A) objectness logits after all steps."""
         return refine(*self._raw)[-1].detach()
 
-    def _classification(self, logits: Tensor, classes: Tensor, matched: Matched, choice: Choice) -> Tensor:
+    def _classification(
+        self, logits: Tensor, classes: Tensor, matched: Matched, choice: Choice, known: Known
+    ) -> Tensor:
         state, positive = matched.state, matched.state == POSITIVE
         objects, residuals = self._raw
 
         def losses(objects: Tensor, residuals: Tensor, choice: Choice) -> dict[str, Tensor]:
-            candidates = Candidates(objects, positive.to(logits.dtype), state, matched.overlap)
+            targets = positive.to(logits.dtype)
+            candidates = Candidates(objects, targets, state, matched.overlap, SIGMOID, *known)
             found = self.objective.objectness(candidates, residuals, choice)
-            count = self.objective.count(positive, choice, ignored=state == IGNORE)
+            count = self.objective.count(positive, choice, ignored=ignored(state, known))
             return {name: (loss.sum(1) / count).sum() for name, loss in found.items()}
 
         self.objective.weigh_up(choice, state, objects, lambda x, choice: losses(x, residuals[:0], choice)["obj_loss"])

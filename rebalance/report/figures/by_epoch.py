@@ -75,11 +75,11 @@ def families(found: Results) -> Families:
     groups = found.series or found.compared
     if not groups:
         flags = varying(found.runs)
-        return [("", _coloured([(describe(setting, flags), records) for setting, records in found.runs.items()]))]
+        return [("", coloured([(describe(setting, flags), records) for setting, records in found.runs.items()]))]
     rows = []
     for one, text in zip(groups, group_texts(groups), strict=True):
         lines = [(name, found.runs[setting]) for setting, name in names_of(one).items()]
-        curves, title = _coloured(lines), text.replace(", ", ",\n") if len(groups) > 1 else ""
+        curves, title = coloured(lines), text.replace(", ", ",\n") if len(groups) > 1 else ""
         if one.axis:
             # black for the 0 % run, then from dark to light with the removal
             removals = [setting.removal(one.axis) for setting in one.rows]
@@ -90,7 +90,7 @@ def families(found: Results) -> Families:
     return rows
 
 
-def _coloured(lines: Sequence[tuple[str, Sequence[Record]]]) -> list[Curve]:
+def coloured(lines: Sequence[tuple[str, Sequence[Record]]]) -> list[Curve]:
     """More lines than colours would not be told apart."""
     return [Curve(*line, colour) for line, colour in zip(lines, MORE_COLOURS, strict=False)]
 

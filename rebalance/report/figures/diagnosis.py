@@ -5,7 +5,8 @@ from __future__ import annotations
 from rebalance.experiments.record import DIAGNOSE
 from rebalance.report.figures import by_epoch
 from rebalance.report.figures.style import Drawn
-from rebalance.report.summary import Results
+from rebalance.report.summary import Results, apart, grouped, loss_key, loss_text, varying
+from rebalance.report.tables import group_text
 from rebalance.report.words import say
 
 STAGES = {"": "", "rpn_": "RPN: ", "roi_": "RoI head: "}  # beginning of a name -> of a title
@@ -15,12 +16,17 @@ SPARED = {"dropped": "-", "recalibrated": "--", "lowered": "-."}  # with how the
 def draw(found: Results) -> Drawn | None:
     """A row for each group of settings, panels for push, precision, recall and scores; None where none was measured."""
     keys = {key for key in by_epoch.epoch_keys(found) if key.startswith(DIAGNOSE)}
-    measured: list[tuple[str, list[by_epoch.Curve]]] = []
-    for title, lines in by_epoch.families(found) if keys else ():
-        if curves := [line for line in lines if any(record.diagnostics for record in line.records)]:
-            measured.append((title, curves))
-    if not measured:
+    runs = {s: own for s, records in found.runs.items() if (own := [r for r in records if r.diagnostics])}
+    if not runs:
         return None
+    groups = grouped(runs, loss_key)
+    apart_by = apart(groups)
+    measured: list[tuple[str, list[by_epoch.Curve]]] = []
+    for group, settings in groups.items():
+        names = varying(settings)
+        lines = [(loss_text(setting, names), runs[setting]) for setting in settings]
+        title = group_text(group, apart_by).replace(", ", ",\n") if len(groups) > 1 else ""
+        measured.append((title, by_epoch.coloured(lines)))
     panels: list[tuple[str, list[tuple[str, str]]]] = []
     points: list[str] = []
     for stage, name in STAGES.items():
@@ -29,13 +35,13 @@ def draw(found: Results) -> Drawn | None:
             continue
         blind = [(f"{begin}rate", ":")]
         kinds = {kind: stroke for kind, stroke in SPARED.items() if f"{begin}{kind}_recall" in keys}
-        own = [(f"{name}push on withheld, %", [(f"{begin}gradient", "-"), *blind])]
+        own = [(f"{name}push, %", [(f"{begin}gradient", "-"), *blind])]
         if kinds:
             own.append((f"{name}precision, %", [*((f"{begin}{k}_precision", s) for k, s in kinds.items()), *blind]))
             own.append((f"{name}recall, %", [(f"{begin}{kind}_recall", stroke) for kind, stroke in kinds.items()]))
-        own.append((f"{name}mean score, %", [(f"{begin}score", "-"), (f"{begin}background", ":")]))
+        own.append((f"{name}score, %", [(f"{begin}score", "-"), (f"{begin}background", ":")]))
         points += [key for _, lines in own for key, _ in lines]
         panels += own
-    figure = by_epoch.curves(measured, panels, points=points, removals=bool(found.series))
+    figure = by_epoch.curves(measured, panels, points=points, removals=False)
     drawn = [kind for kind in SPARED if any(f"{DIAGNOSE}{stage}{kind}_recall" in keys for stage in STAGES)]
     return Drawn(figure, say("diagnosis", kinds=drawn))

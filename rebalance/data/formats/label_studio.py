@@ -1,0 +1,134 @@
+"""Label Studio's JSON exports: JSON (tasks with annotations) and JSON-MIN (tasks with their results).
+
+Boxes are in percent of the image. A box that is turned, a polygon and an ellipse stand for the box around them;
+brushes, points and classes of the whole image have none. A task without a finished annotation (none, or cancelled)
+was looked at by nobody: no label file. A finished one without boxes says: nothing there. Of several annotations of a
+task the one marked as ground truth counts, else the latest. Predictions do not count.
+
+Images are found by their names: `/data/upload/3/0a1b2c3d-x.jpg` is x.jpg or 0a1b2c3d-x.jpg, `/data/local-
+files/?d=a/x.jpg` is a/x.jpg, of a URL the path.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from rebalance.data import dataset
+from rebalance.data.formats.reading import Images, entry, files_of, image_folders, number, read_json, source_path
+from rebalance.data.formats.record import Box, ConvertFlags, Found, Record, enclosing
+from rebalance.errors import DataError
+
+_KINDS = ("rectanglelabels", "polygonlabels", "ellipselabels")
+_TASK = ("data", "annotations", "completions")  # completions: before version 1
+_UPLOADED = re.compile(r"^[0-9a-f]{8}-")
+
+
+def read(given: ConvertFlags) -> Found:
+    """Read exports of Label Studio; DataError as every format."""
+    source = source_path(given.source)
+    files = files_of(source, ".json", "a Label Studio export")
+    images = image_folders(given.images, source if source.is_dir() else source.parent)
+    found = Found(names=[], records=[], files=files)
+    for path in files:
+        tasks = read_json(path)
+        if not isinstance(tasks, list):
+            raise DataError(f"{path}: not a list of tasks; export as JSON or JSON-MIN")
+        found.records += [_record(task, f"{path}, task [{i}]", images, found) for i, task in enumerate(tasks)]
+    found.names = sorted({box.name for record in found.records for box in record.boxes})
+    return found
+
+
+def _record(task: Any, where: str, images: Images, found: Found) -> Record:
+    if not isinstance(task, dict):
+        raise DataError(f"{where}: not an object with keys")
+    full = any(key in task for key in _TASK)
+    name, image = _image(task.get("data", {}) if full else task, where, images)
+    record = Record(name, image, where)
+    results = _results(task, where, found) if full else _minimal(task)
+    record.labelled = results is not None
+    for i, (place, result) in enumerate(results or ()):
+        _annotate(record, result, f"{where}, {place}[{i}]", found)
+    return record
+
+
+def _image(data: Any, where: str, images: Images) -> tuple[str, Path | None]:
+    """The name of the image of a task, and its file."""
+    texts = [value for value in data.values() if isinstance(value, str)] if isinstance(data, dict) else []
+    for text in texts:
+        parts = urlsplit(text)
+        path = unquote(parse_qs(parts.query).get("d", [parts.path])[0])
+        if path.rpartition(".")[2].lower() not in dataset.IMAGE_SUFFIXES:
+            continue
+        name = Path(path).name
+        short = _UPLOADED.sub("", name)
+        return short, images.find(path, where) or (images.find(short, where) if short != name else None)
+    raise DataError(f"{where}: none of its data is the name of an image")
+
+
+def _results(task: dict[str, Any], where: str, found: Found) -> list[tuple[str, Any]] | None:
+    """The results of the annotation that counts; None where nobody finished one."""
+    key = "annotations" if "annotations" in task else "completions"
+    given = entry(task, key, list, where) if key in task else []
+    kept = [one for one in given if isinstance(one, dict) and not one.get("was_cancelled")]
+    if not kept:
+        return None
+    if len(kept) > 1:
+        found.left_out["further annotations of the same task"] += len(kept) - 1
+    best = max(
+        kept, key=lambda one: (bool(one.get("ground_truth")), str(one.get("updated_at") or one.get("created_at") or ""))
+    )
+    return [("result", result) for result in entry(best, "result", list, f"{where}, {key}")]
+
+
+def _minimal(task: dict[str, Any]) -> list[tuple[str, Any]] | None:
+    """The results of a task of JSON-MIN, which has a list under the name of each control."""
+    lists = {key: value for key, value in task.items() if isinstance(value, list) and key != "image"}
+    return [(key, result) for key, value in lists.items() for result in value] if "annotator" in task or lists else None
+
+
+def _annotate(record: Record, result: Any, where: str, found: Found) -> None:
+    if not isinstance(result, dict):
+        raise DataError(f"{where}: not an object with keys")
+    value = result["value"] if isinstance(result.get("value"), dict) else result
+    kind = next((kind for kind in _KINDS if kind in value), "")
+    if not kind:
+        found.left_out[f"annotations without a box ({result.get('type', 'of another kind')})"] += 1
+        return
+    size = tuple(number(result.get(f"original_{side}"), f"original_{side}", where) for side in ("width", "height"))
+    if min(size) <= 0:
+        raise DataError(f"{where}: the image is {size[0]:g}×{size[1]:g} pixels")
+    record.size = (size[0], size[1])
+    if result.get("image_rotation"):
+        raise DataError(
+            f"{where}: the image was turned by {result['image_rotation']} degrees; turn it back before the export"
+        )
+    scale = (size[0] / 100, size[1] / 100)
+
+    def percent(key: str) -> float:
+        return number(entry(value, key, (int, float), where), key, where) * scale[key in ("y", "height", "radiusY")]
+
+    if kind == "polygonlabels":
+        points = entry(value, "points", list, where)
+        if not points or any(not isinstance(point, list) or len(point) != 2 for point in points):
+            raise DataError(f"{where}: points are not pairs of x and y")
+        box = enclosing([(number(x, "x", where) * scale[0], number(y, "y", where) * scale[1]) for x, y in points])
+    else:
+        x, y = percent("x"), percent("y")
+        angle = math.radians(number(value.get("rotation") or 0, "rotation", where))
+        cos, sin = math.cos(angle), math.sin(angle)
+        if kind == "rectanglelabels":  # x, y is the upper left corner, about which it is turned
+            w, h = percent("width"), percent("height")
+            box = enclosing([(x + a * cos - b * sin, y + a * sin + b * cos) for a in (0, w) for b in (0, h)])
+        else:
+            a, b = percent("radiusX"), percent("radiusY")
+            half, tall = math.hypot(a * cos, b * sin), math.hypot(a * sin, b * cos)
+            box = (x - half, y - tall, x + half, y + tall)
+    names = entry(value, kind, list, where)
+    if not names:
+        found.left_out["boxes without a class"] += 1
+    for name in names:
+        record.boxes.append(Box(str(name), *box))

@@ -1,0 +1,64 @@
+"""LVIS JSON: COCO's, in which each image was searched for some classes only, and says for which.
+
+Classes with labels in an image: all of them are labelled. `neg_category_ids`: searched for, none is there: background
+in the whole image. `not_exhaustive_category_ids`: some are labelled, not all: unknown in the whole image. Every other
+class was not searched for: unknown in the whole image.
+
+Images are COCO's: version 1 names them by `coco_url` alone (`.../train2017/000000391895.jpg`); its validation images
+are in train2017, too.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rebalance.data.formats import coco
+from rebalance.data.formats.reading import entry, source_path
+from rebalance.data.formats.record import Box, ConvertFlags, Found, Record, Region
+from rebalance.data.progress import progress
+from rebalance.errors import DataError
+
+
+def read(given: ConvertFlags) -> Found:
+    """Read LVIS's files; DataError as every format."""
+    source = source_path(given.source)
+    files = [coco.read_file(path) for path in coco.annotation_files(source)]
+    if len({tuple(file.names.items()) for file in files}) > 1:
+        raise DataError(f"source={source}: its files have different categories: {files[0].path} and others")
+    names = files[0].names
+    found = Found(names=list(names.values()), records=[], files=[file.path for file in files])
+    for file in files:
+        images = coco.folders(given.images, file.path, source)
+        for image in progress(file.images, f"convert: reading {file.path.name}"):
+            record = coco.record_of(image, _file_name(image, file.path), file, images, source)
+            _annotate(record, image, file, names)
+            found.records.append(record)
+    return found
+
+
+def _file_name(image: dict[str, Any], path: Path) -> Any:
+    """The name with the folder of COCO's split; that of version 0.5 begins with `COCO_val2014_` and the like."""
+    if "coco_url" in image:
+        return "/".join(entry(image, "coco_url", str, f"{path}, image {image['id']}").split("/")[-2:])
+    return image.get("file_name")
+
+
+def _annotate(record: Record, image: dict[str, Any], file: coco.File, names: dict[int, str]) -> None:
+    lists = {}
+    for key in ("neg_category_ids", "not_exhaustive_category_ids"):
+        lists[key] = set(entry(image, key, list, record.where))
+        for number in lists[key]:
+            if number not in names:
+                raise DataError(f"{record.where}: {key} has {number}, which is not among the categories")
+    present = set()
+    for where, annotation in file.annotations.get(image["id"], ()):
+        present.add(annotation["category_id"])
+        record.boxes.append(Box(names[annotation["category_id"]], *coco.box_of(annotation, where)))
+    absent = lists["neg_category_ids"] - present
+    complete = present - lists["not_exhaustive_category_ids"]
+    unknown = [name for number, name in names.items() if number not in absent | complete]
+    if unknown:
+        record.regions.append(Region(True, unknown, None))
+    if absent:
+        record.regions.append(Region(False, [names[number] for number in sorted(absent)], None))

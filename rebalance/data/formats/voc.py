@@ -1,0 +1,178 @@
+"""Pascal VOC: an XML file an image, as the challenge, LabelImg, CVAT and Roboflow write it.
+
+    VOCdevkit/VOC2012/Annotations/x.xml, JPEGImages/x.jpg, ImageSets/Main/{train,val,trainval,test}.txt
+    or XML files in any folders, the images beside them; a folder's name may say the split
+
+Lists: where one has the annotations of its test list (VOC2007), `trainval` of all years is for training and the tests
+are val and test, as in the papers; else `train` and `val`. An image of a list without an XML file was looked at by
+nobody; an XML file without objects says: nothing there.
+
+The challenge counts pixels from 1, and the last one is inside the box. Tools that write its XML count from 0
+(`first_pixel`). `difficult`: as labels, as unknown regions, or nowhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rebalance.data.formats.reading import (
+    Element,
+    Images,
+    at,
+    children,
+    files_of,
+    image_folders,
+    lines_of,
+    number,
+    read_xml,
+    source_path,
+)  # fmt: skip
+from rebalance.data.formats.record import Box, ConvertFlags, Found, Record, Region, guess_split
+from rebalance.data.progress import progress
+from rebalance.errors import DataError
+from rebalance.settings import setting
+
+NAMES = [
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
+    "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+]  # fmt: skip
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocFlags(ConvertFlags):
+    """`rebalance convert voc`."""
+
+    difficult: str = setting(
+        "keep", "objects marked as difficult: labels, unknown regions, or neither", choices=("keep", "unknown", "drop")
+    )
+    first_pixel: str = setting(
+        "auto",
+        "number of the first pixel; auto: 1, or 0 where a box of the source begins at 0",
+        choices=("auto", "0", "1"),
+    )
+
+
+def read(given: VocFlags) -> Found:
+    """Read a folder of VOC; DataError as every format."""
+    source = source_path(given.source, folder=True)
+    years = sorted(path.parent for path in source.rglob("Annotations") if path.is_dir())
+    years = [year for year in years if (year / "ImageSets" / "Main").is_dir()]
+    found = Found(names=[], records=[])
+    if years:
+        records = [record for year in years for record in _year(year, given, tested=any(map(_tested, years)))]
+    else:
+        records = _loose(source, given)
+    first, objects = 1, []
+    for record, root in progress(records, "convert: reading XML"):
+        rows = [] if root is None else _objects(root, Path(record.where), given.difficult)
+        objects.append(rows)
+        if root is not None:
+            record.size = _size(root, Path(record.where))
+        if any(min(corners[:2]) < 1 for _, corners, _ in rows):
+            first = 0
+    if given.first_pixel != "auto":
+        first = int(given.first_pixel)
+    elif not first:
+        found.notes.append("boxes begin at 0, so pixels were counted from 0 (first_pixel=)")
+    for (record, _), rows in zip(records, objects, strict=True):
+        for name, (left, top, right, bottom), meaning in rows:
+            box = (left - first, top - first, right, bottom)
+            if meaning == "keep":
+                record.boxes.append(Box(name, *box))
+            elif meaning == "unknown":
+                record.regions.append(Region(True, [name], box))
+            else:
+                found.left_out["difficult objects"] += 1
+    seen = {name for rows in objects for name, *_ in rows}
+    found.names = list(NAMES) if seen <= {*NAMES} else sorted(seen)
+    found.records = [record for record, _ in records]
+    return found
+
+
+def _tested(year: Path) -> bool:
+    """Whether the images of the test list have annotations."""
+    names = _listed(year, "test")
+    return bool(names) and (year / "Annotations" / f"{names[0]}.xml").is_file()
+
+
+def _listed(year: Path, which: str) -> list[str]:
+    path = year / "ImageSets" / "Main" / f"{which}.txt"
+    return [line.split()[0] for _, line in lines_of(path)] if path.is_file() else []
+
+
+def _year(year: Path, given: VocFlags, *, tested: bool) -> list[tuple[Record, Element | None]]:
+    """The images that the lists of one year name."""
+    splits = (
+        {"trainval": "train", "test": "test"}
+        if tested and _listed(year, "trainval")
+        else {"train": "train", "val": "val"}
+    )
+    images = Images(year / "JPEGImages")
+    if given.images:
+        images = image_folders(given.images)
+    listed = [(name, split) for which, split in splits.items() for name in _listed(year, which)]
+    if not listed:
+        raise DataError(f"{year / 'ImageSets' / 'Main'} has no list {' or '.join(splits)}.txt with images")
+    made: list[tuple[Record, Element | None]] = []
+    for name, split in listed:
+        file = year / "Annotations" / f"{name}.xml"
+        root = read_xml(file) if file.is_file() else None
+        if split == "test" and root is None:
+            continue  # the test lists of later years have no public annotations
+        image = images.find(f"{name}.jpg", str(file)) or images.find(name, str(file), any_suffix=True)
+        new = f"{year.name}/{image.name if image else f'{name}.jpg'}"
+        made.append((Record(new, image, str(file), split=split, labelled=root is not None), root))
+    return made
+
+
+def _loose(source: Path, given: VocFlags) -> list[tuple[Record, Element | None]]:
+    """XML files anywhere."""
+    images = image_folders(given.images, source)
+    made: list[tuple[Record, Element | None]] = []
+    for file in files_of(source, ".xml", "VOC annotations"):
+        root = read_xml(file)
+        named = (root.findtext("filename") or "").strip()
+        beside = Images(file.parent)
+        image = None
+        for name in filter(None, (named, named and f"{file.stem}{Path(named).suffix}")):
+            image = (
+                image or (beside.find(name, str(file)) if not given.images else None) or images.find(name, str(file))
+            )
+        folder = file.parent.relative_to(source).as_posix()
+        new = f"{folder}/{image.name if image else named or f'{file.stem}.jpg'}".removeprefix("./")
+        made.append((Record(new, image, str(file), split=guess_split(folder)), root))
+    return made
+
+
+def _size(root: Element, path: Path) -> tuple[float, float] | None:
+    """Width and height that the file tells of; None where it does not, or says 0, as some tools do."""
+    found = [number(root.findtext(f"size/{side}") or 0, side, str(path)) for side in ("width", "height")]
+    return (found[0], found[1]) if min(found) > 0 else None
+
+
+def _objects(root: Element, path: Path, difficult: str) -> list[tuple[str, tuple[float, float, float, float], str]]:
+    """Name, corners as they are written, and what becomes of it, of every object."""
+    if root.tag != "annotation":
+        raise DataError(f"{at(path, root)}: <{root.tag}> is not <annotation>, with which VOC begins")
+    rows = []
+    for element in children(root, "object"):
+        where, name = at(path, element), (element.findtext("name") or "").strip()
+        if not name:
+            raise DataError(f"{where}: an object without <name>")
+        box = element.find("bndbox")
+        if box is None:
+            raise DataError(f"{where}: {name} has no <bndbox>")
+        left, top, right, bottom = (
+            number((box.findtext(corner) or "").strip(), corner, at(path, box)) for corner in _CORNERS
+        )
+        if right < left or bottom < top:
+            raise DataError(
+                f"{at(path, box)}: the box of {name} ends before it begins ({left:g} {top:g} {right:g} {bottom:g})"
+            )
+        mark = (element.findtext("difficult") or "0").strip()
+        if mark not in ("0", "1"):
+            raise DataError(f"{where}: difficult is '{mark}', not 0 or 1")
+        rows.append((name, (left, top, right, bottom), difficult if mark == "1" else "keep"))
+    return rows
