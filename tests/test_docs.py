@@ -25,9 +25,8 @@ from rebalance.data.formats.record import ConvertFlags
 from rebalance.experiments.grid import read_grid, split
 from rebalance.experiments.record import load
 from rebalance.hosts.torchvision.zoo import ZOO
-from rebalance.report.summary import results
+from rebalance.report.summary import results, stat
 from rebalance.report.summary import settings_of as settings
-from rebalance.report.summary import stat
 from rebalance.settings import settings_of as flags_of
 
 ROOT = Path(__file__).resolve().parent.parent
