@@ -18,6 +18,7 @@ from rebalance.data.formats.reading import (
     Images,
     entry,
     files_of,
+    folder_names,
     image_folders,
     number,
     read_json,
@@ -49,9 +50,10 @@ def read(given: ConvertFlags) -> Found:
     found = Found(
         names=shared_names([[*file.names.values()] for file in files]), records=[], files=[file.path for file in files]
     )
+    prefixes = folder_names([file.path for file in files])
     differ = len({tuple(file.names.values()) for file in files}) > 1
     for file in files:
-        prefix = file.path.stem if differ else ""
+        prefix = prefixes[file.path] if differ else ""
         images = folders(given.images, file.path, source)
         for image in progress(file.images, f"convert: reading {file.path.name}"):
             record = record_of(image, image.get("file_name"), file, images, source)
@@ -64,7 +66,7 @@ def read(given: ConvertFlags) -> Found:
                     record.boxes.append(Box(name, *box))
             found.records.append(record)
         if differ:
-            found.annotated[prefix] = list(file.names.values())
+            found.annotated[prefix] = list(dict.fromkeys(file.names.values()))
     return found
 
 
@@ -95,9 +97,7 @@ def read_file(path: Path) -> File:
         number_, name = entry(category, "id", int, where), entry(category, "name", str, where)
         if number_ in names:
             raise DataError(f"{where}: id {number_} is there twice")
-        if name in names.values():
-            raise DataError(f"{where}: name '{name}' is there twice")
-        names[number_] = name
+        names[number_] = name  # two ids of one name are one class
     for i, image in enumerate(entry(content, "images", list, str(path))):
         where = f"{path}, images[{i}]"
         if entry(image, "id", int, where) in images:

@@ -24,6 +24,8 @@ from rebalance.data.formats.reading import (
     attribute,
     children,
     files_of,
+    folder_name,
+    folder_names,
     image_folders,
     number,
     read_xml,
@@ -54,10 +56,11 @@ def read(given: CvatFlags) -> Found:
     roots = {path: root_of(path) for path in files}
     labels = {path: labels_of(path, root) for path, root in roots.items()}
     found = Found(names=shared_names([*labels.values()]), records=[], files=files)
+    prefixes = folder_names(files)
     differ = len({tuple(names) for names in labels.values()}) > 1
     for path, root in roots.items():
         task = root.findtext("meta/task/name") or path.stem
-        prefix = _folder(f"{path.parent.name if path.stem == 'annotations' else path.stem}") if len(files) > 1 else ""
+        prefix = prefixes[path] if len(files) > 1 else ""
         records = (
             _images(path, root, given, found) if children(root, "image") else _video(path, root, task, given, found)
         )
@@ -120,10 +123,6 @@ def turned(box: tuple[float, float, float, float], degrees: float) -> tuple[floa
     return x - half, y - tall, x + half, y + tall
 
 
-def _folder(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name).lstrip(".")
-
-
 def _images(path: Path, root: Element, given: CvatFlags, found: Found) -> list[Record]:
     """The images of a task of images."""
     images = image_folders(given.images, path.parent / "images", path.parent)
@@ -170,7 +169,7 @@ def _video(path: Path, root: Element, task: str, given: CvatFlags, found: Found)
         )
         suffix = image.suffix if isinstance(image, Path) else ".jpg"
         records[frame] = Record(
-            f"{_folder(task)}/frame_{frame:06d}{suffix}",
+            f"{folder_name(task)}/frame_{frame:06d}{suffix}",
             image,
             f"{path}, frame {frame}",
             (size[0], size[1]) if min(size) > 0 else None,

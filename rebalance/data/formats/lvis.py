@@ -27,7 +27,7 @@ def read(given: ConvertFlags) -> Found:
     if len({tuple(file.names.items()) for file in files}) > 1:
         raise DataError(f"source={source}: its files have different categories: {files[0].path} and others")
     names = files[0].names
-    found = Found(names=list(names.values()), records=[], files=[file.path for file in files])
+    found = Found(names=list(dict.fromkeys(names.values())), records=[], files=[file.path for file in files])
     for file in files:
         images = coco.folders(given.images, file.path, source)
         for image in progress(file.images, f"convert: reading {file.path.name}"):
@@ -57,8 +57,7 @@ def _annotate(record: Record, image: dict[str, Any], file: coco.File, names: dic
         record.boxes.append(Box(names[annotation["category_id"]], *coco.box_of(annotation, where)))
     absent = lists["neg_category_ids"] - present
     complete = present - lists["not_exhaustive_category_ids"]
-    unknown = [name for number, name in names.items() if number not in absent | complete]
-    if unknown:
-        record.regions.append(Region(True, unknown, None))
+    known = [names[number] for number in sorted(absent | complete)]
+    record.regions.append(Region(True, known, None, others=True))
     if absent:
         record.regions.append(Region(False, [names[number] for number in sorted(absent)], None))

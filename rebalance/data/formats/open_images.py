@@ -104,8 +104,7 @@ def _read(path: Path, verified: list[Path], split: str, names: dict[str, str], i
                 absent[row["ImageID"]].add(names[row["LabelName"]])
     for image, record in records.items():
         gone = absent[image] - present[image]
-        unknown = [name for name in dict.fromkeys(names.values()) if name not in gone | present[image]]
-        whole = [Region(True, unknown, None)] if unknown else []
+        whole = [Region(True, sorted(gone | present[image]), None, others=True)]
         whole += [Region(False, sorted(gone), None)] if gone else []
         record.regions[:0] = whole
     return list(records.values())

@@ -17,6 +17,7 @@ from xml.parsers import expat
 from PIL import Image
 
 from rebalance.data import dataset
+from rebalance.data.folder import unique
 from rebalance.errors import DataError, nearest
 
 _ORIENTATION = 274  # EXIF tag; from 5 on width and height change places, as whoever decodes the image does
@@ -202,7 +203,9 @@ class Images:
 
     def __init__(self, *folders: Path) -> None:
         self.folders = [folder for folder in folders if folder.is_dir()]
-        self._by_name: dict[str, list[str]] | None = None
+        self._by_name: dict[str, list[str]] = {}
+        self._by_stem: dict[str, list[str]] = {}
+        self._read = False
 
     def find(self, name: str, where: str, *, any_suffix: bool = False) -> Path | None:
         """The file of a name, which may have folders; None where there is none.
@@ -218,8 +221,7 @@ class Images:
         for folder in self.folders:
             if ".." not in relative.parts and not any_suffix and (folder / relative).is_file():
                 return folder / relative
-        key = relative.stem if any_suffix else relative.name
-        found = self._named(any_suffix).get(key, [])
+        found = self._named(any_suffix).get(relative.name, [])
         if len(found) > 1:
             wanted = [*reversed(relative.parts[:-1])]
             score = {path: _common([*reversed(Path(path).parts[:-1])], wanted) for path in found}
@@ -230,12 +232,12 @@ class Images:
         return Path(found[0]) if found else None
 
     def _named(self, any_suffix: bool) -> dict[str, list[str]]:
-        if self._by_name is None:
-            self._by_name = {}
+        if not self._read:
+            self._read = True
             for path in sorted({os.path.abspath(p) for folder in self.folders for p in dataset.images_of(str(folder))}):
-                own = Path(path)
-                self._by_name.setdefault(own.stem if any_suffix else own.name, []).append(path)
-        return self._by_name
+                self._by_name.setdefault(os.path.basename(path), []).append(path)
+                self._by_stem.setdefault(os.path.basename(path).rpartition(".")[0], []).append(path)
+        return self._by_stem if any_suffix else self._by_name
 
 
 def _common(one: Sequence[str], other: Sequence[str]) -> int:
@@ -248,6 +250,22 @@ def image_folders(images: str, *others: Path) -> Images:
     if images and not Path(images).is_dir():
         raise DataError(f"images={images} is not a folder")
     return Images(Path(images)) if images else Images(*others)
+
+
+def folder_name(name: str) -> str:
+    """A name as that of a folder."""
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name).lstrip(".")
+
+
+def folder_names(files: Sequence[Path]) -> dict[Path, str]:
+    """A folder for what each of several files tells of: its name, with that of its folder where two have one name."""
+    stems = [path.stem for path in files]
+    taken: set[str] = set()
+    plain = {path: stems.count(path.stem) == 1 for path in files}
+    return {
+        path: unique(folder_name(path.stem if plain[path] else f"{path.parent.name}-{path.stem}"), taken)
+        for path in files
+    }
 
 
 def shared_names(sets: Sequence[Sequence[str]]) -> list[str]:

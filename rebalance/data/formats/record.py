@@ -33,6 +33,7 @@ class Region(NamedTuple):
     unknown: bool
     names: Sequence[str] | None  # None: all classes
     box: tuple[float, float, float, float] | None  # left, top, right, bottom in pixels; None: the whole image
+    others: bool = False  # all classes but these
 
 
 class Frame(NamedTuple):

@@ -290,8 +290,8 @@ def _regions(record: Record, number: Mapping[str, int], size: tuple[float, float
     found = Regions.none(len(number))
     for region in record.regions:
         wanted = number if region.names is None else region.names
-        mask = np.zeros(len(number), np.bool_)
-        mask[[number[name] for name in wanted if name in number]] = True
+        mask = np.full(len(number), region.others)
+        mask[[number[name] for name in wanted if name in number]] = not region.others
         box = (0.0, 0.0, 1.0, 1.0)
         if region.box is not None:
             box = tuple(min(max(v / size[i % 2], 0.0), 1.0) for i, v in enumerate(region.box))  # type: ignore[assignment]

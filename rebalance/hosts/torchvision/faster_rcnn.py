@@ -182,10 +182,9 @@ class FasterRCNNCriterion:
         matched = matched._replace(state=matched.state.masked_fill(~there, IGNORE))
         known = self.roi.known(lambda: boxes, images=len(boxes), size=raw["size"], each=False)
         matched = _sampled(matched, known)
-        if self.roi.mined:
-            place, state = self._mined(raw, labels, boxes, matched, known)
-        else:
-            place, state = self._random(matched.state)
+        place, state = (
+            self._mined(raw, labels, boxes, matched, known) if self.roi.mined else self._random(matched.state)
+        )
         chosen = Matched(state, matched.label.gather(1, place), matched.overlap.gather(1, place))
         rois = take(boxes, place)
         logits, deltas = self.head.roi(raw["features"], rois, raw["size"])
@@ -222,8 +221,7 @@ class FasterRCNNCriterion:
 
     def _random(self, state: Tensor) -> Sampled:
         """The host's sample of proposals."""
-        generator = self.run.generator(state.device, "proposals")
-        return sample(state, self.head.numbers.rois, ROI_SHARE, generator=generator)
+        return sample(state, self.head.numbers.rois, ROI_SHARE, generator=self.run.generator(state.device, "proposals"))
 
     def _mined(self, raw: Raw, labels: Padded, boxes: Tensor, matched: Matched, known: Known) -> Sampled:
         """The hardest, and beside them those verified negatives that the host's sample holds."""

@@ -91,6 +91,23 @@ def test_files_of_different_categories_were_each_labelled_for_their_own(tmp_path
     assert (known.unknown.tolist(), known.classes.tolist()) == ([True], [[False, True]])
 
 
+def test_files_of_one_name_and_a_class_that_is_there_twice(tmp_path: Path) -> None:
+    for split, kinds in {"train": ("fish", "fish"), "valid": ("fish", "crab")}.items():
+        picture(tmp_path / f"s/{split}/{split}.jpg")
+        image = {"id": 0, "file_name": f"{split}.jpg", "width": 200, "height": 100}
+        box = {"id": 1, "image_id": 0, "category_id": 1, "bbox": [0, 0, 10, 10]}
+        categories = [{"id": i, "name": kind, "supercategory": "none"} for i, kind in enumerate(kinds)]
+        content = {"images": [image], "categories": categories, "annotations": [box]}
+        write(tmp_path / f"s/{split}/_annotations.coco.json", json.dumps(content))
+    made = convert("coco", tmp_path, source=tmp_path / "s")
+    assert made.names == ["fish", "crab"]
+    assert made.boxes("train/train-_annotations.coco/train.jpg") == [("fish", 0, 0, 10, 10)]
+    assert made.yaml["annotated"] == {
+        "images/train/train-_annotations.coco": ["fish"],
+        "images/val/valid-_annotations.coco": ["fish", "crab"],
+    }
+
+
 def test_what_an_image_without_annotations_means_can_be_said(source: Path, tmp_path: Path) -> None:
     file, images = source / "annotations/instances_val2017.json", source / "images/val2017"
     made = convert("coco", tmp_path, source=file, images=images, empty="unknown")

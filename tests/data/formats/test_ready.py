@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import json
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from converting import picture, write
 
 from rebalance.cli import main as cli
 from rebalance.data import dataset
@@ -21,6 +24,9 @@ from rebalance.settings import SparsifyFlags, parse
 
 FOLDER = Path(__file__).resolve().parents[3] / "data"
 pytestmark = pytest.mark.skipif(not (FOLDER / "voc0712.yaml").is_file(), reason="no data/ beside the package")
+VOC = """<annotation><filename>x.jpg</filename><size><width>200</width><height>100</height></size>
+<object><name>dog</name><difficult>1</difficult>
+<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>100</xmax><ymax>50</ymax></bndbox></object></annotation>"""
 STUDIES = [study for study in papers.studies().values() if study.cells]
 
 
@@ -89,3 +95,49 @@ def test_classes_are_those_of_a_conversion() -> None:
         assert list(content(name)["names"].values()) == names
     own = dataset.load("coco.yaml", download=True)
     assert content("coco2017")["names"] == content("coco50")["names"] == dict(own.names)
+
+
+def devkit(folder: Path) -> None:
+    """What the archives of VOC hold, one image a list."""
+    for year, lists in {"VOC2007": ("trainval", "test"), "VOC2012": ("train", "val", "trainval")}.items():
+        for which in lists:
+            name = f"{year}_{'train' if which == 'trainval' else which}"
+            picture(folder / f"VOCdevkit/{year}/JPEGImages/{name}.jpg")
+            write(folder / f"VOCdevkit/{year}/Annotations/{name}.xml", VOC)
+            write(folder / f"VOCdevkit/{year}/ImageSets/Main/{which}.txt", f"{name}\n")
+
+
+def coco(folder: Path) -> None:
+    for split in ("train2017", "val2017"):
+        picture(folder / split / f"{split}.jpg")
+        image = {"id": 1, "file_name": f"{split}.jpg", "width": 200, "height": 100}
+        categories = [{"id": i + 1, "name": name} for i, name in content("coco2017")["names"].items()]
+        boxes = [{"id": 1, "image_id": 1, "category_id": 17, "bbox": [0, 0, 100, 50]}]
+        told = {"images": [image], "categories": categories, "annotations": boxes}
+        write(folder / f"annotations/instances_{split}.json", json.dumps(told))
+        write(folder / f"annotations/captions_{split}.json", "{}")
+
+
+@pytest.mark.parametrize(("name", "archives"), [("voc0712", devkit), ("voc2012", devkit), ("coco2017", coco)])
+def test_what_ultralytics_fetches_is_converted(
+    name: str, archives: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ultralytics.data.utils import check_det_dataset
+    from ultralytics.utils import downloads
+
+    asked: list[str] = []
+
+    def fetch(urls: list[str], dir: Path, **_: Any) -> None:
+        asked.extend(urls)
+        archives(dir)
+
+    monkeypatch.setattr(downloads, "download", fetch)
+    file = tmp_path / f"{name}.yaml"
+    file.write_bytes((FOLDER / file.name).read_bytes())
+    check_det_dataset(str(file))
+    source = dataset.load(file)
+    assert len(asked) == {"voc0712": 3, "voc2012": 1, "coco2017": 3}[name]
+    for split in ("train", "val"):
+        labels = [source.labels(image) for image in source.images(split)]
+        assert [source.names[number] for found in labels for number in found.classes.tolist()] == ["dog"] * len(labels)
+    assert len(source.images("train")) == (2 if name == "voc0712" else 1)

@@ -85,6 +85,15 @@ def test_difficult_objects(devkit: Path, tmp_path: Path, way: str) -> None:
     assert made.manifest["left_out"] == ({"difficult objects": 1} if way == "drop" else {})
 
 
+def test_images_of_another_suffix_are_found(devkit: Path, tmp_path: Path) -> None:
+    folder = devkit / "VOC2007/JPEGImages"
+    (folder / "000001.jpg").unlink()
+    picture(folder / "000001.png")
+    made = convert("voc", tmp_path, source=devkit)
+    assert made.boxes("train/VOC2007/000001.png") == [("dog", 0, 0, 200, 100), ("cat", 10, 20, 30, 40)]
+    assert made.manifest["missing"] == []
+
+
 def test_xml_beside_images_in_folders_named_after_splits(tmp_path: Path) -> None:
     source = tmp_path / "export"
     for split in ("train", "valid"):
