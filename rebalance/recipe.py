@@ -41,6 +41,10 @@ class Common:
         False, "on a data set with withheld labels, measure in each epoch what the loss does to the objects that lack "
         "theirs; changes nothing else",
     )  # fmt: skip
+    val_regions: bool = setting(
+        True, "in validation, what is found in an unknown region and matches no label counts neither as right nor as "
+        "wrong; False: as wrong",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +149,7 @@ class Recipe:
     @property
     def asked(self) -> dict[str, Any]:
         """Flags that ask for this training again: loss, head, and what has a say and is not its default."""
-        more = {*self.used, "divisor", "diagnose", *settings_of(Schedule)} | (
+        more = {*self.used, "divisor", "diagnose", "val_regions", *settings_of(Schedule)} | (
             {"autoanchor"} if "anchors" in self.site.gives else set()
         )
         if self["head"] in HEADS and "cells" in self.site.gives:

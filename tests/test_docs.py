@@ -25,8 +25,8 @@ from rebalance.data.formats.record import ConvertFlags
 from rebalance.experiments.grid import read_grid, split
 from rebalance.experiments.record import load
 from rebalance.hosts.torchvision.zoo import ZOO
+from rebalance.report.summary import results, stat
 from rebalance.report.summary import settings_of as settings
-from rebalance.report.summary import stat
 from rebalance.settings import settings_of as flags_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -290,15 +290,18 @@ def test_every_file_that_is_named_is_there(page: Path) -> None:
 
 @cache
 def reported(folder: str) -> list[tuple[float, float]]:
-    """Every mean of a sweep's settings and every difference of two of them, with its interval; test mAP50 in points."""
+    """Every mean of a sweep's settings and every difference of two of them, with its interval; test mAP in points."""
     values: dict[Any, dict[int, float]] = {}
     finished = load(package.REFERENCE / folder).finished
-    for setting, record in zip(settings(finished), finished, strict=True):
-        values.setdefault(setting, {})[record.seed] = 100 * record.metrics["test"]["mAP50"]
+    for (setting, record), metric in itertools.product(
+        zip(settings(finished), finished, strict=True), ("mAP50", "mAP50-95")
+    ):
+        values.setdefault((metric, setting), {})[record.seed] = 100 * record.metrics["test"][metric]
     series = list(values.values())
     series += [
         {seed: one[seed] - other[seed] for seed in one if seed in other}
-        for one, other in itertools.permutations(values.values(), 2)
+        for (a, one), (b, other) in itertools.permutations(values.items(), 2)
+        if a[0] == b[0]
     ]
     stats = [stat(list(found.values())) for found in series if found]
     return [(found.mean, found.half or 0.0) for found in stats]
@@ -314,7 +317,7 @@ FIGURES = {
 }
 
 
-@pytest.mark.parametrize("heading", FIGURES)
+@pytest.mark.parametrize("heading", [heading for heading, text in FIGURES.items() if " ± " in text])
 def test_every_interval_is_that_of_the_records(heading: str) -> None:
     text = FIGURES[heading]
     named = {*re.findall(r"runs/reference/([\w-]+)", text), *re.findall(r"\bname=([\w-]+)", text)}
@@ -328,8 +331,22 @@ def test_every_interval_is_that_of_the_records(heading: str) -> None:
         assert near, f"{mean} ± {half} is in no record of {', '.join(folders)}"
 
 
+@pytest.mark.parametrize("heading", [heading for heading, text in FIGURES.items() if "gap closed" in text])
+def test_every_correction_and_gap_is_that_of_the_report(heading: str) -> None:
+    text = FIGURES[heading].replace("−", "-")
+    (folder,) = {*re.findall(r"report runs/reference/([\w-]+)", text)}
+    rows = [row for row in results(load(package.REFERENCE / folder)).rows if row.split == "test"]
+    gaps = {f"{gap.share:.2f} ({gap.low:.2f} to {gap.high:.2f})" for row in rows if (gap := row.gap.get("mAP50"))}
+    halves = {f"± {100 * row.test.half:.1f}" for row in rows if row.test}
+    found = [cell.strip() for cell in re.findall(r"[^|\n]+", text)]
+    told = [cell for cell in found if re.fullmatch(r"-?\d\.\d\d \(.*\)", cell)]
+    assert len(told) > 3
+    assert {*told} <= gaps
+    assert {cell for cell in found if re.fullmatch(r"± \d+\.\d", cell)} <= halves
+
+
 def test_the_figures_of_the_built_in_benchmark_are_those_of_its_runs() -> None:
-    text = FIGURES["Box Prediction Rebalancing"].partition("The benchmark on the built-in data")[2]
+    text = FIGURES["The built-in benchmark"]
     single = {f"{mean:.1f}" for mean, half in reported("seafloor") if half == 0}
     found = re.findall(r"\d+\.\d", text.partition("Single runs")[0])
     assert len(found) > 5

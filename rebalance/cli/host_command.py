@@ -27,6 +27,7 @@ from rebalance.train.admission import FORWARDED, check_names, data_yaml, says, s
 from rebalance.train.api import YOLO, load
 from rebalance.train.arguments import check_arguments
 
+OF_VAL = "val_regions"  # of our training flags the one that validation takes too
 # Keys that the host takes though its defaults do not list them
 EXTRA = {*FORWARDED, "nms", "augmentations", "save_dir", "cfg", "mode", "task"}
 
@@ -53,8 +54,9 @@ def _call(args: list[str], *, strict: bool) -> None:
     mode = next((word for word in words if word in host.MODES), None) or pairs.get("mode")
     ours, theirs = separate(pairs)
     ours = {name: checked(name, TRAIN[name][1], value) for name, value in ours.items()}
-    if ours and mode != "train":
-        name, value = next(iter(ours.items()))
+    refused = {name: value for name, value in ours.items() if mode != "train" and (mode != "val" or name != OF_VAL)}
+    if refused:
+        name, value = next(iter(refused.items()))
         raise ConfigError(f"{name}={value_text(value)} is a training flag; {mode or 'this command'} does not take it")
     if strict or ours:
         _check(words, theirs, trained=mode == "train")
@@ -114,6 +116,9 @@ def _bound(ours: dict[str, Any], strict: bool, unheard: str | None) -> Iterator[
     class Bound(YOLO):
         def train(self, trainer: Any = None, **kwargs: Any) -> Any:
             return super().train(trainer, **ours, **kwargs)
+
+        def val(self, validator: Any = None, **kwargs: Any) -> Any:
+            return super().val(validator, **{name: ours[name] for name in {OF_VAL} & ours.keys()}, **kwargs)
 
     Bound.strict = strict
 

@@ -240,11 +240,11 @@ def _split_text(split: str, counts: Found, unlabelled: str) -> list[str]:
             "unknown": "are unknown",
             "skip": "are left out",
         }
-        lines.append(f"  the {counts['no_file']} without a label file {meaning[unlabelled]}")
+        lines.append(f"  those without a label file {meaning[unlabelled]}")
     said = counts["regions"]
     if counts["region_files"]:
         kinds = ", ".join(f"{number} {meaning}" for meaning, number in said.items())
-        lines.append(f"  {counts['region_files']} region files: {kinds}")
+        lines.append(f"  region files: {counts['region_files']}, with {kinds}")
     lines.append("  what is not labelled counts as background everywhere, in a part, or nowhere in so many images:")
     titles = [f"{meaning} regions" for meaning in said] if counts["region_files"] else []
     rows = [["class", "boxes", "images", *titles, "everywhere", "in part", "nowhere"]]

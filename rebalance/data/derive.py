@@ -274,8 +274,8 @@ def _write(folder: Path, source: DataSet, items: Sequence[_Item], rule: Withhold
     withdrawn = sum(file.get("withdrawn", 0) for file in files)
     if withdrawn:
         print(
-            f"warning: {withdrawn} regions said that there is nothing of a class where a box of it was withheld; "
-            "they no longer say so of that class",
+            f"warning: regions that no longer say that there is nothing of a class: {withdrawn}; "
+            "a box of it was withheld there",
             file=sys.stderr,
         )
     listed = [(name, times) for item in items for _, name, times in item.images]

@@ -60,7 +60,8 @@ class Pattern:
         left: dict[str, None] = {}
         said = set()
         for image in (image for image, meant in means.items() if meant):
-            top = next((folder for folder in _folders(image) if folder in whole), None)
+            folders = _folders(image)  # the first holds all splits, and means them only where there is no other
+            top = next((folder for folder in folders[1:] or folders if folder in whole), None)
             if top is None:
                 left[image] = None
             elif top not in said:

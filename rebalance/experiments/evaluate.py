@@ -12,7 +12,7 @@ from ultralytics.models.yolo.detect import DetectionValidator
 from ultralytics.utils import LOGGER, ops
 
 from rebalance.experiments.precision import Seen, coco_precision, voc_precision
-from rebalance.experiments.record import METRICS, NUMBERS, Config
+from rebalance.experiments.record import METRICS, NUMBERS, VAL_REGIONS, Config
 from rebalance.hosts.evaluation import HOST, evaluation_of
 from rebalance.train.api import YOLO
 from rebalance.train.validator import Validator
@@ -29,8 +29,11 @@ class Result(NamedTuple):
     max_det: int  # that was used: the host raises its own default where an image has more labels
 
 
-def setting_of(weights: Path, host: Mapping[str, Any]) -> dict[str, Any]:
-    """`iou`, `conf` and `max_det` of a run's evaluation and their `source`: what was asked for, else the family's."""
+def setting_of(weights: Path, host: Mapping[str, Any], val_regions: bool | None = None) -> dict[str, Any]:
+    """`iou`, `conf` and `max_det` of a run's evaluation and their `source`: what was asked for, else the family's.
+
+    And `val_regions` where the data set has regions.
+    """
     family = evaluation_of(YOLO(str(weights)).model)
     asked = {key: host[key] for key in NUMBERS if host.get(key) is not None}
     if not asked:
@@ -39,12 +42,14 @@ def setting_of(weights: Path, host: Mapping[str, Any]) -> dict[str, Any]:
         source = "as asked"
     else:
         source = f"{', '.join(asked)} as asked; {family.source}"
-    return {**{key: getattr(family, key) for key in NUMBERS}, **asked, "source": source}
+    found = {**{key: getattr(family, key) for key in NUMBERS}, **asked, "source": source}
+    return found if val_regions is None else {**found, VAL_REGIONS: val_regions}
 
 
 def setting_text(setting: Mapping[str, Any]) -> str:
     """A setting in one line."""
-    return f"{', '.join(f'{key} {setting[key]:g}' for key in NUMBERS)} ({setting['source']})"
+    more = f", {VAL_REGIONS} {setting[VAL_REGIONS]}" if VAL_REGIONS in setting else ""
+    return f"{', '.join(f'{key} {setting[key]:g}' for key in NUMBERS)} ({setting['source']}){more}"
 
 
 def evaluate(weights: Path, split: str, config: Config, setting: Mapping[str, Any], threads: int) -> Result | None:
@@ -59,6 +64,8 @@ def evaluate(weights: Path, split: str, config: Config, setting: Mapping[str, An
     host = Validator if isinstance(model, YOLO) and model.task == "detect" else model._smart_load("validator")
     LOGGER.info(f"Evaluation on {split}: {setting_text(setting)}")
     flags = eval_flags(config, weights, setting)
+    if not setting.get(VAL_REGIONS, True):
+        flags[VAL_REGIONS] = False
     found = model.val(
         type("Judge", (Judge, host), {}), data=str(config.data), split=split, plots=False, verbose=False, **flags
     )
@@ -145,7 +152,8 @@ class Judge(DetectionValidator):  # type: ignore[misc]
 
             kinds, scores = (x.cpu().numpy() for x in (pred["cls"], pred["conf"]))
             labels, label_kinds = in_pixels(about["bboxes"]), about["cls"].cpu().numpy()
-            self.images.append(Seen(labels, label_kinds, in_pixels(pred["bboxes"]), scores, kinds))
+            unknown = pred["unknown"].cpu().numpy() if "unknown" in pred else None
+            self.images.append(Seen(labels, label_kinds, in_pixels(pred["bboxes"]), scores, kinds, unknown))
 
     def get_stats(self) -> Any:
         """The metrics of all batches."""

@@ -23,6 +23,7 @@ COCO_NAMES = {
 }  # fmt: skip
 VOC_IOUS = {"mAP50": 0.5, "mAP75": 0.75}
 RECALLS = 11  # 0, 0.1 … 1
+NO_SIZE = 1e12  # square pixels, beyond COCO's largest
 DIGITS = 2  # of a label's sides: a box of 32 by 32 pixels is of 1024, whatever float32 made of its fractions
 
 
@@ -34,6 +35,7 @@ class Seen(NamedTuple):
     boxes: np.ndarray[Any, Any]
     scores: np.ndarray[Any, Any]
     classes: np.ndarray[Any, Any]
+    unknown: np.ndarray[Any, Any] | None = None  # which detections count only where they are right; None: all count
 
 
 def coco_precision(images: Sequence[Seen]) -> dict[str, float]:
@@ -56,7 +58,12 @@ def coco_precision(images: Sequence[Seen]) -> dict[str, float]:
         "categories": [{"id": kind, "name": str(kind)} for kind in kinds],
     }  # fmt: skip
     labelled = COCO(content, print_function=_silent)
-    judge = COCOeval_faster(labelled, labelled.loadRes(found), iouType="bbox", print_function=_silent)
+    detected = labelled.loadRes(found)
+    unknown = np.concatenate([_unknown(seen) for seen in images])
+    for row in detected.dataset["annotations"]:
+        if unknown[row["id"] - 1]:  # of no size that is asked for: COCO leaves such a detection out unless it matches
+            row["area"] = NO_SIZE
+    judge = COCOeval_faster(labelled, detected, iouType="bbox", print_function=_silent)
     judge.evaluate()
     judge.accumulate()
     judge.summarize()
@@ -69,10 +76,15 @@ def voc_precision(images: Sequence[Seen]) -> dict[str, float]:
     kinds, counts = np.unique(np.concatenate([seen.label_classes for seen in images]), return_counts=True)
     classes = np.concatenate([seen.classes for seen in images])
     order = np.argsort(-np.concatenate([seen.scores for seen in images]), kind="stable")
+    unknown = np.concatenate([_unknown(seen) for seen in images])
     means = {}
     for name, threshold in VOC_IOUS.items():
-        true = np.concatenate([_true(seen, threshold) for seen in images])[order]
-        each = [eleven_points(true[classes[order] == kind], count) for kind, count in zip(kinds, counts, strict=True)]
+        true = np.concatenate([_true(seen, threshold) for seen in images])
+        judged = order[(true | ~unknown)[order]]
+        each = [
+            eleven_points(true[judged][classes[judged] == kind], count)
+            for kind, count in zip(kinds, counts, strict=True)
+        ]
         means[name] = float(np.mean(each)) if each else 0.0
     return means
 
@@ -89,6 +101,11 @@ def eleven_points(true: np.ndarray[Any, Any], labels: int) -> float:
     # in whole numbers, as 3 of 10 must reach a recall of 0.3
     best = [precision[hits * (RECALLS - 1) >= k * labels].max(initial=0.0) for k in range(RECALLS)]
     return float(np.mean(best))
+
+
+def _unknown(seen: Seen) -> np.ndarray[Any, Any]:
+    """(n,) which detections of an image count only where they are right."""
+    return np.zeros(len(seen.boxes), bool) if seen.unknown is None else seen.unknown
 
 
 def _true(seen: Seen, threshold: float) -> np.ndarray[Any, Any]:

@@ -36,6 +36,7 @@ METRICS = ("mAP50", "mAP75", "mAP50-95")
 DIAGNOSE = "diagnose/"  # of the columns of epochs that are of a diagnosis
 NOISE = (*KINDS, "jitter_iou")  # of the training labels, see `rebalance.data.noise`
 NUMBERS = ("iou", "conf", "max_det")  # of an evaluation, by the names of the host's flags
+VAL_REGIONS = "val_regions"  # of an evaluation with regions: whether what is found in unknown ones is left out
 
 Box = tuple[float, float, float, float]
 T = TypeVar("T")
@@ -188,7 +189,8 @@ class Record:
         metrics: of the boxes that `evaluation` keeps.
         host_metrics: of those that Ultralytics' defaults keep; empty in older records, whose `metrics` these are unless
             the sweep had `iou`, `conf` or `max_det`.
-        evaluation: `iou`, `conf` and `max_det`, and their `source` in words; empty in older records.
+        evaluation: `iou`, `conf` and `max_det`, and their `source` in words; `val_regions` where the data set has
+            regions; empty in older records.
     """
 
     run: Name

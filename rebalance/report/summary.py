@@ -233,8 +233,9 @@ def evaluation(record: Record) -> dict[str, Any]:
 
 def evaluation_text(record: Record) -> str:
     """Return these in words: 'iou=0.7 conf=0.001 max_det=300'."""
-    told = evaluation(record)
-    return " ".join(f"{name}={value_text(told[name])}" for name in EVALUATION)
+    told, more = evaluation(record), record.evaluation.get("val_regions")
+    text = " ".join(f"{name}={value_text(told[name])}" for name in EVALUATION)
+    return text if more is None else f"{text} val_regions={more}"
 
 
 def _kind(record: Record) -> tuple[str, ...]:

@@ -20,6 +20,8 @@ from rebalance.hosts.torchvision.model import TorchvisionModel
 from rebalance.hosts.torchvision.published import check, missing_coco, start
 from rebalance.hosts.torchvision.zoo import ZOO
 from rebalance.hosts.ultralytics.model import AnchorDetect
+from rebalance.recipe import TRAIN
+from rebalance.settings import checked
 from rebalance.train.admission import admit, is_state_dict, says, separate
 from rebalance.train.resumable import Resumable
 from rebalance.train.trainer import RebalanceTrainer, with_flags
@@ -111,10 +113,30 @@ class YOLO(ultralytics.YOLO):  # type: ignore[misc]
                 )
         return super().track(*args, **kwargs)
 
-    def val(self, validator: Any = None, **kwargs: Any) -> Any:
-        """Validate, as there, but on slow machines too with every image's detections."""
+    def val(self, validator: Any = None, *, val_regions: bool = True, **kwargs: Any) -> Any:
+        """Validate, as there, but on slow machines too with every image's detections.
+
+        Args:
+            validator: as there.
+            val_regions: whether what is found in an unknown region of the data set, and matches no label, counts
+                neither as right nor as wrong; else as wrong.
+            kwargs: as there.
+
+        Raises:
+            ConfigError: val_regions=False with another task or a validator that knows no regions.
+        """
         self._ready()
-        return super().val(validator=validator or (Validator if self.task == "detect" else None), **kwargs)
+        made = validator or (Validator if self.task == "detect" else None)
+        counted = checked("val_regions", TRAIN["val_regions"][1], val_regions)
+        if not (isinstance(made, type) and issubclass(made, Validator)):
+            what = f"validator={getattr(made, '__name__', made)}" if made else f"a {self.task} model"
+            if not counted:
+                raise ConfigError(f"val_regions=False has no effect with {what}")
+            if says(given := {**self.overrides, **kwargs}):
+                LOGGER.warning(f"rebalance: the regions of data={given.get('data')} are not used: {what} knows none")
+        elif not counted:
+            made = type(made.__name__, (made,), {"val_regions": False})
+        return super().val(validator=made, **kwargs)
 
     def export(self, **kwargs: Any) -> Any:
         """Export, as there; of torchvision's detectors with images of one size."""

@@ -159,8 +159,10 @@ class RebalanceTrainer(Resumable, Scheduled):
         begin_epoch(model.criterion, self.start_epoch, 0 if self.args.time else self.epochs)
 
     def get_validator(self) -> Validator:
-        """The host's validator, with every image's detections also on a slow machine."""
-        return Validator(self.test_loader, save_dir=self.save_dir, args=copy(self.args), _callbacks=self.callbacks)
+        """The host's validator, with every image's detections also on a slow machine, and with regions."""
+        made = Validator(self.test_loader, save_dir=self.save_dir, args=copy(self.args), _callbacks=self.callbacks)
+        made.val_regions = self.recipe["val_regions"]
+        return made
 
     def resume_training(self, ckpt: Any) -> None:
         """Resume; the host builds a new criterion for models with two branches, so ours takes its place again."""

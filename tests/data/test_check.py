@@ -158,8 +158,8 @@ def test_on_the_terminal(file: Path, capsys: pytest.CaptureFixture[str]) -> None
         str(file), "unlabelled: background", "annotated: images/train/reef: fish (3 images)",
     ]  # fmt: skip
     train = lines.index("train: 6 images: 4 with boxes, 0 with an empty label file, 2 without a label file")
-    assert lines[train + 1].startswith("  the 2 without a label file count as looked at, and as background of every")
-    assert lines[train + 2] == "  4 region files: 3 unknown, 4 background"
+    assert lines[train + 1].startswith("  those without a label file count as looked at, and as background of every")
+    assert lines[train + 2] == "  region files: 4, with 3 unknown, 4 background"
     assert [" ".join(line.split()) for line in lines[train + 4 : train + 8]] == [
         "class boxes images unknown regions background regions everywhere in part nowhere",
         "fish 2 1 2 2 4 2 0", "crab 11 3 1 2 3 0 3", "star 3 2 2 2 1 2 3",

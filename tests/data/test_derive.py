@@ -386,13 +386,13 @@ def test_region_files_and_keys_go_with_the_labels(source: Path, tmp_path: Path) 
         "missing": "unknown * .5 .5 1 1",
     }
     regions_of(source.parent, files)
-    say(source, "annotated: {images/train/deep: [crab]}\nunlabelled: skip\nunknown_below: 12\n")
+    say(source, "annotated: {images/train: [fish], images/train/deep: [crab]}\nunlabelled: skip\nunknown_below: 12\n")
     manifest = run(source, tmp_path / "out", "extreme")
     for name, data in files.items():
         assert (tmp_path / f"out/regions/train/{name}.txt").read_bytes() == data.encode()
     assert len([*(tmp_path / "out/regions").rglob("*.txt")]) == 3
     content = yaml.safe_load((tmp_path / "out/data.yaml").read_text())
-    assert content["annotated"] == {"images/train/deep": ["crab"]}
+    assert content["annotated"] == {"images/train": ["fish"], "images/train/deep": ["crab"]}
     assert (content["unlabelled"], content["unknown_below"]) == ("skip", 12)
     assert (manifest["unlabelled"], manifest["unknown_below"]) == ("skip", 12)
     by_label = {file["label"]: file for file in manifest["files"]}
@@ -400,8 +400,8 @@ def test_region_files_and_keys_go_with_the_labels(source: Path, tmp_path: Path) 
         hashes = by_label[f"train/{name}.txt"]["sha256"]
         assert hashes["regions"] == hashes["source_regions"] == hashlib.sha256(data.encode()).hexdigest()
     assert "regions" not in by_label["train/one.txt"]["sha256"]
-    assert by_label["train/deep/polygons.txt"]["annotated"] == [[1]]
-    assert by_label["train/one.txt"]["annotated"] == [None]
+    assert by_label["train/deep/polygons.txt"]["annotated"] == [[0, 1]]
+    assert by_label["train/one.txt"]["annotated"] == [[0]]
     hashes = {manifest["sha256"]}
     for other in (("unknown_below: 12", ""), ("[crab]", "[fish]"), ("unlabelled: skip", "unlabelled: unknown")):
         text = source.read_text()
@@ -497,7 +497,7 @@ def test_a_withheld_box_is_in_no_region_that_denies_it(source: Path, tmp_path: P
     assert file["sha256"]["regions"] == _hash(tmp_path / "out/regions/train/five.txt")
     assert file["sha256"]["source_regions"] == _hash(source.parent / "regions/train/five.txt")
     err = capsys.readouterr().err
-    assert err.startswith("warning: 1 regions said that there is nothing of a class where a box of it was withheld")
+    assert err.startswith("warning: regions that no longer say that there is nothing of a class: 1; a box of it was")
     # by what was withheld before, too
     regions_of(tmp_path / "none", {})
     regions_of(tmp_path / "out", {"five": "background 0 0.4 0.5 0.2 1\n"})

@@ -136,6 +136,14 @@ def test_a_grid_of_something_else(make_sweep: Any, make_record: Any) -> None:
     assert "lr0" in terminal_table(folder)
 
 
+def test_losses_are_drawn_beside_a_series_too(make_sweep: Any, make_record: Any) -> None:
+    given = {"zero": {"loss": "bce"}, "drop": {"obj_drop": 0.75}, "focal": {"loss": "focal"}}
+    runs = [make_record(run, 0, test=0.4, protocol="extreme", **flags) for run, flags in given.items()]
+    folder = make_sweep(*runs, make_record("complete", 0, test=0.6, loss="bce"))
+    check(report(folder))
+    assert {"change.png", "settings.png"} <= {p.name for p in (folder / "plots").iterdir()}
+
+
 def test_failed_missing_and_corrupt_runs_are_told(series_sweep: Path, make_record: Any) -> None:
     runs = series_sweep / "runs"
     failed = {**make_record("obj_drop=0.25,seed=1", 1, obj_drop=0.25), "status": "failed", "error": "loss is <nan>"}

@@ -17,9 +17,19 @@ from numpy.typing import NDArray
 from small_data import make_dataset
 from ultralytics.cfg import get_cfg
 from ultralytics.data import build_yolo_dataset
-from ultralytics.data.augment import Albumentations, Compose, CutMix, MixUp, Mosaic, RandomPerspective
+from ultralytics.data.augment import (
+    Albumentations,
+    Compose,
+    CutMix,
+    LetterBox,
+    MixUp,
+    Mosaic,
+    RandomFlip,
+    RandomPerspective,
+)
 from ultralytics.data.dataset import YOLODataset
 from ultralytics.data.utils import check_det_dataset
+from ultralytics.utils.instance import Instances
 
 from rebalance.data import dataset
 from rebalance.errors import ConfigError, DataError
@@ -28,8 +38,11 @@ from rebalance.train.regions import (
     CarryingAlbumentations,
     RegionDataset,
     carrying,
+    labels_of,
+    row_type,
     told,
     with_regions,
+    without,
 )
 
 SIZE = 96
@@ -202,6 +215,19 @@ def test_cutmix_brings_the_regions_of_the_patch_and_takes_those_it_covers(painte
     assert done > 3
 
 
+def test_of_a_region_that_the_patch_does_not_touch_there_is_one_box_and_of_others_what_is_left() -> None:
+    boxes = np.array([[0, 0, 10, 10], [0, 0, 40, 40], [20, 0, 90, 90], [25, 25, 28, 28]], np.float32)
+    rows = np.zeros(4, row_type(1))
+    rows["below"] = range(4)
+    regions = labels_of(Instances(boxes, bbox_format="xyxy", normalized=False), rows)
+    found = without(regions, np.array([20, 20, 30, 60], np.int32))
+    assert found["cls"]["below"].tolist() == [0, 1, 1, 1, 2, 2, 2]
+    assert found["instances"].bboxes.tolist() == [
+        [0, 0, 10, 10], [0, 0, 20, 40], [30, 0, 40, 40], [0, 0, 40, 20], [30, 0, 90, 90], [20, 0, 90, 20],
+        [20, 60, 90, 90],
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("mode", ["flip", "mixup"])
 def test_copy_paste_leaves_the_regions_where_they_are_and_pastes_none(painted: Path, mode: str) -> None:
     moves = {"scale": 0.3, "fliplr": 0.5}
@@ -279,6 +305,24 @@ def test_regions_go_through_the_user_s_own_transforms_with_the_labels(painted: P
             assert np.allclose(found["regions"]["cls"]["below"], 10)
             agree(data.transforms.transforms[-1](found))
     assert isinstance(step.transform, Mirrored)
+
+
+def test_where_the_host_keeps_an_image_that_lost_its_labels_the_flip_after_it_is_in_fractions(painted: Path) -> None:
+    class Losing(Mirrored):
+        def __call__(self, **given: Any) -> dict[str, Any]:
+            found = super().__call__(**given)
+            return {**found, **{name: [] for name in ("class_labels", "idx")}, "bboxes": np.zeros((0, 4))}
+
+    data = build(painted)
+    step = Albumentations(p=1.0)
+    step.transform, step.contains_spatial, step.topology_transforms = Losing(), True, []
+    label = data.transforms.transforms[0](data.get_image_and_label(0))  # from here on in pixels
+    before = label["img"].copy()
+    flipped = carrying(RandomFlip(p=1.0))(carrying(step)(label))
+    assert flipped["instances"].normalized
+    assert np.array_equal(flipped["img"], before[:, ::-1])
+    assert len(flipped["regions"]["cls"]) == 1
+    agree(data.transforms.transforms[-1](flipped))
 
 
 def test_a_transform_whose_geometry_is_unknown_is_refused(painted: Path) -> None:
@@ -371,6 +415,8 @@ def test_sizes_are_pixels_of_the_image_on_disk_wherever_it_goes(painted: Path, t
         assert item["regions"].unknown[0]
         assert float(small) == pytest.approx(16 * SIZE / max(height, width), rel=1e-3)
         assert item["regions"].below[1:].isinf().all()
+        half = carrying(LetterBox(new_shape=SIZE // 2))(data.get_image_and_label(index))["regions"]["cls"]["below"]
+        assert half[0] == pytest.approx(8 * SIZE / max(height, width), rel=1e-3)
     for moves in ({"scale": 0.5}, {"degrees": 45.0, "scale": 0.5}):
         data = build(file, **moves)
         for seed in range(6):

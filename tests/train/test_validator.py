@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from objectives import recipe_of
 from ultralytics.cfg import get_cfg
 from ultralytics.utils import nms
 
@@ -57,4 +58,8 @@ def test_training_with_our_losses_validates_with_it() -> None:
     trainer = RebalanceTrainer.__new__(RebalanceTrainer)
     trainer.test_loader, trainer.save_dir, trainer.callbacks = None, None, {}
     trainer.args = get_cfg(overrides={"task": "detect"})
-    assert type(trainer.get_validator()) is Validator
+    for given in (True, False):
+        trainer.recipe = recipe_of({"val_regions": given})
+        found = trainer.get_validator()
+        assert type(found) is Validator
+        assert found.val_regions is given

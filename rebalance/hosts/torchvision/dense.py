@@ -57,6 +57,8 @@ class DenseCriterion(ABC):
     """One classification and one box loss over all anchors of the batch.
 
     The overlap that a method asks for is that of the anchor; a prediction is dropped by the overlap of its decoded box.
+    Whether a candidate is inside a region is decided by its anchor. What the host's matching ignores stays ignored even
+    where it is verified background.
     """
 
     scale = (1.0, 1.0)  # of the offsets
@@ -93,10 +95,15 @@ class DenseCriterion(ABC):
 
         each = self.by_class and self.link != SOFTMAX
         known = self.objective.known(lambda: anchors, images=len(logits), size=raw["size"], each=each)
+
+        def confidence() -> Tensor:
+            found, unknown = logits.detach(), known.unknown if each else None
+            return self.confidence(found if unknown is None else found.masked_fill(unknown, -torch.inf))
+
         choice = self.objective.choose(
             predictions(
                 matched.state, lambda: decode_deltas(deltas.detach(), anchors, self.scale), labels, gt_boxes,
-                lambda: self.confidence(logits.detach()), known,
+                confidence, known,
             )
         )  # fmt: skip
         cls = self._classification(logits, classes, matched, choice, known)

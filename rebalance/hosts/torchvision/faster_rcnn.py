@@ -27,7 +27,7 @@ from rebalance.hosts.evaluation import RCNN
 from rebalance.hosts.torchvision.dense import Batch, Result, labels_of, of_label, plainly, predictions
 from rebalance.hosts.torchvision.head import Anchors, Raw, TorchvisionHead, best_pairs, by_cell, take
 from rebalance.match.boxes import decode_deltas, encode_deltas, upcast
-from rebalance.match.candidates import BACKGROUND, IGNORE, POSITIVE, SIGMOID, SOFTMAX, Candidates
+from rebalance.match.candidates import BACKGROUND, IGNORE, NEGATIVE, POSITIVE, SIGMOID, SOFTMAX, Candidates
 from rebalance.match.iou import Matched, match_by_iou
 from rebalance.match.padded import Padded
 from rebalance.match.regions import NOTHING_SAID, Known
@@ -98,6 +98,10 @@ class FasterRCNNCriterion:
       Another anchor never takes the place of one that was dropped.
 
     Nothing is dropped in validation, where the samples are the same for every batch.
+
+    A negative anchor or proposal of which any class is unknown (see `rebalance.match.regions`) is never drawn, nor
+    mined. A verified one is drawn as any other, and then has its whole loss; where `ohem` mines, those that the random
+    sample would have held are trained on beside the hardest of the others.
     """
 
     def __init__(self, head: FasterRCNNDetect, *, recipe: Recipe, seed: int) -> None:
@@ -178,11 +182,9 @@ class FasterRCNNCriterion:
         matched = matched._replace(state=matched.state.masked_fill(~there, IGNORE))
         known = self.roi.known(lambda: boxes, images=len(boxes), size=raw["size"], each=False)
         matched = _sampled(matched, known)
-        if self.roi.mined:
-            place, state = self._hardest(raw, labels, boxes, matched)
-        else:
-            generator = self.run.generator(boxes.device, "proposals")
-            place, state = sample(matched.state, self.head.numbers.rois, ROI_SHARE, generator=generator)
+        place, state = (
+            self._mined(raw, labels, boxes, matched, known) if self.roi.mined else self._random(matched.state)
+        )
         chosen = Matched(state, matched.label.gather(1, place), matched.overlap.gather(1, place))
         rois = take(boxes, place)
         logits, deltas = self.head.roi(raw["features"], rois, raw["size"])
@@ -216,6 +218,20 @@ class FasterRCNNCriterion:
         target = own.where(state == POSITIVE, BACKGROUND)
         cls = self.roi.loss(Candidates(logits, target, state, matched.overlap, SOFTMAX, *known)).squeeze(-1)
         return cls, box
+
+    def _random(self, state: Tensor) -> Sampled:
+        """The host's sample of proposals."""
+        return sample(state, self.head.numbers.rois, ROI_SHARE, generator=self.run.generator(state.device, "proposals"))
+
+    def _mined(self, raw: Raw, labels: Padded, boxes: Tensor, matched: Matched, known: Known) -> Sampled:
+        """The hardest, and beside them those verified negatives that the host's sample holds."""
+        if known.sure is None:
+            return self._hardest(raw, labels, boxes, matched)
+        sure = known.sure.squeeze(-1) & (matched.state == NEGATIVE)
+        others = matched._replace(state=matched.state.masked_fill(sure, IGNORE))
+        drawn, hardest = self._random(matched.state), self._hardest(raw, labels, boxes, others)
+        verified = drawn.state.masked_fill(~sure.gather(1, drawn.place), IGNORE)
+        return Sampled(torch.cat((hardest.place, drawn.place), 1), torch.cat((hardest.state, verified), 1))
 
     def _hardest(self, raw: Raw, labels: Padded, boxes: Tensor, matched: Matched) -> Sampled:
         """Hard example mining: the candidates of highest loss, of those that overlap by more than 0.7 only one."""

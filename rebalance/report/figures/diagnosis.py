@@ -16,7 +16,7 @@ SPARED = {"dropped": "-", "recalibrated": "--", "lowered": "-."}  # with how the
 def draw(found: Results) -> Drawn | None:
     """A row for each group of settings, panels for push, precision, recall and scores; None where none was measured."""
     keys = {key for key in by_epoch.epoch_keys(found) if key.startswith(DIAGNOSE)}
-    runs = {s: own for s, records in found.runs.items() if (own := [r for r in records if r.diagnostics])}
+    runs = {s: kept for s, records in found.runs.items() if (kept := [r for r in records if r.diagnostics])}
     if not runs:
         return None
     groups = grouped(runs, loss_key)
@@ -24,9 +24,9 @@ def draw(found: Results) -> Drawn | None:
     measured: list[tuple[str, list[by_epoch.Curve]]] = []
     for group, settings in groups.items():
         names = varying(settings)
-        lines = [(loss_text(setting, names), runs[setting]) for setting in settings]
+        curves = [(loss_text(setting, names), runs[setting]) for setting in settings]
         title = group_text(group, apart_by).replace(", ", ",\n") if len(groups) > 1 else ""
-        measured.append((title, by_epoch.coloured(lines)))
+        measured.append((title, by_epoch.coloured(curves)))
     panels: list[tuple[str, list[tuple[str, str]]]] = []
     points: list[str] = []
     for stage, name in STAGES.items():

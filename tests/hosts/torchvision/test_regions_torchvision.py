@@ -11,6 +11,8 @@ from test_diagnosis_torchvision import CLASSES, IMAGES, LABELS, SIZE, made, step
 from torch import Tensor
 from torchvision.ops import box_convert, box_iou
 
+from rebalance.hosts.torchvision import faster_rcnn
+from rebalance.match.candidates import NEGATIVE, POSITIVE
 from rebalance.match.regions import RegionBatch, region_batch
 
 Row = tuple[tuple[float, float, float, float], list[int], bool]  # corners as fractions, classes, whether unknown
@@ -76,13 +78,27 @@ def test_the_gradient_is_zero_where_it_is_unknown_and_as_ever_elsewhere(
 
 
 @pytest.mark.parametrize("loss", ["bce", "ohem"])
-def test_what_is_unknown_is_not_sampled(loss: str) -> None:
-    _, _, raw = step(made("fasterrcnn_tiny", loss=loss), regions=UNKNOWN)
+def test_what_is_unknown_is_neither_sampled_nor_mined(loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = regions([((0, 0, 1, 1), [0], True)], [((0, 0, 1, 1), [0, 1], True)])
     model = made("fasterrcnn_tiny", loss=loss)
     _, _, plain = step(model)
     assert plain["logits"].grad.ne(0).sum() > 20
-    _, _, raw = step(made("fasterrcnn_tiny", loss=loss), regions=whole)
+    drawn: list[Tensor] = []
+
+    def noted(call: Any) -> Any:
+        def sample(*args: Any, **more: Any) -> Any:
+            found = call(*args, **more)
+            drawn.append(found.state)
+            return found
+
+        return sample
+
+    model = made("fasterrcnn_tiny", loss=loss)
+    monkeypatch.setattr(faster_rcnn, "sample", noted(faster_rcnn.sample))
+    monkeypatch.setattr(model.criterion, "_hardest", noted(model.criterion._hardest))
+    _, _, raw = step(model, regions=whole)
+    assert len(drawn) == 2  # of the RPN, of the RoI head
+    assert all((state == POSITIVE).any() and not (state == NEGATIVE).any() for state in drawn)
     labels = [box_convert(LABELS["bboxes"][LABELS["batch_idx"] == i] * SIZE, "cxcywh", "xyxy") for i in range(IMAGES)]
     near = torch.stack([box_iou(raw["anchors"], box).amax(1) for box in labels])
     touched = raw["logits"].grad.ne(0)
