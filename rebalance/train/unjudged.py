@@ -45,6 +45,8 @@ def unknown_detections(
 class UnjudgedMetrics(DetMetrics):  # type: ignore[misc]
     """The host's; of each detection `unknown` says whether it is left out where it is not right."""
 
+    stats: dict[str, list[Any]]
+
     def __init__(self, names: dict[int, str] | None = None) -> None:
         super().__init__(names)
         self.stats["unknown"] = []

@@ -32,6 +32,7 @@ class Validator(DetectionValidator):  # type: ignore[misc]
     """
 
     val_regions = True
+    metrics: Any
     _told = False
     _unjudged = False  # whether the data set at hand has regions, and they count
 
