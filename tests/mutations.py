@@ -31,7 +31,7 @@ def put(value: Any, path: tuple[Any, ...], new: object) -> Any:
 
 def small_sweep() -> list[Any]:
     """A plan and two records, cut down so that everything in them can be changed in turn."""
-    file = REFERENCE / "resobj-aquarium-yolov5n" / "records.jsonl"
+    file = REFERENCE / "aquarium-anchor" / "records.jsonl"
     plan, *records = map(json.loads, file.read_text("utf-8").splitlines()[:3])
     plan["written"] = {"title": "a", "question": "b", "answer": "c", "file": "d.yaml", "sha256": "e", "given": "lr0=1"}
     for content in records:

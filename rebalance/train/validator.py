@@ -33,6 +33,7 @@ class Validator(DetectionValidator):  # type: ignore[misc]
 
     metrics: Any
     val_regions = True
+    metrics: Any
     _told = False
     _unjudged = False  # whether the data set at hand has regions, and they count
 

@@ -150,4 +150,5 @@ def test_only_a_whole_sweep_is_kept(
 def test_the_records_that_are_kept_can_all_be_read(file: Path) -> None:
     sweep = load(file.parent)
     assert sweep.records
-    assert (sweep.missing, sweep.warnings) == ((), ())
+    planned = (file.parent / "plan.yaml").exists()  # may be kept before all of it has run
+    assert (() if planned else sweep.missing, sweep.warnings) == ((), ())

@@ -135,7 +135,7 @@ def test_columns_stay_in_place_where_metrics_are_those_of_the_last_epoch(tmp_pat
     for trainer.epoch in range(2):  # as without validation
         trainer.drop_counts = {"negatives": 8, "obj_dropped": 4 + trainer.epoch}
         trainer.step_means = {"pos_0": 0.5 + trainer.epoch / 8}
-        trainer.pulls = {"pull": 1.5, "push": 0.5}
+        trainer.pulls, trainer.diagnosis = {"pull": 1.5, "push": 0.5}, {}
         trainer.save_metrics({"train/cls_loss": 1.0, **trainer.metrics, "lr/pg0": 0.1})
     header, *rows = (line.split(",")[2:] for line in trainer.csv.read_text("utf-8").splitlines())
     drop = ["negatives", "obj_dropped", "low_iou_matches", "box_dropped", "pull", "push"]

@@ -193,7 +193,8 @@ def image_size(path: Path, where: str) -> tuple[int, int]:
             warnings.simplefilter("ignore")  # of Pillow, about odd metadata
             width, height = image.size
             turned = image.getexif().get(_ORIENTATION, 1) >= 5
-    except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError):
+    # ImportError: where the host is loaded too, what no one knows is tried with a package that may not be there
+    except (OSError, SyntaxError, ValueError, TypeError, ImportError, Image.DecompressionBombError):
         raise DataError(f"{where}: {path} cannot be read as an image") from None
     return (height, width) if turned else (width, height)
 
