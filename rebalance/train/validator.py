@@ -31,7 +31,6 @@ class Validator(DetectionValidator):  # type: ignore[misc]
         val_regions: whether that is so; else it counts as wrong.
     """
 
-    metrics: Any
     val_regions = True
     metrics: Any
     _told = False
