@@ -31,8 +31,8 @@ class Validator(DetectionValidator):  # type: ignore[misc]
         val_regions: whether that is so; else it counts as wrong.
     """
 
-    val_regions = True
     metrics: Any
+    val_regions = True
     _told = False
     _unjudged = False  # whether the data set at hand has regions, and they count
 

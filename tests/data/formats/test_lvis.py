@@ -61,3 +61,10 @@ def test_a_list_with_a_category_that_is_not_there(tmp_path: Path, capsys: pytest
     file = write(tmp_path / "s/lvis_v1_train.json", content(neg_category_ids=[5]))
     told = refused("lvis", tmp_path, capsys, source=file)
     assert "image 391895: neg_category_ids has 5, which is not among the categories" in told
+
+
+def test_a_class_with_labels_is_not_background_whatever_the_list_says(tmp_path: Path) -> None:
+    picture(tmp_path / "s/train2017/000000391895.jpg")
+    file = write(tmp_path / "s/lvis_v1_train.json", content(neg_category_ids=[2, 3]))
+    made = convert("lvis", tmp_path, source=file)
+    assert ("background", "air_conditioner", 0, 0, 200, 100) in made.regions("train/train2017/000000391895.jpg")
