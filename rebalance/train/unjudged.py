@@ -45,7 +45,7 @@ def unknown_detections(
 class UnjudgedMetrics(DetMetrics):  # type: ignore[misc]
     """The host's; of each detection `unknown` says whether it is left out where it is not right."""
 
-    stats: dict[str, list[Any]]
+    stats: dict[str, Any]
 
     def __init__(self, names: dict[int, str] | None = None) -> None:
         super().__init__(names)

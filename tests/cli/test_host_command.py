@@ -109,7 +109,7 @@ def test_the_model_has_to_be_named(
 
 def test_a_training_flag_is_refused_by_the_other_modes() -> None:
     for name, (_, item) in TRAIN.items():
-        value = value_text(item.default or 1)
+        value = value_text(item.default or (isinstance(item.default, bool) or 1))
         for mode in ("predict", "export") if name == command.OF_VAL else ("val", "predict", "export"):
             with pytest.raises(ConfigError, match=f"^{name}={value} is a training flag; {mode} does not take it$"):
                 command.run(mode, ["model=yolov8n.yaml", f"{name}={value}"])
