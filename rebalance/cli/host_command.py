@@ -16,14 +16,14 @@ from typing import Any
 import ultralytics
 from ultralytics import cfg as host
 from ultralytics import models
-from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, YAML
+from ultralytics.utils import DEFAULT_CFG_DICT, YAML
 from ultralytics.utils.checks import check_yaml
 
 from rebalance.data.demo.seafloor import built_in
 from rebalance.errors import ConfigError, nearest
 from rebalance.recipe import TRAIN
 from rebalance.settings import checked, value_text
-from rebalance.train.admission import FORWARDED, check_names, data_yaml, says, separate
+from rebalance.train.admission import FORWARDED, check_names, data_yaml, says, separate, tell_unused
 from rebalance.train.api import YOLO, load
 from rebalance.train.arguments import check_arguments
 
@@ -109,9 +109,7 @@ def _bound(ours: dict[str, Any], strict: bool, unheard: str | None) -> Iterator[
         return getattr(models, name)(model, *args, **kwargs)
 
     def _tell(model: Any) -> None:
-        LOGGER.warning(
-            f"rebalance: the regions of data={unheard} are not used: only YOLO detection models, not {model}"
-        )
+        tell_unused(unheard, f"only YOLO detection models, not {model}")
 
     class Bound(YOLO):
         def train(self, trainer: Any = None, **kwargs: Any) -> Any:

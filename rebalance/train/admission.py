@@ -102,7 +102,7 @@ def admit(
         if model.task != "detect":
             reason = f"they are for detection, and {model.model_name} is a {model.task} model"
         if reason:
-            LOGGER.warning(f"rebalance: the regions of data={arguments.get('data')} are not used: {reason}")
+            tell_unused(arguments.get("data"), reason)
         ours_anyway = not reason
     if ours_anyway:
         if trainer is not None:
@@ -205,6 +205,11 @@ def says(arguments: Mapping[str, Any]) -> bool:
     if data is None and (cfg := arguments.get("cfg")) not in (None, "", "None"):
         data = YAML.load(check_yaml(str(cfg))).get("data")
     return any(knowledge_of(one) for one in (data if isinstance(data, (list, tuple)) else [data]))
+
+
+def tell_unused(data: Any, reason: str) -> None:
+    """Say that the regions of a data set are not used, and why."""
+    LOGGER.warning(f"rebalance: the regions of data={data} are not used: {reason}")
 
 
 def knowledge_of(data: Any) -> Knowledge | None:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import ultralytics
 from ultralytics.nn.tasks import DetectionModel, yaml_model_load
-from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, YAML
+from ultralytics.utils import DEFAULT_CFG_DICT, YAML
 from ultralytics.utils.checks import check_yaml
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, GITHUB_ASSETS_STEMS
 
@@ -22,7 +22,7 @@ from rebalance.hosts.torchvision.zoo import ZOO
 from rebalance.hosts.ultralytics.model import AnchorDetect
 from rebalance.recipe import TRAIN
 from rebalance.settings import checked
-from rebalance.train.admission import admit, is_state_dict, says, separate
+from rebalance.train.admission import admit, is_state_dict, says, separate, tell_unused
 from rebalance.train.resumable import Resumable
 from rebalance.train.trainer import RebalanceTrainer, with_flags
 from rebalance.train.validator import Validator
@@ -133,7 +133,7 @@ class YOLO(ultralytics.YOLO):  # type: ignore[misc]
             if not counted:
                 raise ConfigError(f"val_regions=False has no effect with {what}")
             if says(given := {**self.overrides, **kwargs}):
-                LOGGER.warning(f"rebalance: the regions of data={given.get('data')} are not used: {what} knows none")
+                tell_unused(given.get("data"), f"{what} knows none")
         elif not counted:
             made = type(made.__name__, (made,), {"val_regions": False})
         return super().val(validator=made, **kwargs)
@@ -156,7 +156,7 @@ class YOLO(ultralytics.YOLO):  # type: ignore[misc]
     def tune(self, use_ray: bool = False, iterations: int = 10, *args: Any, **kwargs: Any) -> Any:
         """Tune, as there. Without Ray the host trains by its own trainer, which knows no regions: that is said."""
         if not use_ray and says(given := {**self.overrides, **kwargs}):
-            LOGGER.warning(f"rebalance: the regions of data={given.get('data')} are not used: tune trains without them")
+            tell_unused(given.get("data"), "tune trains without them")
         return super().tune(use_ray, iterations, *args, **kwargs)
 
     def benchmark(self, *args: Any, **kwargs: Any) -> Any:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from objectives import LOSSES, recipe_of
+from said_regions import image_regions, inside
 from torch import Tensor
 from ultralytics.utils.loss import E2ELoss
 from yolo_heads import (
@@ -36,15 +36,6 @@ LABELS = batch(8)  # of the first two images
 TOGETHER = ("ghm", "ohem", "drop")
 ON_OBJECTNESS = ["bce", "focal", "varifocal", "brl", "bce+soft", "bce+drop", "focal+drop", "brl+drop"]
 STOCK = ("yolov8n.yaml", "yolo26n.yaml")
-
-
-def image_regions(*rows: tuple[tuple[float, float, float, float], list[int], bool]) -> RegionBatch:
-    """Of one image: corners as fractions, classes, and whether they are unknown there."""
-    corners = torch.tensor([row[0] for row in rows]).view(-1, 4)
-    boxes = torch.cat(((corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]), 1)
-    classes = torch.tensor([[c in row[1] for c in range(CLASSES)] for row in rows]).view(-1, CLASSES).bool()
-    unknown = torch.tensor([row[2] for row in rows]).bool()
-    return RegionBatch(torch.zeros(len(rows)).long(), boxes, classes, unknown, torch.full((len(rows),), math.inf), 1)
 
 
 HALF, WHOLE = (0.0, 0.0, 0.5, 1.0), (0.0, 0.0, 1.0, 1.0)
@@ -143,21 +134,6 @@ def slopes(made: Head, regions: RegionBatch | None, **more: Any) -> tuple[Tensor
             about.append(torch.cat(mine, 1).transpose(1, 2))
             others += by_name.values()
     return torch.stack(list(items.values())), about, others
-
-
-def inside(boxes: Tensor, regions: RegionBatch, channels: int) -> Tensor:
-    """(B, N, channels): at least half of a box, as far as it is in the image, is in a region; with one channel any."""
-    found = torch.zeros(*boxes.shape[:2], CLASSES, dtype=torch.bool)
-    clipped = boxes.clamp(0, SIZE)
-    area = (clipped[..., 2:] - clipped[..., :2]).prod(-1)
-    for image, box, classes in zip(*regions[:3], strict=True):
-        x, y, w, h = (box * SIZE).tolist()
-        one = clipped[image]
-        wide = one[:, 2].clamp(max=x + w / 2) - one[:, 0].clamp(min=x - w / 2)
-        high = one[:, 3].clamp(max=y + h / 2) - one[:, 1].clamp(min=y - h / 2)
-        there = wide.clamp(min=0) * high.clamp(min=0) >= area[image] / 2
-        found[image] |= there.unsqueeze(-1) & classes
-    return found if channels > 1 else found.any(-1, keepdim=True)
 
 
 HEADS = [(name, "stock", loss) for name in STOCK for loss in LOSSES]
