@@ -67,7 +67,7 @@ from rebalance.settings import NoiseFlags, SparsifyFlags, as_dict, parse, requir
 
 _SPLIT = "train"
 _SPLIT_FOLDERS = frozenset(("train", "val", "valid", "validation", "test"))
-_NOT_COPIED = frozenset(
+NOT_COPIED = frozenset(
     (*dataset.SPLITS, "path", "minival", "validation", "download", "made_by", "masks_dir")
 )  # name other paths
 
@@ -284,7 +284,7 @@ def _write(folder: Path, source: DataSet, items: Sequence[_Item], rule: Withhold
         train = f"{_SPLIT}.txt"
         put(folder / train, "".join(f"./images/{name}\n" * times for name, times in listed).encode())
     others = {s: e[0] if len(e) == 1 else list(e) for s, e in source.splits.items() if s != _SPLIT}
-    content = {key: value for key, value in source.raw.items() if key not in _NOT_COPIED}
+    content = {key: value for key, value in source.raw.items() if key not in NOT_COPIED}
     if source.knowledge.annotated:
         moved = {image: f"images/{name}" for item in items for image, name, _ in item.images}
         content["annotated"] = source.knowledge.moved(moved, [split for split in source.splits if split != _SPLIT])
