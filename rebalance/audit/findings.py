@@ -212,5 +212,4 @@ def _total(classes: Mapping[int, Class]) -> Estimate | None:
         return None
     draws = np.sum([row.draws for row in made], axis=0)
     missing = sum(row.missing for row in made)
-    low, high = probability.interval(draws)
-    return Estimate((), missing, min(low, missing), max(high, missing), draws)
+    return Estimate((), missing, *probability.interval(draws, missing), draws)
