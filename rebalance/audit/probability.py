@@ -15,11 +15,11 @@ deviations, at the place where the sum less these is largest. Else each of thous
 little.
 
 The estimate of a class is the sum of P over its suggestions. By itself that sum is too large: isotonic regression and
-the choice of that score follow chance. So it is held against a count that chance cannot push up: the images are cut in
-two halves, each half says where to begin, and in the other half u − N · f is counted from there. Where that count is
-lower, P becomes the power of P, at least 1, whose sum it is: what is certain stays so, and what chance may have made
-goes first. The interval, of 95 %, is that of the count over bootstrapped images, audited and val; its upper end is that
-of the count from the lowest score with P > 0 on.
+the choice of that score follow chance. So it is held against a count that chance cannot push up: of five parts of the
+images each four say where to begin, and in the fifth u − N · f is counted from there. Where that count is lower, P
+becomes the power of P, at least 1, whose sum it is: what is certain stays so, and what chance may have made goes first.
+The interval, of 95 %, is that of the count over bootstrapped images, audited and val; its upper end is that of the count
+from the lowest score with P > 0 on.
 
 It is a lower bound wherever the model was trained on the audited images with these labels: it has learnt that what is
 not labelled is background. And labels that val lacks itself make f too high, and the estimate too low.
@@ -37,6 +37,7 @@ from numpy.typing import NDArray
 Scores = Sequence[NDArray[np.float64]]  # an entry an image: scores of the detections of one class that are unexplained
 
 FEW_IMAGES = 20  # of val: with fewer there is no probability
+PARTS = 5  # of the images; where counting begins in one is said by the others
 FEW = 20  # labels of a class on val: with fewer there is none of that class
 DEVIATIONS = 2.0  # standard deviations of chance by which more must be seen than is false
 BOOTSTRAPS = 1000
@@ -80,12 +81,13 @@ def estimate(audited: Scores, judged: Scores, draw: Draws) -> Estimate:
     ratio = len(audited) / len(judged)
     fit = _fit(np.concatenate([np.empty(0), *audited]), np.concatenate([np.empty(0), *judged]), ratio)
     raw = [fit(scores) for scores in audited]
-    one, other = _halves(audited, judged, draw, ratio)
-    seen, false = (_counts(part, half, (one.start, other.start)) for part, half in _sides(audited, judged, draw))
+    fits = _fits(audited, judged, draw, ratio)
+    starts = np.array([fit.start for fit in fits])
+    seen, false = _counts(audited, starts[draw.audited_part]), _counts(judged, starts[draw.judged_part])
     count = float(seen.sum() - ratio * false.sum())
     shrunk = _shrunk(np.concatenate([np.empty(0), *raw]), max(0.0, count))
-    lowest = (min(one.lowest, other.lowest),) * 2
-    all_seen, all_false = (_counts(part, half, lowest) for part, half in _sides(audited, judged, draw))
+    lowest = min(fit.lowest for fit in fits)
+    all_seen, all_false = (_counts(part, np.full(len(part), lowest)) for part in (audited, judged))
     draws = np.stack([draw.audited @ one - ratio * (draw.judged @ other)
                       for one, other in ((seen, false), (all_seen, all_false))])  # fmt: skip
     missing = float(shrunk.sum())
@@ -102,12 +104,12 @@ def interval(draws: NDArray[np.float64], missing: float) -> Interval:
 
 @dataclass(frozen=True)
 class Draws:
-    """What chance decides, the same for all classes: the two halves, and how often each bootstrap takes each image."""
+    """What chance decides, the same for all classes: parts of the images, and how often each bootstrap takes each."""
 
     audited: NDArray[np.float64]  # (BOOTSTRAPS, images)
     judged: NDArray[np.float64]  # the same of the images of val, once more for each further model
-    audited_half: NDArray[np.bool_]  # (images,)
-    judged_half: NDArray[np.bool_]
+    audited_part: NDArray[np.int64]  # (images,) of which part an image is
+    judged_part: NDArray[np.int64]
 
     @staticmethod
     def of(audited: int, judged: int, models: int, seed: int) -> Draws:
@@ -124,10 +126,12 @@ class Draws:
         def taken(images: int) -> NDArray[np.float64]:
             return draw.multinomial(images, np.full(images, 1 / images), BOOTSTRAPS).astype(np.float64)
 
-        def half(images: int) -> NDArray[np.bool_]:
-            return np.asarray(draw.permutation(images) % 2 == 0)
+        def parts(images: int) -> NDArray[np.int64]:
+            return draw.permutation(images) % PARTS
 
-        return Draws(taken(audited), np.tile(taken(judged), (1, models)), half(audited), np.tile(half(judged), models))
+        return Draws(
+            taken(audited), np.tile(taken(judged), (1, models)), parts(audited), np.tile(parts(judged), models)
+        )
 
 
 def _shrunk(chances: NDArray[np.float64], total: float) -> NDArray[np.float64]:
@@ -172,23 +176,18 @@ def _fit(audited: NDArray[np.float64], judged: NDArray[np.float64], ratio: float
     return _Fit(at, value, float(at[best]) if sure[best] > 0 else np.inf, float(min(at[value > 0], default=np.inf)))
 
 
-def _sides(audited: Scores, judged: Scores, draw: Draws) -> tuple[tuple[Scores, NDArray[np.bool_]], ...]:
-    return (audited, draw.audited_half), (judged, draw.judged_half)
+def _fits(audited: Scores, judged: Scores, draw: Draws, ratio: float) -> list[_Fit]:
+    """For each part of the images what the other parts say."""
+
+    def others(scores: Scores, parts: NDArray[np.int64], part: int) -> NDArray[np.float64]:
+        return np.concatenate([np.empty(0), *(own for own, of in zip(scores, parts, strict=True) if of != part)])
+
+    return [
+        _fit(others(audited, draw.audited_part, part), others(judged, draw.judged_part, part), ratio)
+        for part in range(PARTS)
+    ]
 
 
-def _halves(audited: Scores, judged: Scores, draw: Draws, ratio: float) -> list[_Fit]:
-    """What the first half of the images says, and what the other one says."""
-    made = []
-    for half in (False, True):
-        own = [
-            np.concatenate([np.empty(0), *(scores for scores, of in zip(part, halves, strict=True) if of == half)])
-            for part, halves in _sides(audited, judged, draw)
-        ]
-        made.append(_fit(own[0], own[1], ratio))
-    return made
-
-
-def _counts(part: Scores, halves: NDArray[np.bool_], starts: tuple[float, float]) -> NDArray[np.float64]:
-    """How many detections each image has above the start that the other half of the images says."""
-    start = np.where(halves, *starts)
-    return np.array([(scores >= first).sum() for scores, first in zip(part, start.tolist(), strict=True)], np.float64)
+def _counts(part: Scores, starts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How many detections each image has from its start on."""
+    return np.array([(scores >= start).sum() for scores, start in zip(part, starts.tolist(), strict=True)], np.float64)
