@@ -18,8 +18,8 @@ The estimate of a class is the sum of P over its suggestions. By itself that sum
 the choice of that score follow chance. So it is held against a count that chance cannot push up: of five parts of the
 images each four say where to begin, and in the fifth u − N · f is counted from there. Where that count is lower, P
 becomes the power of P, at least 1, whose sum it is: what is certain stays so, and what chance may have made goes first.
-The interval, of 95 %, is that of the count over bootstrapped images, audited and val; its upper end is that of the count
-from the lowest score with P > 0 on.
+The interval, of 95 %, is that of the count over bootstrapped images, audited and val; its upper end counts from the
+lowest score with P > 0 on.
 
 It is a lower bound wherever the model was trained on the audited images with these labels: it has learnt that what is
 not labelled is background. And labels that val lacks itself make f too high, and the estimate too low.

@@ -116,6 +116,16 @@ def test_withheld_boxes_are_suggested_first_and_their_number_is_estimated(
     assert [(row["how"], row["labels"]) for row in found["classes"]] == [("probability", n) for n in labels_of(source)]
     with open(folder / "estimate.csv", encoding="utf-8") as file:
         assert [row["name"] for row in csv.DictReader(file)] == ["kind0", "kind1", "all"]
+    known = found["truth"]
+    assert known["withheld"] == withheld
+    assert known["found"] >= 0.9 * withheld
+    assert sum(row["withheld"] for row in known["classes"]) == withheld
+    assert sum(row["withheld"] for row in known["sizes"]) == withheld
+    assert sum(row["withheld"] for row in known["overlaps"]) == withheld
+    assert known["orders"]["probability"][4]["precision"] == 1
+    assert "of the first 59 suggestions 100% are right" in run.summary(folder)
+    assert (folder / "truth.md").read_text("utf-8").startswith("# The audit against the truth")
+    assert (folder / "truth.png").stat().st_size > 10_000
     digest = hashlib.sha256((folder / "suggestions.csv").read_bytes()).hexdigest()
     assert found["suggestions_sha256"] == digest
 
