@@ -17,7 +17,7 @@ from ultralytics.utils.patches import imread
 
 from rebalance.audit.explain import Detections
 from rebalance.data.progress import progress
-from rebalance.errors import ModelError, nearest
+from rebalance.errors import ModelError, RunError, nearest
 from rebalance.files import write_whole
 from rebalance.hosts.evaluation import evaluation_of
 from rebalance.train.api import load
@@ -114,14 +114,17 @@ class Detector:
         return Seen((width, height), Detections(boxes[use][order], rows[use, 4][order], classes[use][order]))
 
 
-def detect_all(detector: Detector, images: Sequence[str], folder: Path, what: str) -> list[Seen | None]:
+def detect_all(detector: Detector | None, images: Sequence[str], folder: Path, what: str) -> list[Seen | None]:
     """What a detector finds on images; what an earlier call with the same images kept in the folder is taken as it is.
 
     Args:
-        detector: the detector.
+        detector: the detector; None: everything must have been kept.
         images: paths.
         folder: for the files, one for each 64 images.
         what: what is said of the progress.
+
+    Raises:
+        RunError: something was not kept, and there is no detector.
     """
     folder.mkdir(parents=True, exist_ok=True)
     found: list[Seen | None] = []
@@ -130,6 +133,8 @@ def detect_all(detector: Detector, images: Sequence[str], folder: Path, what: st
         chunk, path = images[start : start + CHUNK], folder / f"{start:07d}.npz"
         made = _load(path, len(chunk))
         if made is None:
+            if detector is None:
+                raise RunError(f"{path} is not there or cannot be read; the same audit again makes it")
             made = detector(chunk)
             _save(path, made)
         found += made

@@ -20,7 +20,8 @@ from rebalance.data import regions
 from rebalance.data.labels import Labels
 from rebalance.data.regions import Regions
 
-FALLBACK = 0.25  # of the threshold: from which score on a class without probabilities has suggestions
+FALLBACK = 0.25  # of the threshold: from that score on a detection is suggested whatever its probability is
+_SHOWN = 5e-5  # the least probability that is not 0 in the table
 
 
 @dataclass(frozen=True)
@@ -173,11 +174,10 @@ def _rows_missing(
     for detection, p in zip(some.tolist(), chance.tolist(), strict=True):
         number, score = int(one.found.classes[detection]), float(one.found.scores[detection])
         limit = classes[number].threshold
-        row = _row(names, one, "missing", number, one.found.boxes[detection], score)
-        if p != p:  # NaN: there is none
-            rows += [row] * (limit is not None and score >= FALLBACK * limit)
-        elif shown := round(p, 4):
-            rows.append(replace(row, probability=shown))
+        near_labels = limit is not None and score >= FALLBACK * limit
+        if p >= _SHOWN or near_labels:  # NaN, that there is none, is no number above another
+            row = _row(names, one, "missing", number, one.found.boxes[detection], score)
+            rows.append(replace(row, probability=None if p != p else round(p, 4)))
     return rows
 
 

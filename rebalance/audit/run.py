@@ -89,27 +89,9 @@ def audit(given: AuditFlags, training: Mapping[str, str] | None = None) -> Path:
     folder = ROOT / (given.name or default_name(source))
     with _held(folder, facts):
         parts, models = _models(given, training, source, images, folder)
-        looks, judged, known, setting = list[Look](), list[list[Look]](), frozenset(source.names), {}
-        for number, (chosen, model) in enumerate(zip(parts, models, strict=True)):
-            detector = _detector(given, source, model)
-            which = f"model {number + 1} of {len(models)}, " if given.folds else ""
-            known, setting = known & detector.known, detector.setting
-            of_train, of_val = (
-                _looks(
-                    source,
-                    some,
-                    detect_all(
-                        detector,
-                        [image.path for image in some],
-                        folder / "detections" / str(number) / split,
-                        f"{which}{split}",
-                    ),
-                )
-                for split, some in (("train", chosen), ("val", val))
-            )
-            looks += of_train
-            judged.append(of_val)
-        looks.sort(key=lambda one: one.image.name)
+        detectors = [_detector(given, source, model) for model in models]
+        known = frozenset(source.names).intersection(*(detector.known for detector in detectors))
+        looks, judged = _look(source, parts, val, folder, detectors)
         found = findings(source.names, looks, judged, known, given.seed)
         table.write(folder / SUGGESTIONS, found.suggestions)
         shown = {row.image for row in found.suggestions}
@@ -121,7 +103,7 @@ def audit(given: AuditFlags, training: Mapping[str, str] | None = None) -> Path:
             images_root=images_root([image.path for image in images]),
             models=models,
             lower_bound=not given.folds,
-            settings=setting,
+            settings=detectors[0].setting,
             notes=_notes(facts, found, source.names, len(val), skipped),
             **({"truth": truth.truth(source, looks, found)} if source.has_withheld() else {}),
             suggestions_sha256=hashlib.sha256((folder / SUGGESTIONS).read_bytes()).hexdigest(),
@@ -133,6 +115,23 @@ def audit(given: AuditFlags, training: Mapping[str, str] | None = None) -> Path:
         write_whole(folder / ESTIMATE, _estimate(about))
         write_whole(folder / ABOUT, (json.dumps(about, indent=1, ensure_ascii=False) + "\n").encode())
     return folder
+
+
+def looks(folder: Path) -> tuple[DataSet, list[Look]]:
+    """The data set of an audit that is there, and its training images as they were seen; no model is loaded.
+
+    Raises:
+        RunError: there is none, or its data set has other labels now.
+    """
+    facts = read_json(folder / QUESTION)
+    if facts is None or not (folder / ABOUT).is_file():
+        raise RunError(f"{folder} is not the folder of an audit that was finished: it has no {ABOUT}")
+    source = dataset.load(facts["data"])
+    images, _ = _images(source, "train")
+    if labels_hash(source, images) != facts["data_sha256"]:
+        raise RunError(f"{folder}: the labels of {facts['data']} were changed since")
+    parts = fold(images, facts["folds"], facts["seed"]) if facts["folds"] else [images]
+    return source, _look(source, parts, [], folder, [None] * len(parts))[0]
 
 
 def summary(folder: Path) -> str:
@@ -274,15 +273,36 @@ def fold(images: Sequence[Image], count: int, seed: int) -> list[list[Image]]:
     return [[image for image in images if part_of[dataset.label_path(image.path)] == i] for i in range(count)]
 
 
-def _looks(source: DataSet, images: Sequence[Image], found: Sequence[Seen | None]) -> list[Look]:
+def _look(
+    source: DataSet,
+    parts: Sequence[Sequence[Image]],
+    val: Sequence[Image],
+    folder: Path,
+    detectors: Sequence[Detector | None],
+) -> tuple[list[Look], list[list[Look]]]:
+    """Each training image as the model of its part sees it, and the images of val as each model sees them.
+
+    Without a detector everything is taken as it was kept.
+    """
+    audited, judged = list[Look](), list[list[Look]]()
+    for number, (chosen, detector) in enumerate(zip(parts, detectors, strict=True)):
+        which, found = f"model {number + 1} of {len(parts)}, " if len(parts) > 1 else "", list[list[Look]]()
+        for split, images in (("train", chosen), ("val", val)):
+            paths, place = [image.path for image in images], folder / "detections" / str(number) / split
+            seen = detect_all(detector, paths, place, f"{which}{split}")
+            found.append(list(_held_against(source, images, seen)))
+        audited += found[0]
+        judged.append(found[1])
+    return sorted(audited, key=lambda one: one.image.name), judged
+
+
+def _held_against(source: DataSet, images: Sequence[Image], found: Sequence[Seen | None]) -> Iterator[Look]:
     """Each image that could be read, held against its labels."""
-    looks = []
     for image, seen in zip(images, found, strict=True):
         if seen is None:
             print(f"warning: {image.path} cannot be read; it is passed over", file=sys.stderr)
         else:
-            looks.append(look(image, seen.size, seen.found, source.knowledge.unknown_below))
-    return looks
+            yield look(image, seen.size, seen.found, source.knowledge.unknown_below)
 
 
 def _about(facts: Mapping[str, Any], source: DataSet, found: Findings, **more: Any) -> dict[str, Any]:
