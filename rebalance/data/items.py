@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rebalance.data import dataset, labels
+from rebalance.data import dataset
 from rebalance.data.dataset import DataSet
 from rebalance.data.folder import link, put, unique
 from rebalance.data.labels import Labels
@@ -57,7 +57,7 @@ def read(source: DataSet) -> list[Item]:
         raise DataError(f"{source.file}: {len(missing)} images of {SPLIT} do not exist, the first is {missing[0]}")
     items = []
     for key in progress(sorted(grouped, key=names.__getitem__), "reading labels"):
-        data, error = labels.read_bytes(key), None
+        data, error = source.file_bytes(key), None
         try:
             found = source.parse(data or b"", key)
         except DataError as bad:
@@ -65,7 +65,7 @@ def read(source: DataSet) -> list[Item]:
         new = f"{SPLIT}/{names[key]}"
         images = [(image, f"{new}.{image.rpartition('.')[-1]}", times) for image, times in grouped[key].items()]
         first = images[0][0]
-        true = labels.read_bytes(path) if (path := dataset.true_path(first)) else None
+        true = source.file_bytes(path) if (path := dataset.true_path(first)) else None
         items.append(
             Item(key, f"{new}.txt", images, data, found, source.withheld(first), error, true, *source.regions(first))
         )
