@@ -132,6 +132,20 @@ class SweepFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CompleteFlags:
+    """`rebalance complete`: what an audit found, and what somebody decided, into the labels of a new data set."""
+
+    data: str = setting("", "data set YAML whose labels were audited")
+    audit: str = setting("", "folder of the audit")
+    decisions: str = setting("", "file of what somebody accepted and rejected, from the audit's page")
+    complete_add: float = setting(0.7, "least probability of a missing label that is added", low=0, high=1)
+    complete_ignore: float = setting(
+        0.2, "least probability of a missing label whose place counts as unknown for its class", low=0, high=1
+    )
+    out: str = setting("", "folder to make; must not exist; default: beside the data set, named after it")
+
+
+@dataclass(frozen=True, kw_only=True)
 class BenchFlags:
     """`rebalance bench`: time of the losses against the host's own."""
 

@@ -6,6 +6,7 @@ that are the same on every machine. `read` finds what there is and names it, `li
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from collections import Counter
@@ -163,3 +164,12 @@ def annotated(source: DataSet, item: Item) -> dict[str, Any]:
         return {}
     known = (source.knowledge.labelled_classes(image) for image, *_ in item.images)
     return {"annotated": [None if classes is None else sorted(classes) for classes in known]}
+
+
+def labels_sha256(items: Sequence[Item]) -> str:
+    """SHA-256 over the label files, by their new names: the same on every machine, and however images are linked."""
+    digest = hashlib.sha256()
+    for item in items:
+        own = "-" if item.data is None else hashlib.sha256(item.data).hexdigest()
+        digest.update(f"{item.label}\n{own}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()

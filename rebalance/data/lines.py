@@ -13,25 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rebalance.data.boxes import Boxes, xywh, xyxy
 from rebalance.data.labels import Labels, columns
-
-Boxes = NDArray[np.float64]  # (n, 4) left, top, right, bottom as fractions of the image
 
 
 def box_text(label: int, box: NDArray[Any]) -> str:
     """A box (4,) in centre form as a line of a label file."""
     return " ".join([str(label), *(f"{v:.10g}" for v in box.tolist())])
-
-
-def xyxy(found: Labels) -> Boxes:
-    """Boxes of labels as fractions."""
-    return found.boxes_xyxy(1, 1)
-
-
-def xywh(box: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Corners (..., 4) as centre and size."""
-    low, high = box[..., :2], box[..., 2:]
-    return np.concatenate([(low + high) / 2, high - low], -1)
 
 
 def changed(
@@ -78,8 +66,9 @@ def _moved(line: bytes, old: NDArray[np.float64], new: NDArray[np.float64], keyp
     ending = line[len(line.rstrip()) :]
     name, *values = line.split()
     if columns(line, keypoints) == "polygon":
-        given = np.array(values, np.float64).reshape(-1, 2)
-        points = np.clip(new[:2] + (given - old[:2]) / (old[2:] - old[:2]) * (new[2:] - new[:2]), 0, 1)
+        given, size = np.array(values, np.float64).reshape(-1, 2), old[2:] - old[:2]
+        points = np.clip(new[:2] + (given - old[:2]) / np.where(size > 0, size, 1) * (new[2:] - new[:2]), 0, 1)
+        points = points if size.min() > 0 else new[[0, 1, 2, 1, 2, 3, 0, 3]]  # of a line there is no shape to keep
         values = [b"%.10g" % v for v in points.ravel().tolist()]
     else:
         values[:4] = [b"%.10g" % v for v in xywh(new).tolist()]

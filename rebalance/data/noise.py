@@ -27,15 +27,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rebalance.data import lines
+from rebalance.data.boxes import Boxes, iou, xyxy
 from rebalance.data.labels import Labels
-from rebalance.data.lines import xyxy
 from rebalance.data.protocols import share
 from rebalance.errors import ConfigError, DataError
 from rebalance.settings import NoiseFlags, convert
 
 KINDS = ("extra", "jitter", "class_flip")
 
-_Boxes = NDArray[np.float64]  # (n, 4) left, top, right, bottom as fractions of the image
 _TRIES = 100  # places that are tried for an extra box, each in an image of its own, before it is given up
 _HALVINGS = 50  # of the way of a displaced box: as exact as its numbers are
 
@@ -123,7 +122,7 @@ class Noise:
         chosen[np.argsort(draw, kind="stable")[: share(getattr(self, kind), len(possible))]] = True
         return chosen & possible
 
-    def _displaced(self, true: _Boxes) -> _Boxes:
+    def _displaced(self, true: Boxes) -> Boxes:
         """Where each box would go."""
         generator = self._generator("jitter", 1)
         low, high = iou_range(self.jitter_iou)
@@ -132,7 +131,7 @@ class Noise:
         way /= np.abs(way).max(1, keepdims=True, initial=1e-9)  # at distance 1 an edge has moved by the box's own size
         size = np.tile(true[:, 2:] - true[:, :2], 2)
 
-        def at(distance: NDArray[np.float64], way: _Boxes) -> _Boxes:
+        def at(distance: NDArray[np.float64], way: Boxes) -> Boxes:
             return np.clip(true + distance[:, None] * way * size, 0, 1)
 
         # Growing by an edge alone has IoU 1 / (1 + distance), unless the image ends before. Then the way back is taken:
@@ -150,13 +149,13 @@ class Noise:
     def _extra(
         self,
         files: Sequence[File],
-        true: _Boxes,
+        true: Boxes,
         label: NDArray[np.int64],
-        moved: Sequence[_Boxes],
+        moved: Sequence[Boxes],
         keypoints: tuple[int, int],
     ) -> list[Labels]:
         """Boxes of nothing, by file; neither where a box is, nor where it would be displaced to."""
-        generator, rows = self._generator("extra"), [list[tuple[int, _Boxes]]() for _ in files]
+        generator, rows = self._generator("extra"), [list[tuple[int, Boxes]]() for _ in files]
         places = [i for i, file in enumerate(files) if file.extendable]
         taken = {i: np.concatenate([xyxy(files[i].labels), moved[i], xyxy(files[i].carried)]) for i in places}
         count = share(self.extra, len(true)) if places else 0
@@ -187,11 +186,3 @@ def iou_range(text: str) -> tuple[float, float]:
     except ValueError:
         pass
     raise ConfigError(f"jitter_iou={text} is not a range of IoU such as [0.5,0.9], within 0.01 to 1")
-
-
-def iou(one: _Boxes, other: _Boxes) -> NDArray[np.float64]:
-    """(n,) IoU of boxes (n, 4), pair by pair; one that is inside out has no area."""
-    area = [np.maximum(box[:, 2:] - box[:, :2], 0).prod(1) for box in (one, other)]
-    inside = np.maximum(np.minimum(one[:, 2:], other[:, 2:]) - np.maximum(one[:, :2], other[:, :2]), 0).prod(1)
-    found: NDArray[np.float64] = inside / np.maximum(area[0] + area[1] - inside, 1e-300)
-    return found
