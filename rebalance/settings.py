@@ -89,6 +89,25 @@ class CheckFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AuditFlags:
+    """`rebalance audit`: which labels are missing. With folds= every other key is a flag of their trainings."""
+
+    data: str = setting("", "data set YAML (Ultralytics detection format)")
+    model: str = setting("", "a trained detector; with folds= the one that each training starts from")
+    name: str = setting("", "folder runs/audit/<name>; the same name continues it; default: named after the data set")
+    folds: int = setting(
+        0, "train so many models, each without a part of the images, and ask it about that; 0: none", low=0
+    )
+    seed: int = setting(0, "seed of the folds, of their trainings and of the intervals", low=0)
+    imgsz: int = setting(0, "image size; 0: the one that the model was trained with", low=0, unit="pixels")
+    batch: int = setting(16, "images at a time", low=1)
+    device: str = setting("", "cpu, or a CUDA index; empty: CUDA where there is one")
+    export: str = setting(
+        "", "of label-studio, cvat, coco, fiftyone, comma separated: the suggestions for these tools too"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class SeafloorFlags:
     """`rebalance seafloor`: the built-in data set."""
 

@@ -4,7 +4,7 @@
     image         path below the images' common folder (`images_root` of audit.json), with /; else an absolute one
     kind          missing: a box that no label explains
                   wrong_class: a label of another class lies there; class and box are those proposed
-                  badly_placed: the label of this class lies there, but elsewhere than found; the box is the one proposed
+                  badly_placed: the label of this class lies somewhat elsewhere; the box is the one proposed
                   spurious: a label that no model finds; class and box are the label's
     class, name   number and name of the class
     x1 .. y2      box in pixels of the image as it is read for training

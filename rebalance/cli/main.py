@@ -196,6 +196,15 @@ def check(args: list[str]) -> None:
     data.require_readable(found)
 
 
+def audit(args: list[str]) -> None:
+    """Tell which labels of a data set are missing."""
+    from rebalance.audit import run
+
+    given, own = pairs(args, settings.AuditFlags), settings.settings_of(settings.AuditFlags)
+    flags = settings.parse(settings.AuditFlags, {key: value for key, value in given.items() if key in own})
+    print(run.summary(run.audit(flags, {key: value for key, value in given.items() if key not in own})))
+
+
 def hook(args: list[str]) -> None:
     """Install, remove or show the start-up hook."""
     from rebalance.cli import hook as module
@@ -304,6 +313,14 @@ COMMANDS: dict[str, Command] = {
         check,
         settings.CheckFlags,
         more="Label and region files that cannot be read are all named, and the exit code is then 2.",
+    ),
+    "audit": Command(
+        "rebalance audit data=my.yaml model=best.pt",
+        "find labels that are missing: a ranked list, and an estimate of how many",
+        audit,
+        settings.AuditFlags,
+        more="folds=3 epochs=50 trains three models, each without a third of the images, and asks each about that "
+        "third; every other key is then a flag of these trainings, as `rebalance sweep` takes them.",
     ),
     "noise": Command(
         "rebalance noise data=my.yaml missing=0.3 extra=0.1 jitter=0.2 class_flip=0.1 seed=0 out=data/my-noisy",

@@ -25,7 +25,7 @@ from rebalance.errors import DataError
 
 SPLIT = "train"
 _SPLIT_FOLDERS = frozenset(("train", "val", "valid", "validation", "test"))
-_NOT_COPIED = frozenset(
+NOT_COPIED = frozenset(
     (*dataset.SPLITS, "path", "minival", "validation", "download", "made_by", "masks_dir")
 )  # name other paths
 
@@ -151,7 +151,7 @@ def content(folder: Path, source: DataSet, items: Sequence[Item]) -> dict[str, A
         train = f"{SPLIT}.txt"
         put(folder / train, "".join(f"./images/{name}\n" * times for name, times in listed).encode())
     others = {s: e[0] if len(e) == 1 else list(e) for s, e in source.splits.items() if s != SPLIT}
-    kept = {key: value for key, value in source.raw.items() if key not in _NOT_COPIED}
+    kept = {key: value for key, value in source.raw.items() if key not in NOT_COPIED}
     if source.knowledge.annotated:
         moved = {image: f"images/{name}" for item in items for image, name, _ in item.images}
         kept["annotated"] = source.knowledge.moved(moved, [split for split in source.splits if split != SPLIT])
