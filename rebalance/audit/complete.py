@@ -1,8 +1,8 @@
 """What becomes of the suggestions of an audit: the labels of a new data set.
 
-    accepted by a person     missing: a box; wrong_class, badly_placed: the label's new class, new box; spurious: no label
-    rejected by a person     missing: verified background of the class, there; others: nothing, the label was right
-    nobody's word            missing: by its probability a box, an unknown region of the class, or nothing; others: nothing
+    accepted by a person   missing: a box; wrong_class: the label's class; badly_placed: its box; spurious: no label
+    rejected by a person   missing: verified background of the class, there; others: nothing, the label was right
+    nobody's word          missing: by its probability a box, an unknown region of the class or nothing; others: nothing
 
 Of a class without probabilities what reaches the audit's threshold is a box, and nothing is unsure.
 
@@ -35,6 +35,7 @@ from rebalance.data.completed import Change
 from rebalance.data.dataset import DataSet
 from rebalance.data.folder import Manifest, free
 from rebalance.data.items import Item
+from rebalance.data.labels import columns
 from rebalance.data.regions import Regions
 from rebalance.errors import ConfigError, DataError
 from rebalance.settings import CompleteFlags, as_dict, parse, require, value_text
@@ -57,6 +58,14 @@ _LEFT = {  # why a suggestion has no effect, after its number
     "verified": "lie where the source says that somebody looked and there is nothing of their class",
     "two_classes": "would be a second class of an added box: unknown for that class",
     "holds": "rejected ones hold a label of their class, and so say nothing of their place",
+}
+
+
+_AMONG = {  # of what kind of lines -> what is said, after a number
+    "polygon": "boxes were added among polygons, as polygons of four corners: nobody drew their outlines",
+    "pose": "boxes were added among poses, with keypoints that nobody saw",
+    "moved polygon": "polygons were stretched to the box that was accepted: look at their outlines",
+    "moved pose": "boxes of poses were moved, their keypoints are where they were: look at them",
 }
 
 
@@ -112,7 +121,7 @@ def complete(given: CompleteFlags) -> Completed:
     decided = decisions.read(Path(given.decisions), rows) if given.decisions else {}
     source = completed.given(asked)
     found = items.read(source)
-    if items.labels_sha256(found) != about["data_sha256"]:
+    if items.labels_sha256(source) != about["data_sha256"]:
         raise DataError(f"the training labels of {asked.file} are not those that were audited in {folder}: audit them")
     thresholds = {row["id"]: row.get("threshold") for row in about["classes"] if row["how"] == "threshold"}
     left: Counter[str] = Counter()
@@ -127,7 +136,8 @@ def complete(given: CompleteFlags) -> Completed:
         "left": dict(sorted(left.items())),
     }
     manifest = completed.complete(source, found, changes, out, facts)
-    for note in [*_of_thresholds(source, rows, thresholds), *(f"{n} {_LEFT[why]}" for why, n in sorted(left.items()))]:
+    notes = [*_of_thresholds(source, rows, thresholds), *(f"{n} {_LEFT[why]}" for why, n in sorted(left.items()))]
+    for note in [*notes, *_of_lines(source, found, changes)]:
         print(f"note: {note}", file=sys.stderr)
     return Completed(out, manifest)
 
@@ -204,6 +214,19 @@ def _of_thresholds(
         if number in seen:
             told = "nothing of it" if least is None else f"a score of {value_text(least)} and more"
             yield f"class {source.names[number]} has no probabilities: {told} counts as confident, nothing as unsure"
+
+
+def _of_lines(source: DataSet, found: Sequence[Item], changes: Sequence[Sequence[Change]]) -> Iterator[str]:
+    """What is said of boxes that come into files of more than boxes."""
+    count: Counter[str] = Counter()
+    empty = completed.kind_of_empty(source, found)
+    for item, own in zip(found, changes, strict=True):
+        kind = columns(item.labels.lines[0], source.keypoints) if item.labels.lines else empty
+        count[kind] += sum(one.kind == "added" for one in own)
+        count[f"moved {kind}"] += sum(one.kind == "box" for one in own)
+    for kind, told in _AMONG.items():
+        if count[kind]:
+            yield f"{count[kind]} {told}"
 
 
 def _changes(

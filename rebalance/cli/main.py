@@ -307,6 +307,13 @@ COMMANDS: dict[str, Command] = {
         "data.derive:sparsify,summary",
         settings.SparsifyFlags,
     ),
+    "complete": Command(
+        "rebalance complete data=my.yaml audit=runs/audit/my decisions=decisions.json",
+        "make a data set with what an audit found, and what somebody decided, in its training labels",
+        "audit.complete:complete,summary",
+        settings.CompleteFlags,
+        more="What is added, unknown and verified as background, by what and with which probability: manifest.json.",
+    ),
     "check": Command(
         "rebalance check data=my.yaml",
         "tell what is known about the labels of a data set, what is not, and what counts as background",

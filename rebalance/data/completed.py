@@ -101,7 +101,7 @@ def complete(
     items.require_outside(source, found, out)
     files: list[dict[str, Any]] = []
     how: Counter[str] = Counter()
-    empty = _kind_of_empty(source, found)
+    empty = kind_of_empty(source, found)
     count = {key: np.zeros(len(source.names), np.int64) for key in ("boxes", "withheld", "recovered", *KINDS)}
     labelled = 0
     with new_folder(out) as folder:
@@ -226,7 +226,7 @@ def restored(source: DataSet, out: Path) -> Manifest:
     return complete(source, whole, changes, out, {"restored": True})
 
 
-def _kind_of_empty(source: DataSet, found: Sequence[Item]) -> str:
+def kind_of_empty(source: DataSet, found: Sequence[Item]) -> str:
     """How boxes are written into a file without lines: as in the other files."""
     if source.keypoints[0]:
         return "pose"

@@ -166,10 +166,11 @@ def annotated(source: DataSet, item: Item) -> dict[str, Any]:
     return {"annotated": [None if classes is None else sorted(classes) for classes in known]}
 
 
-def labels_sha256(items: Sequence[Item]) -> str:
-    """SHA-256 over the label files, by their new names: the same on every machine, and however images are linked."""
+def labels_sha256(source: DataSet) -> str:
+    """SHA-256 over the training labels, by their new names: the same on every machine and in every derived set."""
     digest = hashlib.sha256()
-    for item in items:
-        own = "-" if item.data is None else hashlib.sha256(item.data).hexdigest()
-        digest.update(f"{item.label}\n{own}\n".encode("utf-8", "surrogateescape"))
+    for key, name in sorted(_new_names(source).items(), key=lambda found: found[1]):
+        data = source.file_bytes(key)
+        own = "-" if data is None else hashlib.sha256(data).hexdigest()
+        digest.update(f"{name}\n{own}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
