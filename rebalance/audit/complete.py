@@ -123,7 +123,7 @@ def complete(given: CompleteFlags) -> Completed:
     found = items.read(source)
     if items.labels_sha256(source) != about["data_sha256"]:
         raise DataError(f"the training labels of {asked.file} are not those that were audited in {folder}: audit them")
-    thresholds = {row["id"]: row.get("threshold") for row in about["classes"] if row["how"] == "threshold"}
+    thresholds = _thresholds(about)
     left: Counter[str] = Counter()
     rule = Rule(given.complete_add, given.complete_ignore, thresholds)
     changes = _changes(source, found, rows, about, decided, rule, left)
@@ -140,6 +140,27 @@ def complete(given: CompleteFlags) -> Completed:
     for note in [*notes, *_of_lines(source, found, changes)]:
         print(f"note: {note}", file=sys.stderr)
     return Completed(out, manifest)
+
+
+def remaining(audit: Path, data: Path) -> float:
+    """How many labels an audit says are missing beyond what a data set has: one completed from the labels audited.
+
+    The sum of the probabilities of what its boxes do not explain, and the number of what is sure by a threshold.
+    """
+    about, source = read_audit(audit), dataset.load(data)
+    found = items.read(source)
+    places, rule = _Places(found, str(about["images_root"])), Rule(0, 0, _thresholds(about))
+    left = 0.0
+    for row in table.read(audit / SUGGESTIONS):
+        place = places(row.image) if row.kind == "missing" else None
+        if place is None:
+            continue
+        own, box = found[place].labels, np.array(row.box) / (*about["sizes"][row.image], *about["sizes"][row.image])
+        same = own.classes == row.number
+        if not (same & ((iou(box, xyxy(own)) >= _SAME) | (held(box, xyxy(own)) >= _HELD))).any():
+            kind, by = rule(row)
+            left += (row.probability or 0.0) if by == PROBABILITY else float(kind == "added")
+    return left
 
 
 def summary(made: Completed) -> str:
@@ -203,6 +224,11 @@ def _beside(asked: DataSet) -> Path:
     earlier = re.fullmatch(r"(.+-complete)(?:-([0-9]+))?", name)
     out = folder / (f"{earlier[1]}-{int(earlier[2] or 1) + 1}" if earlier else f"{name}-complete")
     return out.relative_to(Path.cwd()) if out.is_relative_to(Path.cwd()) else out
+
+
+def _thresholds(about: Mapping[str, Any]) -> dict[int, float | None]:
+    """Of the classes without probabilities the score that is enough, None where none is."""
+    return {row["id"]: row.get("threshold") for row in about["classes"] if row["how"] == "threshold"}
 
 
 def _of_thresholds(

@@ -53,12 +53,13 @@ _FOLDS = "folds"
 _OF_SWEEP = frozenset(settings_of(SweepFlags)) - {"jobs"}
 
 
-def audit(given: AuditFlags, training: Mapping[str, str] | None = None) -> Path:
+def audit(given: AuditFlags, training: Mapping[str, str] | None = None, root: Path = ROOT) -> Path:
     """Audit the training labels of a data set and return the folder; the same name continues a killed audit.
 
     Args:
         given: `data` and `model` are required.
         training: with folds, flags of the trainings, as those of a sweep.
+        root: where the folder `name` is made.
 
     Raises:
         ConfigError: a flag is missing, or has no effect.
@@ -84,7 +85,7 @@ def audit(given: AuditFlags, training: Mapping[str, str] | None = None) -> Path:
     }
     if not given.folds:
         _detector(given, source, given.model)  # so that nothing is made where it cannot be
-    folder = ROOT / (given.name or default_name(source))
+    folder = root / (given.name or default_name(source))
     with _held(folder, facts):
         parts, models = _models(given, training, source, images, folder)
         looks, judged, known, setting = list[Look](), list[list[Look]](), frozenset(source.names), {}

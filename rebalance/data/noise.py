@@ -107,7 +107,9 @@ class Noise:
         for file, extra, *parts in zip(
             files, extras, *(np.split(x, ends) for x in (boxes, label_after, jitter, flip)), strict=True
         ):
-            made.append(Noisy(lines.changed(file.labels, *parts, keypoints), extra, *parts[2:]))
+            to, classes_to, moves, flips = parts
+            labels = lines.changed(file.labels, to, classes_to, moves, flips, keypoints)
+            made.append(Noisy(labels, extra, moves, flips))
         return made
 
     def _generator(self, kind: str, use: int = 0) -> np.random.Generator:
