@@ -171,7 +171,7 @@ def summary(made: Completed) -> str:
     width = max(len(row["name"]) for row in rows)
     by = Counter(change["by"] for file in manifest["files"] for change in file["changes"] if change["kind"] == "added")
     lines = [
-        f"{made.data}: {manifest['total']['added']} boxes added"
+        f"{made.data}: boxes added: {manifest['total']['added']}"
         + (f" ({', '.join(f'{count} by {_BY[name]}' for name, count in sorted(by.items()))})" if by else ""),
         f"{manifest['images']['total']} images, {manifest['images']['labelled']} with boxes "
         f"({manifest['images']['labelled_before']} before)",
@@ -324,7 +324,9 @@ def _of_file(source: DataSet, item: Item, seen: Sequence[_Seen], rule: Rule, lef
         return []
     made: list[Change] = []
     numbers, boxes, stays = item.labels.classes.copy(), xyxy(item.labels), np.ones(len(item.labels), np.bool_)
-    new = np.zeros(len(item.labels), np.bool_)  # what no audit has seen: it may explain what the others did not
+    new: NDArray[np.bool_] = np.zeros(
+        len(item.labels), np.bool_
+    )  # what no audit has seen: it may explain what the others did not
 
     for one in seen:
         if one.word == ACCEPT and one.row.kind != "missing":

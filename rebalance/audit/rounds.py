@@ -87,19 +87,17 @@ def rounds(
     if completed.is_completed(source.parent):
         origin = (read_json(source.parent / "manifest.json") or {}).get("origin", {}).get("data")
         raise DataError(
-            f"data={args['data']} was completed before: give the labels that it was made from: data={origin}"
+            f"data={args['data']} was completed before: give the set that it was made from: data={origin}"
         )
     if not all(finished(folder, replace(run, id=_id(0, run))) for run in grid.runs):
         check(runner, grid.runs)
         check_diagnosis(grid.runs, {str(run.host["data"]): source for run in grid.runs})
-    if look is None:
-        from rebalance.audit.run import audit as look
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         for place in (folder, folder / DATA, folder / _AUDITS):
             clear(place)
         refuse_other(folder, grid, {})
-        work = _Work(given, grid, folder, source, args, runner, look, say)
+        work = _Work(given, grid, folder, source, args, runner, look or _look, say)
         work.all()
     return ended(folder, work.planned, say)
 
@@ -266,6 +264,12 @@ class _Work:
             took = {"seconds": round(time.monotonic() - began, 1)}
             write_json(folder / _SECONDS, took)
         return folder, float(took["seconds"])
+
+
+def _look(given: AuditFlags, training: Mapping[str, str], root: Path) -> Path:
+    from rebalance.audit.run import audit  # with torch and a detector
+
+    return audit(given, training, root)
 
 
 def _read(args: Mapping[str, str]) -> tuple[RoundsFlags, Grid]:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import rebalance
 from rebalance.audit import table
 from rebalance.audit.complete import Completed, complete, summary
 from rebalance.audit.table import Near, Suggestion
@@ -144,7 +145,7 @@ def test_a_sure_suggestion_is_a_box_an_unsure_one_a_region_and_an_unlikely_one_n
     total = made.manifest["total"]
     assert (total["boxes"], total["added"], total["unknown"], total["background"]) == (2, 2, 2, 0)
     assert made.manifest["completed"]["add"] == 0.7
-    assert f"{made.data}: 2 boxes added (2 by their probability)" in summary(made)
+    assert f"{made.data}: boxes added: 2 (2 by their probability)" in summary(made)
     source = dataset.load(made.data)
     assert [len(source.labels(image)) for image in source.images("train")] == [3, 0, 1]
     assert os.readlink(source.images("train")[0]) == str((bench.data.parent / "images/train/a.jpg").resolve())
@@ -478,3 +479,22 @@ def test_nothing_to_do_is_the_set_itself(bench: Bench) -> None:
     assert hashes(bench.data.parent / "labels/train") == hashes(made.out / "labels/train")
     assert not (made.out / "given").exists()
     assert np.sum([len(file["changes"]) for file in made.manifest["files"]]) == 0
+
+
+def test_in_python_the_command_is_a_function_with_the_same_flags(bench: Bench) -> None:
+    folder = bench.audit(missing("b", 0, (0, 0, 20, 20), 0.9))
+    made = rebalance.complete(data=bench.data, audit=folder, out=bench.folder / "out", complete_add=0.95)
+    assert (made.data, made.manifest["total"]["unknown"]) == (bench.folder / "out" / "data.yaml", 1)
+    with pytest.raises(ConfigError, match=r"unknown flag complete_ad=1 \(did you mean complete_add\?\)"):
+        rebalance.complete(data=bench.data, audit=folder, complete_ad=1)
+
+
+def test_completing_loads_no_torch(bench: Bench) -> None:
+    folder = bench.audit(missing("b", 0, (0, 0, 20, 20), 0.9))
+    code = "import sys; from rebalance.cli.main import main; main(sys.argv[1:]); print('torch' in sys.modules)"
+    arguments = ["complete", f"data={bench.data}", f"audit={folder}", f"out={bench.folder / 'out'}"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines()[-1] == "False"
+    assert "boxes added: 1 (1 by their probability)" in done.stdout
