@@ -51,7 +51,7 @@ def _stages(records: Sequence[Record]) -> _Stages:
         return {}
     drawn = any(is_drawn(record.labels) for record in records)
     stages: dict[str, dict[int, Record]] = {GIVEN: {}}
-    for number in range(1, 1 + max(int(record.labels.get("round") or 0) for record in records)):
+    for number in sorted({int(record.labels.get("round") or 0) for record in records} - {0}):
         stages[_name(number)] = {}
     stages[COMPLETE] = {}
     for record in records:

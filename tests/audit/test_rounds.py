@@ -234,12 +234,11 @@ def test_killed_anywhere_it_goes_on_and_repeats_no_finished_training(bench: Benc
     bench.rounds(plan)
     again = bench.started()[len(done) :]
     assert again == ["round=1,seed=0", "round=2,seed=0"]
-    assert count(bench.folder / "mine" / "data" / "round=2,seed=0") == count(
-        bench.folder / "mine" / "data" / "complete"
-    )
+    data = bench.folder / "mine" / "data"
+    assert count(data / "round-2-seed-0") == count(data / "complete")
     bench.rounds(plan)
     assert bench.started() == [*done, *again]
-    assert not [path for path in (bench.folder / "mine" / "data").iterdir() if path.name.endswith(".partial")]
+    assert not list(data.glob(".*"))
 
 
 def test_the_same_name_with_other_values_is_refused(bench: Bench) -> None:
