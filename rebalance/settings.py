@@ -151,6 +151,43 @@ class SweepFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CompleteFlags:
+    """`rebalance complete`: what an audit found, and what somebody decided, into the labels of a new data set."""
+
+    data: str = setting("", "data set YAML whose labels were audited")
+    audit: str = setting("", "folder of the audit")
+    decisions: str = setting("", "file of what somebody accepted and rejected, from the audit's page")
+    complete_add: float = setting(0.7, "least probability of a missing label that is added", low=0, high=1)
+    complete_ignore: float = setting(
+        0.2, "least probability of a missing label whose place counts as unknown for its class", low=0, high=1
+    )
+    out: str = setting("", "folder to make; must not exist; default: beside the data set, named after it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundsFlags:
+    """`rebalance rounds`: train, audit, complete, train again. Every other key is a training flag."""
+
+    name: str = setting("", "run folder runs/rounds/<name>; the same name continues it; default: a time stamp")
+    rounds: str = setting(
+        "auto",
+        "how often the labels are completed; auto: until the estimate of what is missing falls no more, 5 at most",
+        low=1,
+        number=int,
+    )
+    seeds: str = setting("0", "training seeds, comma separated")
+    protocol: str = setting("normal", "label protocol of the training split, as that of rebalance sweep")
+    rate: str = setting("0.5", "rate of percent and per_class")
+    label_seed: str = setting("", "seed of the withheld labels, the same for all runs; default: that of each training")
+    complete_add: float = setting(0.7, "least probability of a missing label that is added", low=0, high=1)
+    complete_ignore: float = setting(
+        0.2, "least probability of a missing label whose place counts as unknown for its class", low=0, high=1
+    )
+    folds: int = setting(0, "audits ask so many models that have not seen the image; 0: the one of the round", low=0)
+    jobs: int = setting(1, "trainings at a time, each with its share of the cores", low=1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class BenchFlags:
     """`rebalance bench`: time of the losses against the host's own."""
 

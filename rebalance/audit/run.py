@@ -20,7 +20,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,10 @@ from rebalance.audit.detect import Detector, Seen, detect_all
 from rebalance.audit.findings import Findings, Image, Look, findings, look
 from rebalance.audit.probability import FEW, FEW_IMAGES, Estimate
 from rebalance.audit.table import KINDS
-from rebalance.data import dataset
+from rebalance.data import completed, dataset
 from rebalance.data.dataset import DataSet
 from rebalance.data.demo.seafloor import built_in
-from rebalance.data.labels import read_bytes
+from rebalance.data.items import labels_sha256
 from rebalance.data.part import part
 from rebalance.data.progress import progress
 from rebalance.errors import ConfigError, DataError, RunError, nearest
@@ -55,12 +55,13 @@ _FOLDS = "folds"
 _OF_SWEEP = frozenset(settings_of(SweepFlags)) - {"jobs"}
 
 
-def audit(given: AuditFlags, training: Mapping[str, str] | None = None) -> Path:
+def audit(given: AuditFlags, training: Mapping[str, str] | None = None, root: Path = ROOT) -> Path:
     """Audit the training labels of a data set and return the folder; the same name continues a killed audit.
 
     Args:
         given: `data` and `model` are required.
         training: with folds, flags of the trainings, as those of a sweep.
+        root: where the folder `name` is made.
 
     Raises:
         ConfigError: a flag is missing, or has no effect.
@@ -70,7 +71,7 @@ def audit(given: AuditFlags, training: Mapping[str, str] | None = None) -> Path:
     require(given, "data", "model")
     given = parse(AuditFlags, as_dict(given))
     training = _training(given, training or {})
-    source = dataset.load(built_in(given.data))
+    source = completed.given(dataset.load(built_in(given.data)))  # against its own additions nothing is found
     source.knowledge.require_matched()
     images, skipped = _images(source, "train")
     val, _ = _images(source, "val")
@@ -78,7 +79,7 @@ def audit(given: AuditFlags, training: Mapping[str, str] | None = None) -> Path:
         raise ConfigError(f"folds={given.folds}: 0, or 2 to {len(images)}, the training images")
     facts = {
         "data": str(source.file.absolute()),
-        "data_sha256": labels_hash(source, images),
+        "data_sha256": labels_sha256(source),
         "model": given.model,
         "model_sha256": _file_hash(given.model),
         **{key: value for key, value in as_dict(given).items() if key not in ("data", "model", "name", "export")},
@@ -86,7 +87,7 @@ def audit(given: AuditFlags, training: Mapping[str, str] | None = None) -> Path:
     }
     if not given.folds:
         _detector(given, source, given.model)  # so that nothing is made where it cannot be
-    folder = ROOT / (given.name or default_name(source))
+    folder = root / (given.name or default_name(source))
     with _held(folder, facts):
         parts, models = _models(given, training, source, images, folder)
         detectors = [_detector(given, source, model) for model in models]
@@ -153,18 +154,6 @@ def default_name(source: DataSet) -> str:
     """Name of an audit after its data set: that of the YAML, or of the folder where that says nothing."""
     stem = source.file.stem
     return source.file.absolute().parent.name if stem in ("data", "dataset") else stem
-
-
-def labels_hash(source: DataSet, images: Iterable[Image] | None = None) -> str:
-    """SHA-256 of the training labels: of each label file its place and its bytes."""
-    paths = [image.path for image in images] if images is not None else [i.path for i in _images(source, "train")[0]]
-    files = sorted({dataset.label_path(path) for path in paths})
-    root, total = os.path.commonpath(files) if files else "", hashlib.sha256()
-    for file in files:
-        data = read_bytes(file)
-        digest = "none" if data is None else hashlib.sha256(data).hexdigest()
-        total.update(f"{os.path.relpath(file, root)}\0{digest}\n".encode("utf-8", "surrogateescape"))
-    return total.hexdigest()
 
 
 def images_root(paths: Sequence[str]) -> str:

@@ -136,6 +136,13 @@ def sweep(args: list[str], *, preset: bool = False) -> None:
         show_report(sweep.sweep(papers.benchmark(given) if preset else given))
 
 
+def rounds(args: list[str]) -> None:
+    """Train, audit, complete and train again."""
+    from rebalance.audit import rounds
+
+    show_report(rounds.rounds(pairs(args, settings.RoundsFlags)))
+
+
 def paper(args: list[str]) -> None:
     """Run the grid of one table or figure of a paper, or list them, or print the numbers that the papers report."""
     from rebalance.experiments import papers
@@ -307,6 +314,13 @@ COMMANDS: dict[str, Command] = {
         "data.derive:sparsify,summary",
         settings.SparsifyFlags,
     ),
+    "complete": Command(
+        "rebalance complete data=my.yaml audit=runs/audit/my decisions=decisions.json",
+        "make a data set with what an audit found, and what somebody decided, in its training labels",
+        "audit.complete:complete,summary",
+        settings.CompleteFlags,
+        more="What is added, unknown and verified as background, by what and with which probability: manifest.json.",
+    ),
     "check": Command(
         "rebalance check data=my.yaml",
         "tell what is known about the labels of a data set, what is not, and what counts as background",
@@ -348,6 +362,13 @@ COMMANDS: dict[str, Command] = {
         sweep,
         settings.SweepFlags,
         more="Flags of `rebalance train` and of Ultralytics are taken too; a comma list makes a dimension of the grid.",
+    ),
+    "rounds": Command(
+        "rebalance rounds data=my.yaml model=yolov8n.pt rounds=2 epochs=50",
+        "train, audit the labels, complete them, train again; a report with before and after",
+        rounds,
+        settings.RoundsFlags,
+        more="Flags of `rebalance train` and of Ultralytics are taken too; the same name continues what was stopped.",
     ),
     "benchmark": Command(
         "rebalance benchmark preset=full",

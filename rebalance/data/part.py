@@ -13,8 +13,8 @@ from pathlib import Path
 
 from rebalance.data import dataset
 from rebalance.data.dataset import DataSet
-from rebalance.data.derive import NOT_COPIED
 from rebalance.data.folder import finish, link, new_folder, put
+from rebalance.data.items import NOT_COPIED
 from rebalance.data.labels import read_bytes
 
 _BESIDE = {

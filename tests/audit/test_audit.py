@@ -17,6 +17,7 @@ import pytest
 from small_data import make_dataset
 
 from rebalance.audit import run, table
+from rebalance.audit.complete import complete, remaining
 from rebalance.audit.detect import Detector, Seen, _load, _save, detect_all
 from rebalance.audit.explain import Detections
 from rebalance.audit.run import audit
@@ -24,7 +25,7 @@ from rebalance.cli.main import main
 from rebalance.data import dataset
 from rebalance.data.derive import sparsify
 from rebalance.errors import ConfigError, DataError, ModelError, RunError
-from rebalance.settings import AuditFlags, SparsifyFlags
+from rebalance.settings import AuditFlags, CompleteFlags, SparsifyFlags
 
 
 class Oracle:
@@ -160,6 +161,22 @@ def test_labels_that_changed_make_it_another_audit(tmp_path: Path, oracles: list
     label.write_text(label.read_text("utf-8") + "1 0.5 0.5 0.1 0.1\n", "utf-8")
     with pytest.raises(RunError, match="holds another audit: data_sha256 was"):
         audit(flags(data))
+
+
+def test_an_audit_of_a_completed_set_asks_about_the_labels_that_were_given(
+    half_labelled: Path, oracles: list[Oracle], tmp_path: Path
+) -> None:
+    first = audit(flags(half_labelled))
+    made = complete(CompleteFlags(data=str(half_labelled), audit=str(first), out=str(tmp_path / "one")))
+    assert made.manifest["total"]["recovered"] >= 0.8 * made.manifest["total"]["added"] > 0
+    second = audit(flags(made.data, name="second"))
+    assert (second / "suggestions.csv").read_bytes() == (first / "suggestions.csv").read_bytes()
+    assert about(second)["data_sha256"] == about(first)["data_sha256"]
+    again = complete(CompleteFlags(data=str(made.data), audit=str(second), out=str(tmp_path / "two")))
+    assert again.manifest["sha256"] == made.manifest["sha256"]
+    missing = about(first)["total"]["missing"]
+    assert remaining(first, half_labelled) == pytest.approx(missing, abs=0.1)
+    assert 0 <= remaining(second, made.data) < 0.5 * missing
 
 
 def test_folds_ask_about_an_image_only_a_model_that_was_not_trained_on_it(
