@@ -33,7 +33,8 @@ ARROWS = {
     "report": "rebalance errors files experiments.papers experiments.record settings"
     "  cv2 jinja2 matplotlib numpy pandas yaml",
     "bench": "errors experiments hosts match methods recipe settings  torch torchvision ultralytics yolov5",
-    "audit": "data errors files settings  cv2 fiftyone jinja2 markupsafe numpy ultralytics",
+    "audit": "data errors experiments.machine experiments.record experiments.sweep files hosts.evaluation"
+    " report.figures settings train  cv2 fiftyone filelock jinja2 markupsafe numpy sklearn ultralytics",
     "cli": "audit bench data errors experiments files hosts methods recipe report settings train  ultralytics",
     "moved": "",
     "__init__": "moved train",

@@ -173,9 +173,11 @@ def _rows_missing(
     for detection, p in zip(some.tolist(), chance.tolist(), strict=True):
         number, score = int(one.found.classes[detection]), float(one.found.scores[detection])
         limit = classes[number].threshold
-        if p > 0 or (p != p and limit is not None and score >= FALLBACK * limit):  # NaN is not itself
-            row = _row(names, one, "missing", number, one.found.boxes[detection], score)
-            rows.append(replace(row, probability=None if p != p else round(p, 4)))
+        row = _row(names, one, "missing", number, one.found.boxes[detection], score)
+        if p != p:  # NaN: there is none
+            rows += [row] * (limit is not None and score >= FALLBACK * limit)
+        elif shown := round(p, 4):
+            rows.append(replace(row, probability=shown))
     return rows
 
 
@@ -212,5 +214,4 @@ def _total(classes: Mapping[int, Class]) -> Estimate | None:
         return None
     draws = np.sum([row.draws for row in made], axis=0)
     missing = sum(row.missing for row in made)
-    low, high = probability.interval(draws)
-    return Estimate((), missing, min(low, missing), max(high, missing), draws)
+    return Estimate((), missing, *probability.interval(draws, missing), draws)

@@ -7,6 +7,7 @@ runs/audit/<name>/
     detections/         what was found, a file for each 64 images; a killed audit goes on after the last one
     suggestions.csv     see `rebalance.audit.table`
     estimate.csv        how many labels of each class are missing
+    truth.md, truth.png where withheld boxes are known: how good the audit is, see `rebalance.audit.truth`
     audit.json          all that was found out but the suggestions; written last
 """
 
@@ -27,7 +28,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from rebalance.audit import table
+from rebalance.audit import table, truth
 from rebalance.audit.detect import Detector, Seen, detect_all
 from rebalance.audit.findings import Findings, Image, Look, findings, look
 from rebalance.audit.probability import FEW, FEW_IMAGES, Estimate
@@ -43,6 +44,7 @@ from rebalance.experiments.machine import versions
 from rebalance.experiments.record import load, read_json
 from rebalance.experiments.sweep import sweep
 from rebalance.files import clear, write_whole
+from rebalance.report.figures import audit as picture
 from rebalance.settings import AuditFlags, SweepFlags, as_dict, parse, require, settings_of, value_text
 
 ROOT = Path("runs/audit")
@@ -121,9 +123,13 @@ def audit(given: AuditFlags, training: Mapping[str, str] | None = None) -> Path:
             lower_bound=not given.folds,
             settings=setting,
             notes=_notes(facts, found, source.names, len(val), skipped),
+            **({"truth": truth.truth(source, looks, found)} if source.has_withheld() else {}),
             suggestions_sha256=hashlib.sha256((folder / SUGGESTIONS).read_bytes()).hexdigest(),
             sizes={one.image.name: list(one.size) for one in looks if one.image.name in shown},
         )
+        if "truth" in about:
+            write_whole(folder / "truth.md", truth.tables(about["truth"]).encode())
+            picture.write(about["truth"], folder / "truth.png")
         write_whole(folder / ESTIMATE, _estimate(about))
         write_whole(folder / ABOUT, (json.dumps(about, indent=1, ensure_ascii=False) + "\n").encode())
     return folder
@@ -140,7 +146,8 @@ def summary(folder: Path) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     kinds = ", ".join(f"{count} {kind}" for kind, count in about["kinds"].items())
-    return "\n".join([*lines, *about["notes"], f"suggestions: {kinds}", str(folder / SUGGESTIONS)])
+    known = [truth.summary(about["truth"])] if "truth" in about else []
+    return "\n".join([*lines, *known, *about["notes"], f"suggestions: {kinds}", str(folder / SUGGESTIONS)])
 
 
 def default_name(source: DataSet) -> str:
