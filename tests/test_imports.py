@@ -34,7 +34,8 @@ ARROWS = {
     "  cv2 jinja2 matplotlib numpy pandas yaml",
     "bench": "errors experiments hosts match methods recipe settings  torch torchvision ultralytics yolov5",
     "audit": "data errors experiments.grid experiments.machine experiments.record experiments.sweep files"
-    " hosts.evaluation report.build report.figures settings train  cv2 filelock numpy sklearn ultralytics",
+    " hosts.evaluation report.build report.figures settings train"
+    "  cv2 fiftyone filelock jinja2 markupsafe numpy sklearn ultralytics",
     "cli": "audit bench data errors experiments files hosts methods recipe report settings train  ultralytics",
     "moved": "",
     "__init__": "audit moved train",
