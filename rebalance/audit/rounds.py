@@ -257,7 +257,7 @@ class _Work:
                 seed=run.seed,
                 device=str(self.args.get("device", "")).split(",")[0],
             )
-            mine = {*settings_of(RoundsFlags), "model", "data", "device"}
+            mine = {*settings_of(RoundsFlags), "model", "data", "device"} - {"jobs"}
             training = {key: text for key, text in self.args.items() if key not in mine} if self.given.folds else {}
             self.say(f"audit  {run.id}")
             self.look(flags, training, self.folder / _AUDITS)

@@ -143,9 +143,9 @@ def test_a_later_audit_asks_about_the_labels_that_were_given(bench: Bench) -> No
 
 
 def test_folds_get_the_flags_of_the_trainings_and_the_model_to_begin_with(bench: Bench) -> None:
-    bench.rounds(rounds="1", folds="3", imgsz="64", loss="bce")
+    bench.rounds(rounds="1", folds="3", imgsz="64", loss="bce", jobs="2")
     ((_, _, model, folds, training),) = bench.calls()
-    assert (model, folds, training) == ("m.yaml", "3", "['epochs', 'imgsz', 'loss']")
+    assert (model, folds, training) == ("m.yaml", "3", "['epochs', 'imgsz', 'jobs', 'loss']")
 
 
 def test_auto_ends_when_the_estimate_falls_no_more(bench: Bench) -> None:
