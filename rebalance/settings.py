@@ -102,6 +102,7 @@ class AuditFlags:
     imgsz: int = setting(0, "image size; 0: the one that the model was trained with", low=0, unit="pixels")
     batch: int = setting(16, "images at a time", low=1)
     device: str = setting("", "cpu, or a CUDA index; empty: CUDA where there is one")
+    review: int = setting(10000, "suggestions on the page to review, the first so many; 0: no page", low=0)
     export: str = setting(
         "", "of label-studio, cvat, coco, fiftyone, comma separated: the suggestions for these tools too"
     )

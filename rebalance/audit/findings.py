@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rebalance.audit import probability
 from rebalance.audit.explain import Boxes, Detections, Explained, explain, nearest
 from rebalance.audit.probability import FEW, FEW_IMAGES, Draws, Estimate
-from rebalance.audit.table import Box, Near, Suggestion
+from rebalance.audit.table import Box, Near, Suggestion, sort
 from rebalance.data import regions
 from rebalance.data.labels import Labels
 from rebalance.data.regions import Regions
@@ -67,7 +67,7 @@ class Class:
 class Findings:
     """What an audit found."""
 
-    suggestions: list[Suggestion]
+    suggestions: list[Suggestion]  # in the order of the table
     classes: Mapping[int, Class]
     total: Estimate | None  # of all classes with an estimate; without probabilities, which the suggestions have
     silent: int  # detections about which regions, or unknown_below, say that nothing follows from them
@@ -131,7 +131,7 @@ def findings(
         for one, some, chance in zip(audited, missing, chances, strict=True)
         for row in (*_rows_missing(names, one, some, chance, classes), *_rows_apart(names, one, thresholds))
     ]
-    return Findings(rows, classes, _total(classes), sum(one.explained.silent for one in audited))
+    return Findings(sort(rows), classes, _total(classes), sum(one.explained.silent for one in audited))
 
 
 def _scores(

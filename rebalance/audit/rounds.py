@@ -86,9 +86,7 @@ def rounds(
     source = source_of(str(grid.runs[0].host["data"]))
     if completed.is_completed(source.parent):
         origin = (read_json(source.parent / "manifest.json") or {}).get("origin", {}).get("data")
-        raise DataError(
-            f"data={args['data']} was completed before: give the set that it was made from: data={origin}"
-        )
+        raise DataError(f"data={args['data']} was completed before: give the set that it was made from: data={origin}")
     if not all(finished(folder, replace(run, id=_id(0, run))) for run in grid.runs):
         check(runner, grid.runs)
         check_diagnosis(grid.runs, {str(run.host["data"]): source for run in grid.runs})
@@ -256,6 +254,7 @@ class _Work:
                 folds=self.given.folds,
                 seed=run.seed,
                 device=str(self.args.get("device", "")).split(",")[0],
+                review=0,
             )
             mine = {*settings_of(RoundsFlags), "model", "data", "device"} - {"jobs"}
             training = {key: text for key, text in self.args.items() if key not in mine} if self.given.folds else {}

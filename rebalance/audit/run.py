@@ -8,6 +8,7 @@ runs/audit/<name>/
     suggestions.csv     see `rebalance.audit.table`
     estimate.csv        how many labels of each class are missing
     truth.md, truth.png where withheld boxes are known: how good the audit is, see `rebalance.audit.truth`
+    review.html         see `rebalance.audit.review`; exports for other tools beside it, see `rebalance.audit.export`
     audit.json          all that was found out but the suggestions; written last
 """
 
@@ -28,7 +29,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from rebalance.audit import table, truth
+from rebalance.audit import export, review, table, truth
 from rebalance.audit.detect import Detector, Seen, detect_all
 from rebalance.audit.findings import Findings, Image, Look, findings, look
 from rebalance.audit.probability import FEW, FEW_IMAGES, Estimate
@@ -51,6 +52,7 @@ ROOT = Path("runs/audit")
 ABOUT, SUGGESTIONS, ESTIMATE, QUESTION = "audit.json", "suggestions.csv", "estimate.csv", "question.json"
 SCHEMA = 1
 
+_SHOWN = ("data", "model", "name", "export", "review")  # what an audit finds does not depend on them
 _FOLDS = "folds"
 _OF_SWEEP = frozenset(settings_of(SweepFlags)) - {"jobs"}
 
@@ -71,6 +73,7 @@ def audit(given: AuditFlags, training: Mapping[str, str] | None = None, root: Pa
     require(given, "data", "model")
     given = parse(AuditFlags, as_dict(given))
     training = _training(given, training or {})
+    tools = export.check(given.export)
     source = completed.given(dataset.load(built_in(given.data)))  # against its own additions nothing is found
     source.knowledge.require_matched()
     images, skipped = _images(source, "train")
@@ -82,7 +85,7 @@ def audit(given: AuditFlags, training: Mapping[str, str] | None = None, root: Pa
         "data_sha256": labels_sha256(source),
         "model": given.model,
         "model_sha256": _file_hash(given.model),
-        **{key: value for key, value in as_dict(given).items() if key not in ("data", "model", "name", "export")},
+        **{key: value for key, value in as_dict(given).items() if key not in _SHOWN},
         "training": dict(sorted(training.items())),
     }
     if not given.folds:
@@ -101,6 +104,7 @@ def audit(given: AuditFlags, training: Mapping[str, str] | None = None, root: Pa
             source,
             found,
             images=len(looks),
+            shown=min(given.review, len(found.suggestions)),
             images_root=images_root([image.path for image in images]),
             models=models,
             lower_bound=not given.folds,
@@ -114,6 +118,13 @@ def audit(given: AuditFlags, training: Mapping[str, str] | None = None, root: Pa
             write_whole(folder / "truth.md", truth.tables(about["truth"]).encode())
             picture.write(about["truth"], folder / "truth.png")
         write_whole(folder / ESTIMATE, _estimate(about))
+        files = {image.name: image.path for image in images}
+        if given.review:
+            review.write(folder, found.suggestions[: given.review], about, files, source.labels)
+        for tool in tools:
+            print(
+                *export.write(tool, folder, found.suggestions, about, files, source.labels), sep="\n", file=sys.stderr
+            )
         write_whole(folder / ABOUT, (json.dumps(about, indent=1, ensure_ascii=False) + "\n").encode())
     return folder
 
@@ -129,7 +140,7 @@ def looks(folder: Path) -> tuple[DataSet, list[Look]]:
         raise RunError(f"{folder} is not the folder of an audit that was finished: it has no {ABOUT}")
     source = dataset.load(facts["data"])
     images, _ = _images(source, "train")
-    if labels_hash(source, images) != facts["data_sha256"]:
+    if labels_sha256(source) != facts["data_sha256"]:
         raise RunError(f"{folder}: the labels of {facts['data']} were changed since")
     parts = fold(images, facts["folds"], facts["seed"]) if facts["folds"] else [images]
     return source, _look(source, parts, [], folder, [None] * len(parts))[0]
@@ -147,7 +158,16 @@ def summary(folder: Path) -> str:
     lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     kinds = ", ".join(f"{count} {kind}" for kind, count in about["kinds"].items())
     known = [truth.summary(about["truth"])] if "truth" in about else []
-    return "\n".join([*lines, *known, *about["notes"], f"suggestions: {kinds}", str(folder / SUGGESTIONS)])
+    return "\n".join(
+        [*lines, *known, *about["notes"], f"suggestions: {kinds}", *_pages(folder, sum(about["kinds"].values()))]
+    )
+
+
+def _pages(folder: Path, suggestions: int) -> list[str]:
+    """Where to look."""
+    page, most = folder / review.PAGE, (read_json(folder / ABOUT) or {}).get("shown", 0)
+    some = f" (the first {most} of {suggestions} suggestions)" if most < suggestions else ""
+    return [str(folder / SUGGESTIONS), *[f"decide in a browser: {page}{some}"] * page.is_file()]
 
 
 def default_name(source: DataSet) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from rebalance.audit.explain import SAME, Boxes, overlap
 from rebalance.audit.findings import Findings, Look
-from rebalance.audit.table import Suggestion, sort
+from rebalance.audit.table import Suggestion
 from rebalance.data import regions
 from rebalance.data.dataset import DataSet
 
@@ -77,7 +77,7 @@ def truth(source: DataSet, looks: Sequence[Look], found: Findings) -> dict[str, 
         said, right}; sizes and overlaps: rows of {name, withheld, found, sure}, of which sure have probability ≥ 0.5.
     """
     missing = withheld(source, looks)
-    rows = [row for row in sort(found.suggestions) if row.kind == "missing"]
+    rows = [row for row in found.suggestions if row.kind == "missing"]
     good, by_box = right(rows, missing)
     count = sum(len(one.classes) for one in missing.values())
     chance = np.array([np.nan if row.probability is None else row.probability for row in rows])
