@@ -138,7 +138,7 @@ def looks(folder: Path) -> tuple[DataSet, list[Look]]:
     facts = read_json(folder / QUESTION)
     if facts is None or not (folder / ABOUT).is_file():
         raise RunError(f"{folder} is not the folder of an audit that was finished: it has no {ABOUT}")
-    source = dataset.load(facts["data"])
+    source = completed.given(dataset.load(facts["data"]))
     images, _ = _images(source, "train")
     if labels_sha256(source) != facts["data_sha256"]:
         raise RunError(f"{folder}: the labels of {facts['data']} were changed since")
