@@ -40,8 +40,7 @@ def write(made: Audit, tool: str) -> list[str]:
 def boxes_of(found: Any) -> dict[str, list[tuple[Any, ...]]]:
     """What our converters read: image -> names and rounded corners."""
     return {
-        record.name: [(box.name, *(round(v, 2) for v in box[1:])) for box in record.boxes]
-        for record in found.records
+        record.name: [(box.name, *(round(v, 2) for v in box[1:])) for box in record.boxes] for record in found.records
     }
 
 
