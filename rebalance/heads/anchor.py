@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -115,23 +116,37 @@ class AnchorHead(nn.Module):
         Powers of two are taken together: they round nothing.
         """
         with torch.no_grad():
-            grids, halves, scales = [], [], []
-            for x, stride, anchors in zip(maps, self.stride.to(maps[0]), self.anchors.to(maps[0]), strict=True):
-                h, w = x.shape[-2:]
-                columns = torch.arange(w, device=x.device, dtype=x.dtype).expand(self.na, h, w)
-                rows = torch.arange(h, device=x.device, dtype=x.dtype).unsqueeze(1).expand(self.na, h, w)
-                grids.append(torch.stack((columns, rows)).flatten(1))
-                halves.append((anchors * stride * 2).mT[..., None].expand(2, self.na, h * w).flatten(1))
-                scales.append(stride.expand(self.na * h * w))
-            # (B, M, 4, H, W) -> (B, 4, M·H·W)
-            y = torch.cat([x[:, :, :4].sigmoid().transpose(1, 2).flatten(2) for x in maps], 2)
+            first = maps[0]
+            grid, level, shape = _grid(tuple(x.shape[-2:] for x in maps), self.na, first.device, first.dtype)
+            stride = self.stride.to(first)
+            halves = (self.anchors.to(first) * stride.view(-1, 1, 1) * 2).view(-1, 2).mT[:, shape]  # of (2y)² · anchor
+            y = first.new_empty(len(first), 4, len(level))
+            parts = y.split([self.na * x.shape[-2] * x.shape[-1] for x in maps], 2)
+            for x, part in zip(maps, parts, strict=True):  # (B, M, 4, H, W) -> (B, 4, M·H·W)
+                x = x[:, :, :4].sigmoid().transpose(1, 2)  # not into y: in another layout the last bit may differ
+                part.view(x.shape).copy_(x)
             centre, half = y.split(2, 1)
-            centre.mul_(2).sub_(0.5).add_(torch.cat(grids, 1)).mul_(torch.cat(scales))
-            half.pow_(2).mul_(torch.cat(halves, 1))  # of (2y)² · anchor
+            centre.mul_(2).sub_(0.5).add_(grid).mul_(stride[level])
+            half.pow_(2).mul_(halves)
             found = torch.empty_like(y)
             torch.sub(centre, half, out=found[:, :2])
             torch.add(centre, half, out=found[:, 2:])
             return found
+
+
+@lru_cache(maxsize=64)  # as the images of a training are of few shapes
+def _grid(
+    shapes: tuple[tuple[int, int], ...], per_level: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each of the N candidates: (2, N) column and row, (N,) level, (N,) anchor numbered over all levels."""
+    parts = []
+    for level, (h, w) in enumerate(shapes):
+        anchor, row, column = (torch.arange(n, device=device) for n in (per_level, h, w))
+        place = torch.stack(torch.meshgrid(column, row, indexing="xy")).expand(per_level, 2, h, w).transpose(0, 1)
+        anchor = (level * per_level + anchor).repeat_interleave(h * w, output_size=per_level * h * w)
+        parts.append((place.flatten(1).to(dtype), torch.full_like(anchor, level), anchor))
+    grid, levels, anchors = zip(*parts, strict=True)
+    return torch.cat(grid, 1), torch.cat(levels), torch.cat(anchors)
 
 
 def objectness(maps: Sequence[Tensor]) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from typing import ClassVar
 
 import torch
@@ -61,11 +62,11 @@ def drop_mask(
 def _lowest(key: Tensor, eligible: Tensor, total: int, count: int) -> Tensor | None:
     """(N,) bool: the `count` of `total` eligible elements of lowest key, of equal ones the first.
 
-    Keys are uniform below KEYS. The highest key among them is guessed, give or take eight standard deviations, and only what lies in between is
-    sorted; None where that guess is wrong, which happens once in 10^15 calls.
+    Keys are uniform below KEYS, so the highest key among them is known to within six standard deviations, and only what
+    lies in between is sorted. None where it does not lie there, as in one of many millions of calls.
     """
     part = count / max(total, 1)
-    wide = (8 * math.sqrt(part * (1 - part) * total) + 8) / max(total, 1)
+    wide = (6 * math.sqrt(part * (1 - part) * total) + 6) / max(total, 1)
     low, high = (min(max(int(x * KEYS), 0), KEYS) for x in (part - wide, part + wide))
     chosen = (key < low) & eligible
     near = ((key < high) & eligible & ~chosen).nonzero().squeeze(1)
@@ -78,8 +79,14 @@ def _lowest(key: Tensor, eligible: Tensor, total: int, count: int) -> Tensor | N
 
 def part_of(count: Tensor, rate: float) -> Tensor:
     """Floor(rate · N) of int64 counts N."""
-    part = Fraction(str(rate)).limit_denominator(10**9)  # nine digits, so that the product fits into int64
-    return count * part.numerator // part.denominator
+    over, under = _fraction(rate)
+    return count * over // under
+
+
+@lru_cache
+def _fraction(rate: float) -> tuple[int, int]:
+    """A rate as the decimal it is written as; nine digits, so that the product with a count fits into int64."""
+    return Fraction(str(rate)).limit_denominator(10**9).as_integer_ratio()
 
 
 def expected(eligible: Tensor, rate: float) -> Rest:

@@ -454,5 +454,4 @@
   choose();
   current = shown.find((rank) => !state[rank]) ?? shown[0] ?? -1;
   update(current);
-  window.rebalanceReview = { ready: true };
 })();
