@@ -66,7 +66,8 @@ def pair_iou(boxes: Tensor, gt_boxes: Tensor, *, space: Tensor | None = None) ->
     inter.mul_(height)
     area, gt_area = (x2 - x1) * (y2 - y1), (gx2 - gx1) * (gy2 - gy1)
     union = torch.add(area, gt_area, out=height).sub_(inter).clamp_(min=EPS)
-    return inter.div_(union)
+    iou: Tensor = inter.div_(union)
+    return iou
 
 
 def inside(points: Tensor, gt_boxes: Tensor) -> Tensor:

@@ -22,7 +22,6 @@ from rebalance.data import dataset
 from rebalance.data.dataset import DataSet
 from rebalance.data.folder import free, link, new_folder, put
 from rebalance.data.formats.reading import image_size
-from rebalance.data.knowledge import has_labels
 from rebalance.data.progress import progress
 from rebalance.errors import DataError
 from rebalance.settings import setting
@@ -101,6 +100,6 @@ def _split(source: DataSet, split: str, folder: Path) -> tuple[dict[str, Any], C
             )  # fmt: skip
             count["crowds" if crowd else "boxes"] += 1
         count["images"] += 1
-        count["images without a label file, which COCO reads as looked at"] += not has_labels(path)
+        count["images without a label file, which COCO reads as looked at"] += not source.has_labels(path)
     categories = [{"id": number + 1, "name": name} for number, name in source.names.items()]
     return {"info": {}, "licenses": [], "images": images, "annotations": annotations, "categories": categories}, count
