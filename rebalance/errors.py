@@ -11,12 +11,19 @@ The command line prints the message and exits with code 2; `--debug` shows the t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class RebalanceError(Exception):
     """Base of all errors that are the user's to solve."""
+
+    def __str__(self) -> str:
+        """The message in one line, whatever a value that it names holds."""
+        return _CONTROL.sub(lambda found: repr(found[0])[1:-1], super().__str__())
 
 
 class ConfigError(RebalanceError, ValueError):

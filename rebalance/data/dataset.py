@@ -38,6 +38,7 @@ SPLITS = ("train", "val", "test")
 IMAGE_SUFFIXES = frozenset(
     ("avif", "bmp", "dng", "heic", "heif", "jp2", "jpeg", "jpg", "mpo", "png", "tif", "tiff", "webp")
 )
+MOST_CLASSES = 10**6
 _NEEDED = ("train", "val")  # no training without
 _TYPES: dict[str, tuple[type, ...]] = {
     "path": (str,), "train": (str, list), "val": (str, list), "test": (str, list), "names": (list, dict),
@@ -162,9 +163,12 @@ def load(data: str | Path, *, download: bool = False) -> DataSet:
             raise DataError(f"{file} has no '{split}:'{nearest(split, map(str, raw))}")
 
     root = Path(raw.get("path") or file.parent)
-    if not root.exists() and not root.is_absolute():
-        root = (datasets_dir() / root).resolve()
-    splits = {split: _entries(file, root, split, raw[split]) for split in SPLITS if raw.get(split)}
+    try:
+        if not root.exists() and not root.is_absolute():
+            root = (datasets_dir() / root).resolve()
+        splits = {split: _entries(file, root, split, raw[split]) for split in SPLITS if raw.get(split)}
+    except (OSError, ValueError) as error:  # too long, or with a zero byte
+        raise DataError(f"{file}: a path that cannot be one: {getattr(error, 'strerror', None) or error}") from None
     missing = [f"{split} images not found: {x}" for split in _NEEDED for x in splits[split] if not os.path.exists(x)]
     if missing and not (download and raw.get("download")):
         why = "looked up from the YAML's own folder, because it has no 'path:'"
@@ -306,7 +310,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         raw = yaml.safe_load(file.read_text(encoding="utf-8", errors="ignore"))
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror})") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none, brackets without an end
         raise DataError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise DataError(f"{file}: not a mapping of keys to values, as a data set YAML is")
@@ -341,6 +345,8 @@ def _names(file: Path, raw: Mapping[str, Any]) -> dict[int, str]:
         if not number.is_integer():
             raise DataError(f"{file}: nc={count} is not a whole number")
         count = int(number)
+        if count > MOST_CLASSES:
+            raise DataError(f"{file}: nc={raw['nc']} is more than {MOST_CLASSES} classes")
     if names is None:
         if count is None:
             raise DataError(f"{file} has neither 'names:' nor 'nc:'")

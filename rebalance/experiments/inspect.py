@@ -25,7 +25,7 @@ from rebalance.experiments.evaluate import predict_flags
 from rebalance.experiments.record import Box, Config, Detection, Label, Sample, shown
 from rebalance.files import write_whole
 from rebalance.settings import StepsFlags
-from rebalance.train.api import YOLO
+from rebalance.train.api import YOLO, load
 
 SAMPLES = 4  # images of each kind in a record
 SCORE = 0.25  # least score of a detection in a record, Ultralytics' own for predicting
@@ -129,7 +129,7 @@ def panels(flags: StepsFlags) -> list[Path]:
         raise DataError(f"source={flags.source}: no image there")
     if not Path(flags.model).is_file():
         raise ModelError(f"model={flags.model}: no such file")
-    model = YOLO(flags.model)
+    model = load(flags.model)
     steps = steps_of(model)
     if not steps:
         raise ModelError(f"model={flags.model} has no steps: it was not trained with head=resobj")

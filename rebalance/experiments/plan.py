@@ -11,7 +11,7 @@ import hashlib
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -21,6 +21,11 @@ from rebalance.experiments.record import shown
 
 WORDS = ("title", "question", "answer", "baseline")
 KEYS = (*WORDS, "common", "cells")
+
+
+def _maps(value: Any) -> bool:
+    """Whether a value is a mapping, or a list with one somewhere in it."""
+    return isinstance(value, dict) or (isinstance(value, list) and any(map(_maps, value)))
 
 
 class Written(NamedTuple):
@@ -42,7 +47,7 @@ def read(path: Path, given: Mapping[str, str]) -> Written:
     """
     try:
         told = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
         raise ConfigError(f"plan={path} cannot be read: {reason}") from None
     if not isinstance(told, dict) or not all(isinstance(key, str) for key in told):
@@ -59,6 +64,10 @@ def read(path: Path, given: Mapping[str, str]) -> Written:
     common, cells = told.get("common") or {}, told.get("cells") or [{}]
     if not isinstance(cells, list) or not all(isinstance(cell, dict) for cell in (common, *cells)):
         raise ConfigError(f"plan={path}: common is a mapping of keys, cells a list of such mappings")
+    for cell in (common, *cells):
+        for key, value in cell.items():
+            if not isinstance(key, str) or _maps(value):
+                raise ConfigError(f"plan={path}: {key}: {value} is not a key with a value, or with a list of values")
     name = path.resolve().parent.name if path.stem == "plan" else path.stem
     words = {key: told[key] for key in WORDS if told.get(key)}
     words |= {"file": shown(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}

@@ -66,12 +66,12 @@ def cut_csv(path: Path, epochs: int) -> None:
     """Take off results.csv what the first `epochs` epochs have not written: later rows, a half-written one."""
     if not path.exists():
         return
-    text = path.read_text(encoding="utf-8")
+    text = path.read_bytes().decode(errors="surrogateescape")  # whatever is there is kept as it is
     header, *rows = [line for line in text.splitlines(keepends=True) if line.endswith("\n")] or [""]
     found = {row.partition(",")[0].strip(): row for row in rows}  # of an epoch that stands twice, the last
     kept = header + "".join(row for epoch, row in found.items() if epoch.isdigit() and int(epoch) <= epochs)
     if kept != text:
-        write_whole(path, kept.encode())
+        write_whole(path, kept.encode(errors="surrogateescape"))
 
 
 def _digest(file: Path) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rebalance.cli import main as cli
-from rebalance.errors import ConfigError, DataError
+from rebalance.errors import ConfigError, DataError, RebalanceError
 from rebalance.recipe import TRAIN
 from rebalance.settings import BenchFlags, SeafloorFlags, SparsifyFlags, StepsFlags, SweepFlags, settings_of
 
@@ -337,3 +337,11 @@ def test_a_reader_that_has_enough_is_no_error() -> None:
         ["bash", "-o", "pipefail", "-c", f"{call} | true"], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_error_is_one_line_whatever_a_value_in_it_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    def fails() -> None:
+        raise RebalanceError("x=a\nb\r\x1b[2J\u2028 é")
+
+    assert cli.guarded(fails) == 2
+    assert capsys.readouterr().err == "rebalance: error: x=a\\nb\\r\\x1b[2J\\u2028 é\n"

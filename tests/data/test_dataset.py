@@ -143,6 +143,12 @@ BROKEN = [
     ("- train\n- val\n", "not a mapping"),
     ("", "not a mapping"),
     ("train: [flat\n", "not valid YAML"),
+    ("a: " + "[" * 3000, "not valid YAML: maximum recursion depth"),
+    ("train: flat\nval: flat\na: 2024-13-01\n" + NAMES, "not valid YAML: month must be in 1..12"),
+    ("train: flat\nval: flat\nnc: 99999999999\n", "nc=99999999999 is more than 1000000 classes"),
+    ("train: flat\nval: " + "x" * 5000 + "\n" + NAMES, "a path that cannot be one: File name too long"),
+    ('train: flat\nval: "a\\0"\n' + NAMES, "a path that cannot be one: embedded null"),
+    ('path: "a\\nb"\ntrain: flat\nval: flat\n' + NAMES, "a\\nb"),
 ]
 
 

@@ -16,7 +16,7 @@ from small_training import log
 from ultralytics.cfg import get_cfg
 
 from rebalance.data.dataset import load
-from rebalance.errors import DataError
+from rebalance.errors import DataError, ModelError
 from rebalance.experiments import inspect as module
 from rebalance.experiments.record import Config, Detection, Sample
 from rebalance.hosts.host import remember
@@ -159,3 +159,8 @@ def test_pictures_of_steps_pass_over_a_cut_image(tmp_path: Path, config: Config)
     assert any("00.jpg is not shown: it cannot be read" in line for line in lines)
     with pytest.raises(DataError, match="no image there can be read"):
         module.panels(replace(flags, source=str(source / "01.jpg")))
+    torn = tmp_path / "torn.pt"
+    torn.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(ModelError, match=r"torn\.pt cannot be loaded: "):
+        module.panels(replace(flags, model=str(torn), out=str(tmp_path / "not")))
+    assert not (tmp_path / "not").exists()

@@ -62,6 +62,10 @@ def test_a_plan_is_named_after_its_file_unless_that_is_plan_yaml(tmp_path: Path)
         (TEXT.replace("Two losses", "[2]"), "title is not a text"),
         (TEXT.replace("cells: [", "cells: [3, "), "cells a list of such mappings"),
         ("a: [", "cannot be read"),
+        ("a: " + "[" * 3000, "cannot be read: maximum recursion depth"),
+        (TEXT.replace("cells: [", "cells: [{3: a}, "), "3: a is not a key with a value"),
+        (TEXT.replace("cells: [", "cells: [{a: {b: 1}}, "), "a: {'b': 1} is not a key with a value"),
+        (TEXT.replace("cells: [", "cells: [{a: [[{b: 1}]]}, "), "is not a key with a value"),
     ],
 )
 def test_what_is_no_plan_is_refused_in_one_line(tmp_path: Path, text: str | None, told: str) -> None:

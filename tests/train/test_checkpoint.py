@@ -63,12 +63,13 @@ def test_states_are_removed_but_for_one_and_nothing_else_is(tmp_path: Path) -> N
         ("epoch,a\n1,2\n2,3\n2,4\n", "epoch,a\n1,2\n2,4\n"),
         ("epoch,", ""),
         ("", ""),
+        ("epoch,\xe9\n1,\xff\n3,4\n", "epoch,\xe9\n1,\xff\n"),  # in an encoding of its own
     ],
 )
 def test_results_are_cut_to_the_epochs_that_were_saved(tmp_path: Path, before: str, after: str) -> None:
     path = tmp_path / "results.csv"
-    path.write_text(before, "utf-8")
+    path.write_text(before, "latin-1")
     cut_csv(path, 2)
-    assert path.read_text("utf-8") == after
+    assert path.read_text("latin-1") == after
     cut_csv(tmp_path / "none.csv", 2)
     assert list(tmp_path.iterdir()) == [path]

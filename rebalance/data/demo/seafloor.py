@@ -139,7 +139,7 @@ def _flags(path: Path) -> SeafloorFlags | None:
     """As `from_yaml`; None where there is no such key, or no YAML, which is for others to say."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return None
     if not isinstance(content, dict) or "seafloor" not in content:
         return None

@@ -47,10 +47,11 @@ def _file_name(image: dict[str, Any], path: Path) -> Any:
 def _annotate(record: Record, image: dict[str, Any], file: coco.File, names: dict[int, str]) -> None:
     lists = {}
     for key in ("neg_category_ids", "not_exhaustive_category_ids"):
-        lists[key] = set(entry(image, key, list, record.where))
-        for number in lists[key]:
-            if number not in names:
+        told = entry(image, key, list, record.where)
+        for number in told:
+            if not isinstance(number, int) or number not in names:
                 raise DataError(f"{record.where}: {key} has {number}, which is not among the categories")
+        lists[key] = {*told}
     present = set()
     for where, annotation in file.annotations.get(image["id"], ()):
         present.add(annotation["category_id"])

@@ -128,7 +128,7 @@ def number(text: Any, what: str, where: str) -> float:
     """A finite number; DataError where it is none."""
     try:
         value = math.nan if isinstance(text, bool) else float(text)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         value = math.nan
     if not math.isfinite(value):
         raise DataError(f"{where}: {what} {json.dumps(text, default=str)[:80]} is not a number")
@@ -220,7 +220,7 @@ class Images:
         name = name.replace("\\", "/")
         relative = Path(name.lstrip("/"))
         for folder in self.folders:
-            if ".." not in relative.parts and not any_suffix and (folder / relative).is_file():
+            if ".." not in relative.parts and not any_suffix and os.path.isfile(folder / relative):
                 return folder / relative
         found = self._named(any_suffix).get(relative.name, [])
         if len(found) > 1:

@@ -264,6 +264,8 @@ def _size(record: Record, scaled: list[str], shaped: list[str]) -> tuple[float, 
     size = record.size or own
     if size is None:
         raise DataError(f"{record.where}: how large {record.name} is, is not said, and it is not there")
+    if min(size) <= 0:
+        raise DataError(f"{record.where}: {record.name} is said to be {size[0]:g}×{size[1]:g} pixels")
     if own and own != size and size != (1, 1):
         told = f"{record.where}: {record.name} is {own[0]}×{own[1]} pixels, not {size[0]:g}×{size[1]:g}"
         if abs(math.log(size[0] * own[1] / (size[1] * own[0]))) > _SHAPE:

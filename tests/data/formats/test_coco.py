@@ -149,6 +149,7 @@ def broken(path: list[Any], value: Any) -> dict[str, Any]:
         (broken(["images", 1, "file_name"], None), "image 7: no file_name"),
         (broken(["categories"], {}), "'categories' is {}, not of the kind"),
         (broken(["images", 0, "width"], float("nan")), "image 397133: width NaN is not a number"),
+        (broken(["images", 0, "width"], 10**400), "is not a number"),
     ],
 )
 def test_a_malformed_file_is_named_with_its_place(

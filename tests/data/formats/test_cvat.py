@@ -102,6 +102,8 @@ def test_tasks_with_different_labels_were_each_labelled_for_their_own(tmp_path: 
         (IMAGES.replace('xtl="10.00"', ""), "line 5: <box> has no xtl="),
         (IMAGES.replace("70.0,30.0", "70.0"), "line 8: points='50.0,10.0;70.0;60.0,50.0' are not x,y;x,y;"),
         (IMAGES.replace('height="100"', 'height="x"'), 'line 4: height "x" is not a number'),
+        (IMAGES.replace('width="200"', 'width="-200"'), "a/x.jpg is said to be -200×100 pixels"),
+        (IMAGES.replace('height="100"', 'height="0"'), "a/x.jpg is said to be 200×0 pixels"),
         (TRACKS, "neither <image> nor <start_frame>"),
         ("<image>", "not well-formed XML"),
     ],

@@ -56,11 +56,14 @@ def test_a_class_that_nobody_searched_for_is_unknown(tmp_path: Path) -> None:
     assert made.regions("train/train2017/000000391895.jpg") == [("unknown", "air_conditioner", 0, 0, 200, 100)]
 
 
-def test_a_list_with_a_category_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("wrong", [5, [2], {"a": 1}, None])
+def test_a_list_with_a_category_that_is_not_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: Any
+) -> None:
     picture(tmp_path / "s/train2017/000000391895.jpg")
-    file = write(tmp_path / "s/lvis_v1_train.json", content(neg_category_ids=[5]))
+    file = write(tmp_path / "s/lvis_v1_train.json", content(neg_category_ids=[wrong]))
     told = refused("lvis", tmp_path, capsys, source=file)
-    assert "image 391895: neg_category_ids has 5, which is not among the categories" in told
+    assert f"image 391895: neg_category_ids has {wrong}, which is not among the categories" in told
 
 
 def test_a_class_with_labels_is_not_background_whatever_the_list_says(tmp_path: Path) -> None:

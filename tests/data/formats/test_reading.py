@@ -33,6 +33,8 @@ def test_a_name_means_the_file_with_most_of_its_folders(tmp_path: Path) -> None:
     for folder in ("day/left", "day/right"):
         picture(tmp_path / folder / "x.jpg")
     images = Images(tmp_path)
+    assert images.find("x" * 5000, "here") is None
+    assert images.find("a\0b.jpg", "here") is None
     assert images.find("C:\\data\\day\\right\\x.jpg", "here") == tmp_path / "day/right/x.jpg"
     assert images.find("/home/a/left/x.jpg", "here") == tmp_path / "day/left/x.jpg"
     assert images.find("y.jpg", "here") is None
