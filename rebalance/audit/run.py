@@ -263,11 +263,12 @@ def _models(
         if not (place / "manifest.json").is_file():
             out = {image.path for image in left_out}
             part(source, [path for path in source.images("train") if path not in out], place)
-        data = str((place / "data.yaml").absolute())
+        data = str((place / "data.yaml").resolve())
         cells.append({**training, "model": given.model, "data": data, "name": _FOLDS, "seeds": str(given.seed)})
     done = load(sweep(cells, root=folder))
     weights = {
-        str(record.host["data"]): str(record.folder / "train" / "weights" / record.weights) for record in done.finished
+        str(Path(record.host["data"]).resolve()): str(record.folder / "train" / "weights" / record.weights)
+        for record in done.finished
     }
     if len(weights) < len(parts):
         raise RunError(f"{len(done.failed)} of {len(parts)} trainings failed, the first: {done.failed[0].error}")
