@@ -150,8 +150,8 @@ def _data(
     for image, own in seen.items():
         found, (width, height) = labels(files[image]), about["sizes"][image]
         boxes = np.round(found.boxes_xyxy(width, height), 1)
-        window = np.array(own)
-        shown = (boxes[:, None, :2] < window[:, 2:]) & (boxes[:, None, 2:] > window[:, :2])
+        corners = np.array(own)
+        shown = (boxes[:, None, :2] < corners[:, 2:]) & (boxes[:, None, 2:] > corners[:, :2])
         near: NDArray[np.bool_] = np.any(np.all(shown, 2), 1)  # in one of the windows
         rows = zip(np.flatnonzero(near).tolist(), found.classes[near].tolist(), boxes[near].tolist(), strict=True)
         images.append([image, width, height, [[i, of, *box] for i, of, box in rows], without.get(image, "")])
