@@ -45,10 +45,10 @@ import hashlib
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,6 +86,15 @@ class _Item:
     true: bytes | None  # bytes of the file with the true labels, where noise changed the source before
     region_data: bytes | None  # bytes of the region file, None without one
     regions: Regions
+
+
+class _Drawn(NamedTuple):
+    """What a rule and errors make of the labels, one entry a label file."""
+
+    rule: Withhold
+    errors: Noise
+    masks: list[NDArray[np.bool_]]  # which boxes go
+    noisy: list[Noisy]
 
 
 def sparsify(given: SparsifyFlags) -> Manifest:
@@ -139,11 +148,22 @@ def derive(source: DataSet, rule: Withhold, out: Path, errors: Noise | None = No
         DataError: the source cannot be used, `out` exists or lies in the source, or writing failed. Nothing is left.
     """
     items = _read(source)
-    for folder in sorted(_source_folders(source, items)):
-        if folder in (out.resolve(), *out.resolve().parents):
-            raise DataError(f"out={out} is inside the source data set ({folder}); choose a folder outside it")
+    _refuse_inside(out, _source_folders(source, items))
     with new_folder(out) as folder:
-        return _write(folder, source, items, rule, errors or Noise())
+        return _write(folder, source, items, _draw(source, items, rule, errors or Noise()))
+
+
+def rehearse(source: DataSet, asked: Iterable[tuple[Withhold, Noise, Path]]) -> list[Manifest]:
+    """What `derive` would count, of several rules: `reached`, `total`, `classes`, `noise`; errors as there.
+
+    Nothing is made, and the source is read once.
+    """
+    items = _read(source)
+    folders, found = _source_folders(source, items), []
+    for rule, errors, out in asked:
+        _refuse_inside(free(out), folders)
+        found.append(_counted(source, items, _draw(source, items, rule, errors)))
+    return found
 
 
 def summary(manifest: Manifest) -> str:
@@ -257,11 +277,22 @@ def _source_folders(source: DataSet, items: Sequence[_Item]) -> set[Path]:
     return {folder for folder in folders if folder.name}  # without the root of the file system
 
 
-def _write(folder: Path, source: DataSet, items: Sequence[_Item], rule: Withhold, errors: Noise) -> Manifest:
-    """Write the whole data set below `folder`, the manifest last."""
+def _refuse_inside(out: Path, folders: Iterable[Path]) -> None:
+    for folder in sorted(folders):
+        if folder in (out.resolve(), *out.resolve().parents):
+            raise DataError(f"out={out} is inside the source data set ({folder}); choose a folder outside it")
+
+
+def _draw(source: DataSet, items: Sequence[_Item], rule: Withhold, errors: Noise) -> _Drawn:
+    """Let the rule and the errors choose."""
     masks = rule.masks([item.labels for item in items])
     given = [File(item.labels, item.carried, item.data is not None and item.error is None) for item in items]
-    noisy = errors(given, classes=len(source.names), keypoints=source.keypoints)
+    return _Drawn(rule, errors, masks, errors(given, classes=len(source.names), keypoints=source.keypoints))
+
+
+def _write(folder: Path, source: DataSet, items: Sequence[_Item], drawn: _Drawn) -> Manifest:
+    """Write the whole data set below `folder`, the manifest last."""
+    rule, errors, masks, noisy = drawn
     files: list[dict[str, Any]] = []
     how: Counter[str] = Counter()
     for item, mask, made in progress(list(zip(items, masks, noisy, strict=True)), "writing"):
@@ -288,7 +319,38 @@ def _write(folder: Path, source: DataSet, items: Sequence[_Item], rule: Withhold
     if source.knowledge.annotated:
         moved = {image: f"images/{name}" for item in items for image, name, _ in item.images}
         content["annotated"] = source.knowledge.moved(moved, [split for split in source.splits if split != _SPLIT])
+    manifest = {
+        "schema": 1,
+        **rule.facts,
+        **({"jitter_iou": errors.jitter_iou} if errors.jitter else {}),
+        **_counted(source, items, drawn),
+        "images": {
+            "total": len(listed),
+            "labelled_before": sum(len(file["images"]) for file in files if file["boxes"]),
+            "labelled": sum(
+                len(file["images"])
+                for file, made in zip(files, noisy, strict=True)
+                if file["boxes"] > file["withheld"] or len(made.extra)
+            ),
+            "unreadable": sum(len(file["images"]) for file in files if file["unreadable"]),
+        },
+        **source.knowledge.facts,
+        "files": files,
+    }
+    manifest["sha256"] = manifest_hash(manifest)
+    manifest["origin"] = {
+        "data": str(source.file.absolute()),
+        _SPLIT: list(source.splits[_SPLIT]),
+        "images": how,
+        "rebalance": rebalance.__version__,
+    }
+    finish(folder, {"train": train, **others, **content}, manifest)
+    return manifest
 
+
+def _counted(source: DataSet, items: Sequence[_Item], drawn: _Drawn) -> dict[str, Any]:
+    """What happens to how many boxes, of all and of each class: `noise`, `reached`, `total` and `classes`."""
+    rule, errors, masks, noisy = drawn
     boxes, withheld, extra, jitter, flip = (
         np.bincount(np.concatenate(found), minlength=len(source.names))
         for found in (
@@ -315,10 +377,7 @@ def _write(folder: Path, source: DataSet, items: Sequence[_Item], rule: Withhold
             told[kind] = {"asked": rates[kind], "boxes": count, "reached": count / among if among else 0.0}
         return {"noise": told} if errors else {}
 
-    manifest = {
-        "schema": 1,
-        **rule.facts,
-        **({"jitter_iou": errors.jitter_iou} if errors.jitter else {}),
+    return {
         **happened(slice(None)),
         "reached": total["reached"],
         "total": total,
@@ -326,28 +385,7 @@ def _write(folder: Path, source: DataSet, items: Sequence[_Item], rule: Withhold
             {"id": i, "name": n, **_counts(boxes[i], withheld[i]), **happened(slice(i, i + 1))}
             for i, n in source.names.items()
         ],
-        "images": {
-            "total": len(listed),
-            "labelled_before": sum(len(file["images"]) for file in files if file["boxes"]),
-            "labelled": sum(
-                len(file["images"])
-                for file, made in zip(files, noisy, strict=True)
-                if file["boxes"] > file["withheld"] or len(made.extra)
-            ),
-            "unreadable": sum(len(file["images"]) for file in files if file["unreadable"]),
-        },
-        **source.knowledge.facts,
-        "files": files,
     }
-    manifest["sha256"] = manifest_hash(manifest)
-    manifest["origin"] = {
-        "data": str(source.file.absolute()),
-        _SPLIT: list(source.splits[_SPLIT]),
-        "images": how,
-        "rebalance": rebalance.__version__,
-    }
-    finish(folder, {"train": train, **others, **content}, manifest)
-    return manifest
 
 
 def _write_labels(folder: Path, item: _Item, mask: NDArray[np.bool_], noisy: Noisy, *, told: bool) -> dict[str, Any]:

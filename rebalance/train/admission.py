@@ -271,10 +271,7 @@ def _check_data(arguments: Mapping[str, Any], *, diagnose: bool) -> None:
                 f"diagnose=True has no meaning with data={arguments['data']}: no training image has a withheld label; "
                 "rebalance sparsify makes such a data set"
             )
-        if found.knowledge.any:
-            for split in ("train", "val"):
-                for image in found.images(split):
-                    found.knowledge.of(image)
+        found.knowledge.require_readable()
 
 
 def _channels(data: Any) -> int:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import ultralytics
 from ultralytics.nn.tasks import DetectionModel, yaml_model_load
-from ultralytics.utils import DEFAULT_CFG_DICT, YAML
+from ultralytics.utils import DEFAULT_CFG_DICT, SETTINGS, YAML
 from ultralytics.utils.checks import check_yaml
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, GITHUB_ASSETS_STEMS
 
@@ -204,6 +204,23 @@ def _number_as_exported(predictor: Any) -> None:
             f"model={predictor.args.model} takes {backend.batch} images at a time, not {images}; give so many, or "
             f"export with batch={images}"
         )
+
+
+def to_fetch(name: str) -> str:
+    """What can be loaded in the place of a model that has to be fetched: the YAML of most published ones, else itself.
+
+    Empty where it is on this machine, or is nothing that can be fetched.
+    """
+    file = Path(f"{name}.pt" if name in GITHUB_ASSETS_STEMS else name)
+    there = file.is_file() or (Path(SETTINGS["weights_dir"]) / file.name).is_file()
+    if there or (file.name not in GITHUB_ASSETS_NAMES and "://" not in name):
+        return ""
+    described = f"{file.stem.removesuffix('u')}.yaml"
+    try:
+        yaml_model_load(described)
+    except FileNotFoundError:
+        return name
+    return described
 
 
 def load(name: str, task: Any = None, make: type[YOLO] = YOLO) -> YOLO:

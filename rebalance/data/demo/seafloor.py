@@ -109,17 +109,30 @@ def built_in(data: str) -> str:
         ConfigError: the YAML has an unknown flag or a bad value.
         DataError: the data set cannot be made.
     """
+    if named := _named(data):
+        return str(ensure(*named))
+    path, own = Path(data), data_folder() / f"{Path(data).stem}.yaml"
+    if data in (path.stem, own.name) and path.stem in READY and own.is_file() and not (path.suffix and path.is_file()):
+        return str(own)
+    return data
+
+
+def unmade(data: str) -> SeafloorFlags | None:
+    """The flags of the built-in data set that `data=` means and that is not there yet; ConfigError as `built_in`."""
+    flags, root = _named(data) or (None, Path())
+    return flags if flags and not (root / folder_name(flags) / "data.yaml").is_file() else None
+
+
+def _named(data: str) -> tuple[SeafloorFlags, Path] | None:
+    """The flags of the built-in set that `data=` means, and where it lies; None: it means another data set."""
     path = Path(data)
     if path.suffix in (".yaml", ".yml") and path.is_file():
         flags = _flags(path)
-        return data if flags is None else str(ensure(flags, path.parent))
+        return flags and (flags, path.parent)
     if data in BUILT_IN:
         own = data_folder() / data
-        return str(ensure(from_yaml(own) if own.is_file() else BUILT_IN[data]))
-    own = data_folder() / f"{path.stem}.yaml"
-    if data in (path.stem, own.name) and path.stem in READY and own.is_file():
-        return str(own)
-    return data
+        return (from_yaml(own) if own.is_file() else BUILT_IN[data]), data_folder()
+    return None
 
 
 def from_yaml(path: str | Path) -> SeafloorFlags:
