@@ -48,15 +48,24 @@ def max_iou(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
 
 def pair_iou(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
     """(B, G, A) IoU of every label (B, G, 4) with every candidate (B, 4, A); not differentiable."""
+    inter, area, spare = pair_intersection(boxes, gt_boxes)
+    gt_area = ((gt_boxes[..., 2] - gt_boxes[..., 0]) * (gt_boxes[..., 3] - gt_boxes[..., 1])).unsqueeze(2)
+    union = torch.add(area, gt_area, out=spare).sub_(inter).clamp_(min=EPS)
+    return inter.div_(union)
+
+
+def pair_intersection(boxes: Tensor, others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What candidates (B, 4, A) share with other boxes (B, G, 4); not differentiable.
+
+    Returns:
+        (B, G, A) area of each intersection, (B, 1, A) area of each candidate, (B, G, A) memory to write to.
+    """
     # the long dimension is innermost, which is three times faster than (B, A, G)
     x1, y1, x2, y2 = boxes.unsqueeze(2).unbind(1)  # (B, 1, A)
-    gx1, gy1, gx2, gy2 = gt_boxes.unsqueeze(2).unbind(3)  # (B, G, 1)
+    gx1, gy1, gx2, gy2 = others.unsqueeze(2).unbind(3)  # (B, G, 1)
     inter = torch.minimum(x2, gx2).sub_(torch.maximum(x1, gx1)).clamp_(min=0)
     height = torch.minimum(y2, gy2).sub_(torch.maximum(y1, gy1)).clamp_(min=0)
-    inter.mul_(height)
-    area, gt_area = (x2 - x1) * (y2 - y1), (gx2 - gx1) * (gy2 - gy1)
-    union = torch.add(area, gt_area, out=height).sub_(inter).clamp_(min=EPS)
-    return inter.div_(union)
+    return inter.mul_(height), (x2 - x1) * (y2 - y1), height
 
 
 def inside(points: Tensor, gt_boxes: Tensor) -> Tensor:

@@ -132,8 +132,8 @@ class YOLO(ultralytics.YOLO):  # type: ignore[misc]
             what = f"validator={getattr(made, '__name__', made)}" if made else f"a {self.task} model"
             if not counted:
                 raise ConfigError(f"val_regions=False has no effect with {what}")
-            if says(given := {**self.overrides, **kwargs}):
-                tell_unused(given.get("data"), f"{what} knows none")
+            if data := says({**self.overrides, **kwargs}):
+                tell_unused(data, f"{what} knows none")
         elif not counted:
             made = type(made.__name__, (made,), {"val_regions": False})
         return super().val(validator=made, **kwargs)
@@ -155,8 +155,8 @@ class YOLO(ultralytics.YOLO):  # type: ignore[misc]
 
     def tune(self, use_ray: bool = False, iterations: int = 10, *args: Any, **kwargs: Any) -> Any:
         """Tune, as there. Without Ray the host trains by its own trainer, which knows no regions: that is said."""
-        if not use_ray and says(given := {**self.overrides, **kwargs}):
-            tell_unused(given.get("data"), "tune trains without them")
+        if not use_ray and (data := says({**self.overrides, **kwargs})):
+            tell_unused(data, "tune trains without them")
         return super().tune(use_ray, iterations, *args, **kwargs)
 
     def benchmark(self, *args: Any, **kwargs: Any) -> Any:
@@ -187,7 +187,7 @@ class YOLO(ultralytics.YOLO):  # type: ignore[misc]
             if self.exact and self.task == "detect":
                 trainer = trainer or Resumable
             return super().train(trainer=trainer, **admitted.arguments)
-        made = with_flags(admitted.given, admitted.recipe, base or RebalanceTrainer)
+        made = with_flags(admitted.given, admitted.recipe, base or RebalanceTrainer, admitted.data)
         pretrained = arguments.get("pretrained")
         if isinstance(arguments.get("data"), (list, tuple)) and (pretrained == COCO or is_state_dict(pretrained)):
             # of several sets the host reads the file itself, and knows no such one
