@@ -56,7 +56,7 @@ def tell(
     lines.append(f"all runs: {_typed(common)}")
     lines += [f"model={model} would be fetched{how}" for model, how in _fetched(ready, about).items()]
     lines += [line for data, source in ready.sources.items() for line in _data(ready, data, source)]
-    rows = [("Run", "What not all have", "Training labels", "State")]
+    rows: list[tuple[str, ...]] = [("Run", "What not all have", "Training labels", "State")]
     for run in runs:
         own = {key: text for key, text in values[run.id].items() if key not in common}
         rows.append((run.id, _typed(own), _labels(ready, run), _state(ready.folder, run)))

@@ -358,8 +358,10 @@ def _require_complete(sources: Mapping[str, Source]) -> None:
         ConfigError: the manifest of a data set says that boxes were withheld from it.
     """
     for data, source in sources.items():
-        yet = isinstance(source, SeafloorFlags)
-        reached = 1 - source.labelled if yet else (_manifest(source) or {}).get("reached")
+        if isinstance(source, SeafloorFlags):
+            reached: Any = 1 - source.labelled
+        else:
+            reached = (_manifest(source) or {}).get("reached")
         if reached and isinstance(reached, (int, float)):
             told = f"comes with {100 * reached:.0f} % of its training boxes withheld"
             raise ConfigError(f"complete=True has no meaning with data={data}, which {told}")

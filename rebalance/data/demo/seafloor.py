@@ -128,7 +128,7 @@ def _named(data: str) -> tuple[SeafloorFlags, Path] | None:
     path = Path(data)
     if path.suffix in (".yaml", ".yml") and path.is_file():
         flags = _flags(path)
-        return flags and (flags, path.parent)
+        return None if flags is None else (flags, path.parent)
     if data in BUILT_IN:
         own = data_folder() / data
         return (from_yaml(own) if own.is_file() else BUILT_IN[data]), data_folder()
