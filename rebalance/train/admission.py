@@ -91,7 +91,7 @@ def admit(
         check_names(arguments)
         check_training(arguments)
     resume = arguments.get("resume")
-    source = _resumed(model, resume) if resume else model.model
+    source, begun_with = _resumed(model, resume) if resume else (model.model, None)
     before = remembered(source).get("flags", {})
     head, host = head_of(source), host_of(source)
     plain = model.task == "detect" and not resume and is_state_dict(arguments.get("pretrained"))
@@ -108,6 +108,8 @@ def admit(
         if reason:
             tell_unused(told, reason)
         ours_anyway = not reason
+    if not ours_anyway and data and resume and spoken(read_set(begun_with)):
+        tell_unused(begun_with, "the training began without any")
     if ours_anyway:
         if trainer is not None:
             what = ", ".join(given) or (f"head={head}" if host.own else f"model={model.model_name}")
@@ -304,8 +306,8 @@ def is_state_dict(pretrained: Any) -> bool:
     return named and read_state_dict(pretrained) is not None
 
 
-def _resumed(model: Any, resume: Any) -> Any:
-    """The model that a training goes on with.
+def _resumed(model: Any, resume: Any) -> tuple[Any, Any]:
+    """The model that a training goes on with, and its data set.
 
     Raises:
         ConfigError: it is not one of a training that was interrupted.
@@ -320,4 +322,4 @@ def _resumed(model: Any, resume: Any) -> Any:
         raise ConfigError(f"resume: model={file} is not a checkpoint; give the last.pt of the interrupted training")
     if checkpoint.get("epoch", -1) < 0 or checkpoint.get("optimizer") is None:
         raise ConfigError(f"resume: the training of {file} is finished; nothing to resume")
-    return source
+    return source, checkpoint.get("train_args", {}).get("data")

@@ -109,6 +109,16 @@ def test_what_does_not_use_them_says_so(data: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_training_that_began_before_they_were_there_goes_on_without_and_says_so(data: Path) -> None:
+    for file, expected in ((data, 1), (make_plain(data), 0), (data.with_name("gone.yaml"), 0)):
+        model = YOLO("yolov8n.yaml")
+        model.ckpt = {"epoch": 1, "optimizer": {}, "train_args": {"data": str(file)}}
+        with log() as lines:
+            assert admit(model, {}, {"resume": True}).recipe is None
+        told = f"the regions of data={data} are not used: the training began without any"
+        assert sum(told in line for line in lines) == expected
+
+
 def test_tuning_says_so_where_the_host_trains_by_itself(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Nothing:
         def __init__(self, **_: Any) -> None:
