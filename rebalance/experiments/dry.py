@@ -59,7 +59,8 @@ def tell(
     rows: list[tuple[str, ...]] = [("Run", "What not all have", "Training labels", "State")]
     for run in runs:
         own = {key: text for key, text in values[run.id].items() if key not in common}
-        rows.append((run.id, _typed(own), _labels(ready, run), _state(ready.folder, run)))
+        record = read_if_whole(Record, ready.folder / RUNS / run.id / RECORD)
+        rows.append((run.id, _typed(own), _labels(ready, run, record), _state(ready.folder, run, record)))
     return Told(lines, rows)
 
 
@@ -101,20 +102,20 @@ def _fetched(ready: Prepared, about: Mapping[str, Mapping[str, Any]]) -> dict[st
     return found
 
 
-def _state(folder: Path, run: Run) -> str:
-    record = read_if_whole(Record, folder / RUNS / run.id / RECORD)
+def _state(folder: Path, run: Run, record: Record | None) -> str:
     if record is not None:
         return "finished" if record.finished else f"again; failed: {record.error}"
     begun = (read_json(folder / RUNS / run.id / PROGRESS) or {}).get("seconds")
     return f"goes on, begun ({len(begun)} epochs)" if begun else "to run"
 
 
-def _labels(ready: Prepared, run: Run) -> str:
+def _labels(ready: Prepared, run: Run, record: Record | None) -> str:
     """The training set of a run, by the name of its folder."""
     if not drawn(run.labels):
         return "as given"
-    source = ready.sources.get(str(run.host["data"]), Path())
-    return training_set(ready.folder, source, run.labels, len(ready.sources) > 1).name
+    if record is not None and record.finished:
+        return record.config.data.parent.name
+    return training_set(ready.folder, ready.sources[str(run.host["data"])], run.labels, len(ready.sources) > 1).name
 
 
 def _data(ready: Prepared, data: str, source: Source) -> list[str]:

@@ -306,7 +306,7 @@ def _source(data: str, runs: Sequence[Run], *, make: bool) -> Source:
     """The data set YAML behind `data=`; the built-in set is generated, or not asked for more where it is not to be.
 
     Raises:
-        DataError: it is not there or cannot be used, the test images that it names are missing, it has no labels that
+        DataError: it is not there or cannot be used, images of a split that it names are missing, it has no labels that
             a run could be trained on, the noise of one has no meaning there, or a region file cannot be read.
     """
     from rebalance.data.demo import seafloor
@@ -317,6 +317,8 @@ def _source(data: str, runs: Sequence[Run], *, make: bool) -> Source:
     for entry in found.splits.get("test", ()):
         if not os.path.exists(entry):
             raise DataError(f"{found.file}: test images not found: {entry}; correct 'test:' or take it out")
+    for split in found.splits:
+        found.images(split)
     found.require_labels(numbered=False)
     for text in dict.fromkeys(json.dumps(run.host.get("classes")) for run in runs):
         if classes := json.loads(text):

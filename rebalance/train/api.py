@@ -22,7 +22,7 @@ from rebalance.hosts.torchvision.zoo import ZOO
 from rebalance.hosts.ultralytics.model import AnchorDetect
 from rebalance.recipe import TRAIN
 from rebalance.settings import checked
-from rebalance.train.admission import admit, is_state_dict, says, separate, tell_unused
+from rebalance.train.admission import admit, is_state_dict, says, separate, source_of, spoken, tell_unused
 from rebalance.train.resumable import Resumable
 from rebalance.train.trainer import RebalanceTrainer, with_flags
 from rebalance.train.validator import Validator
@@ -124,17 +124,22 @@ class YOLO(ultralytics.YOLO):  # type: ignore[misc]
 
         Raises:
             ConfigError: val_regions=False with another task or a validator that knows no regions.
+            DataError: a region file cannot be read.
         """
         self._ready()
         made = validator or (Validator if self.task == "detect" else None)
         counted = checked("val_regions", TRAIN["val_regions"][1], val_regions)
+        given = {**self.overrides, **kwargs}
         if not (isinstance(made, type) and issubclass(made, Validator)):
             what = f"validator={getattr(made, '__name__', made)}" if made else f"a {self.task} model"
             if not counted:
                 raise ConfigError(f"val_regions=False has no effect with {what}")
-            if data := says({**self.overrides, **kwargs}):
+            if data := says(given):
                 tell_unused(data, f"{what} knows none")
-        elif not counted:
+            return super().val(validator=made, **kwargs)
+        if (source := source_of(given.get("data"))) and spoken(source):  # before a folder is made
+            source.knowledge.require_readable((str(given.get("split") or "val"),))
+        if not counted:
             made = type(made.__name__, (made,), {"val_regions": False})
         return super().val(validator=made, **kwargs)
 

@@ -117,6 +117,7 @@ def test_what_is_finished_failed_and_begun_is_told(bench: Bench) -> None:
         ({"obj_drop": "0,2"}, ConfigError, "obj_drop=2 is out of range"),
         ({"data": "nowhere.yaml"}, DataError, "nowhere.yaml does not exist"),
         ({"diagnose": "True"}, DataError, "diagnose=True has no meaning"),
+        ({"data": "empty.yaml"}, DataError, "no images in test"),
         ({"classes": "[1],[7]", "obj_drop": "0"}, DataError, "no training image has a label of classes=7"),
         ({"lr0": "0.1"}, RunError, "made with another grid: lr0 was not given"),
     ],
@@ -126,6 +127,10 @@ def test_what_a_sweep_refuses_is_refused_in_the_same_words(
 ) -> None:
     if error is RunError:
         bench.sweep()
+    if given.get("data") == "empty.yaml":
+        (bench.data.parent / "none").mkdir()
+        given = {"data": str(bench.data.with_name("empty.yaml"))}
+        Path(given["data"]).write_text(bench.data.read_text("utf-8").replace("images/test", "none"), "utf-8")
     with pytest.raises(error, match=message) as told:
         dry(bench, **given)
     with pytest.raises(error, match=message) as real:

@@ -156,6 +156,10 @@ def test_a_region_file_that_is_wrong_stops_the_training_before_anything_is_made(
     with pytest.raises(DataError, match=r"03\.txt.*line 2.*unknwon") as caught:
         train("yolov8n.yaml", file, tmp_path / "out")
     assert "\n" not in str(caught.value)
+    (tmp_path / "tiny/regions/test").mkdir()
+    (tmp_path / "tiny/regions/test/01.txt").write_text("unknwon 0 0.5 0.5 0.2 0.2\n")
+    with pytest.raises(DataError, match=r"01\.txt.*unknwon"):
+        YOLO("yolov8n.yaml").val(data=str(file), split="test", project=str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
