@@ -33,9 +33,12 @@ ARROWS = {
     "report": "rebalance errors files experiments.papers experiments.record settings"
     "  cv2 jinja2 matplotlib numpy pandas yaml",
     "bench": "errors experiments hosts match methods recipe settings  torch torchvision ultralytics yolov5",
-    "cli": "bench data errors experiments files hosts methods recipe report settings train  ultralytics",
+    "audit": "data errors experiments.grid experiments.machine experiments.record experiments.sweep files"
+    " hosts.evaluation report.build report.figures settings train"
+    "  cv2 fiftyone filelock jinja2 markupsafe numpy sklearn ultralytics",
+    "cli": "audit bench data errors experiments files hosts methods recipe report settings train  ultralytics",
     "moved": "",
-    "__init__": "moved train",
+    "__init__": "audit moved train",
     "__main__": "cli",
 }
 WITHOUT_TORCH = ("settings", "data", "errors", "report")  # when only imported

@@ -155,6 +155,13 @@ def run_grid(args: Any, dry: bool, **about: Any) -> None:
         show_report(sweep(args, **about))
 
 
+def rounds(args: list[str]) -> None:
+    """Train, audit, complete and train again."""
+    from rebalance.audit import rounds
+
+    show_report(rounds.rounds(pairs(args, settings.RoundsFlags)))
+
+
 def paper(args: list[str]) -> None:
     """Run the grid of one table or figure of a paper, or list them, or print the numbers that the papers report."""
     from rebalance.experiments import papers
@@ -213,6 +220,15 @@ def check(args: list[str]) -> None:
     if given.out:
         write_whole(Path(given.out), (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode())
     data.require_readable(found)
+
+
+def audit(args: list[str]) -> None:
+    """Tell which labels of a data set are missing."""
+    from rebalance.audit import run
+
+    given, own = pairs(args, settings.AuditFlags), settings.settings_of(settings.AuditFlags)
+    flags = settings.parse(settings.AuditFlags, {key: value for key, value in given.items() if key in own})
+    print(run.summary(run.audit(flags, {key: value for key, value in given.items() if key not in own})))
 
 
 def hook(args: list[str]) -> None:
@@ -317,12 +333,27 @@ COMMANDS: dict[str, Command] = {
         "data.derive:sparsify,summary",
         settings.SparsifyFlags,
     ),
+    "complete": Command(
+        "rebalance complete data=my.yaml audit=runs/audit/my decisions=decisions.json",
+        "make a data set with what an audit found, and what somebody decided, in its training labels",
+        "audit.complete:complete,summary",
+        settings.CompleteFlags,
+        more="What is added, unknown and verified as background, by what and with which probability: manifest.json.",
+    ),
     "check": Command(
         "rebalance check data=my.yaml",
         "tell what is known about the labels of a data set, what is not, and what counts as background",
         check,
         settings.CheckFlags,
         more="Label and region files that cannot be read are all named, and the exit code is then 2.",
+    ),
+    "audit": Command(
+        "rebalance audit data=my.yaml model=best.pt",
+        "find labels that are missing: a ranked list, and an estimate of how many",
+        audit,
+        settings.AuditFlags,
+        more="folds=3 epochs=50 trains three models, each without a third of the images, and asks each about that "
+        "third; every other key is then a flag of these trainings, as `rebalance sweep` takes them.",
     ),
     "noise": Command(
         "rebalance noise data=my.yaml missing=0.3 extra=0.1 jitter=0.2 class_flip=0.1 seed=0 out=data/my-noisy",
@@ -350,6 +381,13 @@ COMMANDS: dict[str, Command] = {
         sweep,
         settings.SweepFlags,
         more="Flags of `rebalance train` and of Ultralytics are taken too; a comma list makes a dimension of the grid.",
+    ),
+    "rounds": Command(
+        "rebalance rounds data=my.yaml model=yolov8n.pt rounds=2 epochs=50",
+        "train, audit the labels, complete them, train again; a report with before and after",
+        rounds,
+        settings.RoundsFlags,
+        more="Flags of `rebalance train` and of Ultralytics are taken too; the same name continues what was stopped.",
     ),
     "benchmark": Command(
         "rebalance benchmark preset=full",

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from rebalance.data import dataset, regions
 from rebalance.data.dataset import IMAGE_SUFFIXES, DataSet, region_path
-from rebalance.data.knowledge import has_labels
 from rebalance.data.labels import Labels
 from rebalance.data.progress import progress
 from rebalance.data.regions import Regions
@@ -141,7 +140,7 @@ def _split(
         per_class = np.bincount(labels.classes, minlength=classes)
         boxes += per_class
         with_boxes += per_class > 0
-        of["boxes" if len(labels) else "empty" if has_labels(image) else "no_file"] += 1
+        of["boxes" if len(labels) else "empty" if source.has_labels(image) else "no_file"] += 1
         of["skipped"] += skipped
         if not skipped:
             whole = known.whole(image)

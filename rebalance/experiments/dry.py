@@ -16,7 +16,7 @@ from rebalance.data.noise import KINDS
 from rebalance.errors import DataError
 from rebalance.experiments.grid import Run, drawn, values_of
 from rebalance.experiments.record import PROGRESS, RECORD, RUNS, Record, read_if_whole, read_json
-from rebalance.experiments.sweep import LOCK, ROOT, RUNNER, Prepared, Source, busy, prepare, rules, training_set
+from rebalance.experiments.sweep import LOCK, ROOT, RUNNER, Prepared, Source, busy, prepare, rules, training_folder
 from rebalance.settings import SeafloorFlags, value_text
 
 _FILLED_IN = ("epochs", "imgsz", "batch")  # the host's own where nothing is said
@@ -115,7 +115,7 @@ def _labels(ready: Prepared, run: Run, record: Record | None) -> str:
         return "as given"
     if record is not None and record.finished:
         return record.config.data.parent.name
-    return training_set(ready.folder, ready.sources[str(run.host["data"])], run.labels, len(ready.sources) > 1).name
+    return training_folder(ready.folder, ready.sources[str(run.host["data"])], run.labels, len(ready.sources) > 1).name
 
 
 def _data(ready: Prepared, data: str, source: Source) -> list[str]:
@@ -123,7 +123,7 @@ def _data(ready: Prepared, data: str, source: Source) -> list[str]:
     open_runs = [run for run in ready.open_runs if str(run.host["data"]) == data]
     several = len(ready.sources) > 1
     labels = dict.fromkeys(run.labels for run in open_runs if drawn(run.labels))
-    sets = {training_set(ready.folder, source, one, several): one for one in labels}
+    sets = {training_folder(ready.folder, source, one, several): one for one in labels}
     if isinstance(source, SeafloorFlags):
         told = (
             f"data={data} would be made: {source.train} training, {source.val} val and {source.test} test images of "

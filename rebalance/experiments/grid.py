@@ -61,17 +61,20 @@ class Labels:
     """Which training labels a run sees; `rate` and `seed` are 0 for a protocol that takes none.
 
     `noise` is that of `rebalance.data.noise`, where there is any: rates above 0, and of `jitter` the range of IoU.
+    `round` is how often they were completed after that, see `rebalance.audit.rounds`.
     """
 
     protocol: str = "normal"
     rate: float = 0.0
     seed: int = 0
     noise: tuple[tuple[str, Any], ...] = ()
+    round: int = 0
 
     @property
     def told(self) -> dict[str, Any]:
         """As a record has them."""
-        return {"protocol": self.protocol, "rate": self.rate, "seed": self.seed, **dict(self.noise)}
+        rounds = {"round": self.round} if self.round else {}
+        return {"protocol": self.protocol, "rate": self.rate, "seed": self.seed, **dict(self.noise), **rounds}
 
 
 @dataclass(frozen=True, kw_only=True)

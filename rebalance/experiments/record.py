@@ -123,7 +123,8 @@ _LOSS_RAN = {
 _LABELS = {
     **dict.fromkeys(("protocol", "data", "jitter_iou"), str | None),
     **dict.fromkeys(("rate", *KINDS), float | None),
-    "seed": int | None,
+    **dict.fromkeys(("seed", "round"), int | None),
+    "completed": Numbers | None,
 }
 _STUDY = {
     **dict.fromkeys(("key", "title", "compared", "note", "baseline"), str | None),

@@ -50,8 +50,8 @@ RUNNER = (sys.executable, "-m", "rebalance.experiments.run")
 RESULTS = "results.csv"
 METRICS = ("mAP50", "mAP75", "mAP50-95", "precision", "recall")
 
-_SAY = partial(print, flush=True)
-LOCK, _HOLDER, _DATA = ".lock", "lock", "data"
+SAY = partial(print, flush=True)
+LOCK, _HOLDER, DATA = ".lock", "lock", "data"
 _POLL = 0.1  # seconds between looks at the children
 _GRACE = 10.0  # seconds that a stopped child gets to end by itself
 
@@ -76,7 +76,7 @@ def sweep(
     written: Mapping[str, str] | None = None,
     root: Path = ROOT,
     runner: Sequence[str] = RUNNER,
-    say: Callable[[str], None] = _SAY,
+    say: Callable[[str], None] = SAY,
 ) -> Path:
     """Run a grid of trainings and return its folder; the same name again continues it.
 
@@ -99,13 +99,13 @@ def sweep(
     """
     grid, folder, open_runs, _, _ = prepare(args, written=written, root=root, runner=runner)
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
-        for place in (folder, folder / _DATA):
+    with locked(folder):
+        for place in (folder, folder / DATA):
             clear(place)
-        _refuse_other(folder, grid, written or {})  # somebody may have made the folder since
+        refuse_other(folder, grid, written or {})  # somebody may have made the folder since
         runs = tuple(run.id for run in grid.runs)
         files.write(folder / SWEEP, Plan(asked=grid.asked, runs=runs, study=study or {}, written=written or {}))
-        open_runs = [run for run in grid.runs if not _finished(folder, run)]
+        open_runs = [run for run in grid.runs if not finished(folder, run)]
         over, jobs = len(runs) - len(open_runs), min(grid.flags.jobs, len(open_runs))
         pace = f", {jobs} at a time, {max(1, cores() // jobs)} threads each" if jobs else ""
         if isinstance(grid.asked.get("label_seed"), int) and any(run.labels.protocol != "normal" for run in grid.runs):
@@ -113,11 +113,16 @@ def sweep(
         say(f"{len(runs)} runs{f', {over} finished before' if over else ''}{pace}: {folder}")
         if open_runs:
             _write_configs(folder, open_runs, {data: _made(data) for data in data_of(grid.runs)})
-            _Crew(grid, folder, runner, say).work(open_runs)
-        _write_results(folder, runs)
-    finished = sum(_finished(folder, run) for run in grid.runs)
-    again = f", {len(runs) - finished} failed (the same name tries them again)" if finished < len(runs) else ""
-    say(f"{finished} finished{again}: {folder / RESULTS}")
+            Crew(grid, folder, runner, say).work(open_runs)
+        write_results(folder, runs)
+    return ended(folder, grid.runs, say)
+
+
+def ended(folder: Path, runs: Sequence[Run], say: Callable[[str], None]) -> Path:
+    """Say how many runs finished and return the folder; RunError where none did."""
+    done = sum(finished(folder, run) for run in runs)
+    again = f", {len(runs) - done} failed (the same name tries them again)" if done < len(runs) else ""
+    say(f"{done} finished{again}: {folder / RESULTS}")
     records = files.load(folder).records
     if not any(record.finished for record in records):
         raise RunError(f"no run finished; the first, {records[0].run}: {records[0].error}")
@@ -142,17 +147,18 @@ def prepare(
         RunError: the folder holds another grid.
     """
     grid = read_grids([args] if isinstance(args, Mapping) else args)
-    folder = root / (grid.flags.name or _time_stamp(root))
+    folder = root / (grid.flags.name or time_stamp(root))
     begun = read_if_whole(Plan, folder / SWEEP)
     grid = as_begun(grid, begun.asked if begun else {})
-    _refuse_other(folder, grid, written or {})
-    open_runs = [run for run in grid.runs if not _finished(folder, run)]
+    refuse_other(folder, grid, written or {})
+    open_runs = [run for run in grid.runs if not finished(folder, run)]
     told, sources = list[dict[str, Any]](), dict[str, Source]()
     if open_runs:
-        told = _check([*runner, *["--dry"] * dry], open_runs)
+        told = check([*runner, *["--dry"] * dry], open_runs)
         for data in data_of(grid.runs):
-            sources[data] = _source(data, [run for run in open_runs if run.host["data"] == data], make=not dry)
-        _check_diagnosis(open_runs, sources)
+            own = [run for run in open_runs if run.host["data"] == data]
+            sources[data] = (_unmade(data) if dry else None) or source_of(data, own)
+        check_diagnosis(open_runs, sources)
         if grid.flags.complete:
             _require_complete(sources)
     return Prepared(grid, folder, open_runs, sources, told)
@@ -163,7 +169,7 @@ def data_of(runs: Iterable[Run]) -> list[str]:
     return list(dict.fromkeys(str(run.host["data"]) for run in runs))
 
 
-class _Crew:
+class Crew:
     """Keeps `jobs` children at work until every run is over."""
 
     def __init__(self, grid: Grid, folder: Path, runner: Sequence[str], say: Callable[[str], None]) -> None:
@@ -217,7 +223,7 @@ class _Crew:
             told = str(error) if unread else _ending(child.returncode, folder / LOG)
             record = failed(files.read_file(Task, folder / CONFIG), told, folder / LOG)
             files.write(folder / RECORD, record)
-        _write_results(self.folder, self.place)
+        write_results(self.folder, self.place)
         self.seconds.append(seconds)
         told = f"FAILED {run}  {record.error}"
         if record.finished:
@@ -230,8 +236,8 @@ class _Crew:
         self.say(f"{self.place[run]} {told}")
 
 
-def _refuse_other(folder: Path, grid: Grid, written: Mapping[str, str]) -> None:
-    """Raise where runs of other values or of another plan are in the folder, or things that are not a sweep's."""
+def refuse_other(folder: Path, grid: Grid, written: Mapping[str, str]) -> None:
+    """Raise RunError where runs of other values or another plan are in the folder, or things that no sweep makes."""
     made = read_if_whole(Plan, folder / SWEEP)
     found = [path for path in folder.iterdir() if not unfinished(path)] if folder.exists() else []
     if made is None and {path.name for path in found} - {_HOLDER, LOCK}:
@@ -246,12 +252,13 @@ def _refuse_other(folder: Path, grid: Grid, written: Mapping[str, str]) -> None:
         raise RunError(f"{folder} was begun with another text of its plan. Put that back, or give another name=")
 
 
-def _finished(folder: Path, run: Run) -> bool:
+def finished(folder: Path, run: Run) -> bool:
+    """Whether a run has its record."""
     record = read_if_whole(Record, folder / RUNS / run.id / RECORD)
     return record is not None and record.finished
 
 
-def _write_results(folder: Path, runs: Iterable[str]) -> None:
+def write_results(folder: Path, runs: Iterable[str]) -> None:
     """Write results.csv: the runs that are over, in the order given; one that failed has empty cells for numbers."""
     found = [read_if_whole(Record, folder / RUNS / run / RECORD) for run in runs]
     noise = [kind for kind in KINDS if any(record and record.labels.get(kind) for record in found)]
@@ -285,7 +292,7 @@ def _row(record: Record, noise: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _check(runner: Sequence[str], runs: Sequence[Run]) -> list[dict[str, Any]]:
+def check(runner: Sequence[str], runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Let the host look at every configuration, in a process of its own: this one stays small."""
     grid = [{"train": {key: run.train[key] for key in run.given}, "host": dict(run.host)} for run in runs]
     done = subprocess.run(
@@ -302,8 +309,8 @@ def _check(runner: Sequence[str], runs: Sequence[Run]) -> list[dict[str, Any]]:
     return list(told)
 
 
-def _source(data: str, runs: Sequence[Run], *, make: bool) -> Source:
-    """The data set YAML behind `data=`; the built-in set is generated, or not asked for more where it is not to be.
+def source_of(data: str, runs: Sequence[Run] = ()) -> Path:
+    """The data set YAML behind `data=`, generated where it is the built-in set; `runs` are to be trained on it.
 
     Raises:
         DataError: it is not there or cannot be used, images of a split that it names are missing, it has no labels that
@@ -311,8 +318,6 @@ def _source(data: str, runs: Sequence[Run], *, make: bool) -> Source:
     """
     from rebalance.data.demo import seafloor
 
-    if not make and (flags := seafloor.unmade(data)):
-        return flags
     found = load(seafloor.built_in(data))
     for entry in found.splits.get("test", ()):
         if not os.path.exists(entry):
@@ -329,6 +334,12 @@ def _source(data: str, runs: Sequence[Run], *, make: bool) -> Source:
     return found.file.absolute()
 
 
+def _unmade(data: str) -> SeafloorFlags | None:
+    from rebalance.data.demo import seafloor
+
+    return seafloor.unmade(data)
+
+
 def _made(data: str) -> Path:
     """The data set YAML behind `data=` of a grid that was prepared."""
     from rebalance.data.demo import seafloor
@@ -336,7 +347,7 @@ def _made(data: str) -> Path:
     return load(seafloor.built_in(data)).file.absolute()
 
 
-def _check_diagnosis(runs: Sequence[Run], sources: Mapping[str, Source]) -> None:
+def check_diagnosis(runs: Sequence[Run], sources: Mapping[str, Source]) -> None:
     """Raise where a diagnosis is asked for and no run has withheld labels; those on complete labels go without."""
     asked = [run for run in runs if run.train["diagnose"]]
     if asked and not any(withholds(run.labels) for run in asked):
@@ -371,33 +382,38 @@ def _require_complete(sources: Mapping[str, Source]) -> None:
 
 def _write_configs(folder: Path, runs: Sequence[Run], sources: Mapping[str, Path]) -> None:
     """Make the training sets and then, for each run, its folder with config.json."""
-    made = [_training_yaml(folder, sources[str(run.host["data"])], run.labels, len(sources) > 1) for run in runs]
-    can = {data: load(data).has_withheld() for data in {*made} if any(run.train["diagnose"] for run in runs)}
+    made = [training_set(folder, sources[str(run.host["data"])], run.labels, len(sources) > 1) for run in runs]
     for run, data in zip(runs, made, strict=True):
-        if run.train["diagnose"] and not can[data]:  # on complete labels there is nothing to measure
-            given = tuple(name for name in run.given if name != "diagnose")
-            run = replace(run, train={**run.train, "diagnose": False}, given=given)
-        manifest, labels = _manifest(data), run.labels.told
-        if manifest and run.labels.protocol != "normal" and not uses_rate(run.labels.protocol):
-            labels["rate"] = round(float(manifest["reached"]), 4)  # nothing was asked: the data say how much it is
-        config = files.Config(
-            train=run.train,
-            host={**run.host, "data": files.shown(sources[str(run.host["data"])])},
-            labels={**labels, "data": files.shown(data), "manifest": manifest},
-            seed=run.seed,
-        )
-        path = folder / RUNS / run.id
-        path.mkdir(parents=True, exist_ok=True)
-        files.write(path / CONFIG, Task(run=run.id, config=config, varied=run.varied, given=run.given))
+        write_config(folder, run, sources[str(run.host["data"])], data)
 
 
-def training_set(folder: Path, source: Source, labels: Labels, several: bool) -> Path:
+def write_config(folder: Path, run: Run, source: Path, data: Path, **more: Any) -> None:
+    """Make the folder of a run that trains on `data`, with config.json; `more` is said of its labels."""
+    if run.train["diagnose"] and not load(data).has_withheld():  # on complete labels there is nothing to measure
+        given = tuple(name for name in run.given if name != "diagnose")
+        run = replace(run, train={**run.train, "diagnose": False}, given=given)
+    manifest, labels = _manifest(data), {**run.labels.told, **more}
+    if manifest and labels["protocol"] != "normal" and not uses_rate(labels["protocol"]) and "rate" not in more:
+        labels["rate"] = round(float(manifest["reached"]), 4)  # nothing was asked: the data say how much it is
+    config = files.Config(
+        train=run.train,
+        host={**run.host, "data": files.shown(source)},
+        labels={**labels, "data": files.shown(data), "manifest": manifest},
+        seed=run.seed,
+    )
+    path = folder / RUNS / run.id
+    path.mkdir(parents=True, exist_ok=True)
+    files.write(path / CONFIG, Task(run=run.id, config=config, varied=run.varied, given=run.given))
+
+
+def training_folder(folder: Path, source: Source, labels: Labels, several: bool) -> Path:
     """The folder of a data set with other labels; `several`: there are several sources."""
     name = f"{labels.protocol}-{value_text(labels.rate)}-{labels.seed}"
     name += "".join(f"-{key}-{value_text(value).strip('[]').replace(',', '-')}" for key, value in labels.noise)
     if several:
-        name += f"-{hashlib.sha256(str(source).encode()).hexdigest()[:8]}"
-    return folder / _DATA / name
+        yaml = Path(source.out, "data.yaml").absolute() if isinstance(source, SeafloorFlags) else source
+        name += f"-{hashlib.sha256(str(yaml).encode()).hexdigest()[:8]}"
+    return folder / DATA / name
 
 
 def rules(labels: Labels) -> tuple[Withhold, Noise]:
@@ -406,11 +422,11 @@ def rules(labels: Labels) -> tuple[Withhold, Noise]:
     return rule, Noise(**dict(labels.noise), seed=labels.seed)
 
 
-def _training_yaml(folder: Path, source: Path, labels: Labels, several: bool) -> Path:
+def training_set(folder: Path, source: Path, labels: Labels, several: bool) -> Path:
     """The data YAML that a run trains on: the source, or the one with other labels in the sweep's folder."""
     if not drawn(labels):
         return source
-    out = training_set(folder, source, labels, several)
+    out = training_folder(folder, source, labels, several)
     if not out.exists():  # it appears whole or not at all
         from rebalance.data.derive import derive
 
@@ -431,7 +447,7 @@ def _manifest(data: Path) -> dict[str, Any] | None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Hold the folder; the system lets go of it when this process ends, however it ends, so no lock is ever stale."""
     holder = folder / _HOLDER  # beside the lock, as a locked file cannot be read everywhere
     try:
@@ -473,7 +489,7 @@ def _ending(code: int, log: Path) -> str:
     return f"the run was ended by {name}{' (out of memory?)' if name == 'SIGKILL' else ''}: {last}"
 
 
-def _time_stamp(root: Path) -> str:
+def time_stamp(root: Path) -> str:
     """A folder name that is free."""
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     names = (f"{stamp}-{number}" if number > 1 else stamp for number in itertools.count(1))

@@ -174,8 +174,12 @@ def test_the_built_in_data_set_is_not_made(bench: Bench, monkeypatch: pytest.Mon
     told = text(dry(bench, data=str(data), protocol="extreme", diagnose="True"))
     assert f"data={data} would be made: 3 training, 1 val and 1 test images of 64 pixels, 50% of the training" in told
     assert f"{bench.folder / 'mine/data/extreme-0-0'} would be made of it; its labels are counted then" in told
+    several = dry(bench, data=f"{data},{bench.data}", protocol="extreme")
     with pytest.raises(ConfigError, match="comes with 50 % of its training boxes withheld"):
         dry(bench, data=str(data), protocol="extreme", complete="True")
+    monkeypatch.undo()
+    bench.sweep(data=f"{data},{bench.data}", protocol="extreme")
+    assert {row[2] for row in several.runs[1:]} == {out.name for out in (bench.folder / "mine/data").iterdir()}
 
 
 def test_nothing_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,9 +118,13 @@ def built_in(data: str) -> str:
 
 
 def unmade(data: str) -> SeafloorFlags | None:
-    """The flags of the built-in data set that `data=` means and that is not there yet; ConfigError as `built_in`."""
-    flags, root = _named(data) or (None, Path())
-    return flags if flags and not (root / folder_name(flags) / "data.yaml").is_file() else None
+    """The flags of the built-in set that `data=` means and that is not there yet, `out` where it will be made.
+
+    None: it is there, or `data=` means another; ConfigError as `built_in`.
+    """
+    if (named := _named(data)) and not ((out := named[1] / folder_name(named[0])) / "data.yaml").is_file():
+        return dataclasses.replace(named[0], out=str(out))
+    return None
 
 
 def _named(data: str) -> tuple[SeafloorFlags, Path] | None:

@@ -22,7 +22,6 @@ from rebalance.data import dataset
 from rebalance.data.dataset import DataSet
 from rebalance.data.folder import free, link, new_folder, put
 from rebalance.data.formats.reading import image_size
-from rebalance.data.knowledge import has_labels
 from rebalance.data.progress import progress
 from rebalance.errors import DataError
 from rebalance.settings import setting
@@ -105,6 +104,6 @@ def _split(source: DataSet, split: str, folder: Path) -> tuple[dict[str, Any], C
             count["crowds" if crowd else "boxes"] += 1
         count["images"] += 1
         # where such an image is unknown it has crowds now
-        count[_NO_FILE] += source.knowledge.unlabelled != "unknown" and not has_labels(path)
+        count[_NO_FILE] += source.knowledge.unlabelled != "unknown" and not source.has_labels(path)
     categories = [{"id": number + 1, "name": name} for number, name in source.names.items()]
     return {"info": {}, "licenses": [], "images": images, "annotations": annotations, "categories": categories}, count
