@@ -86,6 +86,20 @@ def write(
     return folder / PAGE
 
 
+def first(suggestions: Sequence[Suggestion], most: int) -> list[Suggestion]:
+    """The first of the suggestions that a page shows, in their order.
+
+    A fifth is kept for each of the kinds that are about labels, as far as there are so many: they have no probability,
+    come last, and would not be shown where ten thousand boxes are missing.
+    """
+    of_kind = {kind: [row.id for row in suggestions if row.kind == kind] for kind in KINDS}
+    room = {kind: min(len(rows), most // 5) for kind, rows in of_kind.items()}
+    for kind, rows in of_kind.items():
+        room[kind] += min(len(rows) - room[kind], most - sum(room.values()))
+    chosen = {name for kind, rows in of_kind.items() for name in rows[: room[kind]]}
+    return [row for row in suggestions if row.id in chosen]
+
+
 def _page(
     suggestions: Sequence[Suggestion],
     about: Mapping[str, Any],
@@ -108,6 +122,7 @@ def _page(
         title=_title(Path(str(about["data"]))),
         images=len({row.image for row in suggestions}),
         suggestions=len(suggestions),
+        found=sum(about["kinds"].values()),
         style=Markup(style),
         script=Markup(script),
         allowed={"style": _hash(style), "script": _hash(script)},

@@ -120,7 +120,7 @@ def audit(given: AuditFlags, training: Mapping[str, str] | None = None, root: Pa
         write_whole(folder / ESTIMATE, _estimate(about))
         files = {image.name: image.path for image in images}
         if given.review:
-            review.write(folder, found.suggestions[: given.review], about, files, source.labels)
+            review.write(folder, review.first(found.suggestions, given.review), about, files, source.labels)
         for tool in tools:
             print(
                 *export.write(tool, folder, found.suggestions, about, files, source.labels), sep="\n", file=sys.stderr

@@ -15,6 +15,10 @@
     label_class, label_x1 .. label_y2, iou   its class and box, and the IoU with it
 
 Rows are sorted by kind as above, then by falling probability, then by falling score.
+
+The file is for machines, so a name is what it is, but for one case: a spreadsheet runs a cell that begins with = + - @
+as a formula, and names of files and classes are a stranger's text. Such a name has an apostrophe in front, and so has
+one that begins with an apostrophe itself; who reads the file takes the first apostrophe away, as `read` does.
 """
 
 from __future__ import annotations
@@ -35,6 +39,8 @@ COLUMNS = (
     "id", "image", "kind", "class", "name", "x1", "y1", "x2", "y2", "score", "probability",
     "label", "label_class", "label_x1", "label_y1", "label_x2", "label_y2", "iou",
 )  # fmt: skip
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "'")  # what a spreadsheet would run, and the mark itself
 
 Box = tuple[float, float, float, float]
 
@@ -82,15 +88,27 @@ def sort(rows: Iterable[Suggestion]) -> list[Suggestion]:
 def write(path: Path, rows: Iterable[Suggestion]) -> Path:
     """Write the file, whole or not at all, sorted; returns it. Errors as `rebalance.files.whole`."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    plain = csv.writer(text, lineterminator="\n")
+    quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    plain.writerow(COLUMNS)
     for row in sort(rows):
         near = row.label
         label = [near.index, near.number, *map(_pixels, near.box), f"{near.iou:.4f}"] if near else [""] * 7
         probability = "" if row.probability is None else f"{row.probability:.4f}"
         box = map(_pixels, row.box)
+        writer = quoted if "\r" in row.image + row.name else plain  # which quotes what holds its own line ending
         writer.writerow(
-            [row.id, row.image, row.kind, row.number, row.name, *box, f"{row.score:.5f}", probability, *label]
+            [
+                row.id,
+                _safe(row.image),
+                row.kind,
+                row.number,
+                _safe(row.name),
+                *box,
+                f"{row.score:.5f}",
+                probability,
+                *label,
+            ]
         )
     return write_whole(path, text.getvalue().encode("utf-8", "surrogateescape"))
 
@@ -102,7 +120,7 @@ def read(path: Path) -> list[Suggestion]:
         DataError: it cannot be read, or a row is none; the message has the line.
     """
     try:
-        text = path.read_text(encoding="utf-8", errors="surrogateescape")
+        text = path.read_bytes().decode("utf-8", "surrogateescape")  # as text line endings in names would change
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
     header, *rows = csv.reader(io.StringIO(text, newline="")) if text else ([],)
@@ -116,10 +134,10 @@ def _row(row: Sequence[str], where: str) -> Suggestion:
     try:
         value = dict(zip(COLUMNS, row, strict=True))
         made = Suggestion(
-            image=value["image"],
+            image=value["image"].removeprefix("'"),
             kind=value["kind"],
             number=_number(value["class"]),
-            name=value["name"],
+            name=value["name"].removeprefix("'"),
             box=_box(value, ""),
             score=_fraction(value["score"]),
             probability=_fraction(value["probability"]) if value["probability"] else None,
@@ -156,6 +174,10 @@ def _box(value: dict[str, str], before: str) -> Box:
     if not (all(map(math.isfinite, (x1, y1, x2, y2))) and x1 <= x2 and y1 <= y2):
         raise ValueError(f"box {x1:g} {y1:g} {x2:g} {y2:g} is none")
     return x1, y1, x2, y2
+
+
+def _safe(name: str) -> str:
+    return f"'{name}" if name.startswith(_FORMULA) else name
 
 
 def _pixels(value: float) -> str:

@@ -58,7 +58,8 @@ def pair_iou(boxes: Tensor, gt_boxes: Tensor, *, space: Tensor | None = None) ->
     inter, area, spare = pair_intersection(boxes, gt_boxes, space=space)
     gt_area = ((gt_boxes[..., 2] - gt_boxes[..., 0]) * (gt_boxes[..., 3] - gt_boxes[..., 1])).unsqueeze(2)
     union = torch.add(area, gt_area, out=spare).sub_(inter).clamp_(min=EPS)
-    return inter.div_(union)
+    iou: Tensor = inter.div_(union)
+    return iou
 
 
 def pair_intersection(boxes: Tensor, others: Tensor, *, space: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -76,7 +77,8 @@ def pair_intersection(boxes: Tensor, others: Tensor, *, space: Tensor | None = N
     inter, height, spare = space.view(3, *shape)
     torch.minimum(x2, gx2, out=inter).sub_(torch.maximum(x1, gx1, out=spare)).clamp_(min=0)
     torch.minimum(y2, gy2, out=height).sub_(torch.maximum(y1, gy1, out=spare)).clamp_(min=0)
-    return inter.mul_(height), (x2 - x1) * (y2 - y1), height
+    inter.mul_(height)
+    return inter, (x2 - x1) * (y2 - y1), height
 
 
 def inside(points: Tensor, gt_boxes: Tensor) -> Tensor:

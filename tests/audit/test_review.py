@@ -149,5 +149,27 @@ def test_images_that_cannot_be_read_are_told_in_a_few_lines(maker: Maker, capsys
     assert data_of(page)["pictures"] == [""] * 5
 
 
+def test_a_page_of_the_first_ones_has_some_of_each_kind_and_says_so(maker: Maker) -> None:
+    maker.image("a.jpg", labels="0 0.5 0.5 0.2 0.4\n")
+    rows = [missing("a.jpg", i, (i + 1) / 100) for i in range(30)]
+    others = [about_label("a.jpg", kind, number=i) for kind in ("wrong_class", "spurious") for i in range(4)]
+    made = maker.audit([*rows, *others], [*"abcdefgh"])
+
+    def kinds(most: int) -> dict[str, int]:
+        chosen = review.first(made.rows, most)
+        assert [row for row in made.rows if row in chosen] == chosen
+        assert chosen[0] == made.rows[0]
+        return {kind: sum(row.kind == kind for row in chosen) for kind in ("missing", "wrong_class", "spurious")}
+
+    assert kinds(10) == {"missing": 6, "wrong_class": 2, "spurious": 2}
+    assert kinds(36) == {"missing": 28, "wrong_class": 4, "spurious": 4}
+    assert kinds(37) == {"missing": 29, "wrong_class": 4, "spurious": 4}
+    assert review.first(made.rows, 38) == review.first(made.rows, 10_000) == made.rows
+    few = maker.audit([*rows[:3], *others], [*"abcdefgh"])
+    assert len(review.first(few.rows, 10)) == 10  # what one kind does not need the others get
+    made.rows = review.first(made.rows, 10)
+    assert "10 of 38 suggestions in 1 image<" in made.page().read_text("utf-8")
+
+
 def test_an_audit_without_suggestions_has_a_page(maker: Maker) -> None:
     assert data_of(maker.audit([]).page())["rows"] == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -441,9 +442,8 @@ def test_ten_thousand_open_and_only_what_is_seen_is_built(
 
 def one_crop_for_all(rows: list[Any], file: str, size: Any, folder: Path) -> str:
     """A picture for each suggestion, without ten thousand crops."""
-    data = Path(file).read_bytes()
     for row in rows:
-        (folder / f"{row.id}.jpg").write_bytes(data)
+        os.link(file, folder / f"{row.id}.jpg")
     return ""
 
 
