@@ -160,6 +160,11 @@ class Knowledge:
                 f"them, relative to {self._source.root.absolute()} or to the folder of a split{near}"
             )
 
+    def require_readable(self, splits: Collection[str] = ("train", "val")) -> None:
+        """Read what is said of each image of these splits that are there; errors as `any` and `of`."""
+        for image in self._images(splits) if self.any else ():
+            self.of(image)
+
     def _images(self, splits: Collection[str] = SPLITS) -> Iterator[str]:
         """Images of those splits that are there."""
         for split in splits:

@@ -30,7 +30,7 @@ from rebalance.files import write_whole
 
 SCHEMA = 1
 SWEEP, RUNS, PACKED = "sweep.json", "runs", "records.jsonl"
-CONFIG, RECORD, LOG = "config.json", "record.json", "log.txt"
+CONFIG, RECORD, LOG, PROGRESS = "config.json", "record.json", "log.txt", "progress.json"
 SPLITS = ("val", "test")
 METRICS = ("mAP50", "mAP75", "mAP50-95")
 DIAGNOSE = "diagnose/"  # of the columns of epochs that are of a diagnosis

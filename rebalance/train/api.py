@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import ultralytics
 from ultralytics.nn.tasks import DetectionModel, yaml_model_load
-from ultralytics.utils import DEFAULT_CFG_DICT, YAML
+from ultralytics.utils import DEFAULT_CFG_DICT, SETTINGS, YAML
 from ultralytics.utils.checks import check_yaml
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, GITHUB_ASSETS_STEMS
 
@@ -22,7 +22,7 @@ from rebalance.hosts.torchvision.zoo import ZOO
 from rebalance.hosts.ultralytics.model import AnchorDetect
 from rebalance.recipe import TRAIN
 from rebalance.settings import checked
-from rebalance.train.admission import admit, is_state_dict, says, separate, tell_unused
+from rebalance.train.admission import admit, is_state_dict, says, separate, source_of, spoken, tell_unused
 from rebalance.train.resumable import Resumable
 from rebalance.train.trainer import RebalanceTrainer, with_flags
 from rebalance.train.validator import Validator
@@ -124,17 +124,22 @@ class YOLO(ultralytics.YOLO):  # type: ignore[misc]
 
         Raises:
             ConfigError: val_regions=False with another task or a validator that knows no regions.
+            DataError: a region file cannot be read.
         """
         self._ready()
         made = validator or (Validator if self.task == "detect" else None)
         counted = checked("val_regions", TRAIN["val_regions"][1], val_regions)
+        given = {**self.overrides, **kwargs}
         if not (isinstance(made, type) and issubclass(made, Validator)):
             what = f"validator={getattr(made, '__name__', made)}" if made else f"a {self.task} model"
             if not counted:
                 raise ConfigError(f"val_regions=False has no effect with {what}")
-            if says(given := {**self.overrides, **kwargs}):
-                tell_unused(given.get("data"), f"{what} knows none")
-        elif not counted:
+            if data := says(given):
+                tell_unused(data, f"{what} knows none")
+            return super().val(validator=made, **kwargs)
+        if (source := source_of(given.get("data"))) and spoken(source):  # before a folder is made
+            source.knowledge.require_readable((str(given.get("split") or "val"),))
+        if not counted:
             made = type(made.__name__, (made,), {"val_regions": False})
         return super().val(validator=made, **kwargs)
 
@@ -155,8 +160,8 @@ class YOLO(ultralytics.YOLO):  # type: ignore[misc]
 
     def tune(self, use_ray: bool = False, iterations: int = 10, *args: Any, **kwargs: Any) -> Any:
         """Tune, as there. Without Ray the host trains by its own trainer, which knows no regions: that is said."""
-        if not use_ray and says(given := {**self.overrides, **kwargs}):
-            tell_unused(given.get("data"), "tune trains without them")
+        if not use_ray and (data := says({**self.overrides, **kwargs})):
+            tell_unused(data, "tune trains without them")
         return super().tune(use_ray, iterations, *args, **kwargs)
 
     def benchmark(self, *args: Any, **kwargs: Any) -> Any:
@@ -187,7 +192,7 @@ class YOLO(ultralytics.YOLO):  # type: ignore[misc]
             if self.exact and self.task == "detect":
                 trainer = trainer or Resumable
             return super().train(trainer=trainer, **admitted.arguments)
-        made = with_flags(admitted.given, admitted.recipe, base or RebalanceTrainer)
+        made = with_flags(admitted.given, admitted.recipe, base or RebalanceTrainer, admitted.data)
         pretrained = arguments.get("pretrained")
         if isinstance(arguments.get("data"), (list, tuple)) and (pretrained == COCO or is_state_dict(pretrained)):
             # of several sets the host reads the file itself, and knows no such one
@@ -204,6 +209,23 @@ def _number_as_exported(predictor: Any) -> None:
             f"model={predictor.args.model} takes {backend.batch} images at a time, not {images}; give so many, or "
             f"export with batch={images}"
         )
+
+
+def to_fetch(name: str) -> str:
+    """What can be loaded in the place of a model that has to be fetched: the YAML of most published ones, else itself.
+
+    Empty where it is on this machine, or is nothing that can be fetched.
+    """
+    file = Path(f"{name}.pt" if name in GITHUB_ASSETS_STEMS else name)
+    there = file.is_file() or (Path(SETTINGS["weights_dir"]) / file.name).is_file()
+    if there or (file.name not in GITHUB_ASSETS_NAMES and "://" not in name):
+        return ""
+    described = f"{file.stem.removesuffix('u')}.yaml"
+    try:
+        yaml_model_load(described)
+    except FileNotFoundError:
+        return name
+    return described
 
 
 def load(name: str, task: Any = None, make: type[YOLO] = YOLO) -> YOLO:

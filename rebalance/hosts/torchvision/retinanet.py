@@ -69,7 +69,7 @@ class RetinaNetCriterion(DenseCriterion):
         return match_by_iou(anchors, labels, high=POSITIVE_IOU, low=NEGATIVE_IOU, rescue="ties")
 
     def box_loss(self, deltas: Tensor, targets: Tensor) -> Tensor:
-        """(B, A) L1, summed over the four offsets."""
+        """(…) L1, summed over the four offsets."""
         return (deltas - targets).abs().sum(-1)
 
     def class_targets(self, logits: Tensor, classes: Tensor, positive: Tensor) -> Tensor:
