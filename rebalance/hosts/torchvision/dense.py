@@ -14,7 +14,7 @@ from torch import Tensor
 from ultralytics.utils import RANK
 
 from rebalance.hosts.torchvision.head import Raw, take
-from rebalance.match.boxes import decode_deltas, encode_deltas, max_iou, own_overlap, upcast
+from rebalance.match.boxes import decode_deltas, max_iou, own_overlap, upcast
 from rebalance.match.candidates import IGNORE, POSITIVE, SIGMOID, SOFTMAX, Candidates
 from rebalance.match.iou import Matched
 from rebalance.match.padded import Padded, padded_labels
@@ -80,8 +80,8 @@ class DenseCriterion(ABC):
         """What a candidate's targets are (see `Candidates`), from (B, A) classes and which are positive."""
 
     @abstractmethod
-    def box_loss(self, deltas: Tensor, targets: Tensor) -> Tensor:
-        """(B, A) loss of the offsets (B, A, 4)."""
+    def box_loss(self, deltas: Tensor, boxes: Tensor, anchors: Tensor) -> Tensor:
+        """(B, A) loss of the offsets (B, A, 4) of anchors (A, 4) from boxes (B, A, 4) that have an area."""
 
     def __call__(self, preds: Any, batch: Batch) -> Result:
         """(2,) classification and box loss; see `Host.criterion`."""
@@ -156,8 +156,8 @@ class DenseCriterion(ABC):
     def _box(self, deltas: Tensor, gt_boxes: Tensor, anchors: Tensor, positive: Tensor, choice: Choice) -> Tensor:
         chosen = choice.in_box(positive)
         # of what is no match, any box with an area, so that no gradient is lost in an infinity
-        target = encode_deltas(torch.where(chosen.unsqueeze(-1), gt_boxes, anchors), anchors, self.scale)
-        loss = choice.of_box_loss(torch.where(chosen, self.box_loss(deltas, target), 0))
+        boxes = torch.where(chosen.unsqueeze(-1), gt_boxes, anchors)
+        loss = choice.of_box_loss(torch.where(chosen, self.box_loss(deltas, boxes, anchors), 0))
         counted = choice.of_box_count(positive)
         return (loss.sum(1) / self.objective.count(counted, NOTHING, by=plainly(self.recipe))).sum()
 
