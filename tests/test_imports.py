@@ -26,7 +26,7 @@ ARROWS = {
     "recipe": "errors heads methods settings",
     "diagnosis": "match  torch",
     "objective": "diagnosis match methods recipe  torch",
-    "hosts": "diagnosis errors heads match methods objective recipe  PIL numpy torch torchvision ultralytics",
+    "hosts": "diagnosis errors heads match methods objective recipe versions  PIL numpy torch torchvision ultralytics",
     "train": "data errors files hosts match.regions match.withheld methods recipe settings versions"
     "  numpy torch ultralytics",
     "experiments": "rebalance data errors files hosts.evaluation match.boxes recipe settings train versions"

@@ -191,7 +191,11 @@ ORDERS = (
     ),
     Order(
         f"{_TRAINER}.check_resume", ("load_checkpoint(", "self.args = get_cfg(ckpt_args)"),
-        "a run of ours that the host resumes stops at our flags, before it writes into the run's folder",
+        "of the arguments that a checkpoint keeps our flags are taken out when our trainer resumes it",
+    ),
+    Order(
+        "ultralytics.engine.validator.BaseValidator.__init__", ("self.args = get_cfg(overrides=args)",),
+        "a run of ours that the host resumes with its own loss stops at our flags before the first step",
     ),
     Order(
         f"{_TRAINER}.__init__", ("self.check_resume(", "self.wdir.mkdir("),
