@@ -188,7 +188,7 @@ class Objective:
                 weights = torch.where(candidates.sure, weights.clamp(min=1), weights)
             loss = loss * weights
         elif self.ignores:
-            loss = loss.masked_fill((candidates.state == IGNORE).unsqueeze(-1), 0)
+            loss = torch.where((candidates.state == IGNORE).unsqueeze(-1), 0.0, loss)
         self._diagnose(candidates, loss, weights)
         return loss
 
@@ -244,7 +244,8 @@ class Objective:
                 weights=None if choice.left is None else choice.of_loss(torch.ones_like(logits)),
                 grad=settings.resobj_grad, gate=settings.resobj_gate, element=element,
             ).losses.sum(0)  # fmt: skip
-        return {name: loss * self.recipe["obj_weight"] for name, loss in losses.items()}
+        weight = self.recipe["obj_weight"]
+        return losses if weight == 1 else {name: loss * weight for name, loss in losses.items()}
 
     def count(
         self, positive: Tensor, choice: Choice, *, by: str = "", channels: int = 1, ignored: Any = None

@@ -89,6 +89,26 @@ class CheckFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AuditFlags:
+    """`rebalance audit`: which labels are missing. With folds= every other key is a flag of their trainings."""
+
+    data: str = setting("", "data set YAML (Ultralytics detection format)")
+    model: str = setting("", "a trained detector; with folds= the one that each training starts from")
+    name: str = setting("", "folder runs/audit/<name>; the same name continues it; default: named after the data set")
+    folds: int = setting(
+        0, "train so many models, each without a part of the images, and ask it about that; 0: none", low=0
+    )
+    seed: int = setting(0, "seed of the folds, of their trainings and of the intervals", low=0)
+    imgsz: int = setting(0, "image size; 0: the one that the model was trained with", low=0, unit="pixels")
+    batch: int = setting(16, "images at a time", low=1)
+    device: str = setting("", "cpu, or a CUDA index; empty: CUDA where there is one")
+    review: int = setting(10000, "suggestions on the page to review, the first so many; 0: no page", low=0)
+    export: str = setting(
+        "", "of label-studio, cvat, coco, fiftyone, comma separated: the suggestions for these tools too"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class SeafloorFlags:
     """`rebalance seafloor`: the built-in data set."""
 
@@ -124,11 +144,49 @@ class SweepFlags:
         "", "fractions; of every run that drops one of them at random, train the control too: drop_select=weight"
     )
     jobs: int = setting(1, "runs at a time, each with its share of the cores", low=1)
+    dry: bool = setting(False, "check everything and say what would run, on which labels; nothing is made or fetched")
     series: bool = setting(
         False,
         "vary one list at a time, not their product: obj_drop, box_drop, nrd_rate from 0, of which one value is a list "
         "too; others from 0 where it is in the list, else from the first",
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompleteFlags:
+    """`rebalance complete`: what an audit found, and what somebody decided, into the labels of a new data set."""
+
+    data: str = setting("", "data set YAML whose labels were audited")
+    audit: str = setting("", "folder of the audit")
+    decisions: str = setting("", "file of what somebody accepted and rejected, from the audit's page")
+    complete_add: float = setting(0.7, "least probability of a missing label that is added", low=0, high=1)
+    complete_ignore: float = setting(
+        0.2, "least probability of a missing label whose place counts as unknown for its class", low=0, high=1
+    )
+    out: str = setting("", "folder to make; must not exist; default: beside the data set, named after it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundsFlags:
+    """`rebalance rounds`: train, audit, complete, train again. Every other key is a training flag."""
+
+    name: str = setting("", "run folder runs/rounds/<name>; the same name continues it; default: a time stamp")
+    rounds: str = setting(
+        "auto",
+        "how often the labels are completed; auto: until the estimate of what is missing falls no more, 5 at most",
+        low=1,
+        number=int,
+    )
+    seeds: str = setting("0", "training seeds, comma separated")
+    protocol: str = setting("normal", "label protocol of the training split, as that of rebalance sweep")
+    rate: str = setting("0.5", "rate of percent and per_class")
+    label_seed: str = setting("", "seed of the withheld labels, the same for all runs; default: that of each training")
+    complete_add: float = setting(0.7, "least probability of a missing label that is added", low=0, high=1)
+    complete_ignore: float = setting(
+        0.2, "least probability of a missing label whose place counts as unknown for its class", low=0, high=1
+    )
+    folds: int = setting(0, "audits ask so many models that have not seen the image; 0: the one of the round", low=0)
+    jobs: int = setting(1, "trainings at a time, each with its share of the cores", low=1)
 
 
 @dataclass(frozen=True, kw_only=True)

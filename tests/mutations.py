@@ -41,4 +41,5 @@ def small_sweep() -> list[Any]:
         content["evaluation"] = {"iou": 0.5, "conf": 0.001, "max_det": 100, "source": "here"}
         content["host_metrics"] = {"test": dict.fromkeys(record.METRICS, 0.5)}
         content["metrics"] = {"test": {**content["metrics"]["test"], "coco": {"AP": 0.5}, "voc": {"mAP50": 0.5}}}
+    records[1]["config"]["labels"] |= {"round": 1, "completed": {"added": 3, "withheld": 4, "recovered": 2, "low": 1.5}}
     return [plan, *records]

@@ -34,10 +34,13 @@ ARROWS = {
     "report": "rebalance errors files experiments.papers experiments.record settings"
     "  cv2 jinja2 matplotlib numpy pandas yaml",
     "bench": "errors experiments hosts match methods recipe settings versions  torch torchvision ultralytics yolov5",
-    "cli": "bench data errors experiments files hosts methods recipe report settings train versions  ultralytics",
+    "audit": "data errors experiments.grid experiments.machine experiments.record experiments.sweep files"
+    " hosts.evaluation report.build report.figures settings train versions"
+    "  cv2 fiftyone filelock jinja2 markupsafe numpy sklearn ultralytics",
+    "cli": "audit bench data errors experiments files hosts methods recipe report settings train versions  ultralytics",
     "versions": "",
     "moved": "",
-    "__init__": "moved train",
+    "__init__": "audit moved train",
     "__main__": "cli",
 }
 WITHOUT_TORCH = ("settings", "data", "errors", "report")  # when only imported

@@ -123,17 +123,43 @@ def training() -> Mapping[str, Field[Any]]:
 
 def sweep(args: list[str], *, preset: bool = False) -> None:
     """Train a grid: the one that the arguments or a plan say, or with `preset` that of the built-in benchmark."""
-    from rebalance.experiments import papers, sweep
+    from rebalance.experiments import papers
 
     given = pairs(args, settings.SweepFlags)
+    dry = asked_dry(given)
     if "plan" in given and not preset:
         from rebalance.experiments import plan
 
         path = Path(given.pop("plan"))
         read = plan.read(path, given)
-        show_report(sweep.sweep(read.cells, written=read.words))
+        run_grid(read.cells, dry, written=read.words)
     else:
-        show_report(sweep.sweep(papers.benchmark(given) if preset else given))
+        run_grid(papers.benchmark(given) if preset else given, dry)
+
+
+def asked_dry(given: dict[str, str]) -> bool:
+    """Take `dry` out of the flags of a sweep: whether it is only to be said what would run."""
+    return bool(settings.convert(settings.SweepFlags, "dry", given.pop("dry", False)))
+
+
+def run_grid(args: Any, dry: bool, **about: Any) -> None:
+    """Train a grid and show its report, or with `dry` say what would run."""
+    if dry:
+        from rebalance.experiments.dry import tell
+
+        told = tell(args, written=about.get("written"))
+        print(*told.lines, "", table(told.runs), sep="\n")
+    else:
+        from rebalance.experiments.sweep import sweep
+
+        show_report(sweep(args, **about))
+
+
+def rounds(args: list[str]) -> None:
+    """Train, audit, complete and train again."""
+    from rebalance.audit import rounds
+
+    show_report(rounds.rounds(pairs(args, settings.RoundsFlags)))
 
 
 def paper(args: list[str]) -> None:
@@ -152,16 +178,16 @@ def paper(args: list[str]) -> None:
         print(as_csv(), end="")
         return
     study, given = papers.find(args[0]), pairs(args[1:], settings.SweepFlags)
+    dry = asked_dry(given)
     if study.cells:
-        from rebalance.experiments import sweep
-
-        show_report(sweep.sweep(papers.arguments(study, given), study=papers.about(study, given)))
+        run_grid(papers.arguments(study, given), dry, study=papers.about(study, given))
         return
     if given:
         raise ConfigError(f"{study.key} is the plot of a function and takes no arguments; got '{' '.join(args[1:])}'")
     from rebalance.report.figures import curves
 
-    print(curves.write(study.figures[0], Path("runs/benchmark") / study.key))
+    folder = Path("runs/benchmark") / study.key
+    print(f"dry=True: nothing was made. One plot, in {folder}" if dry else curves.write(study.figures[0], folder))
 
 
 def report(args: list[str]) -> None:
@@ -194,6 +220,15 @@ def check(args: list[str]) -> None:
     if given.out:
         write_whole(Path(given.out), (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode())
     data.require_readable(found)
+
+
+def audit(args: list[str]) -> None:
+    """Tell which labels of a data set are missing."""
+    from rebalance.audit import run
+
+    given, own = pairs(args, settings.AuditFlags), settings.settings_of(settings.AuditFlags)
+    flags = settings.parse(settings.AuditFlags, {key: value for key, value in given.items() if key in own})
+    print(run.summary(run.audit(flags, {key: value for key, value in given.items() if key not in own})))
 
 
 def hook(args: list[str]) -> None:
@@ -298,12 +333,27 @@ COMMANDS: dict[str, Command] = {
         "data.derive:sparsify,summary",
         settings.SparsifyFlags,
     ),
+    "complete": Command(
+        "rebalance complete data=my.yaml audit=runs/audit/my decisions=decisions.json",
+        "make a data set with what an audit found, and what somebody decided, in its training labels",
+        "audit.complete:complete,summary",
+        settings.CompleteFlags,
+        more="What is added, unknown and verified as background, by what and with which probability: manifest.json.",
+    ),
     "check": Command(
         "rebalance check data=my.yaml",
         "tell what is known about the labels of a data set, what is not, and what counts as background",
         check,
         settings.CheckFlags,
         more="Label and region files that cannot be read are all named, and the exit code is then 2.",
+    ),
+    "audit": Command(
+        "rebalance audit data=my.yaml model=best.pt",
+        "find labels that are missing: a ranked list, and an estimate of how many",
+        audit,
+        settings.AuditFlags,
+        more="folds=3 epochs=50 trains three models, each without a third of the images, and asks each about that "
+        "third; every other key is then a flag of these trainings, as `rebalance sweep` takes them.",
     ),
     "noise": Command(
         "rebalance noise data=my.yaml missing=0.3 extra=0.1 jitter=0.2 class_flip=0.1 seed=0 out=data/my-noisy",
@@ -331,6 +381,13 @@ COMMANDS: dict[str, Command] = {
         sweep,
         settings.SweepFlags,
         more="Flags of `rebalance train` and of Ultralytics are taken too; a comma list makes a dimension of the grid.",
+    ),
+    "rounds": Command(
+        "rebalance rounds data=my.yaml model=yolov8n.pt rounds=2 epochs=50",
+        "train, audit the labels, complete them, train again; a report with before and after",
+        rounds,
+        settings.RoundsFlags,
+        more="Flags of `rebalance train` and of Ultralytics are taken too; the same name continues what was stopped.",
     ),
     "benchmark": Command(
         "rebalance benchmark preset=full",

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from rebalance.data import dataset, regions
 from rebalance.data.dataset import IMAGE_SUFFIXES, DataSet, region_path
-from rebalance.data.knowledge import has_labels
 from rebalance.data.labels import Labels
 from rebalance.data.progress import progress
 from rebalance.data.regions import Regions
@@ -26,7 +25,7 @@ Found = dict[str, Any]
 WARNINGS = {
     "denied": "{} labels are in a background region of their class: the region says that they are not there",
     "not_annotated": "{} labels are of a class that `annotated` says was not labelled in their image; they stay labels",
-    "no_image": "{} region files belong to no image",
+    "no_image": "{} files in a folder of regions belong to no image",
     "skipped": "{} region files are of images that `unlabelled: skip` leaves out",
     "gone": "{} images of a list do not exist",
     "no_split": "{} splits are not there",
@@ -141,7 +140,7 @@ def _split(
         per_class = np.bincount(labels.classes, minlength=classes)
         boxes += per_class
         with_boxes += per_class > 0
-        of["boxes" if len(labels) else "empty" if has_labels(image) else "no_file"] += 1
+        of["boxes" if len(labels) else "empty" if source.has_labels(image) else "no_file"] += 1
         of["skipped"] += skipped
         if not skipped:
             whole = known.whole(image)
@@ -212,13 +211,16 @@ def _contradictions(
 
 
 def _orphans(images: Iterable[str]) -> Iterator[str]:
-    """Region files that no image has, in the folders in which those of these images are."""
+    """Files that no image has, in the folders in which the region files of these images are."""
     expected = {os.path.normpath(path) for path in map(region_path, images) if path}
     part = f"{os.sep}regions{os.sep}"
     stems: dict[str, set[str]] = {}  # folder -> its images without suffix, of this data set or not
     for top in sorted({path.rpartition(part)[0] for path in expected}):
-        for file in sorted(map(str, Path(top, "regions").rglob("*.txt"))):
-            if file in expected:
+        for file in sorted(str(path) for path in Path(top, "regions").rglob("*") if path.is_file()):
+            if file in expected or os.path.basename(file).startswith("."):
+                continue
+            if not file.endswith(".txt"):
+                yield f"{file} (region files end in .txt)"
                 continue
             folder = os.path.dirname(file).replace(f"{top}{os.sep}regions", f"{top}{os.sep}images", 1)
             if folder not in stems:

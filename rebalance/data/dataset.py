@@ -76,7 +76,15 @@ class DataSet:
     def labels(self, image: str) -> Labels:
         """Labels of an image, none without a label file; DataError as `labels.parse`, or the file cannot be read."""
         path = label_path(image)
-        return self.parse(labels.read_bytes(path) or b"", path)
+        return self.parse(self.file_bytes(path) or b"", path)
+
+    def file_bytes(self, path: str) -> bytes | None:
+        """Bytes of a file beside the images, None where there is none; DataError where it cannot be read."""
+        return labels.read_bytes(path)
+
+    def has_labels(self, image: str) -> bool:
+        """Whether an image has a label file, empty or not."""
+        return os.path.isfile(label_path(image))
 
     def require_labels(self, classes: Collection[int] | None = None, *, numbered: bool = True) -> None:
         """Refuse a data set of which no training image has a label.
@@ -92,7 +100,7 @@ class DataSet:
         for image in self.images("train"):
             path = label_path(image)
             with contextlib.suppress(DataError):  # the host leaves such an image out
-                found = labels.parse(labels.read_bytes(path) or b"", classes=count, keypoints=self.keypoints, name=path)
+                found = labels.parse(self.file_bytes(path) or b"", classes=count, keypoints=self.keypoints, name=path)
                 if len(found) if classes is None else {*found.classes.tolist()} & {*classes}:
                     return
         of = "" if classes is None else f" of classes={','.join(map(str, classes))}"
@@ -101,7 +109,7 @@ class DataSet:
     def withheld(self, image: str) -> Labels:
         """Boxes that were withheld from an image's labels when the data set was made; none for most data sets."""
         path = withheld_path(image)
-        return self.parse((path and labels.read_bytes(path)) or b"", str(path))
+        return self.parse((path and self.file_bytes(path)) or b"", str(path))
 
     def regions(self, image: str) -> tuple[bytes | None, Regions]:
         """The bytes of an image's region file, None without one, and the regions in it.
@@ -110,7 +118,7 @@ class DataSet:
             DataError: as `regions.parse`, or the file cannot be read.
         """
         path = region_path(image)
-        data = labels.read_bytes(path) if path else None
+        data = self.file_bytes(path) if path else None
         name = f"{path} ({os.path.basename(image)})"
         return data, regions.parse(data or b"", classes=len(self.names), name=name)
 

@@ -42,50 +42,38 @@ The manifest, in this order:
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 import rebalance
-from rebalance.data import dataset, labels, regions
+from rebalance.data import dataset, items, regions
 from rebalance.data.dataset import DataSet
-from rebalance.data.folder import Manifest, finish, free, link, manifest_hash, new_folder, put, unique
+from rebalance.data.folder import Manifest, finish, free, manifest_hash, new_folder, put
+from rebalance.data.items import SPLIT, Item
 from rebalance.data.labels import Labels
-from rebalance.data.noise import KINDS, File, Noise, Noisy, box_text
+from rebalance.data.lines import box_text
+from rebalance.data.noise import KINDS, File, Noise, Noisy
 from rebalance.data.progress import progress
 from rebalance.data.protocols import Withhold
 from rebalance.data.regions import Regions
-from rebalance.errors import ConfigError, DataError
+from rebalance.errors import ConfigError
 from rebalance.settings import NoiseFlags, SparsifyFlags, as_dict, parse, require
 
-_SPLIT = "train"
-_SPLIT_FOLDERS = frozenset(("train", "val", "valid", "validation", "test"))
-_NOT_COPIED = frozenset(
-    (*dataset.SPLITS, "path", "minival", "validation", "download", "made_by", "masks_dir")
-)  # name other paths
 
+class _Drawn(NamedTuple):
+    """What a rule and errors make of the labels, one entry a label file."""
 
-@dataclass(frozen=True)
-class _Item:
-    """A label file and its images."""
-
-    source: str  # the label file; need not exist
-    label: str  # its new path below labels/, with /
-    images: list[tuple[str, str, int]]  # source path, new path below images/, and how often the split names it
-    data: bytes | None  # bytes of the label file, None without one
-    labels: Labels
-    carried: Labels  # withheld from the source before
-    error: str | None  # why the label file cannot be used, with the line
-    true: bytes | None  # bytes of the file with the true labels, where noise changed the source before
-    region_data: bytes | None  # bytes of the region file, None without one
-    regions: Regions
+    rule: Withhold
+    errors: Noise
+    masks: list[NDArray[np.bool_]]  # which boxes go
+    noisy: list[Noisy]
 
 
 def sparsify(given: SparsifyFlags) -> Manifest:
@@ -138,12 +126,22 @@ def derive(source: DataSet, rule: Withhold, out: Path, errors: Noise | None = No
     Raises:
         DataError: the source cannot be used, `out` exists or lies in the source, or writing failed. Nothing is left.
     """
-    items = _read(source)
-    for folder in sorted(_source_folders(source, items)):
-        if folder in (out.resolve(), *out.resolve().parents):
-            raise DataError(f"out={out} is inside the source data set ({folder}); choose a folder outside it")
+    found = items.read(source)
+    items.require_outside(source, found, out)
     with new_folder(out) as folder:
-        return _write(folder, source, items, rule, errors or Noise())
+        return _write(folder, source, found, _draw(source, found, rule, errors or Noise()))
+
+
+def rehearse(source: DataSet, asked: Iterable[tuple[Withhold, Noise, Path]]) -> list[Manifest]:
+    """What `derive` would count, of several rules: `reached`, `total`, `classes`, `noise`; errors as there.
+
+    Nothing is made, and the source is read once.
+    """
+    found, told = items.read(source), []
+    for rule, errors, out in asked:
+        items.require_outside(source, found, free(out))
+        told.append(_counted(source, found, _draw(source, found, rule, errors)))
+    return told
 
 
 def summary(manifest: Manifest) -> str:
@@ -173,104 +171,22 @@ def summary(manifest: Manifest) -> str:
     return "\n".join([*lines, f"sha256 {manifest['sha256']}"])
 
 
-def _read(source: DataSet) -> list[_Item]:
-    """All label files of the training split, sorted by their new names."""
-    source.knowledge.require_matched()
-    names = _new_names(source)
-    grouped: dict[str, Counter[str]] = {}
-    for image in source.images(_SPLIT):
-        grouped.setdefault(_label_key(image), Counter())[os.path.abspath(image)] += 1
-    missing = [image for times in grouped.values() for image in times if not os.path.exists(image)]
-    if missing:
-        raise DataError(f"{source.file}: {len(missing)} images of {_SPLIT} do not exist, the first is {missing[0]}")
-    items = []
-    for key in progress(sorted(grouped, key=names.__getitem__), "reading labels"):
-        data, error = labels.read_bytes(key), None
-        try:
-            found = source.parse(data or b"", key)
-        except DataError as bad:
-            found, error = source.parse(b""), str(bad).removeprefix(key).lstrip(",: ")
-        new = f"{_SPLIT}/{names[key]}"
-        images = [(image, f"{new}.{image.rpartition('.')[-1]}", times) for image, times in grouped[key].items()]
-        first = images[0][0]
-        true = labels.read_bytes(path) if (path := dataset.true_path(first)) else None
-        items.append(
-            _Item(key, f"{new}.txt", images, data, found, source.withheld(first), error, true, *source.regions(first))
-        )
-    if all(item.data is None for item in items):
-        raise DataError(
-            f"{source.file}: no image of {_SPLIT} has a label file; looked for {items[0].source} and the like"
-        )
-    refused = [f"{item.source}, {item.error}" for item in items if item.error]
-    if len(refused) == len(items):
-        raise DataError(f"{source.file}: no label file of {_SPLIT} can be used: {refused[0]}")
-    for reason in refused:
-        print(f"warning: {reason}; copied as it is, Ultralytics leaves this image out", file=sys.stderr)
-    return items
+def _draw(source: DataSet, found: Sequence[Item], rule: Withhold, errors: Noise) -> _Drawn:
+    """Let the rule and the errors choose."""
+    masks = rule.masks([item.labels for item in found])
+    given = [File(item.labels, item.carried, item.data is not None and item.error is None) for item in found]
+    return _Drawn(rule, errors, masks, errors(given, classes=len(source.names), keypoints=source.keypoints))
 
 
-def _label_key(image: str) -> str:
-    return os.path.abspath(dataset.label_path(image))
-
-
-def _new_names(source: DataSet) -> dict[str, str]:
-    """Source label file to its new name without suffix, the same on every machine.
-
-    A name is the path below the entry of the split that has the image; with several entries the folder's own name comes
-    first. Ultralytics replaces the last `images` of a path, so ours must be the last: folders of that name are left
-    out. Names that are then equal get a number.
-    """
-    names: dict[str, str] = {}
-    taken: set[str] = set()
-    prefixes: set[str] = set()
-    entries = source.splits[_SPLIT]
-    for entry in entries:
-        images = [os.path.abspath(image) for image in dataset.images_of(entry)]
-        if not images:
-            continue
-        base = entry if os.path.isdir(entry) else os.path.commonpath([os.path.dirname(image) for image in images])
-        own = next((part for part in reversed(Path(base).parts[1:]) if part != "images"), "images_")
-        prefix = [unique(own, prefixes)] if len(entries) > 1 else []
-        for image in images:
-            key = _label_key(image)
-            if key in names:
-                continue
-            parts = Path(os.path.relpath(image, base).rpartition(".")[0]).parts
-            kept = (*(part for part in (*prefix, *parts[:-1]) if part != "images"), *parts[-1:])
-            # a leading dot would hide the image from Ultralytics' search
-            names[key] = unique("/".join(f"_{p}" if p.startswith(".") else p for p in kept) or "_", taken)
-    return names
-
-
-def _source_folders(source: DataSet, items: Sequence[_Item]) -> set[Path]:
-    """Folders that belong to the source: images, labels, and the folder that holds the two."""
-    images = {image for item in items for image, *_ in item.images}
-    images |= {os.path.realpath(image) for image in images}  # where they are links, also what they point to
-    images |= {os.path.join(e, "x.jpg") for entries in source.splits.values() for e in entries if os.path.isdir(e)}
-    folders: set[Path] = set()
-    for pair in {(os.path.dirname(image), os.path.dirname(_label_key(image))) for image in images}:
-        image, label = (Path(p).resolve() for p in pair)
-        both = Path(os.path.commonpath([image, label]))
-        if both.name in _SPLIT_FOLDERS:  # train/images, train/labels
-            both = both.parent
-        folders |= {image, label, both}
-    return {folder for folder in folders if folder.name}  # without the root of the file system
-
-
-def _write(folder: Path, source: DataSet, items: Sequence[_Item], rule: Withhold, errors: Noise) -> Manifest:
+def _write(folder: Path, source: DataSet, found: Sequence[Item], drawn: _Drawn) -> Manifest:
     """Write the whole data set below `folder`, the manifest last."""
-    masks = rule.masks([item.labels for item in items])
-    given = [File(item.labels, item.carried, item.data is not None and item.error is None) for item in items]
-    noisy = errors(given, classes=len(source.names), keypoints=source.keypoints)
+    rule, errors, masks, noisy = drawn
     files: list[dict[str, Any]] = []
     how: Counter[str] = Counter()
-    for item, mask, made in progress(list(zip(items, masks, noisy, strict=True)), "writing"):
-        how.update(link(os.path.realpath(image), folder / "images" / name) for image, name, _ in item.images)
+    for item, mask, made in progress(list(zip(found, masks, noisy, strict=True)), "writing"):
+        how.update(items.link_images(folder, item))
         file = _write_labels(folder, item, mask, made, told=bool(errors))
-        if source.knowledge.annotated:
-            known = (source.knowledge.labelled_classes(image) for image, *_ in item.images)
-            file["annotated"] = [None if classes is None else sorted(classes) for classes in known]
-        files.append(file)
+        files.append({**file, **items.annotated(source, item)})
     withdrawn = sum(file.get("withdrawn", 0) for file in files)
     if withdrawn:
         print(
@@ -278,27 +194,48 @@ def _write(folder: Path, source: DataSet, items: Sequence[_Item], rule: Withhold
             "a box of it was withheld there",
             file=sys.stderr,
         )
-    listed = [(name, times) for item in items for _, name, times in item.images]
-    train = f"images/{_SPLIT}"
-    if any(times > 1 for _, times in listed):
-        train = f"{_SPLIT}.txt"
-        put(folder / train, "".join(f"./images/{name}\n" * times for name, times in listed).encode())
-    others = {s: e[0] if len(e) == 1 else list(e) for s, e in source.splits.items() if s != _SPLIT}
-    content = {key: value for key, value in source.raw.items() if key not in _NOT_COPIED}
-    if source.knowledge.annotated:
-        moved = {image: f"images/{name}" for item in items for image, name, _ in item.images}
-        content["annotated"] = source.knowledge.moved(moved, [split for split in source.splits if split != _SPLIT])
+    manifest = {
+        "schema": 1,
+        **rule.facts,
+        **({"jitter_iou": errors.jitter_iou} if errors.jitter else {}),
+        **_counted(source, found, drawn),
+        "images": {
+            "total": sum(len(file["images"]) for file in files),
+            "labelled_before": sum(len(file["images"]) for file in files if file["boxes"]),
+            "labelled": sum(
+                len(file["images"])
+                for file, made in zip(files, noisy, strict=True)
+                if file["boxes"] > file["withheld"] or len(made.extra)
+            ),
+            "unreadable": sum(len(file["images"]) for file in files if file["unreadable"]),
+        },
+        **source.knowledge.facts,
+        "files": files,
+    }
+    manifest["sha256"] = manifest_hash(manifest)
+    manifest["origin"] = {
+        "data": str(source.file.absolute()),
+        SPLIT: list(source.splits[SPLIT]),
+        "images": how,
+        "rebalance": rebalance.__version__,
+    }
+    finish(folder, items.content(folder, source, found), manifest)
+    return manifest
 
+
+def _counted(source: DataSet, found: Sequence[Item], drawn: _Drawn) -> dict[str, Any]:
+    """What happens to how many boxes, of all and of each class: `noise`, `reached`, `total` and `classes`."""
+    rule, errors, masks, noisy = drawn
     boxes, withheld, extra, jitter, flip = (
         np.bincount(np.concatenate(found), minlength=len(source.names))
         for found in (
-            [item.labels.classes for item in items],
-            [item.labels.classes[mask] for item, mask in zip(items, masks, strict=True)],
+            [item.labels.classes for item in found],
+            [item.labels.classes[mask] for item, mask in zip(found, masks, strict=True)],
             [made.extra.classes for made in noisy],
-            [item.labels.classes[made.jitter & ~mask] for item, mask, made in zip(items, masks, noisy, strict=True)],
+            [item.labels.classes[made.jitter & ~mask] for item, mask, made in zip(found, masks, noisy, strict=True)],
             [
                 item.labels.classes[made.class_flip & ~mask]
-                for item, mask, made in zip(items, masks, noisy, strict=True)
+                for item, mask, made in zip(found, masks, noisy, strict=True)
             ],
         )
     )
@@ -315,10 +252,7 @@ def _write(folder: Path, source: DataSet, items: Sequence[_Item], rule: Withhold
             told[kind] = {"asked": rates[kind], "boxes": count, "reached": count / among if among else 0.0}
         return {"noise": told} if errors else {}
 
-    manifest = {
-        "schema": 1,
-        **rule.facts,
-        **({"jitter_iou": errors.jitter_iou} if errors.jitter else {}),
+    return {
         **happened(slice(None)),
         "reached": total["reached"],
         "total": total,
@@ -326,31 +260,10 @@ def _write(folder: Path, source: DataSet, items: Sequence[_Item], rule: Withhold
             {"id": i, "name": n, **_counts(boxes[i], withheld[i]), **happened(slice(i, i + 1))}
             for i, n in source.names.items()
         ],
-        "images": {
-            "total": len(listed),
-            "labelled_before": sum(len(file["images"]) for file in files if file["boxes"]),
-            "labelled": sum(
-                len(file["images"])
-                for file, made in zip(files, noisy, strict=True)
-                if file["boxes"] > file["withheld"] or len(made.extra)
-            ),
-            "unreadable": sum(len(file["images"]) for file in files if file["unreadable"]),
-        },
-        **source.knowledge.facts,
-        "files": files,
     }
-    manifest["sha256"] = manifest_hash(manifest)
-    manifest["origin"] = {
-        "data": str(source.file.absolute()),
-        _SPLIT: list(source.splits[_SPLIT]),
-        "images": how,
-        "rebalance": rebalance.__version__,
-    }
-    finish(folder, {"train": train, **others, **content}, manifest)
-    return manifest
 
 
-def _write_labels(folder: Path, item: _Item, mask: NDArray[np.bool_], noisy: Noisy, *, told: bool) -> dict[str, Any]:
+def _write_labels(folder: Path, item: Item, mask: NDArray[np.bool_], noisy: Noisy, *, told: bool) -> dict[str, Any]:
     """Write what stays and what goes of one label file; a file that nothing happens to is copied as it is."""
     stay, gone = noisy.labels.pick(~mask) + noisy.extra, item.labels.pick(mask)
     kept = item.data if stay is item.labels else stay.data

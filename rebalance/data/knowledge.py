@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from rebalance.data.dataset import SPLITS, DataSet, images_of, label_path, region_path
+from rebalance.data.dataset import SPLITS, DataSet, images_of, region_path
 from rebalance.data.patterns import Pattern, located, slashes
 from rebalance.data.regions import Regions
 from rebalance.errors import DataError, nearest
@@ -77,7 +77,7 @@ class Knowledge:
     def whole(self, image: str) -> Regions:
         """What the YAML says of a whole image: which classes are unknown in it."""
         known = self.labelled_classes(image)
-        if self.unlabelled == "unknown" and not has_labels(image):
+        if self.unlabelled == "unknown" and not self._source.has_labels(image):
             known = frozenset()
         if known not in self._whole:
             missing = np.array([known is not None and i not in known for i in range(self._classes)], np.bool_)
@@ -103,7 +103,7 @@ class Knowledge:
 
     def skips(self, image: str) -> bool:
         """Whether the image is left out: it has no label file, and `unlabelled: skip`."""
-        return self.unlabelled == "skip" and not has_labels(image)
+        return self.unlabelled == "skip" and not self._source.has_labels(image)
 
     def labelled_classes(self, image: str) -> frozenset[int] | None:
         """Numbers of the classes that `annotated` says were labelled in an image; None: no pattern means it."""
@@ -156,6 +156,11 @@ class Knowledge:
                 f"them, relative to {self._source.root.absolute()} or to the folder of a split{near}"
             )
 
+    def require_readable(self, splits: Collection[str] = ("train", "val")) -> None:
+        """Read what is said of each image of these splits that are there; errors as `any` and `of`."""
+        for image in self._images(splits) if self.any else ():
+            self.of(image)
+
     def _images(self, splits: Collection[str] = SPLITS) -> Iterator[str]:
         """Images of those splits that are there."""
         for split in splits:
@@ -173,11 +178,6 @@ class Knowledge:
                 folders.update(map(os.path.dirname, images_of(entry)))
         paths = (region_path(os.path.join(folder, "x.jpg")) for folder in folders)
         return {os.path.dirname(path) for path in paths if path}
-
-
-def has_labels(image: str) -> bool:
-    """Whether an image has a label file, empty or not."""
-    return os.path.isfile(label_path(image))
 
 
 def _holds_text(folder: str) -> bool:

@@ -19,22 +19,22 @@ All is computed in fractions of the image: an IoU is the same in them as in pixe
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rebalance.data.labels import Labels, columns
+from rebalance.data import lines
+from rebalance.data.boxes import Boxes, iou, xyxy
+from rebalance.data.labels import Labels
 from rebalance.data.protocols import share
 from rebalance.errors import ConfigError, DataError
 from rebalance.settings import NoiseFlags, convert
 
 KINDS = ("extra", "jitter", "class_flip")
 
-_Boxes = NDArray[np.float64]  # (n, 4) left, top, right, bottom as fractions of the image
 _TRIES = 100  # places that are tried for an extra box, each in an image of its own, before it is given up
 _HALVINGS = 50  # of the way of a displaced box: as exact as its numbers are
 
@@ -54,15 +54,6 @@ class File(NamedTuple):
     labels: Labels
     carried: Labels  # boxes that were withheld from it before
     extendable: bool  # it is there and can be read: somebody looked at its images
-
-
-class _Change(NamedTuple):
-    """What the boxes of a file become, and which of them change."""
-
-    boxes: _Boxes
-    label: NDArray[np.int64]
-    jitter: NDArray[np.bool_]
-    flip: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +79,13 @@ class Noise:
         """Whether there is any."""
         return any(getattr(self, kind) for kind in KINDS)
 
+    def require_meaning(self, classes: int) -> None:
+        """Raise DataError where another class is asked for and a data set has so few that there is none."""
+        if self.class_flip and classes < 2:
+            raise DataError(
+                f"class_flip={self.class_flip:g} has no meaning in a data set of one class; class_flip=0 leaves it out"
+            )
+
     def __call__(self, files: Sequence[File], *, classes: int, keypoints: tuple[int, int] = (0, 0)) -> list[Noisy]:
         """What becomes of each file; their order is part of the choice, as in `protocols.Withhold`.
 
@@ -99,11 +97,10 @@ class Noise:
         Raises:
             DataError: another class is asked for where there is only one.
         """
-        if self.class_flip and classes < 2:
-            raise DataError(f"class_flip={self.class_flip:g} has no meaning in a data set of one class")
+        self.require_meaning(classes)
         sizes = [len(file.labels) for file in files]
         ends = np.cumsum(sizes)[:-1]
-        true = np.concatenate([_xyxy(file.labels) for file in files])
+        true = np.concatenate([xyxy(file.labels) for file in files])
         label = np.concatenate([file.labels.classes for file in files])
         moved = self._displaced(true)
         size = true[:, 2:] - true[:, :2]
@@ -116,7 +113,9 @@ class Noise:
         for file, extra, *parts in zip(
             files, extras, *(np.split(x, ends) for x in (boxes, label_after, jitter, flip)), strict=True
         ):
-            made.append(Noisy(_changed(file.labels, _Change(*parts), keypoints), extra, *parts[2:]))
+            to, classes_to, moves, flips = parts
+            labels = lines.changed(file.labels, to, classes_to, moves, flips, keypoints)
+            made.append(Noisy(labels, extra, moves, flips))
         return made
 
     def _generator(self, kind: str, use: int = 0) -> np.random.Generator:
@@ -131,7 +130,7 @@ class Noise:
         chosen[np.argsort(draw, kind="stable")[: share(getattr(self, kind), len(possible))]] = True
         return chosen & possible
 
-    def _displaced(self, true: _Boxes) -> _Boxes:
+    def _displaced(self, true: Boxes) -> Boxes:
         """Where each box would go."""
         generator = self._generator("jitter", 1)
         low, high = iou_range(self.jitter_iou)
@@ -140,7 +139,7 @@ class Noise:
         way /= np.abs(way).max(1, keepdims=True, initial=1e-9)  # at distance 1 an edge has moved by the box's own size
         size = np.tile(true[:, 2:] - true[:, :2], 2)
 
-        def at(distance: NDArray[np.float64], way: _Boxes) -> _Boxes:
+        def at(distance: NDArray[np.float64], way: Boxes) -> Boxes:
             return np.clip(true + distance[:, None] * way * size, 0, 1)
 
         # Growing by an edge alone has IoU 1 / (1 + distance), unless the image ends before. Then the way back is taken:
@@ -158,15 +157,15 @@ class Noise:
     def _extra(
         self,
         files: Sequence[File],
-        true: _Boxes,
+        true: Boxes,
         label: NDArray[np.int64],
-        moved: Sequence[_Boxes],
+        moved: Sequence[Boxes],
         keypoints: tuple[int, int],
     ) -> list[Labels]:
         """Boxes of nothing, by file; neither where a box is, nor where it would be displaced to."""
-        generator, rows = self._generator("extra"), [list[tuple[int, _Boxes]]() for _ in files]
+        generator, rows = self._generator("extra"), [list[tuple[int, Boxes]]() for _ in files]
         places = [i for i, file in enumerate(files) if file.extendable]
-        taken = {i: np.concatenate([_xyxy(files[i].labels), moved[i], _xyxy(files[i].carried)]) for i in places}
+        taken = {i: np.concatenate([xyxy(files[i].labels), moved[i], xyxy(files[i].carried)]) for i in places}
         count = share(self.extra, len(true)) if places else 0
         for box in generator.integers(len(true), size=len(true))[:count] if count else ():
             own = np.random.default_rng(generator.integers(2**63))  # so that a box draws as often as it needs to
@@ -179,7 +178,7 @@ class Noise:
                     taken[place] = np.concatenate([others, found[None]])
                     rows[place].append((int(label[box]), found))
                     break
-        return [_written(own, file.labels, keypoints) for own, file in zip(rows, files, strict=True)]
+        return [lines.written(own, file.labels, keypoints) for own, file in zip(rows, files, strict=True)]
 
 
 def iou_range(text: str) -> tuple[float, float]:
@@ -195,68 +194,3 @@ def iou_range(text: str) -> tuple[float, float]:
     except ValueError:
         pass
     raise ConfigError(f"jitter_iou={text} is not a range of IoU such as [0.5,0.9], within 0.01 to 1")
-
-
-def iou(one: _Boxes, other: _Boxes) -> NDArray[np.float64]:
-    """(n,) IoU of boxes (n, 4), pair by pair; one that is inside out has no area."""
-    area = [np.maximum(box[:, 2:] - box[:, :2], 0).prod(1) for box in (one, other)]
-    inside = np.maximum(np.minimum(one[:, 2:], other[:, 2:]) - np.maximum(one[:, :2], other[:, :2]), 0).prod(1)
-    found: NDArray[np.float64] = inside / np.maximum(area[0] + area[1] - inside, 1e-300)
-    return found
-
-
-def box_text(label: int, box: NDArray[Any]) -> str:
-    """A box (4,) in centre form as a line of a label file."""
-    return " ".join([str(label), *(f"{v:.10g}" for v in box.tolist())])
-
-
-def _xyxy(found: Labels) -> _Boxes:
-    return found.boxes_xyxy(1, 1)
-
-
-def _xywh(box: NDArray[np.float64]) -> NDArray[np.float64]:
-    low, high = box[..., :2], box[..., 2:]
-    return np.concatenate([(low + high) / 2, high - low], -1)
-
-
-def _changed(true: Labels, to: _Change, keypoints: tuple[int, int]) -> Labels:
-    """The labels with these boxes and classes; lines of boxes that are the same keep their bytes."""
-    if not (to.jitter | to.flip).any():
-        return true
-    before, lines = _xyxy(true), list(true.lines)
-    for i, box in enumerate(true.box_of.tolist()):
-        if to.flip[box]:
-            lines[i] = re.sub(rb"\S+", b"%d" % to.label[box], lines[i], count=1)
-        if to.jitter[box]:
-            lines[i] = _moved(lines[i], before[box], to.boxes[box], keypoints)
-    after = np.where(to.jitter[:, None], _xywh(to.boxes), true.boxes_xywh_norm).astype(np.float32)
-    return replace(true, classes=to.label, boxes_xywh_norm=after, lines=tuple(lines))
-
-
-def _moved(line: bytes, old: NDArray[np.float64], new: NDArray[np.float64], keypoints: tuple[int, int]) -> bytes:
-    """The line with its box moved; a polygon goes with its box, keypoints stay."""
-    ending = line[len(line.rstrip()) :]
-    name, *values = line.split()
-    if columns(line, keypoints) == "polygon":
-        given = np.array(values, np.float64).reshape(-1, 2)
-        points = np.clip(new[:2] + (given - old[:2]) / (old[2:] - old[:2]) * (new[2:] - new[:2]), 0, 1)
-        values = [b"%.10g" % v for v in points.ravel().tolist()]
-    else:
-        values[:4] = [b"%.10g" % v for v in _xywh(new).tolist()]
-    return b" ".join([name, *values]) + ending
-
-
-def _written(rows: Sequence[tuple[int, _Boxes]], beside: Labels, keypoints: tuple[int, int]) -> Labels:
-    """Boxes as labels, their lines written as those of the file that they come into."""
-    label = np.array([found for found, _ in rows], np.int64)
-    boxes: _Boxes = np.array([box for _, box in rows], np.float64)
-    boxes = boxes.reshape(-1, 4)
-    kind = columns(beside.lines[0], keypoints) if beside.lines else "box"
-    texts = []
-    for found, box in zip(label.tolist(), boxes, strict=True):
-        corners = box[[0, 1, 2, 1, 2, 3, 0, 3]].tolist()
-        polygon = " ".join([str(found), *(f"{v:.10g}" for v in corners)])
-        unseen = " 0" * (keypoints[0] * keypoints[1] * (kind == "pose"))
-        texts.append(polygon if kind == "polygon" else box_text(found, _xywh(box)) + unseen)
-    lines = tuple(f"{text}\n".encode() for text in texts)
-    return Labels(label, _xywh(boxes).astype(np.float32), lines, np.arange(len(rows)))

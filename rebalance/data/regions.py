@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ from rebalance.errors import DataError, nearest
 
 MEANINGS = ("unknown", "background")
 _COLUMNS = 6  # meaning, classes, x, y, w, h
+_DIGITS = 9  # of a class number; more than Python reads are an error of its own
 _INSIDE = 0.5  # of a box's own area
 _POINT = 1e-5  # half a side of a box without extent, as a fraction of the image
 
@@ -65,6 +67,13 @@ class Regions:
         return Regions(self.unknown[chosen], self.classes[chosen], self.boxes_xywh_norm[chosen])
 
 
+class Told(NamedTuple):
+    """What regions say of m boxes."""
+
+    unknown: NDArray[np.bool_]  # (m,) the class was not labelled there
+    background: NDArray[np.bool_]  # (m,) somebody looked, and there is none of the class
+
+
 def contradicted(given: Regions, label: NDArray[np.int64], boxes_xywh_norm: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Which regions (n) say of which labels (m), that are there, that they are not: (n, m).
 
@@ -76,11 +85,13 @@ def contradicted(given: Regions, label: NDArray[np.int64], boxes_xywh_norm: NDAr
         label: (m,) classes.
         boxes_xywh_norm: (m, 4) boxes as those of the regions.
     """
-    about: NDArray[np.bool_] = given.classes[:, label] & _inside(given.boxes_xywh_norm, boxes_xywh_norm)
-    if about.size:
-        last = len(given) - 1 - np.argmax(about[::-1], axis=0)  # (m,) the region that counts, where any is about it
-        about &= ~given.unknown[:, None] & ~given.unknown[last]
-    return about
+    about = _about(given, label, boxes_xywh_norm)
+    return about & ~given.unknown[:, None] & ~_last(given, about).unknown
+
+
+def told(given: Regions, label: NDArray[np.int64], boxes_xywh_norm: NDArray[np.float32]) -> Told:
+    """What the regions say of boxes and their classes; arguments as `contradicted`."""
+    return _last(given, _about(given, label, boxes_xywh_norm))
 
 
 def parse(data: bytes, *, classes: int, name: str = "regions file") -> Regions:
@@ -113,6 +124,20 @@ def text(regions: Regions) -> bytes:
     return "".join(lines).encode()
 
 
+def _about(given: Regions, label: NDArray[np.int64], boxes_xywh_norm: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """(n, m) which regions are of a box's class and hold at least half of it."""
+    return np.asarray(given.classes[:, label] & _inside(given.boxes_xywh_norm, boxes_xywh_norm), np.bool_)
+
+
+def _last(given: Regions, about: NDArray[np.bool_]) -> Told:
+    """What the last of the regions says that are about (n, m) a box."""
+    if not about.size:
+        none = np.zeros(about.shape[1], np.bool_)
+        return Told(none, none)
+    last = given.unknown[len(given) - 1 - np.argmax(about[::-1], axis=0)]
+    return Told(about.any(0) & last, about.any(0) & ~last)
+
+
 def _inside(outer: NDArray[np.float32], boxes: NDArray[np.float32]) -> NDArray[np.bool_]:
     """(n, m) whether a region (n, 4) holds at least half of what of a box (m, 4) is in the image."""
     low, high = _corners(outer)
@@ -142,8 +167,8 @@ def _row(row: Sequence[str], classes: int, where: str) -> tuple[bool, NDArray[np
     for number in row[1].split(",") if row[1] != "*" else ():
         if not (number.isascii() and number.isdecimal()):
             raise DataError(f"{where}: classes '{row[1]}' are neither * nor class numbers joined by commas")
-        if int(number) >= classes:
-            raise DataError(f"{where}: class {number} is not one of 0 to {classes - 1}")
+        if len(number) > _DIGITS or int(number) >= classes:
+            raise DataError(f"{where}: class {number[:80]} is not one of 0 to {classes - 1}")
         mask[int(number)] = True
     try:
         with np.errstate(over="ignore"):  # becomes inf, refused below

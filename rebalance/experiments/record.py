@@ -30,7 +30,7 @@ from rebalance.files import write_whole
 
 SCHEMA = 1
 SWEEP, RUNS, PACKED = "sweep.json", "runs", "records.jsonl"
-CONFIG, RECORD, LOG = "config.json", "record.json", "log.txt"
+CONFIG, RECORD, LOG, PROGRESS = "config.json", "record.json", "log.txt", "progress.json"
 SPLITS = ("val", "test")
 METRICS = ("mAP50", "mAP75", "mAP50-95")
 DIAGNOSE = "diagnose/"  # of the columns of epochs that are of a diagnosis
@@ -123,7 +123,8 @@ _LOSS_RAN = {
 _LABELS = {
     **dict.fromkeys(("protocol", "data", "jitter_iou"), str | None),
     **dict.fromkeys(("rate", *KINDS), float | None),
-    "seed": int | None,
+    **dict.fromkeys(("seed", "round"), int | None),
+    "completed": Numbers | None,
 }
 _STUDY = {
     **dict.fromkeys(("key", "title", "compared", "note", "baseline"), str | None),

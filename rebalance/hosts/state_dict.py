@@ -48,7 +48,7 @@ def read_weights(path: str | Path) -> Weights | None:
         state = dict(foreign.tensors(part)) if foreign.is_module(part) else part
         if isinstance(state, dict) and state and all(isinstance(x, Tensor) for x in state.values()):
             inner = part._modules.get("module") if foreign.is_module(part) else None
-            names = next((held.names for held in (part, inner) if hasattr(held, "names")), names)
+            names = next((x for x in (getattr(held, "names", None) for held in (part, inner)) if x), names)
             several = all(name.startswith("module.") for name in state)
             tensors = {name.removeprefix("module.") if several else name: x for name, x in state.items()}
             return Weights(tensors, _numbered(names))

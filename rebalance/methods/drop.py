@@ -7,8 +7,10 @@ learns to suppress it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from typing import ClassVar
 
 import torch
@@ -18,13 +20,17 @@ from rebalance.match.candidates import NEGATIVE, POSITIVE
 from rebalance.methods.method import DENSE, RPN, Choice, Golden, Method, Predictions, Rest, Run
 from rebalance.settings import setting
 
+KEYS = 2**31 - 1  # random keys lie below; what is not eligible has this one
+
 
 def drop_mask(
     eligible: Tensor, rate: float, *, generator: torch.Generator | None = None, confidence: Tensor | None = None
 ) -> Tensor:
     """Choose exactly floor(rate · N) of the N eligible elements, uniformly and without replacement.
 
-    Nothing is read back from the device: all elements are ordered and the first floor(rate · N) are marked.
+    Nothing is read back from the device: all elements are ordered and the first floor(rate · N) are marked. On a CPU,
+    where reading back costs nothing, the random order is looked at only near its floor(rate · N)-th place; the same
+    elements are marked.
 
     Args:
         eligible: bool, any shape; what may be dropped.
@@ -38,21 +44,49 @@ def drop_mask(
     if rate == 0:
         return torch.zeros_like(eligible)
     flat = eligible.flatten()
+    total = flat.sum()
+    count = part_of(total, rate)
     if confidence is None:
         # 32-bit integers sort by radix on the CPU, some 15 times faster than floats
-        key = torch.randint(2**31 - 1, flat.shape, dtype=torch.int32, device=flat.device, generator=generator)
+        key = torch.randint(KEYS, flat.shape, dtype=torch.int32, device=flat.device, generator=generator)
+        if key.is_cpu and (found := _lowest(key, flat, int(total), int(count))) is not None:
+            return found.view_as(eligible)
     else:
         bits = confidence.detach().float().flatten().view(torch.int32)
         key = ~(bits ^ ((bits >> 31) & 0x7FFFFFFF))  # integers in the order of the floats, reversed: highest first
-    order = torch.where(flat, key, 2**31 - 1).argsort(stable=True)
-    chosen = torch.arange(flat.numel(), device=flat.device) < part_of(flat.sum(), rate)
+    order = torch.where(flat, key, KEYS).argsort(stable=True)
+    chosen = torch.arange(flat.numel(), device=flat.device) < count
     return torch.empty_like(flat).scatter_(0, order, chosen).view_as(eligible) & eligible
+
+
+def _lowest(key: Tensor, eligible: Tensor, total: int, count: int) -> Tensor | None:
+    """(N,) bool: the `count` of `total` eligible elements of lowest key, of equal ones the first.
+
+    Keys are uniform below KEYS, so the highest key among them is known to within six standard deviations, and only what
+    lies in between is sorted. None where it does not lie there, as in one of many millions of calls.
+    """
+    part = count / max(total, 1)
+    wide = (6 * math.sqrt(part * (1 - part) * total) + 6) / max(total, 1)
+    low, high = (min(max(int(x * KEYS), 0), KEYS) for x in (part - wide, part + wide))
+    chosen = (key < low) & eligible
+    near = ((key < high) & eligible & ~chosen).nonzero().squeeze(1)
+    more = count - int(chosen.sum())
+    if not 0 <= more <= len(near):
+        return None
+    chosen[near[key[near].argsort(stable=True)[:more]]] = True
+    return chosen
 
 
 def part_of(count: Tensor, rate: float) -> Tensor:
     """Floor(rate · N) of int64 counts N."""
-    part = Fraction(str(rate)).limit_denominator(10**9)  # nine digits, so that the product fits into int64
-    return count * part.numerator // part.denominator
+    over, under = _fraction(rate)
+    return count * over // under
+
+
+@lru_cache
+def _fraction(rate: float) -> tuple[int, int]:
+    """A rate as the decimal it is written as; nine digits, so that the product with a count fits into int64."""
+    return Fraction(str(rate)).limit_denominator(10**9).as_integer_ratio()
 
 
 def expected(eligible: Tensor, rate: float) -> Rest:

@@ -199,7 +199,9 @@ def _without(values: Tensor, chosen: Tensor | None, rest: float | Tensor | None)
     if chosen is None:
         return values
     chosen = chosen.view(*chosen.shape, *(1,) * (values.dim() - chosen.dim()))
-    return values.masked_fill(chosen, 0) if rest is None else torch.where(chosen, values * rest, values)
+    if rest is None and values.dtype == torch.bool:
+        return values & ~chosen
+    return torch.where(chosen, 0.0 if rest is None else values * rest, values)  # its backward is twice masked_fill's
 
 
 NOTHING = Choice()

@@ -12,6 +12,7 @@ from pathlib import Path
 from rebalance.experiments.record import load
 from rebalance.report import figures
 from rebalance.report.page import pages, state
+from rebalance.report.rounds import rounds_tables
 from rebalance.report.summary import Results, results, to_csv
 from rebalance.report.table import Table, as_text
 from rebalance.report.tables import judged_rows, settings_table, study_tables
@@ -67,7 +68,7 @@ def terminal_table(folder: str | Path, baseline: str = "", references: Sequence[
         RunError: the folder is not a sweep's.
     """
     found = _results(folder, baseline, references)
-    compared, studied = judged(found), study_tables(found)
+    compared, studied, made = judged(found), study_tables(found), rounds_tables(found)
     told: set[str] = set()  # a note stands below the first table that has it
 
     def text(table: Table) -> str:
@@ -75,7 +76,7 @@ def terminal_table(folder: str | Path, baseline: str = "", references: Sequence[
         told.update(notes)
         return as_text(replace(table, notes=notes))
 
-    parts = list(map(text, studied))
+    parts = list(map(text, [*made, *studied]))
     for one in compared:
         tables = one.tables if not studied else [one.differences] if one.differences else []
         verdict = f"Verdict: {one.verdict}" if tables else f"{one.title}: {one.verdict}"

@@ -17,6 +17,7 @@ from rebalance.experiments.record import NOISE, SPLITS, Record, Sweep
 from rebalance.report import details, tables
 from rebalance.report.figures import Picture
 from rebalance.report.papers import RATED, TITLES
+from rebalance.report.rounds import rounds_classes, rounds_tables
 from rebalance.report.summary import Results, as_list, describe, evaluation_text, is_drawn, settings_of, varying
 from rebalance.report.table import span
 from rebalance.report.verdict import judged, missing_runs, report_command
@@ -44,7 +45,7 @@ def pages(found: Results, pictures: Sequence[Picture], notes: Sequence[str], plo
         "paper": TITLES.get(str(sweep.study.get("title") or "").partition(",")[0], ""),
         "pictures": pictures,
         "notes": notes,
-        "tables": [*studied, *(table for own in shown for table in own)],
+        "tables": [*rounds_tables(found), *studied, *(table for own in shown for table in own)],
         "every": [tables.settings_table(found.rows, split) for split in splits],
         "others": [
             table
@@ -53,7 +54,10 @@ def pages(found: Results, pictures: Sequence[Picture], notes: Sequence[str], plo
             if (table := make(found.rows, split))
         ],
         "diagnosed": [table] if (table := details.diagnosis_table(found.runs)) else [],
-        "classes": [table for one in found.series if (table := details.class_table(one))],
+        "classes": [
+            *rounds_classes(found),
+            *(table for one in found.series if (table := details.class_table(one))),
+        ],
         "facts": facts,
         "losses": losses,
         "failures": [(r.run, f"failed: {r.error or 'no message'}") for r in sweep.failed],
@@ -103,7 +107,8 @@ def command(sweep: Sweep) -> str:
         "series": not asked.get("series"),
     }
     given = {key: ",".join(map(value_text, as_list(value))) for key, value in asked.items() if not idle.get(key)}
-    return shlex.join(["rebalance", "sweep", name, *(f"{key}={text}" for key, text in given.items())])
+    word = "rounds" if "rounds" in asked else "sweep"
+    return shlex.join(["rebalance", word, name, *(f"{key}={text}" for key, text in given.items())])
 
 
 def _lead(sweep: Sweep) -> str:
@@ -163,6 +168,7 @@ def _labels(records: Iterable[Record]) -> str:
         told = f", {100 * reached:.1f}% of the boxes withheld" if isinstance(reached, (int, float)) else ""
         rate = f" {value_text(labels['rate'])}" if labels.get("rate") else ""
         noise = "".join(f", {name} {value_text(labels[name])}" for name in NOISE if labels.get(name))
+        told += f", round {labels['round']}" if labels.get("round") else ""
         drawn = seeds.setdefault(
             f"{protocol}{rate if protocol != 'normal' else '' if noise else ': as the data set has them'}{noise}{told}",
             set(),

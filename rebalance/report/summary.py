@@ -200,7 +200,10 @@ def settings_of(records: Sequence[Record]) -> list[Setting]:
             known.setdefault(name, set()).add(_hashable(value))
     agreed = {name: values.pop() for name, values in known.items() if len(values) == 1}
     of_loss = frozenset(set().union(*named.values()) & known.keys())
-    loss_flags = of_loss | ({"divisor"} & known.keys())  # which no record names among them, for it is of all losses
+    # which no record names among them: what losses are divided by, and how often the labels were completed
+    loss_flags = of_loss | ({"divisor"} & known.keys())
+    rounds = any(r.labels.get("round") for r in records)
+    loss_flags |= {"round"} if rounds else set()
     # whether the label seed moves with the seed
     moves = all(r.labels.get("seed", 0) == r.seed for r in records if is_drawn(r.labels))
     noise: dict[str, Any] = {kind: 0.0 for kind in NOISE[:-1] if any(r.labels.get(kind) for r in records)}
@@ -214,6 +217,7 @@ def settings_of(records: Sequence[Record]) -> list[Setting]:
         label_seed = 0 if moves else labels["seed"]
         withheld = {"protocol": labels["protocol"], "rate": labels["rate"], "label_seed": label_seed}
         withheld |= {name: labels.get(name) or zero for name, zero in noise.items()}
+        withheld |= {"round": labels.get("round") or 0} if rounds else {}
         ours = {name: value for name, value in {**record.train, **later}.items() if name not in INCIDENTAL}
         values = {**ours, **host, **withheld, "evaluation": evaluation_text(record)}
         settings.append(Setting.of(values, loss_flags, of_loss - named.get(_kind(record), of_loss)))
@@ -471,6 +475,7 @@ def loss_text(setting: Setting, names: Sequence[str]) -> str:
     Its loss first, then those of the flags that do anything here, the loss's own before others; not the labels.
     """
     rest = [name for name in names if name not in ("loss", "head", *LABELS) and setting.owns(name)]
+    rest = [name for name in rest if name != "round" or setting.get(name)]  # none: the labels as they are
     rest.sort(key=lambda name: name not in setting.loss_flags)
     told = [*(f"{n}={cell_text(setting, n)}" for n in rest), *["(control)"] * (setting.removes and is_control(setting))]
     return " ".join([loss_of(setting.values) or "the host's loss", *told])

@@ -46,7 +46,7 @@ LEAST = 0.05  # of mAP50: what complete labels must be worth
 SHARE = 0.5  # of a long run: what the baseline on complete labels must reach
 ROUNDING = 1e-9  # 0.35 - 0.3 is five points
 LONG = 2  # times as many epochs make a run a long one
-NO_FLAGS = {*LABELS, "seeds", "series", "complete", "cells", "name", "jobs", "plan"}
+NO_FLAGS = {*LABELS, "round", "seeds", "series", "complete", "cells", "name", "jobs", "plan"}
 SUGGESTED = 5  # times as many epochs in the command that is offered
 
 

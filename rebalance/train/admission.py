@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from ultralytics.utils.checks import check_yaml
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 
 from rebalance.data import dataset
+from rebalance.data.dataset import DataSet
 from rebalance.data.demo.seafloor import built_in
 from rebalance.data.knowledge import Knowledge
 from rebalance.errors import ConfigError, DataError, ModelError, nearest
@@ -38,6 +40,7 @@ class Admitted(NamedTuple):
     trainer: Any  # trainer class of the user's own; None: ours, or where there is no recipe the host's
     given: dict[str, Any]  # our flags
     arguments: dict[str, Any]  # Ultralytics' own
+    data: DataSet | None  # that it trains on, where it was read: with what it says of its labels
 
 
 def separate(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -92,11 +95,12 @@ def admit(
         ModelError: the model cannot have the head asked for, or weights that cannot be had.
     """
     given, arguments = dict(ours), dict(arguments)
+    read_set = cache(source_of)  # once, whoever asks
     if given or strict:
         check_names(arguments)
         check_training(arguments)
     resume = arguments.get("resume")
-    source = _resumed(model, resume) if resume else model.model
+    source, begun_with = _resumed(model, resume) if resume else (model.model, None)
     before = remembered(source).get("flags", {})
     head, host = head_of(source), host_of(source)
     plain = model.task == "detect" and not resume and is_state_dict(arguments.get("pretrained"))
@@ -104,15 +108,17 @@ def admit(
         told = f"pretrained={arguments['pretrained']}"
         raise ConfigError(f"{told} cannot be joined with model={model.model_name}, which has weights")
     plain = plain and trainer is None  # a trainer of one's own has to read it itself
-    recipe = None
+    recipe = found = None
     ours_anyway = not host.own or given or plain or head != "stock" or (before and resume)
-    if not ours_anyway and data and not resume and says(arguments):
+    if not ours_anyway and data and not resume and (told := says(arguments, read_set)):
         reason = f"trainer={trainer.__name__} does not know them" if trainer else ""
         if model.task != "detect":
             reason = f"they are for detection, and {model.model_name} is a {model.task} model"
         if reason:
-            tell_unused(arguments.get("data"), reason)
+            tell_unused(told, reason)
         ours_anyway = not reason
+    if not ours_anyway and data and resume and spoken(read_set(begun_with)):
+        tell_unused(begun_with, "the training began without any")
     if ours_anyway:
         if trainer is not None:
             what = ", ".join(given) or (f"head={head}" if host.own else f"model={model.model_name}")
@@ -137,13 +143,15 @@ def admit(
             _check_weights(name, arguments.get(name))
         if recipe:
             _check_architecture(host, source, recipe, arguments.get("pretrained"), f"model={model.model_name}")
-    if data and isinstance(sets := arguments.get("data"), (str, Path, list, tuple)):
+    sets: Any = arguments.get("data")
+    if data and isinstance(sets, (str, Path, list, tuple)):
         several = isinstance(sets, (list, tuple))  # last, since the built-in set is made where it is not
-        found = [built_in(str(one)) for one in (sets if several else [sets])]
-        arguments["data"] = found if several else found[0]
-        for one in found if (recipe or strict) and model.task == "detect" else ():
-            _check_data({**arguments, "data": one}, diagnose=bool(recipe and recipe["diagnose"]))
-    return Admitted(recipe, trainer, given, arguments)
+        names = [built_in(str(one)) for one in (sets if several else [sets])]
+        arguments["data"] = names if several else names[0]
+        for one in names if (recipe or strict) and model.task == "detect" else ():
+            checked = _check_data({**arguments, "data": one}, read_set, diagnose=bool(recipe and recipe["diagnose"]))
+            found = None if several else checked  # of several each run reads its own
+    return Admitted(recipe, trainer, given, arguments, found)
 
 
 def check_names(arguments: Mapping[str, Any], more: Iterable[str] = ()) -> None:
@@ -223,16 +231,23 @@ def check_flags(given: Mapping[str, Any]) -> None:
         raise first
 
 
-def says(arguments: Mapping[str, Any]) -> bool:
-    """Whether a data set of a training says something of its labels that the host does not know.
+def says(arguments: Mapping[str, Any], read_set: Callable[[Any], DataSet | None] | None = None) -> Any:
+    """The data set of a training that says something of its labels that the host does not know; None: there is none.
+
+    Args:
+        arguments: Ultralytics' own.
+        read_set: `source_of`, or one that remembers.
 
     Raises:
-        DataError: as `knowledge_of`.
+        DataError: what it says of them is wrong.
     """
     data = arguments.get("data")
     if data is None and (cfg := arguments.get("cfg")) not in (None, "", "None"):
         data = YAML.load(check_yaml(str(cfg))).get("data")
-    return any(knowledge_of(one) for one in (data if isinstance(data, (list, tuple)) else [data]))
+    for one in data if isinstance(data, (list, tuple)) else [data]:
+        if spoken((read_set or source_of)(one)):
+            return one
+    return None
 
 
 def tell_unused(data: Any, reason: str) -> None:
@@ -240,18 +255,18 @@ def tell_unused(data: Any, reason: str) -> None:
     LOGGER.warning(f"rebalance: the regions of data={data} are not used: {reason}")
 
 
-def knowledge_of(data: Any) -> Knowledge | None:
-    """What a data set says of its labels besides them; None: nothing, also where it is for the host to find or refuse.
-
-    Raises:
-        DataError: what it says of them is wrong.
-    """
+def source_of(data: Any) -> DataSet | None:
+    """A data set; None where it is for the host to find or refuse."""
     try:
         file = data_yaml(str(data)) if isinstance(data, (str, Path)) else ""
-        found = dataset.load(file, download=True) if file else None
+        return dataset.load(file, download=True) if file else None
     except (ConfigError, DataError):
         return None
-    knowledge = found.knowledge if found else None
+
+
+def spoken(source: DataSet | None) -> Knowledge | None:
+    """What a data set says of its labels besides them, None: nothing; DataError where that is wrong."""
+    knowledge = source.knowledge if source else None
     return knowledge if knowledge and knowledge.any else None
 
 
@@ -278,8 +293,10 @@ def data_yaml(data: str) -> str:
     return str(found)
 
 
-def _check_data(arguments: Mapping[str, Any], *, diagnose: bool) -> None:
-    """Refuse a detection data set that cannot be trained on; one that has to be fetched first is the host's affair.
+def _check_data(
+    arguments: Mapping[str, Any], read_set: Callable[[Any], DataSet | None], *, diagnose: bool
+) -> DataSet | None:
+    """Refuse a detection data set that cannot be trained on; None: it has to be fetched first, the host's affair.
 
     Raises:
         ConfigError: there is no such file.
@@ -287,8 +304,9 @@ def _check_data(arguments: Mapping[str, Any], *, diagnose: bool) -> None:
             is wrong.
     """
     if not (file := data_yaml(arguments["data"])):
-        return
-    found, classes = dataset.load(file, download=True), arguments.get("classes")
+        return None
+    found = read_set(arguments["data"]) or dataset.load(file, download=True)  # which says what is wrong with it
+    classes = arguments.get("classes")
     if all(map(os.path.exists, found.splits["train"])):
         if (split := arguments.get("split") or "val") not in found.splits:
             raise ConfigError(f"{found.file} has no '{split}:'")
@@ -299,10 +317,8 @@ def _check_data(arguments: Mapping[str, Any], *, diagnose: bool) -> None:
                 f"diagnose=True has no meaning with data={arguments['data']}: no training image has a withheld label; "
                 "rebalance sparsify makes such a data set"
             )
-        if found.knowledge.any:
-            for split in ("train", "val"):
-                for image in found.images(split):
-                    found.knowledge.of(image)
+        found.knowledge.require_readable()
+    return found
 
 
 def _channels(data: Any) -> int:
@@ -325,8 +341,8 @@ def plain_weights(pretrained: Any) -> Weights | None:
     return read_weights(pretrained) if named else None
 
 
-def _resumed(model: Any, resume: Any) -> Any:
-    """The model that a training goes on with.
+def _resumed(model: Any, resume: Any) -> tuple[Any, Any]:
+    """The model that a training goes on with, and its data set.
 
     Raises:
         ConfigError: it is not one of a training that was interrupted.
@@ -341,4 +357,4 @@ def _resumed(model: Any, resume: Any) -> Any:
         raise ConfigError(f"resume: model={file} is not a checkpoint; give the last.pt of the interrupted training")
     if checkpoint.get("epoch", -1) < 0 or checkpoint.get("optimizer") is None:
         raise ConfigError(f"resume: the training of {file} is finished; nothing to resume")
-    return source
+    return source, checkpoint.get("train_args", {}).get("data")

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import ultralytics
 from ultralytics.nn.tasks import DetectionModel, yaml_model_load
-from ultralytics.utils import DEFAULT_CFG_DICT, YAML
+from ultralytics.utils import DEFAULT_CFG_DICT, SETTINGS, YAML
 from ultralytics.utils.checks import check_yaml
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, GITHUB_ASSETS_STEMS
 
@@ -23,7 +23,18 @@ from rebalance.hosts.torchvision.zoo import ZOO
 from rebalance.hosts.ultralytics.model import AnchorDetect
 from rebalance.recipe import TRAIN
 from rebalance.settings import checked
-from rebalance.train.admission import Admitted, admit, is_state_dict, plain_weights, run_of, says, separate, tell_unused
+from rebalance.train.admission import (
+    Admitted,
+    admit,
+    is_state_dict,
+    plain_weights,
+    run_of,
+    says,
+    separate,
+    source_of,
+    spoken,
+    tell_unused,
+)
 from rebalance.train.resumable import Resumable
 from rebalance.train.trainer import RebalanceTrainer, with_flags
 from rebalance.train.tune import RebalanceTuner, start_of
@@ -142,17 +153,22 @@ class YOLO(ultralytics.YOLO):  # type: ignore[misc]
 
         Raises:
             ConfigError: val_regions=False with another task or a validator that knows no regions.
+            DataError: a region file cannot be read.
         """
         self._ready()
         made = validator or (Validator if self.task == "detect" else None)
         counted = checked("val_regions", TRAIN["val_regions"][1], val_regions)
+        given = {**self.overrides, **kwargs}
         if not (isinstance(made, type) and issubclass(made, Validator)):
             what = f"validator={getattr(made, '__name__', made)}" if made else f"a {self.task} model"
             if not counted:
                 raise ConfigError(f"val_regions=False has no effect with {what}")
-            if says(given := {**self.overrides, **kwargs}):
-                tell_unused(given.get("data"), f"{what} knows none")
-        elif not counted:
+            if data := says(given):
+                tell_unused(data, f"{what} knows none")
+            return super().val(validator=made, **kwargs)
+        if (source := source_of(given.get("data"))) and spoken(source):  # before a folder is made
+            source.knowledge.require_readable((str(given.get("split") or "val"),))
+        if not counted:
             made = type(made.__name__, (made,), {"val_regions": False})
         return super().val(validator=made, **kwargs)
 
@@ -254,7 +270,7 @@ class YOLO(ultralytics.YOLO):  # type: ignore[misc]
         base: type[RebalanceTrainer] = RebalanceTrainer,
     ) -> type[RebalanceTrainer]:
         """A trainer class; of several sets the host would read a file of weights itself, so ours does it before."""
-        made, pretrained = with_flags(admitted.given, admitted.recipe, base), arguments.get("pretrained")
+        made, pretrained = with_flags(admitted.given, admitted.recipe, base, admitted.data), arguments.get("pretrained")
         if several and (pretrained == COCO or is_state_dict(pretrained)):
             made.starts_from, arguments["pretrained"] = pretrained, True
         elif several and isinstance(self.model, TorchvisionModel) and not self.ckpt and pretrained in (None, True):
@@ -271,6 +287,23 @@ def _number_as_exported(predictor: Any) -> None:
             f"model={predictor.args.model} takes {backend.batch} images at a time, not {images}; give so many, or "
             f"export with batch={images}"
         )
+
+
+def to_fetch(name: str) -> str:
+    """What can be loaded in the place of a model that has to be fetched: the YAML of most published ones, else itself.
+
+    Empty where it is on this machine, or is nothing that can be fetched.
+    """
+    file = Path(f"{name}.pt" if name in GITHUB_ASSETS_STEMS else name)
+    there = file.is_file() or (Path(SETTINGS["weights_dir"]) / file.name).is_file()
+    if there or (file.name not in GITHUB_ASSETS_NAMES and "://" not in name):
+        return ""
+    described = f"{file.stem.removesuffix('u')}.yaml"
+    try:
+        yaml_model_load(described)
+    except FileNotFoundError:
+        return name
+    return described
 
 
 def load(name: str, task: Any = None, make: type[YOLO] = YOLO) -> YOLO:

@@ -14,7 +14,7 @@ from ultralytics.utils import LOGGER, RANK, YAML, IterableSimpleNamespace
 from ultralytics.utils.loss import E2ELoss
 from ultralytics.utils.torch_utils import unwrap_model
 
-from rebalance.data import dataset
+from rebalance.data.dataset import DataSet
 from rebalance.data.knowledge import Knowledge
 from rebalance.errors import ConfigError
 from rebalance.hosts import host_of
@@ -37,7 +37,7 @@ from rebalance.hosts.host import (
 from rebalance.hosts.state_dict import read_weights
 from rebalance.recipe import TRAIN, Recipe, kept, read, unsaid
 from rebalance.train import made
-from rebalance.train.admission import check_flags, knowledge_of
+from rebalance.train.admission import check_flags, source_of, spoken
 from rebalance.train.regions import RegionDataset, told, with_regions
 from rebalance.train.resumable import Resumable
 from rebalance.train.schedule import Scheduled
@@ -50,6 +50,7 @@ class RebalanceTrainer(Resumable, Scheduled):
     Attributes:
         given: flags as the user gave them.
         admitted: what they were found to come to before the training began; None: nobody has asked.
+        admitted_data: the data set that was read then.
         again: folder of the run that this one makes again from its `args.yaml`; None: of none.
         starts_from: `pretrained`, where the host must not see it; None: that of the arguments.
         recipe: what this run trains with; None until the model is there, which has a say in what the flags mean.
@@ -64,9 +65,11 @@ class RebalanceTrainer(Resumable, Scheduled):
     trains_ours = True  # heads and detectors, which the host refuses to train otherwise
     given: Mapping[str, Any] = {}
     admitted: Recipe | None = None
+    admitted_data: DataSet | None = None
     starts_from: str | Path | bool | None = None
     again: Path | None = None
 
+    args: Any
     recipe: Recipe
     host: Host
 
@@ -84,14 +87,22 @@ class RebalanceTrainer(Resumable, Scheduled):
     # Building ---------------------------------------------------------------------------------------------------------
 
     @cached_property
+    def source(self) -> DataSet | None:
+        """The data set, as it was admitted or else read now; None: it is the host's affair."""
+        file, found = self.data.get("yaml_file"), self.admitted_data
+        if found and file and Path(file).resolve() == found.file.resolve():
+            return found
+        return source_of(file)
+
+    @cached_property
     def knowledge(self) -> Knowledge | None:
-        """What the data set says of its labels; None: nothing. Every process that trains reads it for itself."""
-        return knowledge_of(self.data.get("yaml_file"))
+        """What the data set says of its labels; None: nothing."""
+        return spoken(self.source)
 
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
         """The host's, with the regions of the data set; in training with withheld objects where they are asked for."""
         diagnosed = mode == "train" and self.recipe["diagnose"]
-        with with_regions(self.knowledge, dataset.load(self.data["yaml_file"], download=True) if diagnosed else None):
+        with with_regions(self.knowledge, self.source if diagnosed else None):
             return super().build_dataset(img_path, mode, batch)
 
     def setup_model(self) -> Any:
@@ -300,8 +311,18 @@ def trainer(**given: Any) -> type[RebalanceTrainer]:
 
 
 def with_flags(
-    given: Mapping[str, Any], admitted: Recipe | None = None, base: type[RebalanceTrainer] = RebalanceTrainer
+    given: Mapping[str, Any],
+    admitted: Recipe | None = None,
+    base: type[RebalanceTrainer] = RebalanceTrainer,
+    data: DataSet | None = None,
 ) -> type[RebalanceTrainer]:
-    """A trainer class with flags that have been checked; `admitted` is what they come to on the model it will train."""
-    held = {"given": dict(given), "admitted": admitted, "__module__": base.__module__}
+    """A trainer class with flags that have been checked.
+
+    Args:
+        given: as the user gave them.
+        admitted: what they come to on the model it will train.
+        base: the class that it is made from.
+        data: the data set that it will train on, where that was read.
+    """
+    held = {"given": dict(given), "admitted": admitted, "admitted_data": data, "__module__": base.__module__}
     return type(base.__name__, (base,), held)

@@ -59,6 +59,9 @@ class RebalanceTuner(Tuner):  # type: ignore[misc]
         makes: a trainer class of the flags of a try.
     """
 
+    args: Any
+    space: Any
+
     def __init__(
         self, args: dict[str, Any], ours: Mapping[str, Any], makes: Makes, *, idle: bool, model: Any, _callbacks: Any
     ) -> None:
@@ -77,7 +80,7 @@ class RebalanceTuner(Tuner):  # type: ignore[misc]
         self.makes = makes
         if not asked and idle:
             self.space = {name: bounds for name, bounds in self.space.items() if name not in HOST_WEIGHTS}
-        vars(self.args).update(ours)
+        self.args.__dict__.update(ours)
 
     def _constrain(self, hyp: dict[str, float]) -> dict[str, float]:
         found: dict[str, float] = super()._constrain(hyp)

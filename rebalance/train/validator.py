@@ -14,7 +14,7 @@ from ultralytics.models.yolo.detect import DetectionValidator
 from ultralytics.utils import LOGGER, RANK
 from ultralytics.utils.nms import non_max_suppression
 
-from rebalance.train.admission import knowledge_of
+from rebalance.train.admission import source_of, spoken
 from rebalance.train.regions import RegionDataset, with_regions
 from rebalance.train.unjudged import UnjudgedConfusion, UnjudgedMetrics, unknown_detections
 
@@ -38,7 +38,7 @@ class Validator(DetectionValidator):  # type: ignore[misc]
 
     def build_dataset(self, img_path: str, mode: str = "val", batch: int | None = None) -> Any:
         """The host's, with the regions of the data set; a training brings its own."""
-        with with_regions(knowledge_of(self.data.get("yaml_file"))):
+        with with_regions(spoken(source_of(self.data.get("yaml_file")))):
             return super().build_dataset(img_path, mode, batch)
 
     def init_metrics(self, model: torch.nn.Module) -> None:
@@ -77,30 +77,45 @@ class Validator(DetectionValidator):  # type: ignore[misc]
         return {**found, "unknown": preds["unknown"].cpu().numpy()} if self._unjudged else found
 
     def postprocess(self, preds: Any) -> list[dict[str, torch.Tensor]]:
-        """Non-maximum suppression: for each image `bboxes` (n, 4), `conf` (n,), `cls` (n,), `extra` (n, 0).
-
-        Suppression goes through the boxes by falling score, so where the best 3000 already leave `max_det`, the others
-        could not have changed that.
-        """
-        found = preds[0] if isinstance(preds, (list, tuple)) else preds
+        """Non-maximum suppression: for each image `bboxes` (n, 4), `conf` (n,), `cls` (n,), `extra` (n, 0)."""
         args = self.args
-
-        def suppress(some: torch.Tensor, most: int) -> list[torch.Tensor]:
-            kept: list[torch.Tensor] = non_max_suppression(
-                some, args.conf, args.iou, multi_label=True, agnostic=args.single_cls or args.agnostic_nms,
-                max_det=args.max_det, end2end=self.end2end, max_nms=most, max_time_img=float("inf"),
-            )  # fmt: skip
-            return kept
-
-        outputs = suppress(found, FIRST)
-        if not self.end2end:
-            many = (found[:, 4:] > args.conf).flatten(1).sum(1) > FIRST
-            short = torch.tensor([len(x) < args.max_det for x in outputs], device=many.device)
-            again = (many & short).nonzero().flatten()
-            if len(again):
-                for index, output in zip(again.tolist(), suppress(found[again], 30000), strict=True):
-                    outputs[index] = output
+        outputs = suppressed(preds, args, agnostic=args.single_cls or args.agnostic_nms, end2end=self.end2end)
         return [{"bboxes": x[:, :4], "conf": x[:, 4], "cls": x[:, 5], "extra": x[:, 6:]} for x in outputs]
+
+
+def suppressed(preds: Any, args: Any, *, agnostic: bool, end2end: bool) -> list[torch.Tensor]:
+    """Non-maximum suppression as in evaluation: every class of a box counts, and no image is given up.
+
+    Suppression goes through the boxes by falling score, so where the best 3000 already leave `max_det`, the others
+    could not have changed that.
+
+    Args:
+        preds: what the model puts out.
+        args: with `conf`, `iou` and `max_det`.
+        agnostic: whether boxes of different classes suppress each other.
+        end2end: whether the model leaves nothing to suppress.
+
+    Returns:
+        For each image (n, 6 or more): box as x1, y1, x2, y2, score, class, and what else the model says.
+    """
+    found = preds[0] if isinstance(preds, (list, tuple)) else preds
+
+    def suppress(some: torch.Tensor, most: int) -> list[torch.Tensor]:
+        kept: list[torch.Tensor] = non_max_suppression(
+            some, args.conf, args.iou, multi_label=True, agnostic=agnostic, max_det=args.max_det, end2end=end2end,
+            max_nms=most, max_time_img=float("inf"),
+        )  # fmt: skip
+        return kept
+
+    outputs = suppress(found, FIRST)
+    if not end2end:
+        many = (found[:, 4:] > args.conf).flatten(1).sum(1) > FIRST
+        short = torch.tensor([len(x) < args.max_det for x in outputs], device=many.device)
+        again = (many & short).nonzero().flatten()
+        if len(again):
+            for index, output in zip(again.tolist(), suppress(found[again], 30000), strict=True):
+                outputs[index] = output
+    return outputs
 
 
 def counting(val_regions: bool) -> str:

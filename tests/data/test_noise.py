@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from rebalance.data import dataset, labels
+from rebalance.data.boxes import iou
 from rebalance.data.derive import noise, sparsify, summary
 from rebalance.data.folder import Manifest, load_manifest
-from rebalance.data.noise import File, Noise, Noisy, iou
+from rebalance.data.noise import File, Noise, Noisy
 from rebalance.errors import ConfigError, DataError
 from rebalance.settings import NoiseFlags, SparsifyFlags
 

@@ -9,7 +9,8 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from rebalance.heads.anchor import COCO_ANCHORS, AnchorHead, objectness
+from rebalance.heads.anchor import COCO_ANCHORS, AnchorHead, objectness, taken
+from rebalance.match.boxes import xywh_to_xyxy
 
 STRIDE = torch.tensor([8.0, 16.0, 32.0])
 
@@ -158,3 +159,42 @@ def test_decode_keeps_half_precision_for_exported_models(dtype: torch.dtype) -> 
     found = made.decode(maps)
     assert found.dtype == dtype
     assert found.isfinite().all()
+
+
+@pytest.mark.parametrize("stride", [(8.0, 16.0, 32.0), (7.0, 12.0, 31.0)])
+def test_corners_are_the_decoded_boxes_to_the_bit(stride: tuple[float, ...]) -> None:
+    made = AnchorHead(3, (4, 6, 8), torch.tensor(stride), COCO_ANCHORS[3])
+    maps = [x * 5 for x in made.maps(features(images=3))]
+    before = [x.detach().clone() for x in maps]
+    decoded = made.decode([x[:, :, :4] for x in maps], objectness=False)
+    found = made.corners(maps)
+    assert not found.requires_grad
+    assert torch.equal(found, xywh_to_xyxy(decoded.transpose(1, 2)).transpose(1, 2))
+    made.anchors.mul_(2)  # as autoanchor does after the model was built
+    assert torch.equal(
+        made.corners(maps), xywh_to_xyxy(made.decode([x[:, :, :4] for x in maps], objectness=False).mT).mT
+    )
+    assert all(torch.equal(x, y) for x, y in zip(maps, before, strict=True))
+
+
+def test_what_is_taken_of_the_maps_has_the_gradient_of_indices_and_slices() -> None:
+    g = torch.Generator().manual_seed(3)
+    maps = [torch.randn(2, 3, 8, h, 4, generator=g, dtype=torch.float64, requires_grad=True) for h in (4, 2, 6)]
+    image, anchor, row, column = (torch.randint(0, n, (3, 30), generator=g) for n in (2, 3, 2, 4))  # some twice
+
+    def by_index(*maps: Tensor) -> tuple[Tensor, Tensor]:
+        places = zip(maps, image, anchor, row, column, strict=True)
+        return torch.stack([x[i, a, :, r, c] for x, i, a, r, c in places]), objectness(maps)
+
+    def ours(*maps: Tensor) -> tuple[Tensor, Tensor]:
+        return taken(maps, image, anchor, row, column)
+
+    assert all(torch.equal(x, y) for x, y in zip(ours(*maps), by_index(*maps), strict=True))
+    weights = [torch.randn(x.shape, generator=g, dtype=torch.float64) for x in by_index(*maps)]
+    for outputs in ((0, 1), (0,), (1,)):
+        found = [
+            torch.autograd.grad(sum((of(*maps)[k] * weights[k]).sum() for k in outputs), maps)  # type: ignore[arg-type]
+            for of in (ours, by_index)
+        ]
+        assert all(torch.equal(x, y) for x, y in zip(*found, strict=True))
+    assert torch.autograd.gradcheck(ours, maps)

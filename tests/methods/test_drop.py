@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rebalance.hosts import SITES
 from rebalance.match.candidates import POSITIVE
-from rebalance.methods.drop import Drop, drop_mask
+from rebalance.methods.drop import KEYS, Drop, drop_mask
 from rebalance.methods.method import Choice, Predictions, Run
 
 
@@ -89,6 +89,32 @@ def test_same_generator_same_choice() -> None:
     assert all(torch.equal(a, b) for a, b in zip(draws, again, strict=True))
     assert not torch.equal(draws[0], draws[1])  # each call draws afresh
     assert not torch.equal(draws[0], drop_mask(eligible, 0.3, generator=seeded(4)))
+
+
+@pytest.mark.parametrize("keys", ["random", "many equal", "all equal", "one end"])
+@pytest.mark.parametrize("rate", [0.001, 0.29, 0.75, 1.0])
+def test_on_a_cpu_the_choice_is_that_of_a_stable_sort(monkeypatch: pytest.MonkeyPatch, keys: str, rate: float) -> None:
+    drawn = torch.randint(KEYS, (5000,), dtype=torch.int32, generator=seeded())
+    if keys == "many equal":
+        drawn = drawn // (KEYS // 7) * (KEYS // 7)
+    elif keys != "random":  # where no guess holds
+        drawn = torch.full_like(drawn, KEYS // 2) if keys == "all equal" else drawn // 1000
+    monkeypatch.setattr(torch, "randint", lambda *_, **__: drawn)
+    eligible = torch.rand(5000, generator=seeded(1)) < 0.9
+    order = torch.where(eligible, drawn, KEYS).argsort(stable=True)
+    expected = torch.zeros(5000, dtype=torch.bool)
+    expected[order[: math.floor(Decimal(str(rate)) * int(eligible.sum()))]] = True
+    assert torch.equal(drop_mask(eligible, rate), expected)
+
+
+def test_on_a_cpu_only_some_keys_are_sorted(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    sort = Tensor.argsort
+    monkeypatch.setattr(Tensor, "argsort", lambda x, **given: sizes.append(x.numel()) or sort(x, **given))
+    for seed in range(20):
+        drop_mask(torch.ones(50_000, dtype=torch.bool), 0.75, generator=seeded(seed))
+    assert len(sizes) == 20
+    assert max(sizes) < 2_500
 
 
 def test_the_global_generator_is_left_alone() -> None:

@@ -137,15 +137,16 @@ class FasterRCNNCriterion:
         raw, matched, known = self._drawn(raw, _sampled(matched, known), known)
         logits, residuals = unrefined(raw["logits"], raw.get("residuals"))
         deltas, anchors = upcast(raw["deltas"]), raw["anchors"]
-        gt_boxes, _ = of_label(labels, matched.label)
         choice = self.rpn.choose(
             predictions(
-                matched.state, lambda: decode_deltas(deltas.detach(), anchors), labels, gt_boxes,
+                matched.state, lambda: decode_deltas(deltas.detach(), anchors), labels, matched.label,
                 lambda: refine(logits, residuals)[-1].detach(), known,
             )
         )  # fmt: skip
         positive = matched.state == POSITIVE
-        boxes = _smooth_l1(deltas, encode_deltas(gt_boxes, anchors), choice.in_box(positive))
+        boxes = _smooth_l1(
+            deltas, encode_deltas(of_label(labels.boxes, matched.label), anchors), choice.in_box(positive)
+        )
 
         def losses(logits: Tensor, residuals: Tensor, choice: Choice) -> dict[str, Tensor]:
             targets = positive.to(logits.dtype)
@@ -212,7 +213,7 @@ class FasterRCNNCriterion:
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """(B, S) classification and box loss of each RoI; of padding the former is any number."""
         state, positive = choice.seen(matched.state), matched.state == POSITIVE
-        gt_boxes, classes = of_label(labels, matched.label)
+        gt_boxes, classes = (of_label(values, matched.label) for values in labels[:2])
         own = torch.where(positive, classes + 1, BACKGROUND)
         of_class = deltas.gather(2, own[..., None, None].expand(-1, -1, -1, 4)).squeeze(2)
         in_box = choice.in_box(positive)
@@ -314,7 +315,7 @@ class RoINorm(nn.BatchNorm2d):
         var = (centred.square() * weight).sum((0, 2, 3)) / count
         if torch.is_grad_enabled():
             with torch.no_grad():  # of the variance without bias, as in torch
-                self.num_batches_tracked.add_(1)  # type: ignore[operator]
+                self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
                 self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)  # type: ignore[union-attr, arg-type]
                 unbiased = var * count / (count - 1).clamp(min=1)
                 self.running_var.lerp_(unbiased.to(self.running_var), self.momentum)  # type: ignore[union-attr, arg-type]

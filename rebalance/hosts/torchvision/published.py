@@ -17,7 +17,7 @@ from rebalance.errors import ModelError
 from rebalance.hosts.host import COCO
 from rebalance.hosts.state_dict import Weights, load_by_name, read_weights, require_fit
 from rebalance.hosts.torchvision.model import KEY, TorchvisionModel
-from rebalance.hosts.torchvision.zoo import ZOO
+from rebalance.hosts.torchvision.zoo import FROZEN, ZOO
 
 OTHERWISE = "pretrained=<file> takes a state dict"
 # Of torchvision's 91 categories, those that no data set has
@@ -135,7 +135,7 @@ def load_coco(model: TorchvisionModel, state: dict[str, Tensor], weights: Weight
     kept = [i for i, name in enumerate(categories) if name not in N_A]
     names = {i: categories[k] for i, k in enumerate(kept)}
     state = model.translate(state)
-    if ZOO[model.yaml[KEY]].frozen:
+    if model.yaml[KEY] in FROZEN:
         state = _thawed(model, state)
     head: Any = model.model[-1]
     if model.nc != len(categories):  # a model of all of torchvision's 91 takes the rows as they are

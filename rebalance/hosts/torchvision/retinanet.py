@@ -75,7 +75,7 @@ class RetinaNetCriterion(DenseCriterion):
         self.giou = getattr(head, "giou", False)
 
     def box_loss(self, deltas: Tensor, boxes: Tensor, anchors: Tensor) -> Tensor:
-        """(B, A) L1, summed over the four offsets; of torchvision's second version 1 - GIoU of the box itself."""
+        """(…) L1, summed over the four offsets; of torchvision's second version 1 - GIoU of the box itself."""
         if self.giou:
             found: Tensor = generalized_box_iou_loss(decode_deltas(deltas, anchors), boxes)
             return found

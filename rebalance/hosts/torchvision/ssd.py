@@ -120,7 +120,7 @@ class SSDCriterion(DenseCriterion):
         return match_by_iou(anchors, labels, high=MATCH_IOU, low=MATCH_IOU, rescue="first")
 
     def box_loss(self, deltas: Tensor, boxes: Tensor, anchors: Tensor) -> Tensor:
-        """(B, A) smooth L1, summed over the four offsets."""
+        """(…) smooth L1, summed over the four offsets."""
         targets = encode_deltas(boxes, anchors, self.scale)
         return smooth_l1_loss(deltas, targets, reduction="none").sum(-1)
 

@@ -45,7 +45,6 @@ class Detector(NamedTuple):
     prefixes: Mapping[str, str]  # a parameter's name in torchvision's (or YOLOv5's) files -> here
     backbone: WeightsEnum | None = None  # of ImageNet
     coco: WeightsEnum | None = None  # of the whole detector
-    frozen: bool = False  # whether `coco` is of frozen batch normalisation that adds no ε to the variance
 
 
 class Levels(nn.Sequential):
@@ -301,11 +300,14 @@ MOBILENET_V3 = {
 MOBILENET_FPN = {**FASTER_RCNN, "features.": "model.0."}
 YOLOV5 = {f"model.{i}.": f"model.0.{i}." for i in range(10)}  # its later layers have no place here
 
+# Of whose COCO weights the batch normalisation was frozen, and added no ε to the variance
+FROZEN = ("retinanet_resnet50_fpn", "fasterrcnn_resnet50_fpn")
+
 ZOO: dict[str, Detector] = {
     "retinanet_resnet50_fpn": Detector(
         RetinaNetDetect, partial(retinanet_resnet, models.resnet50, 256), "RetinaNet, ResNet-50 and FPN", **IMAGENET,
         prefixes=RESNET, backbone=models.ResNet50_Weights.IMAGENET1K_V1,
-        coco=detection.RetinaNet_ResNet50_FPN_Weights.COCO_V1, frozen=True,
+        coco=detection.RetinaNet_ResNet50_FPN_Weights.COCO_V1,
     ),
     "retinanet_resnet50_fpn_v2": Detector(
         RetinaNetDetect, retinanet_resnet_v2, "RetinaNet, ResNet-50 and FPN, torchvision's second: GIoU, GroupNorm",
@@ -323,7 +325,7 @@ ZOO: dict[str, Detector] = {
     "fasterrcnn_resnet50_fpn": Detector(
         FasterRCNNDetect, partial(fasterrcnn_resnet, models.resnet50), "Faster R-CNN, ResNet-50 and FPN", **IMAGENET,
         prefixes=FASTER_RCNN, backbone=models.ResNet50_Weights.IMAGENET1K_V1,
-        coco=detection.FasterRCNN_ResNet50_FPN_Weights.COCO_V1, frozen=True,
+        coco=detection.FasterRCNN_ResNet50_FPN_Weights.COCO_V1,
     ),
     "fasterrcnn_resnet50_fpn_v2": Detector(
         FasterRCNNDetect, partial(fasterrcnn_of, detection.fasterrcnn_resnet50_fpn_v2, Numbers()),

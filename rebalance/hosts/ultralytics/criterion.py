@@ -7,6 +7,7 @@ Shapes: B images, T labels in the batch, N candidates an image, L levels, M anch
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from ultralytics.utils import RANK
 from ultralytics.utils.loss import v8DetectionLoss
 
-from rebalance.heads.anchor import AnchorSettings, objectness
+from rebalance.heads.anchor import AnchorSettings, taken
 from rebalance.heads.objectness import flatten_steps
 from rebalance.match.anchor import Matches, match, set_in_part
 from rebalance.match.boxes import ciou, inside, max_iou, own_overlap, upcast, xywh_to_xyxy
@@ -242,14 +243,14 @@ class AnchorCriterion:
         shapes = [(x.shape[-2], x.shape[-1]) for x in maps]
         found = match(labels.float(), self.head.anchors, shapes, self.settings.anchor_t)
 
-        slots = zip(maps, found.image, found.anchor, found.row, found.column, strict=True)
-        chosen = upcast(torch.stack([x[i, a, :, r, c] for x, i, a, r, c in slots]))  # (L, K, 5 + C)
+        chosen, objects = taken(maps, found.image, found.anchor, found.row, found.column)
+        chosen = upcast(chosen)  # (L, K, 5 + C)
         sigmoid = chosen[..., :4].sigmoid()
         matched = torch.cat((sigmoid[..., :2] * 2 - 0.5, (sigmoid[..., 2:] * 2) ** 2 * found.anchor_wh), -1)
         iou = ciou(matched, found.boxes_xywh)
 
         steps = flatten_steps(raw["residuals"]) if "residuals" in raw else None
-        logits, residuals = unrefined(objectness(maps), steps)
+        logits, residuals = unrefined(objects, steps)
         own = iou.detach().clamp(min=0)
         place = self._places(found, found.valid, logits.shape)
         target = self._scatter(own, place, logits.shape)
@@ -269,8 +270,9 @@ class AnchorCriterion:
             lambda: xywh_to_xyxy(self._anchors(shapes, logits)), images=len(logits), size=size, each=False
         )
         choice = self.objective.choose(Predictions(
-            state, lambda: max_iou(self._boxes(maps), gt_boxes()), logits.detach, own=lambda: own,
-            pairs=lambda: (found.image * logits.shape[1] + found.candidate).where(found.valid, -1), known=known,
+            state, lambda: max_iou(self.head.corners([upcast(x) for x in maps]).mT, gt_boxes()), logits.detach,
+            own=lambda: own, known=known,
+            pairs=lambda: (found.image * logits.shape[1] + found.candidate).where(found.valid, -1),
         ))  # fmt: skip
 
         host_target = target
@@ -290,9 +292,9 @@ class AnchorCriterion:
         self.objective.weigh_up(
             choice, state, logits, lambda x, choice: objects_of(x, residuals[:0], choice)["obj_loss"]
         )
-        objects = objects_of(logits, residuals, choice)
-        parts = {"box_loss": box, "obj_loss": objects["obj_loss"], "cls_loss": self._classes(chosen[..., 5:], found)}
-        parts |= objects  # residual losses have the gain of the objectness loss
+        of_objects = objects_of(logits, residuals, choice)
+        parts = {"box_loss": box, "obj_loss": of_objects["obj_loss"], "cls_loss": self._classes(chosen[..., 5:], found)}
+        parts |= of_objects  # residual losses have the gain of the objectness loss
         gains = (*self.gains, self.gains[1])
         loss = torch.stack([x * gain for x, gain in zip(parts.values(), gains, strict=False)])
         return loss * len(logits), dict(zip(parts, loss.detach(), strict=True))
@@ -306,19 +308,16 @@ class AnchorCriterion:
             return (loss.sum(1) / count).sum()
         sizes = [self.head.na * h * w for h, w in shapes]
         levels = torch.split(loss, sizes, 1)
+        means: Sequence[Tensor]
         if choice.left is None:
             means = [x.mean() for x in levels]
         elif choice.kept:
             weights = torch.split(choice.of_count(torch.ones_like(choice.left), choice.left), sizes, 1)
-            means = [x.sum() / w.sum().clamp(min=1) for x, w in zip(levels, weights, strict=True)]
+            counts = torch.stack([w.sum() for w in weights]).clamp(min=1)
+            means = (torch.stack([x.sum() for x in levels]) / counts).unbind()
         else:
             means = [x.sum() / x.numel() for x in levels]
         return torch.stack([m * b for m, b in zip(means, BALANCE[len(sizes)], strict=True)]).sum()
-
-    def _boxes(self, maps: list[Tensor]) -> Tensor:
-        """(B, N, 4) predicted boxes, corners in pixels."""
-        boxes = self.head.decode([upcast(x[:, :, :4].detach()) for x in maps], objectness=False)
-        return xywh_to_xyxy(boxes.transpose(1, 2))
 
     def _overlap(self, gt_boxes: Tensor, shapes: list[tuple[int, int]]) -> Tensor:
         """(B, N) overlap of each anchor at its cell; with brl_overlap=centre, whether a label holds its centre."""

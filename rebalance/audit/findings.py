@@ -1,0 +1,233 @@
+"""What detections and labels of a data set say together: suggestions, and an estimate of what is missing of each class.
+
+No model is called here: all comes from what was found on the training images and on val.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rebalance.audit import probability
+from rebalance.audit.explain import Boxes, Detections, Explained, explain, nearest
+from rebalance.audit.probability import FEW, FEW_IMAGES, Draws, Estimate
+from rebalance.audit.table import Box, Near, Suggestion, sort
+from rebalance.data import regions
+from rebalance.data.labels import Labels
+from rebalance.data.regions import Regions
+
+FALLBACK = 0.25  # of the threshold: from that score on a detection is suggested whatever its probability is
+_SHOWN = 5e-5  # the least probability that is not 0 in the table
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image and what is said of it."""
+
+    path: str
+    name: str  # as in the table
+    labels: Labels
+    known: Regions
+
+
+@dataclass(frozen=True)
+class Look:
+    """An image as a model saw it, held against its labels; all in pixels."""
+
+    image: Image
+    size: tuple[int, int]  # width and height
+    found: Detections
+    boxes: Boxes  # of the labels
+    explained: Explained
+
+
+@dataclass(frozen=True)
+class Class:
+    """What an audit says of a class.
+
+    Attributes:
+        labels: how many it has.
+        how: probability; threshold where too little is known for that; unknown where a model does not know the class.
+        threshold: the median score of its labels that were found, None where none was. Without probability, a
+            detection of that score is as sure as half of the labels.
+        estimate: of what is missing, None without probability.
+        recall: share of val's labels that the models find from where the estimate begins; None where it is 0.
+    """
+
+    labels: int
+    how: str
+    threshold: float | None
+    estimate: Estimate | None = None
+    recall: float | None = None
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What an audit found."""
+
+    suggestions: list[Suggestion]  # in the order of the table
+    classes: Mapping[int, Class]
+    total: Estimate | None  # of all classes with an estimate; without probabilities, which the suggestions have
+    beyond: float  # missing labels of all classes, with those that no model finds: by the share of val's that are found
+    silent: int  # detections about which regions, or unknown_below, say that nothing follows from them
+
+
+def look(image: Image, size: tuple[int, int], found: Detections, unknown_below: int) -> Look:
+    """Hold what was found on an image against its labels.
+
+    Args:
+        image: the image.
+        size: width and height in pixels.
+        found: what a model found.
+        unknown_below: objects of a smaller size, in pixels, were not labelled.
+    """
+    boxes = image.labels.boxes_xyxy(*size)
+    low, high = found.boxes[:, :2] / size, found.boxes[:, 2:] / size
+    norm = np.concatenate([(low + high) / 2, high - low], 1).astype(np.float32)
+    told = regions.told(image.known, found.classes, norm)
+    held = explain(found, boxes, image.labels.classes, told.unknown | told.background, unknown_below)
+    return Look(image, size, found, boxes, held)
+
+
+def findings(
+    names: Mapping[int, str],
+    audited: Sequence[Look],
+    judged: Sequence[Sequence[Look]],
+    known: frozenset[int],
+    seed: int,
+) -> Findings:
+    """Tell what is missing.
+
+    Args:
+        names: classes by number.
+        audited: each training image once.
+        judged: the images of val as each model saw them, in one order.
+        known: classes that all models know.
+        seed: of the intervals.
+    """
+    draws = Draws.of(len(audited), len(judged[0]), len(judged), seed)
+    labels, of_val = (
+        Counter(number for one in looks for number in one.image.labels.classes.tolist())
+        for looks in (audited, judged[0])
+    )
+    thresholds = {number: _threshold(audited, number) for number in names}
+    every = [one for looks in judged for one in looks]
+    missing, false = ([_missing(one, thresholds) for one in looks] for looks in (audited, every))
+    chances = [np.full(len(some), np.nan) for some in missing]  # of each suggestion; NaN: there is none
+    classes: dict[int, Class] = {}
+    for number in names:
+        how, made = "unknown" if number not in known else "threshold", None
+        if number in known and len(judged[0]) >= FEW_IMAGES and of_val[number] >= FEW:
+            how = "probability"
+            here, there = ([one.found.classes[some] == number for one, some in zip(*part, strict=True)]
+                           for part in ((audited, missing), (every, false)))  # fmt: skip
+            made = probability.estimate(_scores(audited, missing, here), _scores(every, false, there), draws)
+            for chance, mask, found in zip(chances, here, made.probability, strict=True):
+                chance[mask] = found
+        recall = _recall(every, number, made.start) if made and made.missing else None
+        classes[number] = Class(labels[number], how, thresholds[number], made, recall)
+    rows = [
+        row
+        for one, some, chance in zip(audited, missing, chances, strict=True)
+        for row in (*_rows_missing(names, one, some, chance, classes), *_rows_apart(names, one, thresholds))
+    ]
+    return Findings(
+        sort(rows), classes, _total(classes), _beyond(classes), sum(one.explained.silent for one in audited)
+    )
+
+
+def _scores(
+    looks: Sequence[Look], some: Sequence[NDArray[np.int64]], masks: Sequence[NDArray[np.bool_]]
+) -> list[NDArray[np.float64]]:
+    return [one.found.scores[these[mask]] for one, these, mask in zip(looks, some, masks, strict=True)]
+
+
+def _threshold(looks: Sequence[Look], number: int) -> float | None:
+    """The median score with which labels of a class are found."""
+    own = [one.explained.own[one.image.labels.classes == number] for one in looks]
+    found = np.concatenate([np.empty(0), *own])
+    found = found[found > 0]
+    return float(np.median(found)) if len(found) else None
+
+
+def _recall(looks: Sequence[Look], number: int, start: float) -> float | None:
+    """The share of the labels of a class that a detection explains, of a score from the start on."""
+    found = [one.explained.own[one.image.labels.classes == number] >= start for one in looks]
+    return float(np.concatenate(found).mean()) or None
+
+
+def _placed(one: Look, thresholds: Mapping[int, float | None]) -> NDArray[np.int64]:
+    """(k, 2) detection and label that is badly placed: the detection is as sure as half of those of labels."""
+    sure = [
+        (limit := thresholds[int(one.found.classes[detection])]) is not None and one.found.scores[detection] >= limit
+        for detection, _ in one.explained.placed.tolist()
+    ]
+    return one.explained.placed[np.array(sure, np.bool_)]
+
+
+def _missing(one: Look, thresholds: Mapping[int, float | None]) -> NDArray[np.int64]:
+    """Detections that nothing explains, without those that say where a badly placed label belongs."""
+    missing = one.explained.missing
+    return missing[~np.isin(missing, _placed(one, thresholds)[:, 0])]
+
+
+def _rows_missing(
+    names: Mapping[int, str],
+    one: Look,
+    some: NDArray[np.int64],
+    chance: NDArray[np.float64],
+    classes: Mapping[int, Class],
+) -> list[Suggestion]:
+    rows = []
+    for detection, p in zip(some.tolist(), chance.tolist(), strict=True):
+        number, score = int(one.found.classes[detection]), float(one.found.scores[detection])
+        limit = classes[number].threshold
+        near_labels = limit is not None and score >= FALLBACK * limit
+        if p >= _SHOWN or near_labels:  # NaN, that there is none, is no number above another
+            row = _row(names, one, "missing", number, one.found.boxes[detection], score)
+            rows.append(replace(row, probability=None if p != p else round(p, 4)))
+    return rows
+
+
+def _rows_apart(names: Mapping[int, str], one: Look, thresholds: Mapping[int, float | None]) -> list[Suggestion]:
+    """Suggestions about the labels that are there."""
+    rows = []
+    for kind, pairs in (("wrong_class", one.explained.wrong), ("badly_placed", _placed(one, thresholds))):
+        for detection, label in pairs.tolist():
+            number, score = int(one.found.classes[detection]), float(one.found.scores[detection])
+            rows.append(_row(names, one, kind, number, one.found.boxes[detection], score, label))
+    for label in one.explained.spurious.tolist():
+        number = int(one.image.labels.classes[label])
+        if thresholds[number] is not None:  # of a class that no model finds nothing follows
+            rows.append(_row(names, one, "spurious", number, one.boxes[label], 0.0, label))
+    return rows
+
+
+def _row(
+    names: Mapping[int, str], one: Look, kind: str, number: int, box: Boxes, score: float, label: int | None = None
+) -> Suggestion:
+    near = nearest(box, one.boxes, label)
+    told = near and Near(near[0], int(one.image.labels.classes[near[0]]), _box(one.boxes[near[0]]), round(near[1], 4))
+    return Suggestion(one.image.name, kind, number, names[number], _box(box), round(score, 5), None, told)
+
+
+def _box(box: Boxes) -> Box:
+    x1, y1, x2, y2 = (round(side, 2) for side in box.tolist())
+    return x1, y1, x2, y2
+
+
+def _total(classes: Mapping[int, Class]) -> Estimate | None:
+    made = [row.estimate for row in classes.values() if row.estimate]
+    if not made:
+        return None
+    draws = np.sum([row.draws for row in made], axis=0)
+    missing = sum(row.missing for row in made)
+    return Estimate((), missing, *probability.interval(draws, missing), draws)
+
+
+def _beyond(classes: Mapping[int, Class]) -> float:
+    return sum(row.estimate.missing / row.recall for row in classes.values() if row.estimate and row.recall)

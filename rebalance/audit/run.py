@@ -1,0 +1,400 @@
+"""An audit: detectors look at the training images of a data set, and what the labels do not explain is written down.
+
+runs/audit/<name>/
+    question.json       what was asked; the same name with another question is refused
+    lock                held while an audit works here
+    data/, folds/       with folds=: the data set of each training, and the sweep of the trainings
+    detections/         what was found, a file for each 64 images; a killed audit goes on after the last one
+    suggestions.csv     see `rebalance.audit.table`
+    estimate.csv        how many labels of each class are missing
+    truth.md, truth.png where withheld boxes are known: how good the audit is, see `rebalance.audit.truth`
+    review.html         see `rebalance.audit.review`; exports for other tools beside it, see `rebalance.audit.export`
+    audit.json          all that was found out but the suggestions; written last
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from rebalance.audit import export, review, table, truth
+from rebalance.audit.detect import Detector, Seen, detect_all
+from rebalance.audit.findings import Findings, Image, Look, findings, look
+from rebalance.audit.probability import FEW, FEW_IMAGES, Estimate
+from rebalance.audit.table import KINDS
+from rebalance.data import completed, dataset
+from rebalance.data.dataset import DataSet
+from rebalance.data.demo.seafloor import built_in
+from rebalance.data.items import labels_sha256
+from rebalance.data.part import part
+from rebalance.data.progress import progress
+from rebalance.errors import ConfigError, DataError, RunError, nearest
+from rebalance.experiments.record import load, read_json
+from rebalance.experiments.sweep import sweep
+from rebalance.files import clear, write_whole
+from rebalance.report.figures import audit as picture
+from rebalance.settings import AuditFlags, SweepFlags, as_dict, parse, require, settings_of, value_text
+from rebalance.versions import versions
+
+ROOT = Path("runs/audit")
+ABOUT, SUGGESTIONS, ESTIMATE, QUESTION = "audit.json", "suggestions.csv", "estimate.csv", "question.json"
+SCHEMA = 1
+
+_SHOWN = ("data", "model", "name", "export", "review")  # what an audit finds does not depend on them
+_FOLDS = "folds"
+_OF_SWEEP = frozenset(settings_of(SweepFlags)) - {"jobs"}
+
+
+def audit(given: AuditFlags, training: Mapping[str, str] | None = None, root: Path = ROOT) -> Path:
+    """Audit the training labels of a data set and return the folder; the same name continues a killed audit.
+
+    Args:
+        given: `data` and `model` are required.
+        training: with folds, flags of the trainings, as those of a sweep.
+        root: where the folder `name` is made.
+
+    Raises:
+        ConfigError: a flag is missing, or has no effect.
+        DataError, ModelError: the data set cannot be used, or not the model; nothing was made.
+        RunError: the folder holds another audit, another process works in it, or a training failed.
+    """
+    require(given, "data", "model")
+    given = parse(AuditFlags, as_dict(given))
+    training = _training(given, training or {})
+    tools = export.check(given.export)
+    source = completed.given(dataset.load(built_in(given.data)))  # against its own additions nothing is found
+    source.knowledge.require_matched()
+    images, skipped = _images(source, "train")
+    val, _ = _images(source, "val")
+    if not 0 <= given.folds <= len(images) or given.folds == 1:
+        raise ConfigError(f"folds={given.folds}: 0, or 2 to {len(images)}, the training images")
+    facts = {
+        "data": str(source.file.absolute()),
+        "data_sha256": labels_sha256(source),
+        "model": given.model,
+        "model_sha256": _file_hash(given.model),
+        **{key: value for key, value in as_dict(given).items() if key not in _SHOWN},
+        "training": dict(sorted(training.items())),
+    }
+    if not given.folds:
+        _detector(given, source, given.model)  # so that nothing is made where it cannot be
+    folder = root / (given.name or default_name(source))
+    with _held(folder, facts):
+        parts, models = _models(given, training, source, images, folder)
+        detectors = [_detector(given, source, model) for model in models]
+        known = frozenset(source.names).intersection(*(detector.known for detector in detectors))
+        looks, judged = _look(source, parts, val, folder, detectors)
+        found = findings(source.names, looks, judged, known, given.seed)
+        table.write(folder / SUGGESTIONS, found.suggestions)
+        shown = {row.image for row in found.suggestions}
+        about = _about(
+            facts,
+            source,
+            found,
+            images=len(looks),
+            shown=min(given.review, len(found.suggestions)),
+            images_root=images_root([image.path for image in images]),
+            models=models,
+            lower_bound=not given.folds,
+            settings=detectors[0].setting,
+            notes=_notes(facts, found, source.names, len(val), skipped),
+            **({"truth": truth.truth(source, looks, found)} if source.has_withheld() else {}),
+            suggestions_sha256=hashlib.sha256((folder / SUGGESTIONS).read_bytes()).hexdigest(),
+            sizes={one.image.name: list(one.size) for one in looks if one.image.name in shown},
+        )
+        if "truth" in about:
+            write_whole(folder / "truth.md", truth.tables(about["truth"]).encode())
+            picture.write(about["truth"], folder / "truth.png")
+        write_whole(folder / ESTIMATE, _estimate(about))
+        files = {image.name: image.path for image in images}
+        if given.review:
+            review.write(folder, review.first(found.suggestions, given.review), about, files, source.labels)
+        for tool in tools:
+            print(
+                *export.write(tool, folder, found.suggestions, about, files, source.labels), sep="\n", file=sys.stderr
+            )
+        write_whole(folder / ABOUT, (json.dumps(about, indent=1, ensure_ascii=False) + "\n").encode())
+    return folder
+
+
+def looks(folder: Path) -> tuple[DataSet, list[Look]]:
+    """The data set of an audit that is there, and its training images as they were seen; no model is loaded.
+
+    Raises:
+        RunError: there is none, or its data set has other labels now.
+    """
+    facts = read_json(folder / QUESTION)
+    if facts is None or not (folder / ABOUT).is_file():
+        raise RunError(f"{folder} is not the folder of an audit that was finished: it has no {ABOUT}")
+    source = completed.given(dataset.load(facts["data"]))
+    images, _ = _images(source, "train")
+    if labels_sha256(source) != facts["data_sha256"]:
+        raise RunError(f"{folder}: the labels of {facts['data']} were changed since")
+    parts = fold(images, facts["folds"], facts["seed"]) if facts["folds"] else [images]
+    return source, _look(source, parts, [], folder, [None] * len(parts))[0]
+
+
+def summary(folder: Path) -> str:
+    """A few lines for the user: what was found, by class."""
+    about = read_json(folder / ABOUT) or {}
+    rows = [("class", "labels", "suggestions", "missing", "95 %")]
+    for found in (*about["classes"], {"name": "all", **about["total"]}):
+        span = "" if found["missing"] is None else f"{found['low']:.0f} to {found['high']:.0f}"
+        missing = "" if found["missing"] is None else f"{found['missing']:.0f}"
+        rows.append((found["name"], str(found["labels"]), str(found["suggestions"]), missing, span))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    kinds = ", ".join(f"{count} {kind}" for kind, count in about["kinds"].items())
+    known = [truth.summary(about["truth"])] if "truth" in about else []
+    return "\n".join(
+        [*lines, *known, *about["notes"], f"suggestions: {kinds}", *_pages(folder, sum(about["kinds"].values()))]
+    )
+
+
+def _pages(folder: Path, suggestions: int) -> list[str]:
+    """Where to look."""
+    page, most = folder / review.PAGE, (read_json(folder / ABOUT) or {}).get("shown", 0)
+    some = f" (the first {most} of {suggestions} suggestions)" if most < suggestions else ""
+    return [str(folder / SUGGESTIONS), *[f"decide in a browser: {page}{some}"] * page.is_file()]
+
+
+def default_name(source: DataSet) -> str:
+    """Name of an audit after its data set: that of the YAML, or of the folder where that says nothing."""
+    stem = source.file.stem
+    return source.file.absolute().parent.name if stem in ("data", "dataset") else stem
+
+
+def images_root(paths: Sequence[str]) -> str:
+    """The folder that all images are below, '' where there is none."""
+    try:
+        return os.path.commonpath([os.path.dirname(path) for path in paths])
+    except ValueError:  # on several drives
+        return ""
+
+
+def _training(given: AuditFlags, training: Mapping[str, str]) -> dict[str, str]:
+    """The flags of the trainings of the folds."""
+    for key, value in training.items():
+        if not given.folds or key in _OF_SWEEP:
+            own = settings_of(AuditFlags)
+            why = f" of {', '.join(own)}" if not given.folds else "; it belongs to rebalance sweep"
+            needs = "" if given.folds else ", nor one of a training, which folds= makes"
+            raise ConfigError(f"{key}={value} is no flag{why}{needs}{nearest(key, own)}")
+    shared = {key: value_text(getattr(given, key)) for key in ("imgsz", "batch", "device") if getattr(given, key)}
+    # val= False: val judges these models, so it shall not choose them too
+    return {"val": "False", "plots": "False", **shared, **training} if given.folds else {}
+
+
+def _images(source: DataSet, split: str) -> tuple[list[Image], Counter[str]]:
+    """Images of a split, each once, with what is said of them; and how many are passed over, by the reason."""
+    paths, found, skipped = sorted(set(source.images(split))), [], Counter[str]()
+    root = images_root(paths)
+    for path in progress(paths, f"reading labels of {split}"):
+        if source.knowledge.skips(path):
+            skipped["without a label file (unlabelled: skip)"] += 1
+            continue
+        name = os.path.relpath(path, root).replace(os.sep, "/") if root else path
+        try:
+            labels = source.labels(path)
+        except DataError:  # the host leaves such an image out
+            skipped["with a label file that cannot be read"] += 1
+            continue
+        found.append(Image(path, name, labels, source.knowledge.of(path)))
+    if not found:
+        raise DataError(f"{source.file}: no image of {split} has labels that can be read")
+    return found, skipped
+
+
+def _detector(given: AuditFlags, source: DataSet, model: str) -> Detector:
+    channels = dataset.channels(source.file)
+    return Detector(model, source.names, channels=channels, imgsz=given.imgsz, batch=given.batch, device=given.device)
+
+
+@contextmanager
+def _held(folder: Path, facts: Mapping[str, Any]) -> Iterator[None]:
+    """The folder, made or continued, for this process alone.
+
+    Raises:
+        RunError: it holds something else, or another process works in it.
+    """
+    begun = read_json(folder / QUESTION)
+    if begun is None and folder.is_dir() and any(path.name != "lock" for path in folder.iterdir()):
+        raise RunError(f"{folder} exists and is not an audit's; choose another name=")
+    if begun is not None and begun != json.loads(json.dumps(facts)):
+        changed = next(key for key in {**facts, **begun} if begun.get(key) != json.loads(json.dumps(facts.get(key))))
+        was, now = (str(one.get(changed))[:60] for one in (begun, facts))
+        raise RunError(f"{folder} holds another audit: {changed} was {was}, is {now}; choose another name=")
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RunError(f"another audit works in {folder}") from None
+    try:
+        clear(folder)
+        write_whole(folder / QUESTION, (json.dumps(facts, indent=1) + "\n").encode())
+        yield
+    finally:
+        lock.release()
+
+
+def _models(
+    given: AuditFlags, training: Mapping[str, str], source: DataSet, images: Sequence[Image], folder: Path
+) -> tuple[list[list[Image]], list[str]]:
+    """The images in parts, and for each part the model that looks at it."""
+    if not given.folds:
+        return [list(images)], [given.model]
+    parts = fold(images, given.folds, given.seed)
+    cells = []
+    for number, left_out in enumerate(parts):
+        place = folder / "data" / str(number)
+        if not (place / "manifest.json").is_file():
+            out = {image.path for image in left_out}
+            part(source, [path for path in source.images("train") if path not in out], place)
+        data = str((place / "data.yaml").resolve())
+        cells.append({**training, "model": given.model, "data": data, "name": _FOLDS, "seeds": str(given.seed)})
+    done = load(sweep(cells, root=folder))
+    weights = {
+        str(Path(record.host["data"]).resolve()): str(record.folder / "train" / "weights" / record.weights)
+        for record in done.finished
+    }
+    if len(weights) < len(parts):
+        raise RunError(f"{len(done.failed)} of {len(parts)} trainings failed, the first: {done.failed[0].error}")
+    return parts, [weights[cell["data"]] for cell in cells]
+
+
+def fold(images: Sequence[Image], count: int, seed: int) -> list[list[Image]]:
+    """The images in so many parts, by chance; those that share a label file are in one part."""
+    files = sorted({dataset.label_path(image.path) for image in images})
+    order = np.random.default_rng(seed).permutation(len(files))
+    part_of = {files[file]: place % count for place, file in enumerate(order.tolist())}
+    return [[image for image in images if part_of[dataset.label_path(image.path)] == i] for i in range(count)]
+
+
+def _look(
+    source: DataSet,
+    parts: Sequence[Sequence[Image]],
+    val: Sequence[Image],
+    folder: Path,
+    detectors: Sequence[Detector | None],
+) -> tuple[list[Look], list[list[Look]]]:
+    """Each training image as the model of its part sees it, and the images of val as each model sees them.
+
+    Without a detector everything is taken as it was kept.
+    """
+    audited, judged = list[Look](), list[list[Look]]()
+    for number, (chosen, detector) in enumerate(zip(parts, detectors, strict=True)):
+        which, found = f"model {number + 1} of {len(parts)}, " if len(parts) > 1 else "", list[list[Look]]()
+        for split, images in (("train", chosen), ("val", val)):
+            paths, place = [image.path for image in images], folder / "detections" / str(number) / split
+            seen = detect_all(detector, paths, place, f"{which}{split}")
+            found.append(list(_held_against(source, images, seen)))
+        audited += found[0]
+        judged.append(found[1])
+    return sorted(audited, key=lambda one: one.image.name), judged
+
+
+def _held_against(source: DataSet, images: Sequence[Image], found: Sequence[Seen | None]) -> Iterator[Look]:
+    """Each image that could be read, held against its labels."""
+    for image, seen in zip(images, found, strict=True):
+        if seen is None:
+            print(f"warning: {image.path} cannot be read; it is passed over", file=sys.stderr)
+        else:
+            yield look(image, seen.size, seen.found, source.knowledge.unknown_below)
+
+
+def _about(facts: Mapping[str, Any], source: DataSet, found: Findings, **more: Any) -> dict[str, Any]:
+    """The content of audit.json."""
+    count = Counter(row.number for row in found.suggestions if row.kind == "missing")
+    kinds = Counter(row.kind for row in found.suggestions)
+
+    def told(estimate: Estimate | None) -> dict[str, float | None]:
+        values = (estimate.missing, estimate.low, estimate.high) if estimate else (None, None, None)
+        return {
+            key: None if value is None else round(value, 2)
+            for key, value in zip(("missing", "low", "high"), values, strict=True)
+        }
+
+    classes = [
+        {
+            "id": number, "name": source.names[number], "labels": row.labels, "suggestions": count[number],
+            **told(row.estimate), "recall": row.recall and round(row.recall, 4), "how": row.how,
+            "threshold": row.threshold and round(row.threshold, 4),
+        }
+        for number, row in found.classes.items()
+    ]  # fmt: skip
+    total = {
+        "labels": sum(row.labels for row in found.classes.values()),
+        "suggestions": sum(count.values()),
+        **told(found.total),
+    }
+    return {
+        "schema": SCHEMA, **facts, "kinds": {kind: kinds[kind] for kind in KINDS}, "classes": classes, "total": total,
+        **more, "versions": versions(),
+    }  # fmt: skip
+
+
+def _notes(facts: Mapping[str, Any], found: Findings, names: Mapping[int, str], of_val: int, skipped: Any) -> list[str]:
+    """What a reader of the numbers must know, a line each."""
+    notes = []
+    by_how: dict[str, list[str]] = {}
+    for number, row in found.classes.items():
+        by_how.setdefault(row.how, []).append(names[number])
+    if by_how.get("threshold"):
+        why = f"val has {of_val} images" if of_val < FEW_IMAGES else f"val has fewer than {FEW} labels of them"
+        notes.append(
+            f"no probability and no estimate for {', '.join(by_how['threshold'])}: {why}; their suggestions are "
+            "those of a score near that of their labels"
+        )
+    if by_how.get("unknown"):
+        notes.append(f"the model does not know {', '.join(by_how['unknown'])}: nothing is said of them")
+    if not facts["folds"] and found.total:
+        notes.append(
+            "a lower bound, if the model was trained on these labels: it has learnt that what has none is background; "
+            "folds= asks models that have not seen the image"
+        )
+    if found.total and found.beyond > found.total.missing:
+        notes.append(f"with labels that no model finds, as many as of val's are not found: {found.beyond:.0f} missing")
+    if found.silent:
+        notes.append(f"{found.silent} detections are where regions or unknown_below say that nothing follows from them")
+    return notes + [f"{count} images {why} are passed over" for why, count in skipped.items()]
+
+
+def _estimate(about: Mapping[str, Any]) -> bytes:
+    """estimate.csv: a row a class, and one of all."""
+    text = io.StringIO()
+    columns = (
+        "id",
+        "name",
+        "labels",
+        "suggestions",
+        "missing",
+        "low",
+        "high",
+        "recall",
+        "with_unfound",
+        "how",
+        "threshold",
+    )
+    writer = csv.DictWriter(text, columns, lineterminator="\n", restval="")
+    writer.writeheader()
+    writer.writerows([*about["classes"], {"name": "all", **about["total"]}])
+    return text.getvalue().encode()
+
+
+def _file_hash(model: str) -> str | None:
+    """SHA-256 of a checkpoint, None of a model that is only named."""
+    path = Path(model)
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
