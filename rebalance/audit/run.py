@@ -41,12 +41,12 @@ from rebalance.data.items import labels_sha256
 from rebalance.data.part import part
 from rebalance.data.progress import progress
 from rebalance.errors import ConfigError, DataError, RunError, nearest
-from rebalance.experiments.machine import versions
 from rebalance.experiments.record import load, read_json
 from rebalance.experiments.sweep import sweep
 from rebalance.files import clear, write_whole
 from rebalance.report.figures import audit as picture
 from rebalance.settings import AuditFlags, SweepFlags, as_dict, parse, require, settings_of, value_text
+from rebalance.versions import versions
 
 ROOT = Path("runs/audit")
 ABOUT, SUGGESTIONS, ESTIMATE, QUESTION = "audit.json", "suggestions.csv", "estimate.csv", "question.json"

@@ -297,7 +297,7 @@ def version(args: list[str]) -> None:
     """Show the versions of this package and of what it runs on."""
     if args:
         raise ConfigError(f"version takes no arguments; got '{' '.join(args)}'")
-    from rebalance.experiments.machine import versions
+    from rebalance.versions import versions
 
     print(table([(name, text or "not installed") for name, text in versions().items()]))
 

@@ -28,9 +28,10 @@ from typing import Any
 import psutil
 
 from rebalance.errors import RebalanceError
-from rebalance.experiments.machine import git, machine, versions
+from rebalance.experiments.machine import git, machine
 from rebalance.experiments.record import CONFIG, LOG, PROGRESS, RECORD, Record, Task, failed, read_file, write
 from rebalance.files import clear
+from rebalance.versions import versions
 
 _FILLED_IN = ("epochs", "imgsz", "batch")  # host flags that a record always names
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from ultralytics.data.utils import find_dataset_yaml
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, YAML
@@ -20,8 +22,9 @@ from rebalance.data.demo.seafloor import built_in
 from rebalance.data.knowledge import Knowledge
 from rebalance.errors import ConfigError, DataError, ModelError, nearest
 from rebalance.hosts import FAMILIES, host_of
-from rebalance.hosts.host import COCO, head_of, remembered
-from rebalance.hosts.state_dict import read_state_dict
+from rebalance.hosts.host import COCO, Host, head_of, remembered
+from rebalance.hosts.state_dict import Weights, is_checkpoint, read_weights
+from rebalance.hosts.ultralytics.sites import YoloSites
 from rebalance.recipe import TRAIN, Recipe, read
 from rebalance.settings import value_text
 from rebalance.train.arguments import check_training
@@ -59,6 +62,12 @@ def separate(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, An
             arguments = {**{k: v for k, v in held.items() if k in TRAIN or v is not None}, **own}
     ours = {name: value for name, value in arguments.items() if name in TRAIN}
     return ours, {name: value for name, value in arguments.items() if name not in TRAIN}
+
+
+def run_of(cfg: Any) -> Path | None:
+    """The folder of the run whose `args.yaml` a `cfg` is; None where it is another file."""
+    file = Path(str(cfg))
+    return file.parent if file.name == "args.yaml" and file.is_file() else None
 
 
 def admit(
@@ -132,10 +141,16 @@ def admit(
     if not resume and (recipe or strict):
         for name in ("pretrained", "distill_model"):
             _check_weights(name, arguments.get(name))
-    if data and isinstance(arguments.get("data"), (str, Path)):
-        arguments["data"] = built_in(str(arguments["data"]))  # last, since the built-in set is made where it is not
-        if (recipe or strict) and model.task == "detect":
-            found = _check_data(arguments, read_set, diagnose=bool(recipe and recipe["diagnose"]))
+        if recipe:
+            _check_architecture(host, source, recipe, arguments.get("pretrained"), f"model={model.model_name}")
+    sets: Any = arguments.get("data")
+    if data and isinstance(sets, (str, Path, list, tuple)):
+        several = isinstance(sets, (list, tuple))  # last, since the built-in set is made where it is not
+        names = [built_in(str(one)) for one in (sets if several else [sets])]
+        arguments["data"] = names if several else names[0]
+        for one in names if (recipe or strict) and model.task == "detect" else ():
+            checked = _check_data({**arguments, "data": one}, read_set, diagnose=bool(recipe and recipe["diagnose"]))
+            found = None if several else checked  # of several each run reads its own
     return Admitted(recipe, trainer, given, arguments, found)
 
 
@@ -172,14 +187,16 @@ def _check_weights(name: str, weights: Any) -> None:
         return
     file, named = Path(weights), f"{name}={weights}"
     if file.is_file():
-        if read_state_dict(file) is None and not _is_checkpoint(file):
+        if read_weights(file) is None and not _is_checkpoint(file):
             raise ModelError(f"{named} is neither a checkpoint of Ultralytics (.pt) nor a state dict of tensors")
     elif file.name not in GITHUB_ASSETS_NAMES and "://" not in str(weights):
         raise ModelError(f"{named}: no such file, and not a published model")
 
 
 def _is_checkpoint(file: Path) -> bool:
-    """Whether the host can load a file."""
+    """Whether the host can load a file; one that names other code is not tried, as the host would run or fetch it."""
+    if not is_checkpoint(file):
+        return False
     try:
         load_checkpoint(file)
     except Exception:  # whatever reading a file that is something else, or unpickling a torn one, raises
@@ -187,10 +204,23 @@ def _is_checkpoint(file: Path) -> bool:
     return True
 
 
+def _check_architecture(host: Host, source: Any, recipe: Recipe, pretrained: Any, what: str) -> None:
+    """Refuse a file of weights of another architecture than the model that is to be trained, built for the purpose."""
+    if not isinstance(pretrained, (str, Path)) or not Path(pretrained).is_file():
+        return
+    if (given := read_weights(pretrained)) is None:
+        model, _ = load_checkpoint(pretrained)
+        given = Weights(model.state_dict(), {})
+    cfg = deepcopy(dict(source.yaml))
+    with torch.random.fork_rng(devices=[]):
+        made = host.build(cfg, recipe, nc=cfg["nc"], ch=cfg.get("channels", 3), verbose=False)
+    host.require(made, given, str(pretrained), what)
+
+
 def check_flags(given: Mapping[str, Any]) -> None:
     """Raise where no model takes these flags; what is wrong with them for YOLO is told."""
     first: ConfigError | None = None
-    for sites in FAMILIES:
+    for sites in (*FAMILIES, YoloSites(on_anchors=True)):  # YOLOv5's models too
         for head in sites.by_head:
             try:
                 read(given, sites, head=head)
@@ -301,9 +331,14 @@ def _channels(data: Any) -> int:
 
 
 def is_state_dict(pretrained: Any) -> bool:
-    """Whether `pretrained` names a file of tensors alone, e.g. of an original YOLOv5."""
+    """Whether `pretrained` names a file of weights that the host would not load, e.g. of an original YOLOv5."""
+    return plain_weights(pretrained) is not None
+
+
+def plain_weights(pretrained: Any) -> Weights | None:
+    """What such a file holds; None where it is none."""
     named = isinstance(pretrained, (str, Path)) and Path(pretrained).is_file()
-    return named and read_state_dict(pretrained) is not None
+    return read_weights(pretrained) if named else None
 
 
 def _resumed(model: Any, resume: Any) -> tuple[Any, Any]:

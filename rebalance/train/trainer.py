@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ultralytics.utils import LOGGER, RANK, YAML
+from ultralytics.engine import trainer as host
+from ultralytics.utils import LOGGER, RANK, YAML, IterableSimpleNamespace
 from ultralytics.utils.loss import E2ELoss
 from ultralytics.utils.torch_utils import unwrap_model
 
@@ -33,8 +34,9 @@ from rebalance.hosts.host import (
     restore,
     step_means,
 )
-from rebalance.hosts.state_dict import read_state_dict
-from rebalance.recipe import Recipe, kept, read, unsaid
+from rebalance.hosts.state_dict import read_weights
+from rebalance.recipe import TRAIN, Recipe, kept, read, unsaid
+from rebalance.train import made
 from rebalance.train.admission import check_flags, source_of, spoken
 from rebalance.train.regions import RegionDataset, told, with_regions
 from rebalance.train.resumable import Resumable
@@ -49,6 +51,7 @@ class RebalanceTrainer(Resumable, Scheduled):
         given: flags as the user gave them.
         admitted: what they were found to come to before the training began; None: nobody has asked.
         admitted_data: the data set that was read then.
+        again: folder of the run that this one makes again from its `args.yaml`; None: of none.
         starts_from: `pretrained`, where the host must not see it; None: that of the arguments.
         recipe: what this run trains with; None until the model is there, which has a say in what the flags mean.
         host: of the model.
@@ -59,11 +62,14 @@ class RebalanceTrainer(Resumable, Scheduled):
         diagnosis: what the loss did to objects without a label, in the epoch that ended last.
     """
 
+    trains_ours = True  # heads and detectors, which the host refuses to train otherwise
     given: Mapping[str, Any] = {}
     admitted: Recipe | None = None
     admitted_data: DataSet | None = None
-    starts_from: str | Path | None = None
+    starts_from: str | Path | bool | None = None
+    again: Path | None = None
 
+    args: Any
     recipe: Recipe
     host: Host
 
@@ -101,10 +107,10 @@ class RebalanceTrainer(Resumable, Scheduled):
 
     def setup_model(self) -> Any:
         """Load, create or resume the model; `pretrained` may be a plain state dict."""
-        pretrained, state = self.starts_from or self.args.pretrained, None
+        pretrained, given = self.starts_from or self.args.pretrained, None
         if isinstance(pretrained, (str, Path)) and not self.resume and Path(pretrained).is_file():
-            state = read_state_dict(pretrained)
-        if state is not None or pretrained == COCO:
+            given = read_weights(pretrained)
+        if given is not None or pretrained == COCO:
             self.args.pretrained = False  # the host would take it for a checkpoint
         if isinstance(self.model, torch.nn.Module):  # built by the process that started this one
             self.host = host_of(self.model)
@@ -113,8 +119,8 @@ class RebalanceTrainer(Resumable, Scheduled):
         self.args.pretrained = pretrained
         if RANK in {-1, 0}:  # with our flags `cfg=args.yaml` asks for the same training
             YAML.save(self.save_dir / "args.yaml", {**vars(self.args), **self.recipe.asked})
-        if state is not None or self._fresh:
-            self.weights_matched = self.host.start(self.model, pretrained, state)
+        if given is not None or self._fresh:
+            self.weights_matched = self.host.start(self.model, pretrained, given)
         return checkpoint
 
     def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> Any:
@@ -140,7 +146,7 @@ class RebalanceTrainer(Resumable, Scheduled):
         self.set_model_names_for_load(model)
         remember(model, self.recipe)
         if weights:
-            model.load(weights)
+            self.host.load(model, weights)
         return model
 
     def set_class_weights(self) -> None:
@@ -161,6 +167,18 @@ class RebalanceTrainer(Resumable, Scheduled):
         if RANK in {-1, 0}:
             for line in filter(None, lines):
                 LOGGER.info(f"rebalance: {line}")
+            self._tell_made()
+
+    def _tell_made(self) -> None:
+        """Keep what the run is made with; of one that is made again, or goes on, say whether it is with the same."""
+        with_these, before = made.made_with(self), self.save_dir if self.resume else self.again
+        if before and (found := made.differences(before, with_these)) is not None:
+            if found:
+                LOGGER.warning(f"rebalance: {before} was made with others: {'; '.join(found)}")
+            elif not self.resume:
+                LOGGER.info(f"rebalance: {before} is made again: the same loss, versions, images and labels")
+        if not (self.resume and (self.save_dir / made.FILE).is_file()):
+            made.write(self.save_dir, with_these)
 
     def _set_criterion(self, model: Any) -> None:
         model.criterion = self.host.criterion(model, self.recipe, self.args.seed)
@@ -170,9 +188,9 @@ class RebalanceTrainer(Resumable, Scheduled):
 
     def get_validator(self) -> Validator:
         """The host's validator, with every image's detections also on a slow machine, and with regions."""
-        made = Validator(self.test_loader, save_dir=self.save_dir, args=copy(self.args), _callbacks=self.callbacks)
-        made.val_regions = self.recipe["val_regions"]
-        return made
+        found = Validator(self.test_loader, save_dir=self.save_dir, args=copy(self.args), _callbacks=self.callbacks)
+        found.val_regions = self.recipe["val_regions"]
+        return found
 
     def resume_training(self, ckpt: Any) -> None:
         """Resume; the host builds a new criterion for models with two branches, so ours takes its place again."""
@@ -234,11 +252,34 @@ class RebalanceTrainer(Resumable, Scheduled):
             branch.objectives[0].run.kept = {name: tensor.to(self.device) for name, tensor in found.items()}
 
     def save_model(self) -> Any:
-        """Save; what the loss keeps goes along, as plain numbers beside the flags."""
+        """Save; what the loss keeps goes along, as plain numbers beside the flags.
+
+        The flags are among the run's arguments too, of which the host, were it to resume the run with its own loss,
+        would know none: it stops there. What is left of a finished run has them no more.
+        """
         found = keep(unwrap_model(self.model).criterion)
         if any(found):
             self.ema.ema.yaml[KEY]["state"] = found
-        return super().save_model()
+        own = self.args
+        try:
+            self.args = IterableSimpleNamespace(**vars(own), **self.recipe.asked)
+            return super().save_model()
+        finally:
+            self.args = own
+
+    def check_resume(self, overrides: dict[str, Any]) -> None:
+        """As the host; of the arguments that the checkpoint keeps it gets its own."""
+        stock = host.get_cfg
+
+        def own(cfg: Any = host.DEFAULT_CFG, overrides: Any = None) -> Any:
+            known = {k: v for k, v in cfg.items() if k not in TRAIN} if isinstance(cfg, dict) else cfg
+            return stock(known, overrides)
+
+        host.get_cfg = own
+        try:
+            super().check_resume(overrides)
+        finally:
+            host.get_cfg = stock
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
         """Add the counts of dropped predictions, what that does to the loss, objectness by step, and the diagnosis.
