@@ -188,7 +188,7 @@ class Objective:
                 weights = torch.where(candidates.sure, weights.clamp(min=1), weights)
             loss = loss * weights
         elif self.ignores:
-            loss = loss.masked_fill((candidates.state == IGNORE).unsqueeze(-1), 0)
+            loss = torch.where((candidates.state == IGNORE).unsqueeze(-1), 0.0, loss)
         self._diagnose(candidates, loss, weights)
         return loss
 

@@ -161,9 +161,11 @@ def check_own(name: str = "help", *rest: str) -> None:
     elif name in ("sweep", "benchmark", "paper"):
         check_sweep(name, list(rest))
     else:
+        trains = name == "rounds" or (name == "audit" and any(word.startswith("folds=") for word in rest))
         for word in rest:
             key, _, value = word.partition("=")
-            check_flag(key, value, COMMANDS[name], ())
+            training = trains and key not in COMMANDS[name]
+            check_flag(key, value, FIELDS if training else COMMANDS[name], HOST if training else ())
 
 
 def check_sweep(name: str, rest: list[str]) -> None:

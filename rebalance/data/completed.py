@@ -167,10 +167,7 @@ class Given(DataSet):
 
 def is_completed(folder: Path) -> bool:
     """Whether it is a completed data set."""
-    try:
-        return "completed" in json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
-        return False
+    return _says(folder, "completed")
 
 
 def given(source: DataSet) -> DataSet:
@@ -209,10 +206,17 @@ def restored(source: DataSet, out: Path) -> Manifest:
     """Make the data set that a source was before labels were withheld from it, and before noise; returns its manifest.
 
     Raises:
-        DataError: as `complete`, or nothing was withheld.
+        DataError: as `complete`, nothing was withheld, or it was after noise.
     """
+    found = items.read(source)
+    if all(item.true is None and not len(item.carried) for item in found):
+        raise DataError(f"{source.file}: nothing was withheld from its labels")
+    if any(item.true is not None for item in found) and not _says(source.file.parent, "noise"):
+        raise DataError(
+            f"{source.file}: labels were withheld after noise had falsified them: their true boxes are not known"
+        )
     whole, changes = list[Item](), list[list[Change]]()
-    for item in items.read(source):
+    for item in found:
         true = item.labels if item.true is None else source.parse(item.true, f"true labels of {item.source}")
         known = {_row(true, i) for i in range(len(true))}
         gone = item.carried.pick(np.array([_row(item.carried, i) not in known for i in range(len(item.carried))], bool))
@@ -221,8 +225,6 @@ def restored(source: DataSet, out: Path) -> Manifest:
         changes.append([Change("added", "withheld", number, box, line=line) for number, box, line in rows])
         data = item.data if item.true is None else item.true
         whole.append(replace(item, labels=true, data=data, carried=gone, true=None))
-    if all(item.true is None and not len(item.carried) for item in items.read(source)):
-        raise DataError(f"{source.file}: nothing was withheld from its labels")
     return complete(source, whole, changes, out, {"restored": True})
 
 
@@ -340,6 +342,14 @@ def _told(before: Labels, one: Change) -> dict[str, Any]:
         "kind": one.kind, "by": one.by, "id": one.id, "probability": one.probability, "score": one.score,
         "was": was, "now": now,
     }  # fmt: skip
+
+
+def _says(folder: Path, key: str) -> bool:
+    """Whether the manifest of a data set has a key; it may have none, or one that is not of `derive`."""
+    try:
+        return key in json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _row(found: Labels, i: int) -> tuple[int, bytes]:

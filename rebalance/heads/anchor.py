@@ -121,11 +121,11 @@ class AnchorHead(nn.Module):
             stride = self.stride.to(first)
             halves = (self.anchors.to(first) * stride.view(-1, 1, 1) * 2).view(-1, 2).mT[:, shape]  # of (2y)² · anchor
             y = first.new_empty(len(first), 4, len(level))
-            parts = y.split([self.na * x.shape[-2] * x.shape[-1] for x in maps], 2)
+            parts = torch.split(y, [self.na * x.shape[-2] * x.shape[-1] for x in maps], 2)
             for x, part in zip(maps, parts, strict=True):  # (B, M, 4, H, W) -> (B, 4, M·H·W)
                 x = x[:, :, :4].sigmoid().transpose(1, 2)  # not into y: in another layout the last bit may differ
                 part.view(x.shape).copy_(x)
-            centre, half = y.split(2, 1)
+            centre, half = torch.split(y, 2, 1)
             centre.mul_(2).sub_(0.5).add_(grid).mul_(stride[level])
             half.pow_(2).mul_(halves)
             found = torch.empty_like(y)
@@ -177,7 +177,7 @@ class _Taken(torch.autograd.Function):
         (places,) = ctx.saved_tensors
         sizes = [math.prod(shape) // shape[0] // shape[2] for shape, _ in ctx.maps]
         gradients = []
-        levels = zip(ctx.maps, slots, all_.split(sizes, 1), *places, strict=True)
+        levels = zip(ctx.maps, slots, torch.split(all_, sizes, 1), *places, strict=True)
         for (shape, dtype), at_slots, at_all, image, anchor, row, column in levels:
             x = slots.new_zeros(shape, dtype=dtype)
             x.permute(0, 1, 3, 4, 2).index_put_((image, anchor, row, column), at_slots.to(dtype), accumulate=True)

@@ -40,19 +40,21 @@ def focal(logits: Tensor, targets: Tensor, *, gamma: float = 2.0, alpha: float =
     """
     logits = upcast(logits)
     targets = targets.to(logits.dtype)
-    loss: Tensor
-    loss = _Focal.apply(logits, targets, gamma) if gamma > 0 else bce(logits, targets)  # type: ignore[no-untyped-call]
-    return loss if alpha < 0 else loss * balance(targets, alpha)
+    weights = None if alpha < 0 else balance(targets, alpha)
+    if gamma > 0:
+        loss: Tensor = _Focal.apply(logits, targets, gamma, weights)  # type: ignore[no-untyped-call]
+        return loss
+    return bce(logits, targets) if weights is None else bce(logits, targets) * weights
 
 
 class _Focal(torch.autograd.Function):
     """d^γ·bce, d = |σ(x) − y|, whose slope d^γ·(σ(x) − y) + γ d^(γ−1)·sign(σ(x) − y)·σ(x)(1−σ(x))·bce is found along.
 
-    One tensor is kept for the backward pass in the place of nine, which on a CPU takes half the time.
+    Two tensors are kept for the backward pass, the slope and α_t, in the place of ten: on a CPU half the time.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor, gamma: float) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, gamma: float, weights: Tensor | None) -> Tensor:
         loss = bce(logits, targets)
         score = logits.sigmoid()
         error = score - targets
@@ -64,13 +66,15 @@ class _Focal(torch.autograd.Function):
                 slope.mul_(error).mul_(2)
             else:
                 slope.mul_(error.sign()).mul_(distance.abs().clamp_(min=TINY).pow_(gamma - 1)).mul_(gamma)
-            ctx.save_for_backward(slope.addcmul_(power, error))
-        return loss.mul_(power)
+            ctx.save_for_backward(slope.addcmul_(power, error), weights)
+        loss.mul_(power)
+        return loss if weights is None else loss.mul_(weights)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (slope,) = ctx.saved_tensors
-        return gradients[0] * slope, None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        slope, weights = ctx.saved_tensors
+        slope = gradients[0] * slope if weights is None else (gradients[0] * weights).mul_(slope)
+        return slope, None, None, None
 
 
 def balance(targets: Tensor, alpha: float) -> Tensor:

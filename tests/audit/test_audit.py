@@ -189,7 +189,12 @@ def test_folds_ask_about_an_image_only_a_model_that_was_not_trained_on_it(
         return root / "folds"
 
     def records(folder: Path) -> Any:
-        made = [SimpleNamespace(host=cell, folder=Path(cell["data"]).parent, weights="last.pt") for cell in cells]
+        made = [
+            SimpleNamespace(
+                host={"data": os.path.relpath(cell["data"])}, folder=Path(cell["data"]).parent, weights="last.pt"
+            )
+            for cell in cells
+        ]
         return SimpleNamespace(finished=made, failed=[])
 
     monkeypatch.setattr(run, "sweep", trained)

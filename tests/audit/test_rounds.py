@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from small_data import make_dataset
 
+import rebalance
 from rebalance.audit import rounds as module
 from rebalance.audit import table
 from rebalance.audit.rounds import rounds
@@ -25,6 +26,7 @@ from rebalance.data import completed, dataset
 from rebalance.data.derive import sparsify
 from rebalance.data.items import labels_sha256
 from rebalance.errors import ConfigError, DataError, RunError
+from rebalance.report import build
 from rebalance.settings import AuditFlags, SparsifyFlags
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -273,3 +275,17 @@ def test_a_completed_set_is_not_taken_for_labels_that_were_given(bench: Bench) -
     ):
         bench.rounds(name="other")
     assert module.MOST == 5
+
+
+def test_in_python_flags_are_keywords_and_there_is_a_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, reported = dict[str, str](), list[Path]()
+
+    def made(args: Mapping[str, str]) -> Path:
+        asked.update(args)
+        return Path("there")
+
+    monkeypatch.setattr(module, "rounds", made)
+    monkeypatch.setattr(build, "report", reported.append)
+    assert rebalance.rounds(data=Path("d.yaml"), seeds=[0, 1], classes=[0, 2], lr0=0.01, plots=False) == Path("there")
+    assert asked == {"data": "d.yaml", "seeds": "0,1", "classes": "[0,2]", "lr0": "0.01", "plots": "False"}
+    assert reported == [Path("there")]

@@ -14,7 +14,7 @@ from torch import Tensor
 from ultralytics.utils import RANK
 
 from rebalance.hosts.torchvision.head import Raw, take
-from rebalance.match.boxes import decode_deltas, encode_deltas, max_iou, own_overlap, upcast
+from rebalance.match.boxes import decode_deltas, max_iou, own_overlap, upcast
 from rebalance.match.candidates import IGNORE, POSITIVE, SIGMOID, SOFTMAX, Candidates
 from rebalance.match.iou import Matched
 from rebalance.match.padded import Padded, padded_labels
@@ -40,16 +40,16 @@ def labels_of(batch: Batch, images: int, size: tuple[int, int], device: torch.de
 
 
 def predictions(
-    state: Tensor, boxes: Callable[[], Tensor], labels: Padded, gt_boxes: Tensor, confidence: Callable[[], Tensor],
+    state: Tensor, boxes: Callable[[], Tensor], labels: Padded, index: Tensor, confidence: Callable[[], Tensor],
     known: Known,
 ) -> Predictions:  # fmt: skip
     """What is chosen from: by the overlap of the predicted `boxes` (B, A, 4), and of what is ignored nothing.
 
-    `gt_boxes` (B, A, 4) are those of the labels that they are matched to.
+    `index` (B, A) is of the labels that they are matched to.
     """
     return Predictions(
         state, lambda: max_iou(boxes(), labels.boxes).masked_fill(state == IGNORE, 1), confidence,
-        own=lambda: own_overlap(boxes(), gt_boxes), known=known,
+        own=lambda: own_overlap(boxes(), of_label(labels.boxes, index)), known=known,
     )  # fmt: skip
 
 
@@ -80,8 +80,8 @@ class DenseCriterion(ABC):
         """What a candidate's targets are (see `Candidates`), from (B, A) classes and which are positive."""
 
     @abstractmethod
-    def box_loss(self, deltas: Tensor, targets: Tensor) -> Tensor:
-        """(B, A) loss of the offsets (B, A, 4)."""
+    def box_loss(self, deltas: Tensor, boxes: Tensor, anchors: Tensor) -> Tensor:
+        """(…) loss of the offsets (…, 4) of anchors (…, 4) from boxes (…, 4) that have an area."""
 
     def __call__(self, preds: Any, batch: Batch) -> Result:
         """(2,) classification and box loss; see `Host.criterion`."""
@@ -90,8 +90,7 @@ class DenseCriterion(ABC):
         logits, deltas, anchors = upcast(raw["logits"]), upcast(raw["deltas"]), raw["anchors"]
         labels = labels_of(batch, len(logits), raw["size"], logits.device)
         matched = self.match(anchors, labels)
-        positive = matched.state == POSITIVE
-        gt_boxes, classes = of_label(labels, matched.label)
+        classes = of_label(labels.classes, matched.label)
 
         each = self.by_class and self.link != SOFTMAX
         known = self.objective.known(lambda: anchors, images=len(logits), size=raw["size"], each=each)
@@ -102,12 +101,12 @@ class DenseCriterion(ABC):
 
         choice = self.objective.choose(
             predictions(
-                matched.state, lambda: decode_deltas(deltas.detach(), anchors, self.scale), labels, gt_boxes,
-                confidence, known,
+                matched.state, lambda: decode_deltas(deltas.detach(), anchors, self.scale), labels,
+                matched.label, confidence, known,
             )
         )  # fmt: skip
         cls = self._classification(logits, classes, matched, choice, known)
-        box = self._box(deltas, gt_boxes, anchors, positive, choice)
+        box = self._box(deltas, anchors, labels, matched, choice)
         loss = torch.stack((cls, box))
         items = dict(zip(("cls_loss", "box_loss"), loss.detach(), strict=True))
         return loss * len(logits), items
@@ -153,11 +152,18 @@ class DenseCriterion(ABC):
         split = ([None] * count if x is None else torch.split(x, step) for x in (logits, *others))
         return zip(*split, strict=True)
 
-    def _box(self, deltas: Tensor, gt_boxes: Tensor, anchors: Tensor, positive: Tensor, choice: Choice) -> Tensor:
+    def _box(self, deltas: Tensor, anchors: Tensor, labels: Padded, matched: Matched, choice: Choice) -> Tensor:
+        positive = matched.state == POSITIVE
         chosen = choice.in_box(positive)
-        # of what is no match, any box with an area, so that no gradient is lost in an infinity
-        target = encode_deltas(torch.where(chosen.unsqueeze(-1), gt_boxes, anchors), anchors, self.scale)
-        loss = choice.of_box_loss(torch.where(chosen, self.box_loss(deltas, target), 0))
+        if chosen.is_cpu:  # the few matches alone; elsewhere their number would be waited for
+            image, place = chosen.nonzero(as_tuple=True)
+            gt_boxes = labels.boxes[image, matched.label[image, place]]
+            found = self.box_loss(deltas[image, place], gt_boxes, anchors[place])
+            loss = found.new_zeros(chosen.shape).index_put((image, place), found)
+        else:  # of what is no match, any box with an area, so that no gradient is lost in an infinity
+            gt_boxes = torch.where(chosen.unsqueeze(-1), of_label(labels.boxes, matched.label), anchors)
+            loss = torch.where(chosen, self.box_loss(deltas, gt_boxes, anchors), 0)
+        loss = choice.of_box_loss(loss)
         counted = choice.of_box_count(positive)
         return (loss.sum(1) / self.objective.count(counted, NOTHING, by=plainly(self.recipe))).sum()
 
@@ -178,8 +184,8 @@ def one_hot(logits: Tensor, classes: Tensor, positive: Tensor) -> Tensor:
     return torch.zeros_like(logits).scatter_(2, classes.unsqueeze(-1), positive.unsqueeze(-1).to(logits.dtype))
 
 
-def of_label(labels: Padded, index: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, A, 4) boxes and (B, A) classes of the labels that `index` (B, A) points to; zeros where there is none."""
-    if labels.classes.shape[1] == 0:
-        return labels.boxes.new_zeros(*index.shape, 4), torch.zeros_like(index)
-    return take(labels.boxes, index), labels.classes.gather(1, index)
+def of_label(values: Tensor, index: Tensor) -> Tensor:
+    """(B, A) or (B, A, 4): `values` (B, G) or (B, G, 4) of the labels that `index` (B, A) points to; else zeros."""
+    if values.shape[1] == 0:
+        return values.new_zeros(*index.shape, *values.shape[2:])
+    return take(values, index) if values.dim() == 3 else values.gather(1, index)

@@ -7,6 +7,7 @@ Shapes: B images, T labels in the batch, N candidates an image, L levels, M anch
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -291,9 +292,9 @@ class AnchorCriterion:
         self.objective.weigh_up(
             choice, state, logits, lambda x, choice: objects_of(x, residuals[:0], choice)["obj_loss"]
         )
-        objects = objects_of(logits, residuals, choice)
-        parts = {"box_loss": box, "obj_loss": objects["obj_loss"], "cls_loss": self._classes(chosen[..., 5:], found)}
-        parts |= objects  # residual losses have the gain of the objectness loss
+        of_objects = objects_of(logits, residuals, choice)
+        parts = {"box_loss": box, "obj_loss": of_objects["obj_loss"], "cls_loss": self._classes(chosen[..., 5:], found)}
+        parts |= of_objects  # residual losses have the gain of the objectness loss
         gains = (*self.gains, self.gains[1])
         loss = torch.stack([x * gain for x, gain in zip(parts.values(), gains, strict=False)])
         return loss * len(logits), dict(zip(parts, loss.detach(), strict=True))
@@ -307,6 +308,7 @@ class AnchorCriterion:
             return (loss.sum(1) / count).sum()
         sizes = [self.head.na * h * w for h, w in shapes]
         levels = torch.split(loss, sizes, 1)
+        means: Sequence[Tensor]
         if choice.left is None:
             means = [x.mean() for x in levels]
         elif choice.kept:
