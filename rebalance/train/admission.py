@@ -146,7 +146,7 @@ def admit(
     sets: Any = arguments.get("data")
     if data and isinstance(sets, (str, Path, list, tuple)):
         several = isinstance(sets, (list, tuple))  # last, since the built-in set is made where it is not
-        names = [built_in(str(one)) for one in (sets if several else [sets])]
+        names = [built_in(str(one)) for one in (sets if isinstance(sets, (list, tuple)) else [sets])]
         arguments["data"] = names if several else names[0]
         for one in names if (recipe or strict) and model.task == "detect" else ():
             checked = _check_data({**arguments, "data": one}, read_set, diagnose=bool(recipe and recipe["diagnose"]))
