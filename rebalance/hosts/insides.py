@@ -80,6 +80,8 @@ INSIDES: dict[str, dict[str, str]] = {
         f"{_DETECT}.val.DetectionValidator.postprocess": "self preds",
         f"{_DETECT}.val.DetectionValidator.preprocess": "self batch",
         f"{_DETECT}.val.DetectionValidator.update_metrics": "self preds batch",
+        "ultralytics.utils.metrics.ConfusionMatrix.__init__": "self names task save_matches",
+        "ultralytics.utils.metrics.ConfusionMatrix._append_matches": "self mtype batch idx",
         "ultralytics.utils.metrics.ConfusionMatrix.process_batch": "self detections batch conf iou_thres",
         "ultralytics.utils.metrics.DetMetrics.__init__": "self names",
         "ultralytics.utils.metrics.DetMetrics.process": "self save_dir plot on_plot",

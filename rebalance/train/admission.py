@@ -145,9 +145,8 @@ def admit(
             _check_architecture(host, source, recipe, arguments.get("pretrained"), f"model={model.model_name}")
     sets: Any = arguments.get("data")
     if data and isinstance(sets, (str, Path, list, tuple)):
-        several = not isinstance(sets, (str, Path))  # last, since the built-in set is made where it is not
-        every: list[Any] = [*sets] if isinstance(sets, (list, tuple)) else [sets]
-        names = [built_in(str(one)) for one in every]
+        several = isinstance(sets, (list, tuple))  # last, since the built-in set is made where it is not
+        names = [built_in(str(one)) for one in (sets if isinstance(sets, (list, tuple)) else [sets])]
         arguments["data"] = names if several else names[0]
         for one in names if (recipe or strict) and model.task == "detect" else ():
             checked = _check_data({**arguments, "data": one}, read_set, diagnose=bool(recipe and recipe["diagnose"]))
