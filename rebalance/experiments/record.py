@@ -190,7 +190,7 @@ class Record:
         metrics: of the boxes that `evaluation` keeps.
         host_metrics: of those that Ultralytics' defaults keep; empty in older records, whose `metrics` these are unless
             the sweep had `iou`, `conf` or `max_det`.
-        evaluation: `iou`, `conf` and `max_det`, and their `source` in words; `val_regions` where the data set has
+        evaluation: `iou`, `conf` and `max_det`, and their `source` in words; `val_regions` where the splits have
             regions; empty in older records.
     """
 

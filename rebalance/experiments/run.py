@@ -70,7 +70,8 @@ def _result(folder: Path, task: Task, keeper: Any) -> Record:
     config, weights = task.config, train(folder, task, keeper)
     began, data = time.perf_counter(), load(config.data)
     splits = [split for split in ("val", "test") if split in data.splits]
-    setting = setting_of(weights, config.host, config.train.get("val_regions", True) if data.knowledge.any else None)
+    judged = data.knowledge.about(splits)  # regions of training images alone have no say in an evaluation
+    setting = setting_of(weights, config.host, config.train.get("val_regions", True) if judged else None)
     found = {split: evaluate(weights, split, config, setting, keeper.threads) for split in splits}
     results = {split: result for split, result in found.items() if result}
     most = max((result.max_det for result in results.values()), default=setting["max_det"])
