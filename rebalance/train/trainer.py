@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from ultralytics.engine import trainer as host
-from ultralytics.utils import LOGGER, RANK, YAML, IterableSimpleNamespace
+from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, RANK, YAML, IterableSimpleNamespace
 from ultralytics.utils.loss import E2ELoss
 from ultralytics.utils.torch_utils import unwrap_model
 
@@ -81,6 +81,8 @@ class RebalanceTrainer(Resumable, Scheduled):
         self.diagnosis: dict[str, float] = {}
         self.weights_matched: tuple[int, int] | None = None
         self._fresh = False  # whether the model started from random weights
+        self._begun: dict[str, Any] = {}  # of a run that goes on: what its arguments were that say what it goes on with
+        self._first: dict[str, Any] = {}  # and what its `args.yaml` was
         self._kept: list[Any] = []  # by the loss, in the checkpoint that is resumed
         super().__init__(*args, **kwargs)
 
@@ -118,7 +120,8 @@ class RebalanceTrainer(Resumable, Scheduled):
         checkpoint = super().setup_model()
         self.args.pretrained = pretrained
         if RANK in {-1, 0}:  # with our flags `cfg=args.yaml` asks for the same training
-            YAML.save(self.save_dir / "args.yaml", {**vars(self.args), **self.recipe.asked})
+            first = {**vars(self.args), **self._begun, **self._first, **self.recipe.asked}
+            YAML.save(self.save_dir / "args.yaml", first)
         if given is not None or self._fresh:
             self.weights_matched = self.host.start(self.model, pretrained, given)
         return checkpoint
@@ -262,18 +265,26 @@ class RebalanceTrainer(Resumable, Scheduled):
             self.ema.ema.yaml[KEY]["state"] = found
         own = self.args
         try:
-            self.args = IterableSimpleNamespace(**vars(own), **self.recipe.asked)
+            self.args = IterableSimpleNamespace(**{**vars(own), **self._begun, **self.recipe.asked})
             return super().save_model()
         finally:
             self.args = own
 
     def check_resume(self, overrides: dict[str, Any]) -> None:
-        """As the host; of the arguments that the checkpoint keeps it gets its own."""
+        """As the host; of the arguments that the checkpoint keeps it gets its own.
+
+        It puts the checkpoint in the place of the model; what the run began with is kept for `args.yaml`, which then
+        still makes the run again.
+        """
         stock = host.get_cfg
 
-        def own(cfg: Any = host.DEFAULT_CFG, overrides: Any = None) -> Any:
-            known = {k: v for k, v in cfg.items() if k not in TRAIN} if isinstance(cfg, dict) else cfg
-            return stock(known, overrides)
+        def own(cfg: Any, overrides: Any = None) -> Any:
+            if isinstance(cfg, dict):
+                self._begun = {"model": cfg["model"], "resume": DEFAULT_CFG_DICT["resume"]}
+                file = Path(cfg.get("save_dir") or "") / "args.yaml"
+                self._first = YAML.load(file) if file.is_file() else {}
+                cfg = {k: v for k, v in cfg.items() if k not in TRAIN}
+            return stock(cfg, overrides)
 
         host.get_cfg = own
         try:

@@ -18,6 +18,7 @@ import pytest
 import torch
 import ultralytics
 from small_data import make_dataset
+from ultralytics.utils import YAML
 from ultralytics.utils.callbacks import default_callbacks
 from ultralytics.utils.torch_utils import unwrap_model
 
@@ -27,6 +28,7 @@ from rebalance.cli import host_command
 from rebalance.cli.main import guarded, main
 from rebalance.errors import ConfigError, ModelError
 from rebalance.hosts.host import describe
+from rebalance.recipe import TRAIN
 
 SMALL = {"imgsz": 64, "batch": 8, "workers": 0, "plots": False, "val": False, "device": "cpu", "verbose": False}
 
@@ -243,16 +245,39 @@ def test_the_host_refuses_to_train_a_head_of_ours_before_it_makes_anything(
     assert (last.parents[1] / "args.yaml").read_bytes() == kept
 
 
+def arguments_of(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = YAML.load(run / "args.yaml")
+    return found
+
+
 @pytest.mark.parametrize("name", HEADS)
 def test_the_host_does_not_resume_a_run_of_ours_with_its_own_loss(
     name: str, checkpoints: Callable[[str], Path]
 ) -> None:
-    """Also where the head is its own, and nothing but the loss is ours; and it leaves the run's folder alone."""
+    """Also where the head is its own, and nothing but the loss is ours; and the run's arguments keep our flags."""
     run = checkpoints(name)
-    kept = (run / "args.yaml").read_bytes()
+    kept = arguments_of(run)
     with pytest.raises((SyntaxError, ModelError), match=r"is not a valid YOLO argument|train it with rebalance"):
         ultralytics.YOLO("yolov8n.yaml").train(resume=str(run / "weights" / "last.pt"))
-    assert (run / "args.yaml").read_bytes() == kept
+    flags = {name: value for name, value in kept.items() if name in TRAIN}
+    assert flags.keys() >= {"loss", "head"}
+    assert {name: value for name, value in arguments_of(run).items() if name in TRAIN} == flags
+    YAML.save(run / "args.yaml", kept)
+
+
+@pytest.mark.parametrize("name", ["stock", "anchor", "ssd_tiny"])
+def test_a_run_that_goes_on_can_still_be_made_again(
+    name: str, checkpoints: Callable[[str], Path], seen: list[Seen]
+) -> None:
+    """The host's own `args.yaml` then asks to resume the run, which at its end cannot be resumed."""
+    run = checkpoints(name)
+    seen.clear()
+    kept = arguments_of(run)
+    with suppress(Stopped):
+        YOLO(run / "weights" / "last.pt").train(resume=True)
+    assert len(seen) == 1
+    assert arguments_of(run) == kept
+    assert kept["model"] == HEADS[name].model
 
 
 def test_a_finished_checkpoint_is_left_as_the_host_knows_it(data: str, tmp_path: Path) -> None:
