@@ -144,6 +144,7 @@ class SweepFlags:
         "", "fractions; of every run that drops one of them at random, train the control too: drop_select=weight"
     )
     jobs: int = setting(1, "runs at a time, each with its share of the cores", low=1)
+    dry: bool = setting(False, "check everything and say what would run, on which labels; nothing is made or fetched")
     series: bool = setting(
         False,
         "vary one list at a time, not their product: obj_drop, box_drop, nrd_rate from 0, of which one value is a list "

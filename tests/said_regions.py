@@ -20,13 +20,13 @@ def image_regions(*rows: tuple[tuple[float, float, float, float], list[int], boo
     return RegionBatch(torch.zeros(len(rows)).long(), boxes, classes, unknown, torch.full((len(rows),), math.inf), 1)
 
 
-def inside(boxes: Tensor, regions: RegionBatch, channels: int) -> Tensor:
+def inside(boxes: Tensor, regions: RegionBatch, channels: int, size: int = SIZE) -> Tensor:
     """(B, N, channels): at least half of a box, as far as it is in the image, is in a region; with one channel any."""
     found = torch.zeros(*boxes.shape[:2], CLASSES, dtype=torch.bool)
-    clipped = boxes.clamp(0, SIZE)
+    clipped = boxes.clamp(0, size)
     area = (clipped[..., 2:] - clipped[..., :2]).prod(-1)
     for image, box, classes in zip(*regions[:3], strict=True):
-        x, y, w, h = (box * SIZE).tolist()
+        x, y, w, h = (box * size).tolist()
         one = clipped[image]
         wide = one[:, 2].clamp(max=x + w / 2) - one[:, 0].clamp(min=x - w / 2)
         high = one[:, 3].clamp(max=y + h / 2) - one[:, 1].clamp(min=y - h / 2)

@@ -26,17 +26,19 @@ ARROWS = {
     "recipe": "errors heads methods settings",
     "diagnosis": "match  torch",
     "objective": "diagnosis match methods recipe  torch",
-    "hosts": "diagnosis errors heads match methods objective recipe  PIL numpy torch torchvision ultralytics",
-    "train": "data errors files hosts match.regions match.withheld methods recipe settings  numpy torch ultralytics",
-    "experiments": "rebalance data errors files hosts.evaluation match.boxes recipe settings train"
+    "hosts": "diagnosis errors heads match methods objective recipe versions  PIL numpy torch torchvision ultralytics",
+    "train": "data errors files hosts match.regions match.withheld methods recipe settings versions"
+    "  numpy torch ultralytics",
+    "experiments": "rebalance data errors files hosts.evaluation match.boxes recipe settings train versions"
     "  cv2 faster_coco_eval filelock numpy psutil torch ultralytics yaml",
     "report": "rebalance errors files experiments.papers experiments.record settings"
     "  cv2 jinja2 matplotlib numpy pandas yaml",
-    "bench": "errors experiments hosts match methods recipe settings  torch torchvision ultralytics yolov5",
+    "bench": "errors experiments hosts match methods recipe settings versions  torch torchvision ultralytics yolov5",
     "audit": "data errors experiments.grid experiments.machine experiments.record experiments.sweep files"
-    " hosts.evaluation report.build report.figures settings train"
+    " hosts.evaluation report.build report.figures settings train versions"
     "  cv2 fiftyone filelock jinja2 markupsafe numpy sklearn ultralytics",
-    "cli": "audit bench data errors experiments files hosts methods recipe report settings train  ultralytics",
+    "cli": "audit bench data errors experiments files hosts methods recipe report settings train versions  ultralytics",
+    "versions": "",
     "moved": "",
     "__init__": "audit moved train",
     "__main__": "cli",

@@ -170,7 +170,7 @@ def cvat(audit: _Audit) -> list[str]:
         for name, box, source in boxes:
             sides = zip(("xtl", "ytl", "xbr", "ybr"), _inside(box, image.size), strict=True)
             corners = {side: f"{value:.2f}" for side, value in sides}
-            ET.SubElement(element, "box", label=name, source=source, occluded="0", **corners, z_order="0")
+            ET.SubElement(element, "box", {"label": name, "source": source, "occluded": "0", **corners, "z_order": "0"})
     ET.indent(root)
     data = ET.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n"
     file = write_whole(audit.folder / "cvat.xml", data)
@@ -179,7 +179,7 @@ def cvat(audit: _Audit) -> list[str]:
 
 def coco(audit: _Audit) -> list[str]:
     """Detections as COCO's evaluation reads them, and the images and categories whose ids they use."""
-    images, annotations, results = [], [], []
+    images, annotations, results = list[Any](), list[Any](), list[Any]()
     for number, image in enumerate(audit.images, 1):
         width, height = image.size
         images.append({"id": number, "file_name": image.name, "width": width, "height": height})

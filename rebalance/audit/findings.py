@@ -55,12 +55,14 @@ class Class:
         threshold: the median score of its labels that were found, None where none was. Without probability, a
             detection of that score is as sure as half of the labels.
         estimate: of what is missing, None without probability.
+        recall: share of val's labels that the models find from where the estimate begins; None where it is 0.
     """
 
     labels: int
     how: str
     threshold: float | None
     estimate: Estimate | None = None
+    recall: float | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class Findings:
     suggestions: list[Suggestion]  # in the order of the table
     classes: Mapping[int, Class]
     total: Estimate | None  # of all classes with an estimate; without probabilities, which the suggestions have
+    beyond: float  # missing labels of all classes, with those that no model finds: by the share of val's that are found
     silent: int  # detections about which regions, or unknown_below, say that nothing follows from them
 
 
@@ -125,13 +128,16 @@ def findings(
             made = probability.estimate(_scores(audited, missing, here), _scores(every, false, there), draws)
             for chance, mask, found in zip(chances, here, made.probability, strict=True):
                 chance[mask] = found
-        classes[number] = Class(labels[number], how, thresholds[number], made)
+        recall = _recall(every, number, made.start) if made and made.missing else None
+        classes[number] = Class(labels[number], how, thresholds[number], made, recall)
     rows = [
         row
         for one, some, chance in zip(audited, missing, chances, strict=True)
         for row in (*_rows_missing(names, one, some, chance, classes), *_rows_apart(names, one, thresholds))
     ]
-    return Findings(sort(rows), classes, _total(classes), sum(one.explained.silent for one in audited))
+    return Findings(
+        sort(rows), classes, _total(classes), _beyond(classes), sum(one.explained.silent for one in audited)
+    )
 
 
 def _scores(
@@ -146,6 +152,12 @@ def _threshold(looks: Sequence[Look], number: int) -> float | None:
     found = np.concatenate([np.empty(0), *own])
     found = found[found > 0]
     return float(np.median(found)) if len(found) else None
+
+
+def _recall(looks: Sequence[Look], number: int, start: float) -> float | None:
+    """The share of the labels of a class that a detection explains, of a score from the start on."""
+    found = [one.explained.own[one.image.labels.classes == number] >= start for one in looks]
+    return float(np.concatenate(found).mean()) or None
 
 
 def _placed(one: Look, thresholds: Mapping[int, float | None]) -> NDArray[np.int64]:
@@ -215,3 +227,7 @@ def _total(classes: Mapping[int, Class]) -> Estimate | None:
     draws = np.sum([row.draws for row in made], axis=0)
     missing = sum(row.missing for row in made)
     return Estimate((), missing, *probability.interval(draws, missing), draws)
+
+
+def _beyond(classes: Mapping[int, Class]) -> float:
+    return sum(row.estimate.missing / row.recall for row in classes.values() if row.estimate and row.recall)

@@ -10,7 +10,7 @@ made monotone: a higher score is no less likely. Isotonic regression on both kin
 ones as 1, those of val as 0, with the weight of N over the images of val) gives q(s) = u / (u + N · f), from which
 P = max(0, 2 − 1 / q).
 
-It is 0 below the score down to which u exceeds N · f beyond chance, summed up from the highest score: by two standard
+It is 0 below the score down to which u exceeds N · f beyond chance, summed up from the highest score: by three standard
 deviations, at the place where the sum less these is largest. Else each of thousands of faint detections would get a
 little.
 
@@ -39,7 +39,7 @@ Scores = Sequence[NDArray[np.float64]]  # an entry an image: scores of the detec
 FEW_IMAGES = 20  # of val: with fewer there is no probability
 PARTS = 5  # of the images; where counting begins in one is said by the others
 FEW = 20  # labels of a class on val: with fewer there is none of that class
-DEVIATIONS = 2.0  # standard deviations of chance by which more must be seen than is false
+DEVIATIONS = 3.0  # standard deviations of chance by which more must be seen than is false
 BOOTSTRAPS = 1000
 _POWER, _HALVINGS = 5.0, 40  # largest logarithm of the power of a probability, and steps of the search for it
 _LEVEL = 95  # per cent of the interval
@@ -53,6 +53,7 @@ class Estimate:
         probability: of each audited detection, image by image.
         missing: how many labels are missing, the sum of the probabilities.
         low, high: interval of 95 %; the count may be below 0 by chance, these are not.
+        start: from which score on there are missing labels beyond chance, infinity without any.
         draws: (2, BOOTSTRAPS) as `interval` takes them; those of several classes are added up.
     """
 
@@ -61,6 +62,7 @@ class Estimate:
     low: float
     high: float
     draws: NDArray[np.float64]
+    start: float = np.inf
 
 
 class Interval(NamedTuple):
@@ -92,7 +94,7 @@ def estimate(audited: Scores, judged: Scores, draw: Draws) -> Estimate:
                       for one, other in ((seen, false), (all_seen, all_false))])  # fmt: skip
     missing = float(shrunk.sum())
     parts = np.split(shrunk, np.cumsum([len(part) for part in raw])[:-1])
-    return Estimate(tuple(parts), missing, *interval(draws, missing), draws)
+    return Estimate(tuple(parts), missing, *interval(draws, missing), draws, fit.start)
 
 
 def interval(draws: NDArray[np.float64], missing: float) -> Interval:

@@ -22,6 +22,7 @@ from typing import Any
 import jinja2
 import numpy as np
 from markupsafe import Markup
+from numpy.typing import NDArray
 
 from rebalance.audit import crops
 from rebalance.audit.table import KINDS, Suggestion
@@ -149,8 +150,9 @@ def _data(
     for image, own in seen.items():
         found, (width, height) = labels(files[image]), about["sizes"][image]
         boxes = np.round(found.boxes_xyxy(width, height), 1)
-        shown = (boxes[:, None, :2] < np.array(own)[:, 2:]) & (boxes[:, None, 2:] > np.array(own)[:, :2])
-        near = shown.all(2).any(1)  # in one of the windows
+        corners = np.array(own)
+        shown = (boxes[:, None, :2] < corners[:, 2:]) & (boxes[:, None, 2:] > corners[:, :2])
+        near: NDArray[np.bool_] = np.any(np.all(shown, 2), 1)  # in one of the windows
         rows = zip(np.flatnonzero(near).tolist(), found.classes[near].tolist(), boxes[near].tolist(), strict=True)
         images.append([image, width, height, [[i, of, *box] for i, of, box in rows], without.get(image, "")])
     return {

@@ -83,7 +83,7 @@ def rounds(
     given, grid = _read(args)
     folder = root / (given.name or time_stamp(root))
     refuse_other(folder, grid, {})
-    source = source_of(str(grid.runs[0].host["data"]))
+    source = source_of(str(grid.runs[0].host["data"]), grid.runs)
     if completed.is_completed(source.parent):
         origin = (read_json(source.parent / "manifest.json") or {}).get("origin", {}).get("data")
         raise DataError(f"data={args['data']} was completed before: give the set that it was made from: data={origin}")

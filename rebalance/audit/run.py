@@ -41,12 +41,12 @@ from rebalance.data.items import labels_sha256
 from rebalance.data.part import part
 from rebalance.data.progress import progress
 from rebalance.errors import ConfigError, DataError, RunError, nearest
-from rebalance.experiments.machine import versions
 from rebalance.experiments.record import load, read_json
 from rebalance.experiments.sweep import sweep
 from rebalance.files import clear, write_whole
 from rebalance.report.figures import audit as picture
 from rebalance.settings import AuditFlags, SweepFlags, as_dict, parse, require, settings_of, value_text
+from rebalance.versions import versions
 
 ROOT = Path("runs/audit")
 ABOUT, SUGGESTIONS, ESTIMATE, QUESTION = "audit.json", "suggestions.csv", "estimate.csv", "question.json"
@@ -330,7 +330,8 @@ def _about(facts: Mapping[str, Any], source: DataSet, found: Findings, **more: A
     classes = [
         {
             "id": number, "name": source.names[number], "labels": row.labels, "suggestions": count[number],
-            **told(row.estimate), "how": row.how, "threshold": row.threshold and round(row.threshold, 4),
+            **told(row.estimate), "recall": row.recall and round(row.recall, 4), "how": row.how,
+            "threshold": row.threshold and round(row.threshold, 4),
         }
         for number, row in found.classes.items()
     ]  # fmt: skip
@@ -364,6 +365,8 @@ def _notes(facts: Mapping[str, Any], found: Findings, names: Mapping[int, str], 
             "a lower bound, if the model was trained on these labels: it has learnt that what has none is background; "
             "folds= asks models that have not seen the image"
         )
+    if found.total and found.beyond > found.total.missing:
+        notes.append(f"with labels that no model finds, as many as of val's are not found: {found.beyond:.0f} missing")
     if found.silent:
         notes.append(f"{found.silent} detections are where regions or unknown_below say that nothing follows from them")
     return notes + [f"{count} images {why} are passed over" for why, count in skipped.items()]
@@ -372,7 +375,19 @@ def _notes(facts: Mapping[str, Any], found: Findings, names: Mapping[int, str], 
 def _estimate(about: Mapping[str, Any]) -> bytes:
     """estimate.csv: a row a class, and one of all."""
     text = io.StringIO()
-    columns = ("id", "name", "labels", "suggestions", "missing", "low", "high", "how", "threshold")
+    columns = (
+        "id",
+        "name",
+        "labels",
+        "suggestions",
+        "missing",
+        "low",
+        "high",
+        "recall",
+        "with_unfound",
+        "how",
+        "threshold",
+    )
     writer = csv.DictWriter(text, columns, lineterminator="\n", restval="")
     writer.writeheader()
     writer.writerows([*about["classes"], {"name": "all", **about["total"]}])

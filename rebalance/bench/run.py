@@ -18,9 +18,10 @@ import torch
 from rebalance.bench import clock
 from rebalance.bench.contests import Contest, Side, chosen
 from rebalance.errors import ConfigError
-from rebalance.experiments.machine import git, machine, versions
+from rebalance.experiments.machine import git, machine
 from rebalance.experiments.record import write_json
 from rebalance.settings import BenchFlags, as_dict
+from rebalance.versions import versions
 
 MEASURES = {
     "criterion": "loss, forward and backward, from the head's output",

@@ -23,7 +23,7 @@ from rebalance.data.demo.seafloor import built_in
 from rebalance.errors import ConfigError, nearest
 from rebalance.recipe import TRAIN
 from rebalance.settings import checked, value_text
-from rebalance.train.admission import FORWARDED, check_names, data_yaml, says, separate, tell_unused
+from rebalance.train.admission import FORWARDED, check_names, data_yaml, run_of, says, separate, tell_unused
 from rebalance.train.api import YOLO, load
 from rebalance.train.arguments import check_arguments
 
@@ -52,7 +52,7 @@ def _call(args: list[str], *, strict: bool) -> None:
             example = "focal" if name == "loss" else TRAIN[name][1].default
             raise ConfigError(f"{name} needs a value, e.g. {name}={example}")
     mode = next((word for word in words if word in host.MODES), None) or pairs.get("mode")
-    ours, theirs = separate(pairs)
+    again, (ours, theirs) = run_of(pairs.get("cfg")), separate(pairs)
     ours = {name: checked(name, TRAIN[name][1], value) for name, value in ours.items()}
     refused = {name: value for name, value in ours.items() if mode != "train" and (mode != "val" or name != OF_VAL)}
     if refused:
@@ -68,7 +68,7 @@ def _call(args: list[str], *, strict: bool) -> None:
                 raise ConfigError(f"unknown flag {name}={value}{hint}")
     if theirs.get("data") and mode != "train":
         theirs["data"] = built_in(theirs["data"])
-    with _bound(ours, strict, unheard=theirs.get("data") if mode == "train" and not ours and says(theirs) else None):
+    with _bound(ours, strict, unheard=theirs if mode == "train" and not ours else None, again=again):
         sys.argv[1:] = [*words, *(f"{name}={value}" for name, value in theirs.items())]  # in place: the host keeps it
         host.entrypoint()
 
@@ -95,10 +95,12 @@ def _check(words: list[str], theirs: dict[str, str], *, trained: bool) -> None:
 
 
 @contextmanager
-def _bound(ours: dict[str, Any], strict: bool, unheard: str | None) -> Iterator[None]:
+def _bound(
+    ours: dict[str, Any], strict: bool, unheard: dict[str, Any] | None, again: Path | None = None
+) -> Iterator[None]:
     """Put a YOLO that knows these flags in the place of the host's, and refuse the models that know none.
 
-    `unheard`: a data set with regions, of which models that know none are told that they do not use them.
+    `unheard`: arguments of a training of which a model that knows no regions says that it does not use them.
     """
 
     def refuse(model: Any, *_: Any, **__: Any) -> None:
@@ -109,7 +111,8 @@ def _bound(ours: dict[str, Any], strict: bool, unheard: str | None) -> Iterator[
         return getattr(models, name)(model, *args, **kwargs)
 
     def _tell(model: Any) -> None:
-        tell_unused(unheard, f"only YOLO detection models, not {model}")
+        if unheard is not None and (data := says(unheard)):
+            tell_unused(data, f"only YOLO detection models, not {model}")
 
     class Bound(YOLO):
         def train(self, trainer: Any = None, **kwargs: Any) -> Any:
@@ -118,19 +121,19 @@ def _bound(ours: dict[str, Any], strict: bool, unheard: str | None) -> Iterator[
         def val(self, validator: Any = None, **kwargs: Any) -> Any:
             return super().val(validator, **{name: ours[name] for name in {OF_VAL} & ours.keys()}, **kwargs)
 
-    Bound.strict = strict
+    Bound.strict, Bound.again = strict, again
 
     def bound(model: Any, task: Any = None, **kwargs: Any) -> Any:
         made = load(model, task, Bound)
         if ours and not isinstance(made, Bound):  # the host has made it one of its other classes
             refuse(model)
-        if unheard and not isinstance(made, Bound):
+        if not isinstance(made, Bound):
             _tell(model)
         return made
 
     held, stock = vars(ultralytics), dict(vars(ultralytics))
     ours_first: dict[str, Any] = {"YOLO": bound}
-    if ours or unheard:
+    if ours or unheard is not None:
         ours_first |= {name: refuse if ours else partial(other, name) for name in ("RTDETR", "SAM", "FastSAM", "NAS")}
     held.update(ours_first)
     try:

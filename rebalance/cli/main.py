@@ -123,17 +123,36 @@ def training() -> Mapping[str, Field[Any]]:
 
 def sweep(args: list[str], *, preset: bool = False) -> None:
     """Train a grid: the one that the arguments or a plan say, or with `preset` that of the built-in benchmark."""
-    from rebalance.experiments import papers, sweep
+    from rebalance.experiments import papers
 
     given = pairs(args, settings.SweepFlags)
+    dry = asked_dry(given)
     if "plan" in given and not preset:
         from rebalance.experiments import plan
 
         path = Path(given.pop("plan"))
         read = plan.read(path, given)
-        show_report(sweep.sweep(read.cells, written=read.words))
+        run_grid(read.cells, dry, written=read.words)
     else:
-        show_report(sweep.sweep(papers.benchmark(given) if preset else given))
+        run_grid(papers.benchmark(given) if preset else given, dry)
+
+
+def asked_dry(given: dict[str, str]) -> bool:
+    """Take `dry` out of the flags of a sweep: whether it is only to be said what would run."""
+    return bool(settings.convert(settings.SweepFlags, "dry", given.pop("dry", False)))
+
+
+def run_grid(args: Any, dry: bool, **about: Any) -> None:
+    """Train a grid and show its report, or with `dry` say what would run."""
+    if dry:
+        from rebalance.experiments.dry import tell
+
+        told = tell(args, written=about.get("written"))
+        print(*told.lines, "", table(told.runs), sep="\n")
+    else:
+        from rebalance.experiments.sweep import sweep
+
+        show_report(sweep(args, **about))
 
 
 def rounds(args: list[str]) -> None:
@@ -159,16 +178,16 @@ def paper(args: list[str]) -> None:
         print(as_csv(), end="")
         return
     study, given = papers.find(args[0]), pairs(args[1:], settings.SweepFlags)
+    dry = asked_dry(given)
     if study.cells:
-        from rebalance.experiments import sweep
-
-        show_report(sweep.sweep(papers.arguments(study, given), study=papers.about(study, given)))
+        run_grid(papers.arguments(study, given), dry, study=papers.about(study, given))
         return
     if given:
         raise ConfigError(f"{study.key} is the plot of a function and takes no arguments; got '{' '.join(args[1:])}'")
     from rebalance.report.figures import curves
 
-    print(curves.write(study.figures[0], Path("runs/benchmark") / study.key))
+    folder = Path("runs/benchmark") / study.key
+    print(f"dry=True: nothing was made. One plot, in {folder}" if dry else curves.write(study.figures[0], folder))
 
 
 def report(args: list[str]) -> None:
@@ -278,7 +297,7 @@ def version(args: list[str]) -> None:
     """Show the versions of this package and of what it runs on."""
     if args:
         raise ConfigError(f"version takes no arguments; got '{' '.join(args)}'")
-    from rebalance.experiments.machine import versions
+    from rebalance.versions import versions
 
     print(table([(name, text or "not installed") for name, text in versions().items()]))
 

@@ -25,7 +25,7 @@ Found = dict[str, Any]
 WARNINGS = {
     "denied": "{} labels are in a background region of their class: the region says that they are not there",
     "not_annotated": "{} labels are of a class that `annotated` says was not labelled in their image; they stay labels",
-    "no_image": "{} region files belong to no image",
+    "no_image": "{} files in a folder of regions belong to no image",
     "skipped": "{} region files are of images that `unlabelled: skip` leaves out",
     "gone": "{} images of a list do not exist",
     "no_split": "{} splits are not there",
@@ -211,13 +211,16 @@ def _contradictions(
 
 
 def _orphans(images: Iterable[str]) -> Iterator[str]:
-    """Region files that no image has, in the folders in which those of these images are."""
+    """Files that no image has, in the folders in which the region files of these images are."""
     expected = {os.path.normpath(path) for path in map(region_path, images) if path}
     part = f"{os.sep}regions{os.sep}"
     stems: dict[str, set[str]] = {}  # folder -> its images without suffix, of this data set or not
     for top in sorted({path.rpartition(part)[0] for path in expected}):
-        for file in sorted(map(str, Path(top, "regions").rglob("*.txt"))):
-            if file in expected:
+        for file in sorted(str(path) for path in Path(top, "regions").rglob("*") if path.is_file()):
+            if file in expected or os.path.basename(file).startswith("."):
+                continue
+            if not file.endswith(".txt"):
+                yield f"{file} (region files end in .txt)"
                 continue
             folder = os.path.dirname(file).replace(f"{top}{os.sep}regions", f"{top}{os.sep}images", 1)
             if folder not in stems:

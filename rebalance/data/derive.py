@@ -44,10 +44,10 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +65,15 @@ from rebalance.data.protocols import Withhold
 from rebalance.data.regions import Regions
 from rebalance.errors import ConfigError
 from rebalance.settings import NoiseFlags, SparsifyFlags, as_dict, parse, require
+
+
+class _Drawn(NamedTuple):
+    """What a rule and errors make of the labels, one entry a label file."""
+
+    rule: Withhold
+    errors: Noise
+    masks: list[NDArray[np.bool_]]  # which boxes go
+    noisy: list[Noisy]
 
 
 def sparsify(given: SparsifyFlags) -> Manifest:
@@ -120,7 +129,19 @@ def derive(source: DataSet, rule: Withhold, out: Path, errors: Noise | None = No
     found = items.read(source)
     items.require_outside(source, found, out)
     with new_folder(out) as folder:
-        return _write(folder, source, found, rule, errors or Noise())
+        return _write(folder, source, found, _draw(source, found, rule, errors or Noise()))
+
+
+def rehearse(source: DataSet, asked: Iterable[tuple[Withhold, Noise, Path]]) -> list[Manifest]:
+    """What `derive` would count, of several rules: `reached`, `total`, `classes`, `noise`; errors as there.
+
+    Nothing is made, and the source is read once.
+    """
+    found, told = items.read(source), []
+    for rule, errors, out in asked:
+        items.require_outside(source, found, free(out))
+        told.append(_counted(source, found, _draw(source, found, rule, errors)))
+    return told
 
 
 def summary(manifest: Manifest) -> str:
@@ -150,11 +171,16 @@ def summary(manifest: Manifest) -> str:
     return "\n".join([*lines, f"sha256 {manifest['sha256']}"])
 
 
-def _write(folder: Path, source: DataSet, found: Sequence[Item], rule: Withhold, errors: Noise) -> Manifest:
-    """Write the whole data set below `folder`, the manifest last."""
+def _draw(source: DataSet, found: Sequence[Item], rule: Withhold, errors: Noise) -> _Drawn:
+    """Let the rule and the errors choose."""
     masks = rule.masks([item.labels for item in found])
     given = [File(item.labels, item.carried, item.data is not None and item.error is None) for item in found]
-    noisy = errors(given, classes=len(source.names), keypoints=source.keypoints)
+    return _Drawn(rule, errors, masks, errors(given, classes=len(source.names), keypoints=source.keypoints))
+
+
+def _write(folder: Path, source: DataSet, found: Sequence[Item], drawn: _Drawn) -> Manifest:
+    """Write the whole data set below `folder`, the manifest last."""
+    rule, errors, masks, noisy = drawn
     files: list[dict[str, Any]] = []
     how: Counter[str] = Counter()
     for item, mask, made in progress(list(zip(found, masks, noisy, strict=True)), "writing"):
@@ -168,7 +194,38 @@ def _write(folder: Path, source: DataSet, found: Sequence[Item], rule: Withhold,
             "a box of it was withheld there",
             file=sys.stderr,
         )
+    manifest = {
+        "schema": 1,
+        **rule.facts,
+        **({"jitter_iou": errors.jitter_iou} if errors.jitter else {}),
+        **_counted(source, found, drawn),
+        "images": {
+            "total": sum(len(file["images"]) for file in files),
+            "labelled_before": sum(len(file["images"]) for file in files if file["boxes"]),
+            "labelled": sum(
+                len(file["images"])
+                for file, made in zip(files, noisy, strict=True)
+                if file["boxes"] > file["withheld"] or len(made.extra)
+            ),
+            "unreadable": sum(len(file["images"]) for file in files if file["unreadable"]),
+        },
+        **source.knowledge.facts,
+        "files": files,
+    }
+    manifest["sha256"] = manifest_hash(manifest)
+    manifest["origin"] = {
+        "data": str(source.file.absolute()),
+        SPLIT: list(source.splits[SPLIT]),
+        "images": how,
+        "rebalance": rebalance.__version__,
+    }
+    finish(folder, items.content(folder, source, found), manifest)
+    return manifest
 
+
+def _counted(source: DataSet, found: Sequence[Item], drawn: _Drawn) -> dict[str, Any]:
+    """What happens to how many boxes, of all and of each class: `noise`, `reached`, `total` and `classes`."""
+    rule, errors, masks, noisy = drawn
     boxes, withheld, extra, jitter, flip = (
         np.bincount(np.concatenate(found), minlength=len(source.names))
         for found in (
@@ -195,10 +252,7 @@ def _write(folder: Path, source: DataSet, found: Sequence[Item], rule: Withhold,
             told[kind] = {"asked": rates[kind], "boxes": count, "reached": count / among if among else 0.0}
         return {"noise": told} if errors else {}
 
-    manifest = {
-        "schema": 1,
-        **rule.facts,
-        **({"jitter_iou": errors.jitter_iou} if errors.jitter else {}),
+    return {
         **happened(slice(None)),
         "reached": total["reached"],
         "total": total,
@@ -206,28 +260,7 @@ def _write(folder: Path, source: DataSet, found: Sequence[Item], rule: Withhold,
             {"id": i, "name": n, **_counts(boxes[i], withheld[i]), **happened(slice(i, i + 1))}
             for i, n in source.names.items()
         ],
-        "images": {
-            "total": sum(len(file["images"]) for file in files),
-            "labelled_before": sum(len(file["images"]) for file in files if file["boxes"]),
-            "labelled": sum(
-                len(file["images"])
-                for file, made in zip(files, noisy, strict=True)
-                if file["boxes"] > file["withheld"] or len(made.extra)
-            ),
-            "unreadable": sum(len(file["images"]) for file in files if file["unreadable"]),
-        },
-        **source.knowledge.facts,
-        "files": files,
     }
-    manifest["sha256"] = manifest_hash(manifest)
-    manifest["origin"] = {
-        "data": str(source.file.absolute()),
-        SPLIT: list(source.splits[SPLIT]),
-        "images": how,
-        "rebalance": rebalance.__version__,
-    }
-    finish(folder, items.content(folder, source, found), manifest)
-    return manifest
 
 
 def _write_labels(folder: Path, item: Item, mask: NDArray[np.bool_], noisy: Noisy, *, told: bool) -> dict[str, Any]:

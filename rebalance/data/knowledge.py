@@ -63,7 +63,11 @@ class Knowledge:
             DataError: a pattern of `annotated` means no image.
         """
         self.require_matched()
-        return bool(self.annotated or self.facts) or any(_holds_text(folder) for folder in self._region_folders())
+        return self.about(self._source.splits)
+
+    def about(self, splits: Collection[str]) -> bool:
+        """Whether there are keys, which may be about any images, or region files of these splits."""
+        return bool(self.annotated or self.facts) or any(map(_holds_text, self._region_folders(splits)))
 
     def of(self, image: str) -> Regions:
         """The regions of an image: what is said of all of it, then those of its file, which count more.
@@ -156,6 +160,11 @@ class Knowledge:
                 f"them, relative to {self._source.root.absolute()} or to the folder of a split{near}"
             )
 
+    def require_readable(self, splits: Collection[str] = ("train", "val")) -> None:
+        """Read what is said of each image of these splits that are there; errors as `any` and `of`."""
+        for image in self._images(splits) if self.any else ():
+            self.of(image)
+
     def _images(self, splits: Collection[str] = SPLITS) -> Iterator[str]:
         """Images of those splits that are there."""
         for split in splits:
@@ -163,10 +172,10 @@ class Knowledge:
                 if os.path.exists(entry):
                     yield from images_of(entry)
 
-    def _region_folders(self) -> set[str]:
-        """Folders that would hold region files; images in folders are not looked up one by one."""
+    def _region_folders(self, splits: Collection[str]) -> set[str]:
+        """Folders that would hold region files of splits; images in folders are not looked up one by one."""
         folders = set[str]()
-        for entry in (entry for entries in self._source.splits.values() for entry in entries):
+        for entry in (entry for split in splits for entry in self._source.splits[split]):
             if os.path.isdir(entry):
                 folders.update(folder for folder, *_ in os.walk(entry, followlinks=True))
             elif os.path.exists(entry):

@@ -79,6 +79,13 @@ class Noise:
         """Whether there is any."""
         return any(getattr(self, kind) for kind in KINDS)
 
+    def require_meaning(self, classes: int) -> None:
+        """Raise DataError where another class is asked for and a data set has so few that there is none."""
+        if self.class_flip and classes < 2:
+            raise DataError(
+                f"class_flip={self.class_flip:g} has no meaning in a data set of one class; class_flip=0 leaves it out"
+            )
+
     def __call__(self, files: Sequence[File], *, classes: int, keypoints: tuple[int, int] = (0, 0)) -> list[Noisy]:
         """What becomes of each file; their order is part of the choice, as in `protocols.Withhold`.
 
@@ -90,8 +97,7 @@ class Noise:
         Raises:
             DataError: another class is asked for where there is only one.
         """
-        if self.class_flip and classes < 2:
-            raise DataError(f"class_flip={self.class_flip:g} has no meaning in a data set of one class")
+        self.require_meaning(classes)
         sizes = [len(file.labels) for file in files]
         ends = np.cumsum(sizes)[:-1]
         true = np.concatenate([xyxy(file.labels) for file in files])

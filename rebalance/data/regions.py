@@ -25,6 +25,7 @@ from rebalance.errors import DataError, nearest
 
 MEANINGS = ("unknown", "background")
 _COLUMNS = 6  # meaning, classes, x, y, w, h
+_DIGITS = 9  # of a class number; more than Python reads are an error of its own
 _INSIDE = 0.5  # of a box's own area
 _POINT = 1e-5  # half a side of a box without extent, as a fraction of the image
 
@@ -166,8 +167,8 @@ def _row(row: Sequence[str], classes: int, where: str) -> tuple[bool, NDArray[np
     for number in row[1].split(",") if row[1] != "*" else ():
         if not (number.isascii() and number.isdecimal()):
             raise DataError(f"{where}: classes '{row[1]}' are neither * nor class numbers joined by commas")
-        if int(number) >= classes:
-            raise DataError(f"{where}: class {number} is not one of 0 to {classes - 1}")
+        if len(number) > _DIGITS or int(number) >= classes:
+            raise DataError(f"{where}: class {number[:80]} is not one of 0 to {classes - 1}")
         mask[int(number)] = True
     try:
         with np.errstate(over="ignore"):  # becomes inf, refused below

@@ -128,6 +128,8 @@ def _cell(given: Mapping[str, str]) -> Grid:
     sweep = parse(SweepFlags, {key: text for key, text in given.items() if key in own})
     if sweep.plan:
         raise ConfigError(f"plan={sweep.plan} is for rebalance sweep: it has cells of its own")
+    if sweep.dry:
+        raise ConfigError("dry=True is for the command line, where it asks what would run; it is no part of a grid")
     if sweep.name and (sweep.name.startswith(".") or re.search(r'[/\\:*?"<>|\x00-\x1f]', sweep.name)):
         raise ConfigError(f'name={sweep.name} is not a folder name: no slash, no leading dot, none of : * ? " < > |')
     lists = {key: _values(key, str(text)) for key, text in given.items() if key not in own or key in LABELS}
@@ -211,7 +213,7 @@ def as_begun(grid: Grid, asked: Mapping[str, Any]) -> Grid:
     begun = asked.get("label_seed")
     if not isinstance(begun, int) or grid.asked.get("label_seed", [0]) != [begun]:
         return grid
-    runs = (replace(run, labels=replace(run.labels, seed=begun if _drawn(run.labels) else 0)) for run in grid.runs)
+    runs = (replace(run, labels=replace(run.labels, seed=begun if drawn(run.labels) else 0)) for run in grid.runs)
     return Grid(grid.flags, tuple(runs), {**grid.asked, "label_seed": begun})
 
 
@@ -374,10 +376,10 @@ def _labels(values: Mapping[str, Any], seed: int) -> Labels:
     if "jitter" in noise:
         noise["jitter_iou"] = values.get("jitter_iou", NoiseFlags.jitter_iou)
     labels = Labels(protocol=protocol, rate=rate if uses_rate(protocol) else 0.0, noise=tuple(noise.items()))
-    return replace(labels, seed=seed if _drawn(labels) else 0)
+    return replace(labels, seed=seed if drawn(labels) else 0)
 
 
-def _drawn(labels: Labels) -> bool:
+def drawn(labels: Labels) -> bool:
     """Whether chance has a say in the labels."""
     return labels.protocol != "normal" or bool(labels.noise)
 
@@ -462,7 +464,7 @@ def _removed(run: Run) -> list[str]:
 
 def _apart(runs: Sequence[Run]) -> list[Run]:
     """The same, named by the values in which each differs from any other."""
-    values = [_values_of(run) for run in runs]
+    values = [values_of(run) for run in runs]
     keys = dict.fromkeys(("model", "data", "head", "loss", *DEFAULTS, *itertools.chain(*values)))  # labels come last
     texts = {key: {json.dumps(own.get(key, _ABSENT), default=str) for own in values} for key in keys}
     texts.get("jitter_iou", set()).discard(json.dumps(_ABSENT))  # it says something where two ranges are compared
@@ -474,8 +476,8 @@ def _apart(runs: Sequence[Run]) -> list[Run]:
     return named
 
 
-def _values_of(run: Run) -> dict[str, Any]:
-    """All values of a run that were given."""
+def values_of(run: Run) -> dict[str, Any]:
+    """All values of a run that were given, by their flags; of labels what has a say."""
     ours = {key: run.train[key] for key in run.given}
     labels = {"protocol": run.labels.protocol, **({"rate": run.labels.rate} if uses_rate(run.labels.protocol) else {})}
     return {**ours, **labels, **dict(run.labels.noise), **run.host}

@@ -6,26 +6,10 @@ import os
 import platform
 import re
 import subprocess
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import psutil
-
-PACKAGES = ("rebalance", "torch", "ultralytics", "torchvision", "numpy")
-
-
-def versions() -> dict[str, str | None]:
-    """Versions of Python and of the packages that a result depends on."""
-
-    def version(name: str) -> str | None:
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:  # of ours: it runs from a checkout that is not installed
-            project = Path(__file__).resolve().parents[2] / "pyproject.toml"
-            return _line(project, r'version = "(.+)"') if name == "rebalance" else None
-
-    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
 def git() -> dict[str, Any] | None:

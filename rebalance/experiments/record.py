@@ -30,7 +30,7 @@ from rebalance.files import write_whole
 
 SCHEMA = 1
 SWEEP, RUNS, PACKED = "sweep.json", "runs", "records.jsonl"
-CONFIG, RECORD, LOG = "config.json", "record.json", "log.txt"
+CONFIG, RECORD, LOG, PROGRESS = "config.json", "record.json", "log.txt", "progress.json"
 SPLITS = ("val", "test")
 METRICS = ("mAP50", "mAP75", "mAP50-95")
 DIAGNOSE = "diagnose/"  # of the columns of epochs that are of a diagnosis
@@ -190,7 +190,7 @@ class Record:
         metrics: of the boxes that `evaluation` keeps.
         host_metrics: of those that Ultralytics' defaults keep; empty in older records, whose `metrics` these are unless
             the sweep had `iou`, `conf` or `max_det`.
-        evaluation: `iou`, `conf` and `max_det`, and their `source` in words; `val_regions` where the data set has
+        evaluation: `iou`, `conf` and `max_det`, and their `source` in words; `val_regions` where the splits have
             regions; empty in older records.
     """
 

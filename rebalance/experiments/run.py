@@ -28,9 +28,10 @@ from typing import Any
 import psutil
 
 from rebalance.errors import RebalanceError
-from rebalance.experiments.machine import git, machine, versions
-from rebalance.experiments.record import CONFIG, LOG, RECORD, Record, Task, failed, read_file, write
+from rebalance.experiments.machine import git, machine
+from rebalance.experiments.record import CONFIG, LOG, PROGRESS, RECORD, Record, Task, failed, read_file, write
 from rebalance.files import clear
+from rebalance.versions import versions
 
 _FILLED_IN = ("epochs", "imgsz", "batch")  # host flags that a record always names
 
@@ -43,7 +44,7 @@ def carry_out(folder: Path) -> Record:
     """
     began, task = time.perf_counter(), read_file(Task, folder / CONFIG)
     clear(folder)
-    from rebalance.experiments.train import PROGRESS, Keeper
+    from rebalance.experiments.train import Keeper
 
     keeper = Keeper(folder / PROGRESS, int(os.environ.get("OMP_NUM_THREADS", "1")), began)
     try:
@@ -69,7 +70,8 @@ def _result(folder: Path, task: Task, keeper: Any) -> Record:
     config, weights = task.config, train(folder, task, keeper)
     began, data = time.perf_counter(), load(config.data)
     splits = [split for split in ("val", "test") if split in data.splits]
-    setting = setting_of(weights, config.host, config.train.get("val_regions", True) if data.knowledge.any else None)
+    judged = data.knowledge.about(splits)  # regions of training images alone have no say in an evaluation
+    setting = setting_of(weights, config.host, config.train.get("val_regions", True) if judged else None)
     found = {split: evaluate(weights, split, config, setting, keeper.threads) for split in splits}
     results = {split: result for split, result in found.items() if result}
     most = max((result.max_det for result in results.values()), default=setting["max_det"])
@@ -95,25 +97,39 @@ def _result(folder: Path, task: Task, keeper: Any) -> Record:
     )
 
 
-def check(grid: Sequence[Mapping[str, Any]]) -> None:
+def check(grid: Sequence[Mapping[str, Any]], *, fetch: bool = True) -> list[dict[str, Any]]:
     """Raise where the host would not train one of the configurations; nothing is trained.
 
     Args:
         grid: for each run the given flags `train` (ours) and `host`.
+        fetch: fetch models that are not on this machine; else a published one is judged by its YAML, another not.
+
+    Returns:
+        For each run epochs, imgsz and batch, the host's own where the run says nothing; `fetched`: its model, where
+        that is yet to be fetched; `unchecked`: whether it could not be judged.
 
     Raises:
         ConfigError: an unknown flag or a bad value, of ours or of the host.
         ModelError: a model that cannot be built with its head.
     """
-    from rebalance.train.admission import admit, check_names
-    from rebalance.train.api import load
+    from ultralytics.utils import DEFAULT_CFG_DICT
 
-    loaded = cache(load)
-    for text in dict.fromkeys(json.dumps(run, sort_keys=True) for run in grid):
+    from rebalance.train.admission import admit, check_names, separate
+    from rebalance.train.api import load, to_fetch
+
+    loaded, told = cache(load), {}
+    texts = [json.dumps(run, sort_keys=True) for run in grid]
+    for text in dict.fromkeys(texts):
         run = json.loads(text)
         check_names({**run["train"], **run["host"]})
         host = {key: value for key, value in run["host"].items() if key != "model"}
-        admit(loaded(str(run["host"]["model"])), run["train"], host, strict=True, data=False)
+        model, instead = str(run["host"]["model"]), "" if fetch else to_fetch(str(run["host"]["model"]))
+        unchecked = instead == model
+        if not unchecked:
+            admit(loaded(instead or model), run["train"], host, strict=True, data=False)
+        filled = {**DEFAULT_CFG_DICT, **separate(host)[1]}
+        told[text] = {**{key: filled[key] for key in _FILLED_IN}, "fetched": bool(instead), "unchecked": unchecked}
+    return [told[text] for text in texts]
 
 
 def end_with_parent() -> None:
@@ -137,11 +153,14 @@ def one_line(error: BaseException) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """`<run folder> [--watch]`: carry out a run; `--check`: read a grid from standard input, answer with its error."""
+    """`<run folder> [--watch]`: carry out a run; `--check`: read a grid from standard input, answer with its error.
+
+    `--check --dry` fetches nothing.
+    """
     if "--check" in argv:
-        answer: dict[str, str | None] = {"kind": None, "error": None}
+        answer: dict[str, Any] = {"kind": None, "error": None}
         try:
-            check(json.load(sys.stdin))
+            answer["runs"] = check(json.load(sys.stdin), fetch="--dry" not in argv)
         except Exception as error:
             answer = {"kind": type(error).__name__, "error": one_line(error)}
         print("\n" + json.dumps(answer), flush=True)

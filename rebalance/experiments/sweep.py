@@ -27,22 +27,22 @@ from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 from filelock import FileLock, Timeout
 
 from rebalance import errors
-from rebalance.data.dataset import load
-from rebalance.data.noise import KINDS
-from rebalance.data.protocols import uses_rate
+from rebalance.data.dataset import SPLITS, load
+from rebalance.data.noise import KINDS, Noise
+from rebalance.data.protocols import Withhold, uses_rate
 from rebalance.errors import ConfigError, DataError, RunError
 from rebalance.experiments import record as files
-from rebalance.experiments.grid import Grid, Labels, Run, as_begun, difference, read_grids, withholds
+from rebalance.experiments.grid import Grid, Labels, Run, as_begun, difference, drawn, read_grids, withholds
 from rebalance.experiments.machine import cores
 from rebalance.experiments.record import CONFIG, LOG, RECORD, RUNS, SWEEP, Plan, Record, Task, failed, read_if_whole
 from rebalance.files import clear, unfinished, write_whole
-from rebalance.settings import value_text
+from rebalance.settings import SeafloorFlags, value_text
 
 ROOT = Path("runs/benchmark")
 RUNNER = (sys.executable, "-m", "rebalance.experiments.run")
@@ -51,9 +51,22 @@ RESULTS = "results.csv"
 METRICS = ("mAP50", "mAP75", "mAP50-95", "precision", "recall")
 
 SAY = partial(print, flush=True)
-_LOCK, DATA = "lock", "data"
+LOCK, _HOLDER, DATA = ".lock", "lock", "data"
 _POLL = 0.1  # seconds between looks at the children
 _GRACE = 10.0  # seconds that a stopped child gets to end by itself
+
+
+Source = Path | SeafloorFlags  # the YAML of a data set, or what the built-in one that is not there yet is made with
+
+
+class Prepared(NamedTuple):
+    """A grid that could run."""
+
+    grid: Grid
+    folder: Path
+    open_runs: list[Run]  # that are not finished
+    sources: dict[str, Source]  # by `data=`
+    told: list[dict[str, Any]]  # of each open run, as the check of `rebalance.experiments.run` says
 
 
 def sweep(
@@ -84,18 +97,7 @@ def sweep(
         ConfigError, ModelError, DataError: the grid cannot run; nothing was made.
         RunError: the folder holds another grid, another sweep works in it, or not one of the runs finished.
     """
-    grid = read_grids([args] if isinstance(args, Mapping) else args)
-    folder = root / (grid.flags.name or time_stamp(root))
-    begun = read_if_whole(Plan, folder / SWEEP)
-    grid = as_begun(grid, begun.asked if begun else {})
-    refuse_other(folder, grid, written or {})
-    open_runs = [run for run in grid.runs if not finished(folder, run)]
-    if open_runs:
-        check(runner, open_runs)
-        sources = {data: source_of(data) for data in dict.fromkeys(str(run.host["data"]) for run in grid.runs)}
-        check_diagnosis(open_runs, sources)
-        if grid.flags.complete:
-            _require_complete(sources)
+    grid, folder, open_runs, _, _ = prepare(args, written=written, root=root, runner=runner)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         for place in (folder, folder / DATA):
@@ -110,7 +112,7 @@ def sweep(
             say(f"label_seed={grid.asked['label_seed']} for all seeds, as this sweep was begun")
         say(f"{len(runs)} runs{f', {over} finished before' if over else ''}{pace}: {folder}")
         if open_runs:
-            _write_configs(folder, open_runs, sources)
+            _write_configs(folder, open_runs, {data: _made(data) for data in data_of(grid.runs)})
             Crew(grid, folder, runner, say).work(open_runs)
         write_results(folder, runs)
     return ended(folder, grid.runs, say)
@@ -125,6 +127,46 @@ def ended(folder: Path, runs: Sequence[Run], say: Callable[[str], None]) -> Path
     if not any(record.finished for record in records):
         raise RunError(f"no run finished; the first, {records[0].run}: {records[0].error}")
     return folder
+
+
+def prepare(
+    args: Mapping[str, str] | Sequence[Mapping[str, str]],
+    *,
+    written: Mapping[str, str] | None = None,
+    root: Path = ROOT,
+    runner: Sequence[str] = RUNNER,
+    dry: bool = False,
+) -> Prepared:
+    """Check all that can be checked before anything is made, but for the built-in data set; arguments as of `sweep`.
+
+    Args:
+        dry: make not even that, and fetch nothing.
+
+    Raises:
+        ConfigError, ModelError, DataError: the grid cannot run.
+        RunError: the folder holds another grid.
+    """
+    grid = read_grids([args] if isinstance(args, Mapping) else args)
+    folder = root / (grid.flags.name or time_stamp(root))
+    begun = read_if_whole(Plan, folder / SWEEP)
+    grid = as_begun(grid, begun.asked if begun else {})
+    refuse_other(folder, grid, written or {})
+    open_runs = [run for run in grid.runs if not finished(folder, run)]
+    told, sources = list[dict[str, Any]](), dict[str, Source]()
+    if open_runs:
+        told = check([*runner, *["--dry"] * dry], open_runs)
+        for data in data_of(grid.runs):
+            own = [run for run in open_runs if run.host["data"] == data]
+            sources[data] = (_unmade(data) if dry else None) or source_of(data, own)
+        check_diagnosis(open_runs, sources)
+        if grid.flags.complete:
+            _require_complete(sources)
+    return Prepared(grid, folder, open_runs, sources, told)
+
+
+def data_of(runs: Iterable[Run]) -> list[str]:
+    """The data sets of runs, as they were given."""
+    return list(dict.fromkeys(str(run.host["data"]) for run in runs))
 
 
 class Crew:
@@ -198,7 +240,7 @@ def refuse_other(folder: Path, grid: Grid, written: Mapping[str, str]) -> None:
     """Raise RunError where runs of other values or another plan are in the folder, or things that no sweep makes."""
     made = read_if_whole(Plan, folder / SWEEP)
     found = [path for path in folder.iterdir() if not unfinished(path)] if folder.exists() else []
-    if made is None and {path.name for path in found} - {_LOCK, f".{_LOCK}"}:
+    if made is None and {path.name for path in found} - {_HOLDER, LOCK}:
         raise RunError(f"{folder} is not a sweep (it has no {SWEEP}): give another name=")
     if made is None or not (folder / RUNS).exists():
         return
@@ -250,7 +292,7 @@ def _row(record: Record, noise: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def check(runner: Sequence[str], runs: Sequence[Run]) -> None:
+def check(runner: Sequence[str], runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Let the host look at every configuration, in a process of its own: this one stays small."""
     grid = [{"train": {key: run.train[key] for key in run.given}, "host": dict(run.host)} for run in runs]
     done = subprocess.run(
@@ -258,19 +300,21 @@ def check(runner: Sequence[str], runs: Sequence[Run]) -> None:
     )
     try:
         answer = json.loads(done.stdout.strip().splitlines()[-1])
-        kind, error = answer["kind"], answer["error"]
+        kind, error, told = answer["kind"], answer["error"], answer.get("runs", [])
     except (IndexError, ValueError, KeyError, TypeError):
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise RunError(f"the grid could not be checked: {last}") from None
     if error is not None:
         raise getattr(errors, str(kind), RunError)(error)
+    return list(told)
 
 
-def source_of(data: str) -> Path:
-    """The data set YAML behind `data=`, generated where it is the built-in set.
+def source_of(data: str, runs: Sequence[Run] = ()) -> Path:
+    """The data set YAML behind `data=`, generated where it is the built-in set; `runs` are to be trained on it.
 
     Raises:
-        DataError: it is not there or cannot be used, the test images that it names are missing, or it has no labels.
+        DataError: it is not there or cannot be used, images of a split that it names are missing, it has no labels that
+            a run could be trained on, the noise of one has no meaning there, or a region file cannot be read.
     """
     from rebalance.data.demo import seafloor
 
@@ -278,30 +322,59 @@ def source_of(data: str) -> Path:
     for entry in found.splits.get("test", ()):
         if not os.path.exists(entry):
             raise DataError(f"{found.file}: test images not found: {entry}; correct 'test:' or take it out")
+    for split in found.splits:
+        found.images(split)
     found.require_labels(numbered=False)
+    for text in dict.fromkeys(json.dumps(run.host.get("classes")) for run in runs):
+        if classes := json.loads(text):
+            found.require_labels([classes] if isinstance(classes, int) else classes, numbered=False)
+    for run in runs:
+        rules(run.labels)[1].require_meaning(len(found.names))
+    found.knowledge.require_readable(SPLITS)
     return found.file.absolute()
 
 
-def check_diagnosis(runs: Sequence[Run], sources: Mapping[str, Path]) -> None:
+def _unmade(data: str) -> SeafloorFlags | None:
+    from rebalance.data.demo import seafloor
+
+    return seafloor.unmade(data)
+
+
+def _made(data: str) -> Path:
+    """The data set YAML behind `data=` of a grid that was prepared."""
+    from rebalance.data.demo import seafloor
+
+    return load(seafloor.built_in(data)).file.absolute()
+
+
+def check_diagnosis(runs: Sequence[Run], sources: Mapping[str, Source]) -> None:
     """Raise where a diagnosis is asked for and no run has withheld labels; those on complete labels go without."""
     asked = [run for run in runs if run.train["diagnose"]]
     if asked and not any(withholds(run.labels) for run in asked):
-        used = dict.fromkeys(sources[str(run.host["data"])] for run in asked)
-        if not any(load(data).has_withheld() for data in used):
+        used = {data: sources[data] for data in data_of(asked)}
+        if not any(map(has_withheld, used.values())):
             raise DataError(
                 f"diagnose=True has no meaning where no labels are withheld: {', '.join(map(str, used))} has none; "
                 "give protocol="
             )
 
 
-def _require_complete(sources: Mapping[str, Path]) -> None:
+def has_withheld(source: Source) -> bool:
+    """Whether labels were withheld from a training image."""
+    return source.labelled < 1 if isinstance(source, SeafloorFlags) else load(source).has_withheld()
+
+
+def _require_complete(sources: Mapping[str, Source]) -> None:
     """Refuse data that are partial by nature where runs on complete labels are asked for: nobody has those.
 
     Raises:
         ConfigError: the manifest of a data set says that boxes were withheld from it.
     """
     for data, source in sources.items():
-        reached = (_manifest(source) or {}).get("reached")
+        if isinstance(source, SeafloorFlags):
+            reached: Any = 1 - source.labelled
+        else:
+            reached = (_manifest(source) or {}).get("reached")
         if reached and isinstance(reached, (int, float)):
             told = f"comes with {100 * reached:.0f} % of its training boxes withheld"
             raise ConfigError(f"complete=True has no meaning with data={data}, which {told}")
@@ -333,23 +406,33 @@ def write_config(folder: Path, run: Run, source: Path, data: Path, **more: Any) 
     files.write(path / CONFIG, Task(run=run.id, config=config, varied=run.varied, given=run.given))
 
 
-def training_set(folder: Path, source: Path, labels: Labels, several: bool) -> Path:
-    """The data YAML that a run trains on: the source, or the one with other labels in the sweep's folder."""
-    if labels.protocol == "normal" and not labels.noise:
-        return source
+def training_folder(folder: Path, source: Source, labels: Labels, several: bool) -> Path:
+    """The folder of a data set with other labels; `several`: there are several sources."""
     name = f"{labels.protocol}-{value_text(labels.rate)}-{labels.seed}"
     name += "".join(f"-{key}-{value_text(value).strip('[]').replace(',', '-')}" for key, value in labels.noise)
     if several:
-        name += f"-{hashlib.sha256(str(source).encode()).hexdigest()[:8]}"
-    out = folder / DATA / name
+        yaml = Path(source.out, "data.yaml").absolute() if isinstance(source, SeafloorFlags) else source
+        name += f"-{hashlib.sha256(str(yaml).encode()).hexdigest()[:8]}"
+    return folder / DATA / name
+
+
+def rules(labels: Labels) -> tuple[Withhold, Noise]:
+    """Which labels are withheld, and what happens to the others."""
+    rule = Withhold(protocol=labels.protocol, rate=labels.rate, seed=labels.seed)
+    return rule, Noise(**dict(labels.noise), seed=labels.seed)
+
+
+def training_set(folder: Path, source: Path, labels: Labels, several: bool) -> Path:
+    """The data YAML that a run trains on: the source, or the one with other labels in the sweep's folder."""
+    if not drawn(labels):
+        return source
+    out = training_folder(folder, source, labels, several)
     if not out.exists():  # it appears whole or not at all
         from rebalance.data.derive import derive
-        from rebalance.data.noise import Noise
-        from rebalance.data.protocols import Withhold
 
         out.parent.mkdir(exist_ok=True)
-        rule = Withhold(protocol=labels.protocol, rate=labels.rate, seed=labels.seed)
-        derive(load(source), rule, out, Noise(**dict(labels.noise), seed=labels.seed))
+        rule, errors = rules(labels)
+        derive(load(source), rule, out, errors)
     return out / "data.yaml"
 
 
@@ -366,14 +449,20 @@ def _manifest(data: Path) -> dict[str, Any] | None:
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold the folder; the system lets go of it when this process ends, however it ends, so no lock is ever stale."""
-    holder = folder / _LOCK  # beside the lock, as a locked file cannot be read everywhere
+    holder = folder / _HOLDER  # beside the lock, as a locked file cannot be read everywhere
     try:
-        with FileLock(folder / f".{_LOCK}", blocking=False):
+        with FileLock(folder / LOCK, blocking=False):
             holder.write_text(str(os.getpid()), encoding="utf-8")
             yield
     except Timeout:
-        number = holder.read_text(encoding="utf-8") if holder.is_file() else "?"
-        raise RunError(f"another sweep works in {folder} (process {number})") from None
+        raise busy(folder) from None
+
+
+def busy(folder: Path) -> RunError:
+    """The error where another sweep works in a folder."""
+    holder = folder / _HOLDER
+    number = holder.read_text(encoding="utf-8") if holder.is_file() else "?"
+    return RunError(f"another sweep works in {folder} (process {number})")
 
 
 def _stop(children: Iterable[subprocess.Popen[bytes]]) -> None:

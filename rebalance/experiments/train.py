@@ -18,7 +18,6 @@ from rebalance.experiments.record import NUMBERS, Task, read_json, write_json
 from rebalance.train.api import YOLO
 from rebalance.train.checkpoint import find_state
 
-PROGRESS = "progress.json"
 TRAIN = "train"
 
 _NOT_A_SETTING = ("save_dir", "project", "name", "exist_ok", "model", "data", "mode", "resume", "source")

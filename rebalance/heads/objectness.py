@@ -145,7 +145,7 @@ class ResidualObjectness(nn.Module):
         """
         super().__init__()
         inner, residual_inner = (width_of(given, channels) for given in (width, residual_width or width))
-        self.on, self.grad = on, grad
+        self.on, self.grad, self.channels = on, grad, channels
         self.objectness: Any = ObjectnessSubnet(channels, inner, anchors=anchors, prior=prior, act=act)
         source = inner if on == "obj" else channels
         made = ResidualSubnets(source, residual_inner, anchors=anchors, steps=steps, act=act) if steps else None

@@ -7,16 +7,19 @@ torchvision's detectors. The trainer, the admission and the benchmark know hosts
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor
+from ultralytics.engine.model import Model
 from ultralytics.utils import DEFAULT_CFG_DICT
 from ultralytics.utils.loss import E2ELoss
 
 from rebalance.diagnosis import values
 from rebalance.errors import ConfigError, ModelError
+from rebalance.hosts.state_dict import Weights
 from rebalance.methods.method import DENSE, Sites
 from rebalance.methods.resobj import means
 from rebalance.objective import Objective
@@ -43,6 +46,10 @@ class Host(ABC):
             channels: of the data set's images.
         """
 
+    def gains_idle(self, recipe: Recipe) -> bool:
+        """Whether the gains of Ultralytics' own losses have no effect."""
+        return True
+
     @property
     def own(self) -> bool:
         """Whether Ultralytics trains such a model by itself."""
@@ -53,12 +60,24 @@ class Host(ABC):
         """A model with random weights and the head of the recipe."""
 
     @abstractmethod
-    def start(self, model: Any, pretrained: Any, state: dict[str, Tensor] | None) -> tuple[int, int] | None:
-        """Fill a model that was just built, from `state` where the file that `pretrained` names is a plain state dict.
+    def require(self, model: Any, given: Weights, source: str, what: str) -> None:
+        """Refuse weights of another architecture than a model's; `source` is their file, `what` the model, in words.
+
+        Raises:
+            ModelError: they are.
+        """
+
+    @abstractmethod
+    def start(self, model: Any, pretrained: Any, given: Weights | None) -> tuple[int, int] | None:
+        """Fill a model that was just built, from `given` where the file that `pretrained` names has plain weights.
 
         Returns:
             Number of tensors copied, and number in the file; None where there is nothing to copy.
         """
+
+    def load(self, model: Any, weights: Any) -> None:
+        """Fill a model that was just built from another one, and say what enters."""
+        model.load(weights)
 
     def prepare(self, model: Any, recipe: Recipe, trainer: Any) -> str:
         """Set what needs the data, before the EMA copies the model; returns what is to be said about it, or ''."""
@@ -82,12 +101,42 @@ class OwnYaml(dict[str, Any]):
 
     def __getitem__(self, key: str) -> Any:
         if key in ("backbone", "head"):  # what the host asks for first
-            flags = self.get(KEY, {}).get("flags", {})
-            what = f"a checkpoint with head={flags.get('head', 'anchor')} has a head of rebalance"
-            if "torchvision" in self:
-                what = f"{self['torchvision']} is a detector of torchvision"
-            raise ModelError(f"{what}: train it with rebalance.YOLO, or with trainer=rebalance.trainer()")
+            raise self.other_trainer()
         return super().__getitem__(key)
+
+    def other_trainer(self) -> ModelError:
+        """What is to be said where another trainer than ours would train the model."""
+        flags = self.get(KEY, {}).get("flags", {})
+        what = f"a checkpoint with head={flags.get('head', 'anchor')} has a head of rebalance"
+        if "torchvision" in self:
+            what = f"{self['torchvision']} is a detector of torchvision"
+        return ModelError(f"{what}: train it with rebalance.YOLO, or with trainer=rebalance.trainer()")
+
+
+def guard() -> None:
+    """Let the host's own models refuse to train or tune a model of ours before they make a folder; twice does no harm.
+
+    A checkpoint of ours imports this module, so whoever has one loaded has the guard too.
+    """
+    for name in ("train", "tune"):
+        stock = getattr(Model, name)
+        if not hasattr(stock, "guarded"):
+            setattr(Model, name, _guarded(stock))
+
+
+def _guarded(stock: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(stock)
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        yaml, trainer = getattr(self.model, "yaml", None), kwargs.get("trainer", args[0] if args else None)
+        if isinstance(yaml, OwnYaml) and not any(getattr(x, "trains_ours", False) for x in (self, trainer)):
+            raise yaml.other_trainer()
+        return stock(self, *args, **kwargs)
+
+    vars(run)["guarded"] = True
+    return run
+
+
+guard()
 
 
 def refuse_weights(arguments: Mapping[str, Any], what: str) -> None:

@@ -1,39 +1,78 @@
-"""Files of plain weights."""
+"""Files of plain weights: what is in them, whether it is of a model, and what of it enters."""
 
 from __future__ import annotations
 
 import pickle
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from ultralytics.utils import LOGGER
 
 from rebalance.errors import ModelError
+from rebalance.hosts import foreign
 
-WRAPPERS = ("model", "state_dict", "model_state_dict")  # keys under which training scripts keep a state dict
+WRAPPERS = ("ema", "model", "state_dict", "model_state_dict")  # keys under which training scripts keep weights
+OWN = ("ultralytics.", "rebalance.")  # modules whose checkpoints the host loads by itself
 torch.serialization.add_safe_globals([Namespace])  # the arguments that torchvision's script keeps beside it
 
 
-def read_state_dict(path: str | Path) -> dict[str, Tensor] | None:
-    """The tensors of a plain state dict file; None where the file is something else, e.g. an Ultralytics checkpoint.
+class Weights(NamedTuple):
+    """What a file of weights holds."""
 
-    It may be wrapped as training scripts do it, `{"model": …}` or `{"state_dict": …}` with optimizer and epoch beside,
-    and its names may begin with `module.`, as of several GPUs. Nothing but tensors and plain values is ever unpickled.
+    tensors: dict[str, Tensor]
+    names: dict[int, str]  # of the classes; empty where the file does not say
+
+
+def read_weights(path: str | Path) -> Weights | None:
+    """The weights in a file; None where it is something else, or a checkpoint that Ultralytics loads by itself.
+
+    A state dict may be wrapped as training scripts do it, `{"model": …}` or `{"state_dict": …}` with an optimizer
+    beside it; its names may begin with `module.`, as of several GPUs. In its place there may be a whole module, as in
+    an original YOLOv5's checkpoint, whose class need not be there. Nothing but tensors and plain values is unpickled.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError):
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        found = foreign.read(path)
+    except (RuntimeError, EOFError, ValueError, OSError):
         return None
-    wrapped = [state[name] for name in WRAPPERS if isinstance(state, dict) and isinstance(state.get(name), dict)]
-    state = (wrapped or [state])[0]
-    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+    wrapped = [found[name] for name in WRAPPERS if name in found] if isinstance(found, dict) else []
+    if isinstance(found, dict) and any(map(_is_own, wrapped)):
         return None
-    several = all(name.startswith("module.") for name in state)
-    return {name.removeprefix("module.") if several else name: x for name, x in state.items()}
+    names = found.get("names") if isinstance(found, dict) else None
+    for part in (*wrapped, found):
+        state = dict(foreign.tensors(part)) if foreign.is_module(part) else part
+        if isinstance(state, dict) and state and all(isinstance(x, Tensor) for x in state.values()):
+            inner = part._modules.get("module") if foreign.is_module(part) else None
+            names = next((x for x in (getattr(held, "names", None) for held in (part, inner)) if x), names)
+            several = all(name.startswith("module.") for name in state)
+            tensors = {name.removeprefix("module.") if several else name: x for name, x in state.items()}
+            return Weights(tensors, _numbered(names))
+    return None
+
+
+def is_checkpoint(path: str | Path) -> bool:
+    """Whether a file holds a model that Ultralytics loads by itself, as far as can be seen without running its code."""
+    found = foreign.read(path)
+    parts = [found.get(name) for name in ("ema", "model")] if isinstance(found, dict) else []
+    return any(map(_is_own, parts))
+
+
+def _is_own(part: Any) -> bool:
+    return foreign.is_module(part) and type(part).__module__.startswith(OWN)
+
+
+def _numbered(names: Any) -> dict[int, str]:
+    """Class names as index to name, from a list or a mapping; empty where it is neither."""
+    if isinstance(names, (list, tuple)):
+        names = dict(enumerate(names))
+    if not isinstance(names, dict) or not all(isinstance(k, int) for k in names):
+        return {}
+    return {k: str(name) for k, name in names.items()}
 
 
 Rows = Callable[[Tensor, Tensor], Tensor]  # (a parameter, (K,) classes) -> its rows of these classes, in this order
@@ -56,16 +95,18 @@ def follow_names(
         background: number of classes that come before the others in `rows`.
 
     Returns:
-        What was done, in words; "" where nothing was.
+        What was done, in words; "" where no row enters.
     """
     ours = model.names
     if any(all(str(k) == str(name) for k, name in names.items()) for names in (theirs, ours)):
-        return ""
+        return unnamed(model, state, rows, "class rows keep their order")
     places = {str(name).strip().lower(): k for k, name in theirs.items()}
     found = [places.get(str(ours[k]).strip().lower(), -1) for k in range(len(ours))]
     known = [k for k, place in enumerate(found) if place >= 0]
-    if not known or (len(theirs) == len(ours) and known == found == list(range(len(ours)))):
-        return ""
+    if not known:
+        return unnamed(model, state, rows, "none of its class names is here: class rows keep their order")
+    if len(theirs) == len(ours) and known == found == list(range(len(ours))):
+        return f"all {len(ours)} classes keep their rows"
     to, of = (
         torch.tensor([*range(background), *(k + background for k in kept)])
         for kept in (known, [found[k] for k in known])
@@ -82,16 +123,72 @@ def follow_names(
     return told + (f"; new: {', '.join(new)}" if new else "")
 
 
-def load_by_name(model: nn.Module, state: dict[str, Tensor], source: str) -> tuple[int, int]:
-    """Copy the tensors whose name and shape match; their number, and that in the file, `source` in the message."""
+def unnamed(
+    model: nn.Module, state: Mapping[str, Tensor], rows: Collection[str],
+    why: str = "it names no classes: their rows keep their order",
+) -> str:  # fmt: skip
+    """That rows of classes enter in their order, and why; "" where none enters."""
+    own = model.state_dict()
+    enter = any(name in state and name in own and state[name].shape == own[name].shape for name in rows)
+    return why if enter else ""
+
+
+def require_fit(
+    model: nn.Module, state: Mapping[str, Tensor], classes: Collection[str], source: str, what: str
+) -> None:
+    """Refuse what is of another architecture, of which only what happens to have one shape would enter.
+
+    A network is told by its first layers: a backbone, a detector with another neck or head, and one with other classes
+    have them. Vectors do not count, of which many have one length.
+
+    Raises:
+        ModelError: less than half of the weights in the first quarter of the layers fit.
+    """
+    own = {k: v for k, v in model.state_dict().items() if v.dim() > 1 and k not in classes}
+    first = list(own)[: max(1, len(own) // 4)]
+    fit = sum(k in state and state[k].shape == own[k].shape for k in first)
+    if fit < len(first) / 2:
+        raise ModelError(
+            f"pretrained={source} is of another architecture than {what}: of the {len(first)} weights in its first "
+            f"layers {fit} fit by name and shape"
+        )
+
+
+def load_by_name(model: nn.Module, state: dict[str, Tensor], source: str, classes: str = "") -> tuple[int, int]:
+    """Copy the tensors whose name and shape match, and say which, and what stays as it is.
+
+    Args:
+        model: is changed.
+        state: a state dict.
+        source: of the state dict, in the message.
+        classes: what is to be said of the rows of classes.
+
+    Returns:
+        Number of tensors copied, and number in the file.
+
+    Raises:
+        ModelError: none matches.
+    """
     own = model.state_dict()
     fits = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
     if not fits:
         raise ModelError(f"pretrained={source}: none of its {len(state)} tensors fits this model by name and shape")
     model.load_state_dict(fits, strict=False)
     left = sorted(set(state) - set(fits))
-    LOGGER.info(
-        f"rebalance: {len(fits)} of {len(state)} tensors of {source} match by name and shape"
-        + (f"; not: {', '.join(left)}" if left else "")
-    )
+    told = f"{len(fits)} of {len(state)} tensors of {source} match by name and shape"
+    parts = [told, f"not: {some(left)}" if left else "", classes, stays_new(own, fits)]
+    LOGGER.info(f"rebalance: {'; '.join(filter(None, parts))}")
     return len(fits), len(state)
+
+
+def stays_new(own: Iterable[str], filled: Collection[str]) -> str:
+    """Which layers of a model keep the numbers that they began with, in words; "" where none does."""
+    counts = ("num_batches_tracked",)
+    layers = dict.fromkeys(k.rpartition(".")[0] for k in own if k not in filled and not k.endswith(counts))
+    return f"new are {some(list(layers))}" if layers else ""
+
+
+def some(names: list[str], most: int = 6) -> str:
+    """The first of them, and how many there are more."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

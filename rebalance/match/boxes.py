@@ -55,19 +55,30 @@ def pair_iou(boxes: Tensor, gt_boxes: Tensor, *, space: Tensor | None = None) ->
     `space` (3, at least B·G·A) is written to, and holds what is returned: memory that is new at each call is most of
     its time on a CPU.
     """
+    inter, area, spare = pair_intersection(boxes, gt_boxes, space=space)
+    gt_area = ((gt_boxes[..., 2] - gt_boxes[..., 0]) * (gt_boxes[..., 3] - gt_boxes[..., 1])).unsqueeze(2)
+    union = torch.add(area, gt_area, out=spare).sub_(inter).clamp_(min=EPS)
+    iou: Tensor = inter.div_(union)
+    return iou
+
+
+def pair_intersection(boxes: Tensor, others: Tensor, *, space: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """What candidates (B, 4, A) share with other boxes (B, G, 4); not differentiable.
+
+    Returns:
+        (B, G, A) area of each intersection, (B, 1, A) area of each candidate, (B, G, A) memory to write to; the first
+        and the last are in `space`, see `pair_iou`.
+    """
     # the long dimension is innermost, which is three times faster than (B, A, G)
     x1, y1, x2, y2 = boxes.unsqueeze(2).unbind(1)  # (B, 1, A)
-    gx1, gy1, gx2, gy2 = gt_boxes.unsqueeze(2).unbind(3)  # (B, G, 1)
-    shape = torch.Size((len(gt_boxes), gt_boxes.shape[1], boxes.shape[2]))
+    gx1, gy1, gx2, gy2 = others.unsqueeze(2).unbind(3)  # (B, G, 1)
+    shape = torch.Size((len(others), others.shape[1], boxes.shape[2]))
     space = boxes.new_empty(3, shape.numel()) if space is None else space[:, : shape.numel()]
     inter, height, spare = space.view(3, *shape)
     torch.minimum(x2, gx2, out=inter).sub_(torch.maximum(x1, gx1, out=spare)).clamp_(min=0)
     torch.minimum(y2, gy2, out=height).sub_(torch.maximum(y1, gy1, out=spare)).clamp_(min=0)
     inter.mul_(height)
-    area, gt_area = (x2 - x1) * (y2 - y1), (gx2 - gx1) * (gy2 - gy1)
-    union = torch.add(area, gt_area, out=height).sub_(inter).clamp_(min=EPS)
-    iou: Tensor = inter.div_(union)
-    return iou
+    return inter, (x2 - x1) * (y2 - y1), height
 
 
 def inside(points: Tensor, gt_boxes: Tensor) -> Tensor:

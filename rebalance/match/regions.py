@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rebalance.match.boxes import PAIRS, PAIRS_ELSEWHERE, upcast, xywh_to_xyxy
+from rebalance.match.boxes import PAIRS, PAIRS_ELSEWHERE, pair_intersection, upcast, xywh_to_xyxy
 from rebalance.match.candidates import every
 
 INSIDE = 0.5  # of a candidate's own area
@@ -151,11 +151,7 @@ def _visible(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _said(boxes: Tensor, corners: Tensor, limit: Tensor, weight: Tensor, regions: RegionBatch, each: bool) -> Known:
     """What is said of some candidates (B, 4, A); see `_padded`."""
-    x1, y1, x2, y2 = boxes.unsqueeze(2).unbind(1)  # (B, 1, A)
-    gx1, gy1, gx2, gy2 = corners.unsqueeze(2).unbind(3)  # (B, G, 1)
-    inter = torch.minimum(x2, gx2).sub_(torch.maximum(x1, gx1)).clamp_(min=0)
-    inter.mul_(torch.minimum(y2, gy2).sub_(torch.maximum(y1, gy1)).clamp_(min=0))
-    area = (x2 - x1) * (y2 - y1)
+    inter, area, _ = pair_intersection(boxes, corners)
     inside = inter >= area * INSIDE
     if regions.some_sized:
         inside &= area < limit

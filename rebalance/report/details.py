@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from rebalance.experiments.record import METRICS, SPLITS, Record
 from rebalance.report.evidence import stat
 from rebalance.report.summary import EVALUATION, Group, Row, Setting, varying
-from rebalance.report.table import Column, Table, column, marked, mean, mean_text, points, points_of
+from rebalance.report.table import Column, Table, column, marked, mean, mean_text, points, points_of, small_points
 from rebalance.report.tables import AXIS_TITLES, COCO, VOC, evaluation_note, flags, more_columns, names_of
 from rebalance.report.words import say
 from rebalance.settings import value_text
@@ -72,7 +72,7 @@ def diagnosis_table(runs: Mapping[Setting, Sequence[Record]]) -> Table | None:
     columns = flags(varying(runs) or ["model"], list(runs))
     for name in names:
         stats = ([found[name] for found in own if name in found] for own in last)
-        columns.append(column(_diagnosed(name), (points(stat(values) if values else None) for values in stats)))
+        columns.append(column(_diagnosed(name), small_points([stat(values) if values else None for values in stats])))
     return Table("What the loss does to withheld objects", tuple(columns), (say("diagnosed"),))
 
 

@@ -5,6 +5,7 @@ Metrics are shown in points, 0 to 100, with one decimal, as the papers do.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -70,18 +71,25 @@ def marked(name: str, means: Sequence[float | None], texts: Iterable[str], besid
     return Column(name, (*cells, *map(Cell, beside)))
 
 
-def points_of(value: float) -> str:
-    """A fraction in points with one decimal: 0.4837 -> '48.4'."""
-    return f"{round(100 * value, 1) + 0.0:.1f}"  # + 0.0: no minus zero
+def points_of(value: float, digits: int = 1) -> str:
+    """A fraction in points with one decimal, or more: 0.4837 -> '48.4'."""
+    return f"{round(100 * value, digits) + 0.0:.{digits}f}"  # + 0.0: no minus zero
 
 
-def points(value: Stat | None, *, sign: bool = False) -> str:
+def points(value: Stat | None, *, sign: bool = False, digits: int = 1) -> str:
     """A mean in points with its interval, where it has one: '48.4 ± 1.2', '+0.7 ± 0.9', '' for None."""
     if value is None:
         return ""
-    text = points_of(value.mean)
+    text = points_of(value.mean, digits)
     text = f"+{text}" if sign and not text.startswith("-") else text
-    return text if value.half is None else f"{text} ± {points_of(value.half)}"
+    return text if value.half is None else f"{text} ± {points_of(value.half, digits)}"
+
+
+def small_points(values: Sequence[Stat | None]) -> list[str]:
+    """The same of shares that may be far below a point: with so many decimals that two digits of the smallest show."""
+    least = min((abs(value.mean) for value in values if value and value.mean), default=1.0)
+    digits = min(max(1 - math.floor(math.log10(100 * least)), 1), 5)
+    return [points(value, digits=digits) for value in values]
 
 
 def p_text(p: float) -> str:

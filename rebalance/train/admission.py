@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from ultralytics.data.utils import find_dataset_yaml
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, YAML
@@ -14,12 +17,14 @@ from ultralytics.utils.checks import check_yaml
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 
 from rebalance.data import dataset
+from rebalance.data.dataset import DataSet
 from rebalance.data.demo.seafloor import built_in
 from rebalance.data.knowledge import Knowledge
 from rebalance.errors import ConfigError, DataError, ModelError, nearest
 from rebalance.hosts import FAMILIES, host_of
-from rebalance.hosts.host import COCO, head_of, remembered
-from rebalance.hosts.state_dict import read_state_dict
+from rebalance.hosts.host import COCO, Host, head_of, remembered
+from rebalance.hosts.state_dict import Weights, is_checkpoint, read_weights
+from rebalance.hosts.ultralytics.sites import YoloSites
 from rebalance.recipe import TRAIN, Recipe, read
 from rebalance.settings import value_text
 from rebalance.train.arguments import check_training
@@ -35,6 +40,7 @@ class Admitted(NamedTuple):
     trainer: Any  # trainer class of the user's own; None: ours, or where there is no recipe the host's
     given: dict[str, Any]  # our flags
     arguments: dict[str, Any]  # Ultralytics' own
+    data: DataSet | None  # that it trains on, where it was read: with what it says of its labels
 
 
 def separate(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -56,6 +62,12 @@ def separate(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, An
             arguments = {**{k: v for k, v in held.items() if k in TRAIN or v is not None}, **own}
     ours = {name: value for name, value in arguments.items() if name in TRAIN}
     return ours, {name: value for name, value in arguments.items() if name not in TRAIN}
+
+
+def run_of(cfg: Any) -> Path | None:
+    """The folder of the run whose `args.yaml` a `cfg` is; None where it is another file."""
+    file = Path(str(cfg))
+    return file.parent if file.name == "args.yaml" and file.is_file() else None
 
 
 def admit(
@@ -83,11 +95,12 @@ def admit(
         ModelError: the model cannot have the head asked for, or weights that cannot be had.
     """
     given, arguments = dict(ours), dict(arguments)
+    read_set = cache(source_of)  # once, whoever asks
     if given or strict:
         check_names(arguments)
         check_training(arguments)
     resume = arguments.get("resume")
-    source = _resumed(model, resume) if resume else model.model
+    source, begun_with = _resumed(model, resume) if resume else (model.model, None)
     before = remembered(source).get("flags", {})
     head, host = head_of(source), host_of(source)
     plain = model.task == "detect" and not resume and is_state_dict(arguments.get("pretrained"))
@@ -95,15 +108,17 @@ def admit(
         told = f"pretrained={arguments['pretrained']}"
         raise ConfigError(f"{told} cannot be joined with model={model.model_name}, which has weights")
     plain = plain and trainer is None  # a trainer of one's own has to read it itself
-    recipe = None
+    recipe = found = None
     ours_anyway = not host.own or given or plain or head != "stock" or (before and resume)
-    if not ours_anyway and data and not resume and says(arguments):
+    if not ours_anyway and data and not resume and (told := says(arguments, read_set)):
         reason = f"trainer={trainer.__name__} does not know them" if trainer else ""
         if model.task != "detect":
             reason = f"they are for detection, and {model.model_name} is a {model.task} model"
         if reason:
-            tell_unused(arguments.get("data"), reason)
+            tell_unused(told, reason)
         ours_anyway = not reason
+    if not ours_anyway and data and resume and spoken(read_set(begun_with)):
+        tell_unused(begun_with, "the training began without any")
     if ours_anyway:
         if trainer is not None:
             what = ", ".join(given) or (f"head={head}" if host.own else f"model={model.model_name}")
@@ -126,11 +141,17 @@ def admit(
     if not resume and (recipe or strict):
         for name in ("pretrained", "distill_model"):
             _check_weights(name, arguments.get(name))
-    if data and isinstance(arguments.get("data"), (str, Path)):
-        arguments["data"] = built_in(str(arguments["data"]))  # last, since the built-in set is made where it is not
-        if (recipe or strict) and model.task == "detect":
-            _check_data(arguments, diagnose=bool(recipe and recipe["diagnose"]))
-    return Admitted(recipe, trainer, given, arguments)
+        if recipe:
+            _check_architecture(host, source, recipe, arguments.get("pretrained"), f"model={model.model_name}")
+    sets: Any = arguments.get("data")
+    if data and isinstance(sets, (str, Path, list, tuple)):
+        several = isinstance(sets, (list, tuple))  # last, since the built-in set is made where it is not
+        names = [built_in(str(one)) for one in (sets if isinstance(sets, (list, tuple)) else [sets])]
+        arguments["data"] = names if several else names[0]
+        for one in names if (recipe or strict) and model.task == "detect" else ():
+            checked = _check_data({**arguments, "data": one}, read_set, diagnose=bool(recipe and recipe["diagnose"]))
+            found = None if several else checked  # of several each run reads its own
+    return Admitted(recipe, trainer, given, arguments, found)
 
 
 def check_names(arguments: Mapping[str, Any], more: Iterable[str] = ()) -> None:
@@ -166,14 +187,16 @@ def _check_weights(name: str, weights: Any) -> None:
         return
     file, named = Path(weights), f"{name}={weights}"
     if file.is_file():
-        if read_state_dict(file) is None and not _is_checkpoint(file):
+        if read_weights(file) is None and not _is_checkpoint(file):
             raise ModelError(f"{named} is neither a checkpoint of Ultralytics (.pt) nor a state dict of tensors")
     elif file.name not in GITHUB_ASSETS_NAMES and "://" not in str(weights):
         raise ModelError(f"{named}: no such file, and not a published model")
 
 
 def _is_checkpoint(file: Path) -> bool:
-    """Whether the host can load a file."""
+    """Whether the host can load a file; one that names other code is not tried, as the host would run or fetch it."""
+    if not is_checkpoint(file):
+        return False
     try:
         load_checkpoint(file)
     except Exception:  # whatever reading a file that is something else, or unpickling a torn one, raises
@@ -181,10 +204,23 @@ def _is_checkpoint(file: Path) -> bool:
     return True
 
 
+def _check_architecture(host: Host, source: Any, recipe: Recipe, pretrained: Any, what: str) -> None:
+    """Refuse a file of weights of another architecture than the model that is to be trained, built for the purpose."""
+    if not isinstance(pretrained, (str, Path)) or not Path(pretrained).is_file():
+        return
+    if (given := read_weights(pretrained)) is None:
+        model, _ = load_checkpoint(pretrained)
+        given = Weights(model.state_dict(), {})
+    cfg = deepcopy(dict(source.yaml))
+    with torch.random.fork_rng(devices=[]):
+        made = host.build(cfg, recipe, nc=cfg["nc"], ch=cfg.get("channels", 3), verbose=False)
+    host.require(made, given, str(pretrained), what)
+
+
 def check_flags(given: Mapping[str, Any]) -> None:
     """Raise where no model takes these flags; what is wrong with them for YOLO is told."""
     first: ConfigError | None = None
-    for sites in FAMILIES:
+    for sites in (*FAMILIES, YoloSites(on_anchors=True)):  # YOLOv5's models too
         for head in sites.by_head:
             try:
                 read(given, sites, head=head)
@@ -195,16 +231,23 @@ def check_flags(given: Mapping[str, Any]) -> None:
         raise first
 
 
-def says(arguments: Mapping[str, Any]) -> bool:
-    """Whether a data set of a training says something of its labels that the host does not know.
+def says(arguments: Mapping[str, Any], read_set: Callable[[Any], DataSet | None] | None = None) -> Any:
+    """The data set of a training that says something of its labels that the host does not know; None: there is none.
+
+    Args:
+        arguments: Ultralytics' own.
+        read_set: `source_of`, or one that remembers.
 
     Raises:
-        DataError: as `knowledge_of`.
+        DataError: what it says of them is wrong.
     """
     data = arguments.get("data")
     if data is None and (cfg := arguments.get("cfg")) not in (None, "", "None"):
         data = YAML.load(check_yaml(str(cfg))).get("data")
-    return any(knowledge_of(one) for one in (data if isinstance(data, (list, tuple)) else [data]))
+    for one in data if isinstance(data, (list, tuple)) else [data]:
+        if spoken((read_set or source_of)(one)):
+            return one
+    return None
 
 
 def tell_unused(data: Any, reason: str) -> None:
@@ -212,18 +255,18 @@ def tell_unused(data: Any, reason: str) -> None:
     LOGGER.warning(f"rebalance: the regions of data={data} are not used: {reason}")
 
 
-def knowledge_of(data: Any) -> Knowledge | None:
-    """What a data set says of its labels besides them; None: nothing, also where it is for the host to find or refuse.
-
-    Raises:
-        DataError: what it says of them is wrong.
-    """
+def source_of(data: Any) -> DataSet | None:
+    """A data set; None where it is for the host to find or refuse."""
     try:
         file = data_yaml(str(data)) if isinstance(data, (str, Path)) else ""
-        found = dataset.load(file, download=True) if file else None
+        return dataset.load(file, download=True) if file else None
     except (ConfigError, DataError):
         return None
-    knowledge = found.knowledge if found else None
+
+
+def spoken(source: DataSet | None) -> Knowledge | None:
+    """What a data set says of its labels besides them, None: nothing; DataError where that is wrong."""
+    knowledge = source.knowledge if source else None
     return knowledge if knowledge and knowledge.any else None
 
 
@@ -250,8 +293,10 @@ def data_yaml(data: str) -> str:
     return str(found)
 
 
-def _check_data(arguments: Mapping[str, Any], *, diagnose: bool) -> None:
-    """Refuse a detection data set that cannot be trained on; one that has to be fetched first is the host's affair.
+def _check_data(
+    arguments: Mapping[str, Any], read_set: Callable[[Any], DataSet | None], *, diagnose: bool
+) -> DataSet | None:
+    """Refuse a detection data set that cannot be trained on; None: it has to be fetched first, the host's affair.
 
     Raises:
         ConfigError: there is no such file.
@@ -259,8 +304,9 @@ def _check_data(arguments: Mapping[str, Any], *, diagnose: bool) -> None:
             is wrong.
     """
     if not (file := data_yaml(arguments["data"])):
-        return
-    found, classes = dataset.load(file, download=True), arguments.get("classes")
+        return None
+    found = read_set(arguments["data"]) or dataset.load(file, download=True)  # which says what is wrong with it
+    classes = arguments.get("classes")
     if all(map(os.path.exists, found.splits["train"])):
         if (split := arguments.get("split") or "val") not in found.splits:
             raise ConfigError(f"{found.file} has no '{split}:'")
@@ -271,10 +317,8 @@ def _check_data(arguments: Mapping[str, Any], *, diagnose: bool) -> None:
                 f"diagnose=True has no meaning with data={arguments['data']}: no training image has a withheld label; "
                 "rebalance sparsify makes such a data set"
             )
-        if found.knowledge.any:
-            for split in ("train", "val"):
-                for image in found.images(split):
-                    found.knowledge.of(image)
+        found.knowledge.require_readable()
+    return found
 
 
 def _channels(data: Any) -> int:
@@ -287,13 +331,18 @@ def _channels(data: Any) -> int:
 
 
 def is_state_dict(pretrained: Any) -> bool:
-    """Whether `pretrained` names a file of tensors alone, e.g. of an original YOLOv5."""
+    """Whether `pretrained` names a file of weights that the host would not load, e.g. of an original YOLOv5."""
+    return plain_weights(pretrained) is not None
+
+
+def plain_weights(pretrained: Any) -> Weights | None:
+    """What such a file holds; None where it is none."""
     named = isinstance(pretrained, (str, Path)) and Path(pretrained).is_file()
-    return named and read_state_dict(pretrained) is not None
+    return read_weights(pretrained) if named else None
 
 
-def _resumed(model: Any, resume: Any) -> Any:
-    """The model that a training goes on with.
+def _resumed(model: Any, resume: Any) -> tuple[Any, Any]:
+    """The model that a training goes on with, and its data set.
 
     Raises:
         ConfigError: it is not one of a training that was interrupted.
@@ -308,4 +357,4 @@ def _resumed(model: Any, resume: Any) -> Any:
         raise ConfigError(f"resume: model={file} is not a checkpoint; give the last.pt of the interrupted training")
     if checkpoint.get("epoch", -1) < 0 or checkpoint.get("optimizer") is None:
         raise ConfigError(f"resume: the training of {file} is finished; nothing to resume")
-    return source
+    return source, checkpoint.get("train_args", {}).get("data")

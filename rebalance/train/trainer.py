@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ultralytics.utils import LOGGER, RANK, YAML
+from ultralytics.engine import trainer as host
+from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, RANK, YAML, IterableSimpleNamespace
 from ultralytics.utils.loss import E2ELoss
 from ultralytics.utils.torch_utils import unwrap_model
 
-from rebalance.data import dataset
+from rebalance.data.dataset import DataSet
 from rebalance.data.knowledge import Knowledge
 from rebalance.errors import ConfigError
 from rebalance.hosts import host_of
@@ -33,9 +34,10 @@ from rebalance.hosts.host import (
     restore,
     step_means,
 )
-from rebalance.hosts.state_dict import read_state_dict
-from rebalance.recipe import Recipe, kept, read, unsaid
-from rebalance.train.admission import check_flags, knowledge_of
+from rebalance.hosts.state_dict import read_weights
+from rebalance.recipe import TRAIN, Recipe, kept, read, unsaid
+from rebalance.train import made
+from rebalance.train.admission import check_flags, source_of, spoken
 from rebalance.train.regions import RegionDataset, told, with_regions
 from rebalance.train.resumable import Resumable
 from rebalance.train.schedule import Scheduled
@@ -48,6 +50,8 @@ class RebalanceTrainer(Resumable, Scheduled):
     Attributes:
         given: flags as the user gave them.
         admitted: what they were found to come to before the training began; None: nobody has asked.
+        admitted_data: the data set that was read then.
+        again: folder of the run that this one makes again from its `args.yaml`; None: of none.
         starts_from: `pretrained`, where the host must not see it; None: that of the arguments.
         recipe: what this run trains with; None until the model is there, which has a say in what the flags mean.
         host: of the model.
@@ -58,10 +62,14 @@ class RebalanceTrainer(Resumable, Scheduled):
         diagnosis: what the loss did to objects without a label, in the epoch that ended last.
     """
 
+    trains_ours = True  # heads and detectors, which the host refuses to train otherwise
     given: Mapping[str, Any] = {}
     admitted: Recipe | None = None
-    starts_from: str | Path | None = None
+    admitted_data: DataSet | None = None
+    starts_from: str | Path | bool | None = None
+    again: Path | None = None
 
+    args: Any
     recipe: Recipe
     host: Host
 
@@ -73,28 +81,38 @@ class RebalanceTrainer(Resumable, Scheduled):
         self.diagnosis: dict[str, float] = {}
         self.weights_matched: tuple[int, int] | None = None
         self._fresh = False  # whether the model started from random weights
+        self._begun: dict[str, Any] = {}  # of a run that goes on: what its arguments were that say what it goes on with
+        self._first: dict[str, Any] = {}  # and what its `args.yaml` was
         self._kept: list[Any] = []  # by the loss, in the checkpoint that is resumed
         super().__init__(*args, **kwargs)
 
     # Building ---------------------------------------------------------------------------------------------------------
 
     @cached_property
+    def source(self) -> DataSet | None:
+        """The data set, as it was admitted or else read now; None: it is the host's affair."""
+        file, found = self.data.get("yaml_file"), self.admitted_data
+        if found and file and Path(file).resolve() == found.file.resolve():
+            return found
+        return source_of(file)
+
+    @cached_property
     def knowledge(self) -> Knowledge | None:
-        """What the data set says of its labels; None: nothing. Every process that trains reads it for itself."""
-        return knowledge_of(self.data.get("yaml_file"))
+        """What the data set says of its labels; None: nothing."""
+        return spoken(self.source)
 
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
         """The host's, with the regions of the data set; in training with withheld objects where they are asked for."""
         diagnosed = mode == "train" and self.recipe["diagnose"]
-        with with_regions(self.knowledge, dataset.load(self.data["yaml_file"], download=True) if diagnosed else None):
+        with with_regions(self.knowledge, self.source if diagnosed else None):
             return super().build_dataset(img_path, mode, batch)
 
     def setup_model(self) -> Any:
         """Load, create or resume the model; `pretrained` may be a plain state dict."""
-        pretrained, state = self.starts_from or self.args.pretrained, None
+        pretrained, given = self.starts_from or self.args.pretrained, None
         if isinstance(pretrained, (str, Path)) and not self.resume and Path(pretrained).is_file():
-            state = read_state_dict(pretrained)
-        if state is not None or pretrained == COCO:
+            given = read_weights(pretrained)
+        if given is not None or pretrained == COCO:
             self.args.pretrained = False  # the host would take it for a checkpoint
         if isinstance(self.model, torch.nn.Module):  # built by the process that started this one
             self.host = host_of(self.model)
@@ -102,9 +120,10 @@ class RebalanceTrainer(Resumable, Scheduled):
         checkpoint = super().setup_model()
         self.args.pretrained = pretrained
         if RANK in {-1, 0}:  # with our flags `cfg=args.yaml` asks for the same training
-            YAML.save(self.save_dir / "args.yaml", {**vars(self.args), **self.recipe.asked})
-        if state is not None or self._fresh:
-            self.weights_matched = self.host.start(self.model, pretrained, state)
+            first = {**vars(self.args), **self._begun, **self._first, **self.recipe.asked}
+            YAML.save(self.save_dir / "args.yaml", first)
+        if given is not None or self._fresh:
+            self.weights_matched = self.host.start(self.model, pretrained, given)
         return checkpoint
 
     def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> Any:
@@ -130,7 +149,7 @@ class RebalanceTrainer(Resumable, Scheduled):
         self.set_model_names_for_load(model)
         remember(model, self.recipe)
         if weights:
-            model.load(weights)
+            self.host.load(model, weights)
         return model
 
     def set_class_weights(self) -> None:
@@ -151,6 +170,18 @@ class RebalanceTrainer(Resumable, Scheduled):
         if RANK in {-1, 0}:
             for line in filter(None, lines):
                 LOGGER.info(f"rebalance: {line}")
+            self._tell_made()
+
+    def _tell_made(self) -> None:
+        """Keep what the run is made with; of one that is made again, or goes on, say whether it is with the same."""
+        with_these, before = made.made_with(self), self.save_dir if self.resume else self.again
+        if before and (found := made.differences(before, with_these)) is not None:
+            if found:
+                LOGGER.warning(f"rebalance: {before} was made with others: {'; '.join(found)}")
+            elif not self.resume:
+                LOGGER.info(f"rebalance: {before} is made again: the same loss, versions, images and labels")
+        if not (self.resume and (self.save_dir / made.FILE).is_file()):
+            made.write(self.save_dir, with_these)
 
     def _set_criterion(self, model: Any) -> None:
         model.criterion = self.host.criterion(model, self.recipe, self.args.seed)
@@ -160,9 +191,9 @@ class RebalanceTrainer(Resumable, Scheduled):
 
     def get_validator(self) -> Validator:
         """The host's validator, with every image's detections also on a slow machine, and with regions."""
-        made = Validator(self.test_loader, save_dir=self.save_dir, args=copy(self.args), _callbacks=self.callbacks)
-        made.val_regions = self.recipe["val_regions"]
-        return made
+        found = Validator(self.test_loader, save_dir=self.save_dir, args=copy(self.args), _callbacks=self.callbacks)
+        found.val_regions = self.recipe["val_regions"]
+        return found
 
     def resume_training(self, ckpt: Any) -> None:
         """Resume; the host builds a new criterion for models with two branches, so ours takes its place again."""
@@ -224,11 +255,42 @@ class RebalanceTrainer(Resumable, Scheduled):
             branch.objectives[0].run.kept = {name: tensor.to(self.device) for name, tensor in found.items()}
 
     def save_model(self) -> Any:
-        """Save; what the loss keeps goes along, as plain numbers beside the flags."""
+        """Save; what the loss keeps goes along, as plain numbers beside the flags.
+
+        The flags are among the run's arguments too, of which the host, were it to resume the run with its own loss,
+        would know none: it stops there. What is left of a finished run has them no more.
+        """
         found = keep(unwrap_model(self.model).criterion)
         if any(found):
             self.ema.ema.yaml[KEY]["state"] = found
-        return super().save_model()
+        own = self.args
+        try:
+            self.args = IterableSimpleNamespace(**{**vars(own), **self._begun, **self.recipe.asked})
+            return super().save_model()
+        finally:
+            self.args = own
+
+    def check_resume(self, overrides: dict[str, Any]) -> None:
+        """As the host; of the arguments that the checkpoint keeps it gets its own.
+
+        It puts the checkpoint in the place of the model; what the run began with is kept for `args.yaml`, which then
+        still makes the run again.
+        """
+        stock = host.get_cfg
+
+        def own(cfg: Any, overrides: Any = None) -> Any:
+            if isinstance(cfg, dict):
+                self._begun = {"model": cfg["model"], "resume": DEFAULT_CFG_DICT["resume"]}
+                file = Path(cfg.get("save_dir") or "") / "args.yaml"
+                self._first = YAML.load(file) if file.is_file() else {}
+                cfg = {k: v for k, v in cfg.items() if k not in TRAIN}
+            return stock(cfg, overrides)
+
+        host.get_cfg = own
+        try:
+            super().check_resume(overrides)
+        finally:
+            host.get_cfg = stock
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
         """Add the counts of dropped predictions, what that does to the loss, objectness by step, and the diagnosis.
@@ -260,8 +322,18 @@ def trainer(**given: Any) -> type[RebalanceTrainer]:
 
 
 def with_flags(
-    given: Mapping[str, Any], admitted: Recipe | None = None, base: type[RebalanceTrainer] = RebalanceTrainer
+    given: Mapping[str, Any],
+    admitted: Recipe | None = None,
+    base: type[RebalanceTrainer] = RebalanceTrainer,
+    data: DataSet | None = None,
 ) -> type[RebalanceTrainer]:
-    """A trainer class with flags that have been checked; `admitted` is what they come to on the model it will train."""
-    held = {"given": dict(given), "admitted": admitted, "__module__": base.__module__}
+    """A trainer class with flags that have been checked.
+
+    Args:
+        given: as the user gave them.
+        admitted: what they come to on the model it will train.
+        base: the class that it is made from.
+        data: the data set that it will train on, where that was read.
+    """
+    held = {"given": dict(given), "admitted": admitted, "admitted_data": data, "__module__": base.__module__}
     return type(base.__name__, (base,), held)

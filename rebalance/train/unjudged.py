@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from ultralytics.utils.metrics import ConfusionMatrix, DetMetrics, ap_per_class, box_iou
+from ultralytics.utils.metrics import ConfusionMatrix, DetMetrics, ap_per_class
 
 from rebalance.match.regions import RegionBatch, known
 
@@ -79,11 +79,29 @@ class UnjudgedMetrics(DetMetrics):  # type: ignore[misc]
 
 
 class UnjudgedConfusion(ConfusionMatrix):  # type: ignore[misc]
-    """The host's, without detections in unknown regions that overlap no label enough for a match."""
+    """The host's, without detections in unknown regions that it matches to no label, of whatever class."""
 
     def process_batch(self, detections: Any, batch: Any, conf: float = 0.25, iou_thres: float = 0.45) -> None:
         """Add an image."""
-        kept = ~detections["unknown"]
-        if len(batch["cls"]) and len(kept):
-            kept = kept | (box_iou(batch["bboxes"], detections["bboxes"]) > iou_thres).any(0)
-        super().process_batch({key: x[kept] for key, x in detections.items()}, batch, conf, iou_thres)
+        if detections["unknown"].any():
+            left_over, count = _LeftOver(), len(detections["cls"])
+            rows = torch.arange(count, device=detections["cls"].device)
+            one = {**detections, "cls": torch.zeros_like(detections["cls"]), "row": rows}
+            # where all are of one class, what is false is what has no match
+            left_over.process_batch(one, {**batch, "cls": torch.zeros_like(batch["cls"])}, conf, iou_thres)
+            matched = torch.tensor([row not in left_over.rows for row in range(count)], device=rows.device)
+            kept = ~detections["unknown"] | matched
+            detections = {key: x[kept] for key, x in detections.items()}
+        super().process_batch(detections, batch, conf, iou_thres)
+
+
+class _LeftOver(ConfusionMatrix):  # type: ignore[misc]
+    """Keeps which detections of an image the host counts as false, by their `row`."""
+
+    def __init__(self) -> None:
+        super().__init__(names={0: ""})
+        self.rows: set[int] = set()
+
+    def _append_matches(self, mtype: str, batch: dict[str, Any], idx: int) -> None:
+        if mtype == "FP":
+            self.rows.add(int(batch["row"][idx]))

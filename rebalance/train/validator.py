@@ -14,7 +14,7 @@ from ultralytics.models.yolo.detect import DetectionValidator
 from ultralytics.utils import LOGGER, RANK
 from ultralytics.utils.nms import non_max_suppression
 
-from rebalance.train.admission import knowledge_of
+from rebalance.train.admission import source_of, spoken
 from rebalance.train.regions import RegionDataset, with_regions
 from rebalance.train.unjudged import UnjudgedConfusion, UnjudgedMetrics, unknown_detections
 
@@ -38,7 +38,7 @@ class Validator(DetectionValidator):  # type: ignore[misc]
 
     def build_dataset(self, img_path: str, mode: str = "val", batch: int | None = None) -> Any:
         """The host's, with the regions of the data set; a training brings its own."""
-        with with_regions(knowledge_of(self.data.get("yaml_file"))):
+        with with_regions(spoken(source_of(self.data.get("yaml_file")))):
             return super().build_dataset(img_path, mode, batch)
 
     def init_metrics(self, model: torch.nn.Module) -> None:

@@ -28,7 +28,7 @@ class Tab:
 
     def __init__(self, browser: Any) -> None:
         self.context = browser.new_context(accept_downloads=True)
-        self.context.set_default_timeout(30_000)
+        self.context.set_default_timeout(300_000)
         self.wrong: list[str] = []
         self.page = self.another()
 
@@ -89,7 +89,7 @@ def six(maker: Maker) -> Audit:
 
 def until(page: Any, holds: str, argument: Any = None) -> None:
     """Wait until a function in the page returns true; Playwright's own waiting needs `eval`, which the page forbids."""
-    end = time.monotonic() + 30
+    end = time.monotonic() + 300
     while not page.evaluate(holds, argument):
         assert time.monotonic() < end, holds
         time.sleep(0.02)
@@ -247,8 +247,8 @@ def test_two_tabs_of_a_page_know_of_one_another(tab: Tab, open_page: Open, six: 
     one.keyboard.press("a")
     progress_is(two, "1 of 6")
     two.keyboard.press("r")
-    progress_is(one, "2 of 6")
-    assert len(decided(one, six)) == 2
+    progress_is(one, "1 of 6: 0 accepted, 1 rejected")
+    assert decided(one, six) == {six.rows[0].id: "reject"}
     two.close()
 
 
@@ -330,9 +330,7 @@ def test_boxes_lie_where_they_are_in_the_image_and_can_be_switched_off(open_page
     assert view["height"] == pytest.approx(100 * scale, abs=1)
     assert page.inner_text("#view .tag.label") == "fish"
     assert page.eval_on_selector("#view img", "img => img.complete && img.naturalWidth") == 128
-    assert (
-        page.locator("#view g.other").count() == 1
-    )  # the missing fish at 10 is outside of it, the spurious is a label
+    assert page.locator("#view g.other").count() == 0  # the missing one is out of sight, the spurious one is the label
     page.keyboard.press("l")
     assert not page.locator("#view g.label").is_visible()
     assert not page.locator("#view .tag.label").is_visible()
@@ -411,6 +409,7 @@ def test_ten_thousand_open_and_only_what_is_seen_is_built(
     page = open_page(made)
     assert page.text_content("#lead") == "10000 suggestions in 1 image"
     assert page.locator("article").count() < 60
+    assert page.locator("#view g.other").count() == 20  # of hundreds
     for place in (0.25, 0.5, 1):
         page.evaluate(
             "place => { const list = document.querySelector('#list'); list.scrollTop = place * list.scrollHeight; }",
@@ -436,8 +435,8 @@ def test_ten_thousand_open_and_only_what_is_seen_is_built(
     assert heading(page) == "missing: fish"
     assert page.get_attribute("[aria-current=true]", "aria-posinset") == "10000"
     page.click("#bulk")
-    assert page.text_content("#progress") == "1 001 of 10 000: 1 001 accepted, 0 rejected"
-    assert len(decided(page, made)) == 1001
+    assert page.text_content("#progress") == "1 000 of 10 000: 1 000 accepted, 0 rejected"
+    assert len(decided(page, made)) == 1000
 
 
 def one_crop_for_all(rows: list[Any], file: str, size: Any, folder: Path) -> str:

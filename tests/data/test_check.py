@@ -100,17 +100,22 @@ def test_contradictions(file: Path) -> None:
     put(root / "regions/trian/reef/a.txt", f"unknown * {WHOLE}")
     put(root / "images/extra/x.PNG")
     put(root / "regions/extra/x.txt")  # its image is there, in no split
+    put(root / "regions/train/reef/a.TXT", f"unknown * {WHOLE}")
+    put(root / "regions/train/reef/.hidden")
     put(root / "lists/val.txt", "./../images/val/g.jpg\n./../images/val/lost.jpg\n")
     text = file.read_text().replace("val: images/val", "val: lists/val.txt\ntest: images/test")
     file.write_text(text.replace("reef: [fish]", "reef: [fish], images/test: [fish]"))
     found = run(file)
     assert {kind: len(lines) for kind, lines in found["warnings"].items()} == {
-        "denied": 1, "not_annotated": 1, "no_image": 2, "gone": 1, "no_split": 1, "no_match": 1,
+        "denied": 1, "not_annotated": 1, "no_image": 3, "gone": 1, "no_split": 1, "no_match": 1,
     }  # fmt: skip
     said = found["warnings"]
     assert said["denied"] == [f"{root}/images/train/sand/d.jpg: star at 0.5 0.5 0.1 0.1"]
     assert said["not_annotated"] == [f"{root}/images/train/reef/a.jpg: crab at 0.9 0.9 0.1 0.1"]
-    assert said["no_image"] == [f"{root}/regions/train/reef/typo.txt", f"{root}/regions/trian/reef/a.txt"]
+    assert said["no_image"] == [
+        f"{root}/regions/train/reef/a.TXT (region files end in .txt)", f"{root}/regions/train/reef/typo.txt",
+        f"{root}/regions/trian/reef/a.txt",
+    ]  # fmt: skip
     assert said["gone"] == [f"{root}/lists/../images/val/lost.jpg"]
     assert said["no_match"] == ["images/test"]
 

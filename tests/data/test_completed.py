@@ -71,6 +71,20 @@ def test_true_labels_go_along_and_what_was_given_comes_back_byte_for_byte(whole:
         assert given.withheld(image).data == source.withheld(was).data
 
 
+def test_an_added_box_is_one_withheld_box_at_most(tmp_path: Path) -> None:
+    near = "0 0.5 0.5 0.4 0.4\n0 0.52 0.5 0.4 0.4\n"  # IoU 0.9
+    whole = make_dataset(tmp_path / "whole", train=1)
+    (tmp_path / "whole/labels/train/00.txt").write_text(f"{near}1 0.1 0.1 0.1 0.1\n", "utf-8")
+    sparsify(SparsifyFlags(data=str(whole), out=str(tmp_path / "less"), rate=1))
+    source = dataset.load(tmp_path / "less/data.yaml")
+    found = items.read(source)
+    change = Change("added", "person", 0, (0.32, 0.3, 0.72, 0.7))
+    made = completed.complete(source, found, [[change]], tmp_path / "out", {})
+    assert (made["total"]["recovered"], made["total"]["withheld"]) == (1, 2)
+    left = (tmp_path / "out/withheld/train/00.txt").read_text("utf-8")
+    assert left == "0 0.5 0.5 0.4 0.4\n1 0.1 0.1 0.1 0.1\n"  # the nearer one came back
+
+
 def test_only_a_completed_set_was_completed(whole: Path) -> None:
     source = dataset.load(whole)
     assert completed.given(source) is source

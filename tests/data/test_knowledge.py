@@ -7,6 +7,7 @@ import pickle
 from pathlib import Path
 
 import pytest
+from small_data import make_dataset
 
 from rebalance.data import dataset
 from rebalance.data.dataset import region_path
@@ -321,3 +322,14 @@ def test_what_is_wrong_with_a_key_is_one_line(tree: Path, text: str, message: st
 
 def test_other_keys_may_be_called_as_they_like(tree: Path) -> None:
     assert not known(tree, "labelled: 3\nannotations: {reef: x}\nannotate: yes\n").any
+
+
+def test_regions_of_training_images_are_not_about_the_others(tmp_path: Path) -> None:
+    data = make_dataset(tmp_path / "set")
+    regions = tmp_path / "set" / "regions" / "train"
+    regions.mkdir(parents=True)
+    (regions / "00.txt").write_text("unknown 0 0.5 0.5 1 1\n", "utf-8")
+    knowledge = dataset.load(data).knowledge
+    assert knowledge.any
+    assert knowledge.about(["train"])
+    assert not knowledge.about(["val", "test"])

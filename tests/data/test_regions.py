@@ -40,6 +40,7 @@ MALFORMED = [
     (b"unknown 1_0 .5 .5 1 1", "classes '1_0' are neither"),
     (b"unknown fish .5 .5 1 1", "classes 'fish' are neither"),
     (b"background 0,4 .5 .5 1 1", "class 4 is not one of 0 to 3"),
+    (b"background " + b"9" * 5000 + b" .5 .5 1 1", "is not one of 0 to 3"),
     (b"unknown 0 .5 .5 x 1", "not a number in '.5 .5 x 1'"),
     (b"unknown 0 .5 .5 nan 1", "is not finite"),
     (b"unknown 0 .5 .5 1e99 1", "is not finite"),

@@ -3,7 +3,8 @@
 ok: writes a record; fail: writes a failed one; die: is killed after a line of log; quit: ends with code 7, no record;
 hang: sleeps until somebody ends it; brood: the same with a process that it has started, which does not go politely;
 half: writes half a record and is killed; odd: writes a record that cannot be. A list of these: one for each attempt.
-`--check` answers with the plan's entry "check", if any. Everything it does is also a line in `<plan>.log`.
+`--check` answers with the plan's entry "check", if any; "told" is what it says of each run.
+Everything it does is also a line in `<plan>.log`.
 """
 
 from __future__ import annotations
@@ -27,9 +28,13 @@ def log(*words: object) -> None:
 
 
 if "--check" in sys.argv:
-    json.load(sys.stdin)
+    runs = [
+        {"epochs": 100, "imgsz": 640, "batch": 16, "fetched": False, "unchecked": False, **plan.get("told", {})}
+        | {key: value for key, value in run["host"].items() if key in ("epochs", "imgsz", "batch")}
+        for run in json.load(sys.stdin)
+    ]
     log("check")
-    print("noise of the host\n" + json.dumps(plan.get("check", {"kind": None, "error": None})))
+    print("noise of the host\n" + json.dumps(plan.get("check", {"kind": None, "error": None, "runs": runs})))
     sys.exit()
 
 folder = Path(sys.argv[2])

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from rebalance.experiments import machine
+from rebalance.versions import versions as installed
 
 
 def test_versions_and_machine_have_what_a_reader_needs() -> None:
-    versions = machine.versions()
+    versions = installed()
     assert list(versions) == ["python", "rebalance", "torch", "ultralytics", "torchvision", "numpy"]
     assert all(versions.values())
     found = machine.machine(3, None)

@@ -79,6 +79,15 @@ def diagnosed(make_record: Any, name: str, seed: int, gradient: list[float], **f
     return content
 
 
+def test_a_share_far_below_a_point_keeps_two_digits(make_sweep: Any, make_record: Any) -> None:
+    runs = [diagnosed(make_record, "bce", 0, [0.1, 0.00359324], loss="bce")]
+    runs.append(diagnosed(make_record, "brl", 0, [0.1, 0.0214], loss="brl"))
+    table = diagnosis_table(results(load(make_sweep(*runs, asked={"loss": ["bce", "brl"]}))).runs)
+    assert table is not None
+    push = table.head.index("push at withheld")
+    assert [row[push].text for row in table.rows] == ["0.36", "2.14"]
+
+
 def test_what_losses_do_to_withheld_objects(make_sweep: Any, make_record: Any) -> None:
     runs = [diagnosed(make_record, f"bce{s}", s, [0.3, 0.2 + s / 10], loss="bce") for s in (0, 1)]
     runs += [diagnosed(make_record, f"brl{s}", s, [0.3, 0.05], loss="brl") for s in (0, 1)]
@@ -95,6 +104,7 @@ def test_what_losses_do_to_withheld_objects(make_sweep: Any, make_record: Any) -
     rows = {row[0].text: dict(zip(table.head, (c.text for c in row), strict=True)) for row in table.rows}
     assert rows["bce"]["push at withheld"].startswith("25.0 ± ")
     assert rows["brl"]["push at withheld"] == "5.0 ± 0.0"
+    assert rows["brl"]["of negatives"] == "2.0 ± 0.0"
     assert (rows["brl"]["recalibrated precision"], rows["bce"]["recalibrated precision"]) == ("60.0 ± 0.0", "")
     figure, caption = diagnosis.draw(found)  # type: ignore[misc]
     titles = [panel.get_title() for panel in figure.axes]

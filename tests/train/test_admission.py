@@ -313,7 +313,7 @@ def test_a_state_dict_in_the_wrong_place(capfd: pytest.CaptureFixture[str], tens
         line = refused(capfd, route, finished, pretrained=tensors)
         assert line == f"pretrained={tensors} cannot be joined with model={finished}, which has weights"
         line = refused(capfd, route, tensors, loss="focal")
-        assert line.startswith(f"model={tensors} is a plain state dict; name the model that it fills, e.g. ")
+        assert line.startswith(f"model={tensors} holds weights without their model; name the model that it fills")
 
 
 # Resuming -------------------------------------------------------------------------------------------------------------

@@ -125,7 +125,7 @@ def test_a_state_dict_is_no_model(capfd: pytest.CaptureFixture[str], tmp_path: P
     file = tmp_path / "classic.pt"
     torch.save(AnchorDetectionModel("yolov5n.yaml", nc=2, verbose=False).state_dict(), file)
     line = refused(capfd, "rebalance", "val", f"model={file}")
-    assert line.startswith(f"model={file} is a plain state dict; name the model that it fills, e.g. ")
+    assert line.startswith(f"model={file} holds weights without their model; name the model that it fills, e.g. ")
 
 
 # Class activation maps ------------------------------------------------------------------------------------------------

@@ -14,10 +14,11 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 
 from rebalance import YOLO
 from rebalance.cli import host_command
+from rebalance.data.knowledge import Knowledge
 from rebalance.errors import DataError
 from rebalance.hosts.host import objectives
 from rebalance.hosts.ultralytics.criterion import DetectionCriterion
-from rebalance.train.admission import admit, knowledge_of
+from rebalance.train.admission import admit, source_of, spoken
 from rebalance.train.regions import RegionDataset
 from rebalance.train.trainer import RebalanceTrainer
 
@@ -93,8 +94,8 @@ def test_another_loss_heads_and_torchvision_s_detectors_have_them_too(data: Path
     several = admit(YOLO("yolov8n.yaml"), {}, {"data": [str(make_plain(data)), str(data)]})
     assert several.recipe is not None
     assert admit(YOLO("yolov8n.yaml"), {}, {"data": str(make_plain(data))}).recipe is None
-    assert knowledge_of(make_plain(data)) is None
-    assert knowledge_of("no such file.yaml") is None
+    assert spoken(source_of(make_plain(data))) is None
+    assert source_of("no such file.yaml") is None
 
 
 def test_what_does_not_use_them_says_so(data: Path) -> None:
@@ -108,31 +109,50 @@ def test_what_does_not_use_them_says_so(data: Path) -> None:
     ]  # fmt: skip
 
 
-def test_tuning_says_so_where_the_host_trains_by_itself(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Nothing:
-        def __init__(self, **_: Any) -> None:
-            pass
-
-        def __call__(self, iterations: int) -> int:
-            return iterations
-
-    monkeypatch.setattr("ultralytics.engine.tuner.Tuner", Nothing)
-    monkeypatch.setattr("ultralytics.utils.tuner.run_ray_tune", lambda model, iterations, **_: iterations)
-    for file, ray, expected in ((data, False, 1), (data, True, 0), (make_plain(data), False, 0)):
+def test_a_training_that_began_before_they_were_there_goes_on_without_and_says_so(data: Path) -> None:
+    for file, expected in ((data, 1), (make_plain(data), 0), (data.with_name("gone.yaml"), 0)):
+        model = YOLO("yolov8n.yaml")
+        model.ckpt = {"epoch": 1, "optimizer": {}, "train_args": {"data": str(file)}}
         with log() as lines:
-            assert YOLO("yolov8n.yaml").tune(use_ray=ray, iterations=3, data=str(file)) == 3
-        assert sum("are not used: tune trains without them" in line for line in lines) == expected
+            assert admit(model, {}, {"resume": True}).recipe is None
+        told = f"the regions of data={data} are not used: the training began without any"
+        assert sum(told in line for line in lines) == expected
 
 
-def test_the_command_says_so_of_other_models(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tuning_uses_them(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host's own tuner trains what says nothing of its labels, ours the others."""
+    used: list[str] = []
+
+    def tuner(name: str) -> type[Any]:
+        class Nothing:
+            def __init__(self, *_: Any, **__: Any) -> None:
+                used.append(name)
+
+            def __call__(self, iterations: int) -> int:
+                return iterations
+
+        return Nothing
+
+    monkeypatch.setattr("ultralytics.engine.tuner.Tuner", tuner("host's"))
+    monkeypatch.setattr("rebalance.train.api.RebalanceTuner", tuner("ours"))
+    monkeypatch.setattr("ultralytics.utils.tuner.run_ray_tune", lambda model, iterations, **_: iterations)
+    for file, ray in ((data, False), (data, True), (make_plain(data), False)):
+        assert YOLO("yolov8n.yaml").tune(use_ray=ray, iterations=3, data=str(file)) == 3
+    assert used == ["ours", "host's"]
+
+
+def test_the_command_says_so_of_other_models(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
+    cfg = tmp_path / "mine.yaml"
+    cfg.write_text(f"data: {data}\n", "utf-8")
     monkeypatch.setattr("ultralytics.models.RTDETR", lambda *args, **_: made.append(args))
-    for unheard, expected in ((str(data), 1), (None, 0)):
+    for unheard, expected in (({"data": str(data)}, 1), ({"cfg": str(cfg)}, 1), ({}, 0), (None, 0)):
         with log() as lines, host_command._bound({}, False, unheard):
             ultralytics.RTDETR("rtdetr-l.yaml")
-        assert sum("are not used: only YOLO detection models, not rtdetr-l.yaml" in line for line in lines) == expected
+        told = f"the regions of data={data} are not used: only YOLO detection models, not rtdetr-l.yaml"
+        assert sum(told in line for line in lines) == expected
         monkeypatch.setattr("ultralytics.RTDETR", lambda *args, **_: None, raising=False)
-    assert made == [("rtdetr-l.yaml",)]
+    assert made == [("rtdetr-l.yaml",)] * 3
 
 
 def test_a_region_file_that_is_wrong_stops_the_training_before_anything_is_made(tmp_path: Path) -> None:
@@ -142,11 +162,15 @@ def test_a_region_file_that_is_wrong_stops_the_training_before_anything_is_made(
     with pytest.raises(DataError, match=r"03\.txt.*line 2.*unknwon") as caught:
         train("yolov8n.yaml", file, tmp_path / "out")
     assert "\n" not in str(caught.value)
+    (tmp_path / "tiny/regions/test").mkdir()
+    (tmp_path / "tiny/regions/test/01.txt").write_text("unknwon 0 0.5 0.5 0.2 0.2\n")
+    with pytest.raises(DataError, match=r"01\.txt.*unknwon"):
+        YOLO("yolov8n.yaml").val(data=str(file), split="test", project=str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
 def test_a_run_that_was_interrupted_goes_on_with_the_regions(
-    trained: tuple[Any, list[str], Path], data: Path, tmp_path: Path
+    trained: tuple[Any, list[str], Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Stop(Exception):  # noqa: N818 - it is none
         pass
@@ -155,10 +179,12 @@ def test_a_run_that_was_interrupted_goes_on_with_the_regions(
         if trainer.epoch == 1:
             raise Stop
 
-    model = YOLO("yolov8n.yaml")
+    model, read, real = YOLO("yolov8n.yaml"), list[Any](), Knowledge.__init__
     model.add_callback("on_train_epoch_start", stop)
+    monkeypatch.setattr(Knowledge, "__init__", lambda self, source: read.append(source) or real(self, source))
     with pytest.raises(Stop):
         train(model, data, tmp_path, mixup=0.5, multi_scale=0.3, close_mosaic=1)
+    assert len(read) == 1  # handed on from the check of the start to the training
     again = YOLO(tmp_path / "run/weights/last.pt")
     again.train(resume=True)
     assert again.trainer.loss_ran["regions"]["unknown"] == 4

@@ -255,6 +255,18 @@ def test_the_confusion_matrix_leaves_out_what_overlaps_no_label() -> None:
     assert matrix.matrix.tolist() == [[1, 0, 0], [0, 0, 2], [0, 0, 0]]
 
 
+def test_the_confusion_matrix_leaves_out_a_second_detection_of_a_label_too() -> None:
+    label, near = [0.0, 0, 10, 10], [0.0, 0, 10, 9]
+    found = {
+        "bboxes": torch.tensor([near, label, near, label]), "cls": torch.tensor([0.0, 1, 1, 0]),
+        "conf": torch.tensor([0.6, 0.9, 0.8, 0.1]), "unknown": torch.tensor([True, True, False, True]),
+    }  # fmt: skip
+    matrix = UnjudgedConfusion(names={0: "a", 1: "b"})
+    matrix.process_batch(found, {"cls": torch.tensor([0.0]), "bboxes": torch.tensor([label])})
+    # the surest is matched, to a label of another class; of the two that are left over one is in a known place
+    assert matrix.matrix.tolist() == [[0, 0, 0], [1, 0, 1], [0, 0, 0]]
+
+
 def test_a_class_that_the_data_set_does_not_know_is_not_unknown() -> None:
     found = [{"bboxes": torch.tensor([[0.0, 0, 9, 9]] * 2), "cls": torch.tensor([2.0, 3.0])}]
     whole = batch_of([np.array([[2.0, 0, 0, SIZE, SIZE]])])

@@ -12,6 +12,7 @@
   const KEY = `rebalance-review:${data.sha256}`;
   const GAP = 10, CARD = 176, UNDER = 80; // pixels: between cards, their least width, what is below a picture
   const OVERSCAN = 2; // rows beyond what is seen
+  const OTHERS = 20; // other suggestions drawn in a picture: where a thousand lie one over another nothing is seen
 
   const nameOf = (number) => data.names[number] ?? `class ${number}`;
   const rows = data.rows.map(([id, image, kind, number, box, score, probability, label, window], rank) => ({
@@ -139,8 +140,9 @@
   function boxes(row, tags) {
     const [x1, y1, x2, y2] = row.window, found = [];
     const meets = (box) => box[0] < x2 && box[2] > x1 && box[1] < y2 && box[3] > y1;
-    for (const other of byImage.get(row.image)) {
-      if (other !== row && other.kind !== "spurious" && meets(other.box)) found.push(["other", other.box, `${nameOf(other.number)}?`]);
+    for (const other of byImage.get(row.image)) { // the likeliest first
+      if (other === row || other.kind === "spurious" || !meets(other.box)) continue;
+      if (found.push(["other", other.box, `${nameOf(other.number)}?`]) === OTHERS) break;
     }
     for (const [index, number, ...box] of row.image[3]) {
       const own = row.kind === "spurious" && row.label && index === row.label.index; // which is the suggestion itself

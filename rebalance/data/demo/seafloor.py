@@ -109,17 +109,34 @@ def built_in(data: str) -> str:
         ConfigError: the YAML has an unknown flag or a bad value.
         DataError: the data set cannot be made.
     """
+    if named := _named(data):
+        return str(ensure(*named))
+    path, own = Path(data), data_folder() / f"{Path(data).stem}.yaml"
+    if data in (path.stem, own.name) and path.stem in READY and own.is_file() and not (path.suffix and path.is_file()):
+        return str(own)
+    return data
+
+
+def unmade(data: str) -> SeafloorFlags | None:
+    """The flags of the built-in set that `data=` means and that is not there yet, `out` where it will be made.
+
+    None: it is there, or `data=` means another; ConfigError as `built_in`.
+    """
+    if (named := _named(data)) and not ((out := named[1] / folder_name(named[0])) / "data.yaml").is_file():
+        return dataclasses.replace(named[0], out=str(out))
+    return None
+
+
+def _named(data: str) -> tuple[SeafloorFlags, Path] | None:
+    """The flags of the built-in set that `data=` means, and where it lies; None: it means another data set."""
     path = Path(data)
     if path.suffix in (".yaml", ".yml") and path.is_file():
         flags = _flags(path)
-        return data if flags is None else str(ensure(flags, path.parent))
+        return None if flags is None else (flags, path.parent)
     if data in BUILT_IN:
         own = data_folder() / data
-        return str(ensure(from_yaml(own) if own.is_file() else BUILT_IN[data]))
-    own = data_folder() / f"{path.stem}.yaml"
-    if data in (path.stem, own.name) and path.stem in READY and own.is_file():
-        return str(own)
-    return data
+        return (from_yaml(own) if own.is_file() else BUILT_IN[data]), data_folder()
+    return None
 
 
 def from_yaml(path: str | Path) -> SeafloorFlags:

@@ -29,14 +29,14 @@ class Element(_Element):
     line = 0
 
 
-def source_path(source: str, *, folder: bool = False) -> Path:
-    """The path of `source=`; DataError where it is not there."""
+def source_path(source: str, *, folder: bool = False, flag: str = "source") -> Path:
+    """The path of `source=`, or of another flag; DataError where it is not there."""
     path = Path(source)
     if not path.exists():
         around = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise DataError(f"source={source} does not exist{nearest(path.name, around)}")
+        raise DataError(f"{flag}={source} does not exist{nearest(path.name, around)}")
     if folder and not path.is_dir():
-        raise DataError(f"source={source} is not a folder")
+        raise DataError(f"{flag}={source} is not a folder")
     return path
 
 
@@ -248,9 +248,7 @@ def _common(one: Sequence[str], other: Sequence[str]) -> int:
 
 def image_folders(images: str, *others: Path) -> Images:
     """The images below `images=`, or below the first of the others that has some; DataError where it is no folder."""
-    if images and not Path(images).is_dir():
-        raise DataError(f"images={images} is not a folder")
-    return Images(Path(images)) if images else Images(*others)
+    return Images(source_path(images, folder=True, flag="images")) if images else Images(*others)
 
 
 def folder_name(name: str) -> str:

@@ -26,6 +26,10 @@ from rebalance.data.progress import progress
 from rebalance.errors import DataError
 from rebalance.settings import setting
 
+_BACKGROUND = "background regions, which COCO cannot say"
+_NO_FILE = "images without a label file, which COCO reads as looked at"
+_BELOW = "images with unknown_below, which COCO cannot say"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ToCocoFlags:
@@ -54,6 +58,8 @@ def write(given: ToCocoFlags) -> dict[str, Any]:
     with new_folder(out) as folder:
         for split in there:
             content, counts[split] = _split(source, split, folder)
+            if source.knowledge.unknown_below:
+                counts[split][_BELOW] = counts[split]["images"]
             put(folder / "annotations" / f"instances_{split}.json", json.dumps(content, ensure_ascii=False).encode())
     return counts
 
@@ -63,10 +69,7 @@ def summary(counts: dict[str, Counter[str]]) -> str:
     keys = ("images", "boxes", "crowds")
     lines = [f"{split}: {', '.join(f'{count[key]} {key}' for key in keys)}" for split, count in counts.items()]
     total = sum(counts.values(), Counter[str]())
-    for key in (
-        "background regions, which COCO cannot say",
-        "images without a label file, which COCO reads as looked at",
-    ):
+    for key in (_BACKGROUND, _NO_FILE, _BELOW):
         if total[key]:
             lines.append(f"note: {total[key]} {key}")
     return "\n".join(lines)
@@ -88,7 +91,7 @@ def _split(source: DataSet, split: str, folder: Path) -> tuple[dict[str, Any], C
         rows = [(int(number), box, 0) for number, box in zip(found.classes, found.boxes_xywh_norm, strict=True)]
         for mask, unknown, box in zip(known.classes, known.unknown, known.boxes_xywh_norm, strict=True):
             rows += [(number, box, 1) for number in np.flatnonzero(mask).tolist() if unknown]
-            count["background regions, which COCO cannot say"] += not unknown
+            count[_BACKGROUND] += not unknown
         for number, box, crowd in rows:
             x, y, w, h = (float(str(value)) for value in box)  # the digits of the file, not those of float32
             corner = [(x - w / 2) * width, (y - h / 2) * height, w * width, h * height]
@@ -100,6 +103,7 @@ def _split(source: DataSet, split: str, folder: Path) -> tuple[dict[str, Any], C
             )  # fmt: skip
             count["crowds" if crowd else "boxes"] += 1
         count["images"] += 1
-        count["images without a label file, which COCO reads as looked at"] += not source.has_labels(path)
+        # where such an image is unknown it has crowds now
+        count[_NO_FILE] += source.knowledge.unlabelled != "unknown" and not source.has_labels(path)
     categories = [{"id": number + 1, "name": name} for number, name in source.names.items()]
     return {"info": {}, "licenses": [], "images": images, "annotations": annotations, "categories": categories}, count

@@ -14,7 +14,7 @@ from torch import Tensor
 from ultralytics.utils import RANK
 
 from rebalance.hosts.torchvision.head import Raw, take
-from rebalance.match.boxes import decode_deltas, encode_deltas, max_iou, own_overlap, upcast
+from rebalance.match.boxes import decode_deltas, max_iou, own_overlap, upcast
 from rebalance.match.candidates import IGNORE, POSITIVE, SIGMOID, SOFTMAX, Candidates
 from rebalance.match.iou import Matched
 from rebalance.match.padded import Padded, padded_labels
@@ -80,8 +80,8 @@ class DenseCriterion(ABC):
         """What a candidate's targets are (see `Candidates`), from (B, A) classes and which are positive."""
 
     @abstractmethod
-    def box_loss(self, deltas: Tensor, targets: Tensor) -> Tensor:
-        """(…) loss of the offsets (…, 4)."""
+    def box_loss(self, deltas: Tensor, boxes: Tensor, anchors: Tensor) -> Tensor:
+        """(…) loss of the offsets (…, 4) of anchors (…, 4) from boxes (…, 4) that have an area."""
 
     def __call__(self, preds: Any, batch: Batch) -> Result:
         """(2,) classification and box loss; see `Host.criterion`."""
@@ -158,11 +158,11 @@ class DenseCriterion(ABC):
         if chosen.is_cpu:  # the few matches alone; elsewhere their number would be waited for
             image, place = chosen.nonzero(as_tuple=True)
             gt_boxes = labels.boxes[image, matched.label[image, place]]
-            found = self.box_loss(deltas[image, place], encode_deltas(gt_boxes, anchors[place], self.scale))
+            found = self.box_loss(deltas[image, place], gt_boxes, anchors[place])
             loss = found.new_zeros(chosen.shape).index_put((image, place), found)
         else:  # of what is no match, any box with an area, so that no gradient is lost in an infinity
             gt_boxes = torch.where(chosen.unsqueeze(-1), of_label(labels.boxes, matched.label), anchors)
-            loss = torch.where(chosen, self.box_loss(deltas, encode_deltas(gt_boxes, anchors, self.scale)), 0)
+            loss = torch.where(chosen, self.box_loss(deltas, gt_boxes, anchors), 0)
         loss = choice.of_box_loss(loss)
         counted = choice.of_box_count(positive)
         return (loss.sum(1) / self.objective.count(counted, NOTHING, by=plainly(self.recipe))).sum()

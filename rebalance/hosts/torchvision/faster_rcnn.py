@@ -9,7 +9,8 @@ fullest image, T steps.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import smooth_l1_loss
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import MultiScaleRoIAlign, batched_nms, clip_boxes_to_image, nms, remove_small_boxes
 from ultralytics.utils import RANK
@@ -70,6 +71,7 @@ class Numbers(NamedTuple):
     anchors: int = 256  # samples of the RPN's loss
     rois: int = 512  # samples of the RoI head's loss
     most: int = 1000  # pairs of proposal and class that are handed on
+    least: float = 0  # objectness that a proposal has
 
 
 class FasterRCNNCriterion:
@@ -188,7 +190,7 @@ class FasterRCNNCriterion:
         )
         chosen = Matched(state, matched.label.gather(1, place), matched.overlap.gather(1, place))
         rois = take(boxes, place)
-        logits, deltas = self.head.roi(raw["features"], rois, raw["size"])
+        logits, deltas = self.head.roi(raw["features"], rois, raw["size"], there=state != IGNORE)
 
         def confidence() -> Tensor:
             scores = upcast(logits.detach())
@@ -237,7 +239,7 @@ class FasterRCNNCriterion:
     def _hardest(self, raw: Raw, labels: Padded, boxes: Tensor, matched: Matched) -> Sampled:
         """Hard example mining: the candidates of highest loss, of those that overlap by more than 0.7 only one."""
         with torch.no_grad():
-            predicted = self.head.roi(raw["features"], boxes, raw["size"])
+            predicted = self.head.roi(raw["features"], boxes, raw["size"], there=matched.state != IGNORE)
             cls, box_loss = self._roi_losses(*predicted, labels, boxes, matched)
             loss = cls + box_loss
             places, states, count = [], [], min(self.roi.mined, boxes.shape[1])
@@ -297,6 +299,43 @@ def _mean(loss: Tensor, counted: Tensor) -> Tensor:
     return loss.sum() / counted.sum().clamp(min=1)
 
 
+class RoINorm(nn.BatchNorm2d):
+    """Batch normalisation of RoIs; padding has no say in the statistics of a training, which are else the host's."""
+
+    there: Tensor | None = None  # (K,) bool: what is no padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(K, C, H, W), of the same shape; the moving averages follow where there is a gradient."""
+        if not self.training or self.there is None:
+            return super().forward(x)
+        y, weight = upcast(x), self.there.to(x.device, upcast(x).dtype).view(-1, 1, 1, 1)
+        count = (weight.sum() * x.shape[2] * x.shape[3]).clamp(min=1)
+        mean = (y * weight).sum((0, 2, 3)) / count
+        centred = y - mean.view(1, -1, 1, 1)
+        var = (centred.square() * weight).sum((0, 2, 3)) / count
+        if torch.is_grad_enabled():
+            with torch.no_grad():  # of the variance without bias, as in torch
+                self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+                self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)  # type: ignore[union-attr, arg-type]
+                unbiased = var * count / (count - 1).clamp(min=1)
+                self.running_var.lerp_(unbiased.to(self.running_var), self.momentum)  # type: ignore[union-attr, arg-type]
+        scale = upcast(self.weight) * (var + self.eps).rsqrt()
+        return (centred * scale.view(1, -1, 1, 1) + upcast(self.bias).view(1, -1, 1, 1)).to(x.dtype)
+
+
+@contextmanager
+def counted(layers: nn.Module, there: Tensor | None) -> Iterator[None]:
+    """Let normalisation of RoIs count only those that are `there` (B, S)."""
+    norms = [layer for layer in layers.modules() if isinstance(layer, RoINorm)]
+    for norm in norms:
+        norm.there = None if there is None else there.flatten()
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.there = None
+
+
 class FasterRCNNDetect(TorchvisionHead):
     """torchvision's RPN and RoI head with the proposals between them.
 
@@ -313,7 +352,7 @@ class FasterRCNNDetect(TorchvisionHead):
         self,
         rpn: RPNHead,
         pool: MultiScaleRoIAlign,
-        mlp: TwoMLPHead,
+        mlp: TwoMLPHead | FastRCNNConvFCHead,
         predictor: FastRCNNPredictor,
         anchors: Anchors,
         nc: int,
@@ -323,6 +362,9 @@ class FasterRCNNDetect(TorchvisionHead):
         """Build the head of torchvision's layers; the predictor's are for 1 + nc classes, background first."""
         super().__init__(nc, stride)
         self.rpn, self.pool, self.mlp, self.predictor = rpn, pool, mlp, predictor
+        for layer in mlp.modules():
+            if type(layer) is nn.BatchNorm2d:
+                layer.__class__ = RoINorm
         self.anchors_of, self.numbers = anchors, numbers
 
     def predict(self, features: OrderedDict[str, Tensor], size: tuple[int, int]) -> Raw:
@@ -369,24 +411,29 @@ class FasterRCNNDetect(TorchvisionHead):
         clipped = clip_boxes_to_image(take(boxes, place), size)
         proposals, valid = [], []
         for box, prob in zip(clipped.unbind(0), probs.unbind(0), strict=True):
-            big = remove_small_boxes(box, LEAST_PROPOSAL)
-            box = box[big]
-            kept = box[batched_nms(box, prob[big], level[big], NMS_IOU)[:most]]
+            fit = remove_small_boxes(box, LEAST_PROPOSAL)
+            if self.numbers.least:
+                fit = fit[prob[fit] >= self.numbers.least]
+            box = box[fit]
+            kept = box[batched_nms(box, prob[fit], level[fit], NMS_IOU)[:most]]
             # concatenated and cut, so that a trace does not take the number of this image for a constant
             proposals.append(torch.cat((kept, kept.new_zeros(most, 4)))[:most])
             there = torch.ones_like(kept[:, 0], dtype=torch.bool)
             valid.append(torch.cat((there, there.new_zeros(most)))[:most])
         return torch.stack(proposals), torch.stack(valid)
 
-    def roi(self, features: Mapping[str, Tensor], boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def roi(
+        self, features: Mapping[str, Tensor], boxes: Tensor, size: tuple[int, int], there: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The second stage: (B, S, 1 + C) class logits, background first, and (B, S, 1 + C, 4) offsets.
 
-        `boxes` are (B, S, 4) in pixels; padding may be anything.
+        `boxes` are (B, S, 4) in pixels; padding may be anything, and in training `there` (B, S) says what is none.
         """
         maps = {name: upcast(x) for name, x in features.items()}
         dtype = next(iter(maps.values())).dtype
         pooled = self.pool(maps, list(boxes.to(dtype).unbind(0)), [size] * len(boxes))
-        logits, deltas = self.predictor(self.mlp(pooled.to(self.mlp.fc6.weight.dtype)))
+        with counted(self.mlp, there):
+            logits, deltas = self.predictor(self.mlp(pooled.to(self.predictor.cls_score.weight.dtype)))
         shape = (len(boxes), boxes.shape[1], 1 + self.nc)
         return logits.view(shape), deltas.view(*shape, 4)
 

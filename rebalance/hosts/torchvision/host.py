@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-
 from rebalance.errors import ConfigError, ModelError
 from rebalance.hosts.host import Host, refuse_weights
+from rebalance.hosts.state_dict import Weights
 from rebalance.hosts.torchvision import published
 from rebalance.hosts.torchvision.model import KEY, TorchvisionModel
 from rebalance.hosts.torchvision.zoo import ZOO
@@ -41,8 +40,11 @@ class Torchvision(Host):
     def build(self, cfg: Any, recipe: Recipe, *, nc: int, ch: int, verbose: bool) -> Any:
         return TorchvisionModel(cfg, nc=nc, ch=ch, verbose=verbose, recipe=recipe)
 
-    def start(self, model: Any, pretrained: Any, state: dict[str, Tensor] | None) -> tuple[int, int] | None:
-        """From torchvision's own weights, or a state dict of them."""
+    def require(self, model: Any, given: Weights, source: str, what: str) -> None:
+        published.require(model, given, source)
+
+    def start(self, model: Any, pretrained: Any, given: Weights | None) -> tuple[int, int] | None:
+        """From torchvision's own weights, or a file of them."""
         return published.start(model, pretrained)
 
     def prepare(self, model: Any, recipe: Recipe, trainer: Any) -> str:

@@ -7,12 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from ultralytics.nn.tasks import DetectionModel
-from ultralytics.utils import LOGGER
 
 from rebalance.errors import ModelError, nearest
 from rebalance.heads.objectness import unfused
 from rebalance.hosts.host import OwnYaml, remembered
-from rebalance.hosts.state_dict import follow_names, load_by_name
+from rebalance.hosts.state_dict import Rows, follow_names, load_by_name, unnamed
 from rebalance.hosts.torchvision.zoo import ZOO, Detector
 from rebalance.recipe import Recipe, kept
 
@@ -101,15 +100,24 @@ class TorchvisionModel(DetectionModel):  # type: ignore[misc]
         """
         model = (weights.get("ema") or weights["model"]) if isinstance(weights, dict) else weights
         state = self.translate(dict(model.float().state_dict()))
-        self.follow_names(state, getattr(model, "names", None))
-        load_by_name(self, state, str(getattr(model, "pt_path", "the model given")))
+        told = self.follow_names(state, getattr(model, "names", None))
+        load_by_name(self, state, str(getattr(model, "pt_path", "the model given")), told)
 
-    def follow_names(self, state: dict[str, Tensor], names: Any) -> None:
-        """Bring the class rows of a state dict with class names (index to name) into the order of this model's."""
+    def class_rows(self) -> dict[str, Rows]:
+        """Of the parameters that have rows of classes how to take some."""
         head: Any = self.model[-1]
-        rows = {f"model.2.{name}": take for name, take in head.class_rows().items()}
-        if isinstance(names, dict) and (told := follow_names(self, state, names, rows, head.background)):
-            LOGGER.info(f"rebalance: {told}")
+        return {f"model.2.{name}": take for name, take in head.class_rows().items()}
+
+    def follow_names(self, state: dict[str, Tensor], names: Any) -> str:
+        """Bring the class rows of a state dict with class names (index to name) into the order of this model's.
+
+        Returns:
+            What was done, in words.
+        """
+        head: Any = self.model[-1]
+        if not isinstance(names, dict) or not names:
+            return unnamed(self, state, self.class_rows())
+        return follow_names(self, state, names, self.class_rows(), head.background)
 
     def init_criterion(self) -> Any:
         """The loss that this model was trained with."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 from pathlib import Path
 from typing import Any, cast
@@ -14,9 +15,9 @@ from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 
 from rebalance.errors import ModelError
 from rebalance.hosts.host import COCO
-from rebalance.hosts.state_dict import load_by_name, read_state_dict
+from rebalance.hosts.state_dict import Weights, load_by_name, read_weights, require_fit
 from rebalance.hosts.torchvision.model import KEY, TorchvisionModel
-from rebalance.hosts.torchvision.zoo import ZOO
+from rebalance.hosts.torchvision.zoo import FROZEN, ZOO
 
 OTHERWISE = "pretrained=<file> takes a state dict"
 # Of torchvision's 91 categories, those that no data set has
@@ -75,10 +76,15 @@ def start(model: TorchvisionModel, pretrained: bool | str) -> tuple[int, int] | 
         if detector.coco is None or (state := fetch(detector.coco)) is None:
             raise ModelError(f"pretrained=coco: the weights could not be fetched; {OTHERWISE}")
         return load_coco(model, state, detector.coco)
-    state = read_state_dict(pretrained)
-    if state is None:
+    given = read_weights(pretrained)
+    if given is None:
         raise ModelError(f"pretrained={pretrained} is not a state dict of tensors")
-    return _load(model, model.translate(state), str(pretrained))
+    if detector.coco and _is_published(Path(pretrained), detector.coco):
+        return load_coco(model, given.tensors, detector.coco)
+    require(model, given, str(pretrained))
+    state = model.translate(given.tensors)
+    told = _without_background(model, state) or model.follow_names(state, given.names)
+    return load_by_name(model, state, str(pretrained), told)
 
 
 def _kept(weights: WeightsEnum) -> Path:
@@ -98,6 +104,28 @@ def fetch(weights: WeightsEnum) -> dict[str, Tensor] | None:
     return state
 
 
+def _is_published(file: Path, weights: WeightsEnum) -> bool:
+    """Whether a file is the one that torchvision publishes: its name there ends in a hash of the content."""
+    wanted = Path(weights.url).stem.rpartition("-")[2]
+    return hashlib.sha256(file.read_bytes()).hexdigest().startswith(wanted)
+
+
+def _without_background(model: TorchvisionModel, state: dict[str, Tensor]) -> str:
+    """Take the row of torchvision's background off, where a head that needs none has one more class than ours.
+
+    torchvision counts it among the classes of every detector, of RetinaNet too, which never trains that row.
+    """
+    head, own = cast(Any, model.model[-1]), model.state_dict()
+    if head.background:
+        return ""
+    one_more = {k: len(own[k]) // model.nc * (model.nc + 1) for k in model.class_rows()}
+    if not all(k in state and len(state[k]) == rows for k, rows in one_more.items()):
+        return ""
+    for name, take in head.class_rows().items():
+        state[f"model.2.{name}"] = take(state[f"model.2.{name}"], torch.arange(1, model.nc + 1))
+    return "of its classes the first is taken for background, and left out"
+
+
 def load_coco(model: TorchvisionModel, state: dict[str, Tensor], weights: WeightsEnum) -> tuple[int, int]:
     """Fill a whole detector; of the class layers the 80 categories that data sets have, where the model has 80.
 
@@ -106,7 +134,9 @@ def load_coco(model: TorchvisionModel, state: dict[str, Tensor], weights: Weight
     categories = weights.meta["categories"]
     kept = [i for i, name in enumerate(categories) if name not in N_A]
     names = {i: categories[k] for i, k in enumerate(kept)}
-    state = _thawed(model, model.translate(state))
+    state = model.translate(state)
+    if model.yaml[KEY] in FROZEN:
+        state = _thawed(model, state)
     head: Any = model.model[-1]
     if model.nc != len(categories):  # a model of all of torchvision's 91 takes the rows as they are
         index = torch.tensor([*range(head.background), *kept])
@@ -114,25 +144,28 @@ def load_coco(model: TorchvisionModel, state: dict[str, Tensor], weights: Weight
             state[f"model.2.{name}"] = rows(state[f"model.2.{name}"], index)
         if model.nc == len(kept) and model.names == {i: f"{i}" for i in range(model.nc)}:
             model.names = names
-        model.follow_names(state, names)
-    return _load(model, state, weights.url)
+        told = model.follow_names(state, names)
+    else:
+        told = "all of its categories are classes"
+    require(model, Weights(state, {}), weights.url)
+    return load_by_name(model, state, weights.url, told)
 
 
-def _load(model: TorchvisionModel, state: dict[str, Tensor], source: str) -> tuple[int, int]:
-    """Fill a model by name; a detector enters as a whole, but for the layers of other classes.
+def require(model: TorchvisionModel, given: Weights, source: str) -> None:
+    """Refuse weights of another architecture; a detector enters as a whole, but for the layers of other classes.
 
     Raises:
-        ModelError: it would enter in part.
+        ModelError: it would enter in part, or hardly at all.
     """
-    own, head = model.state_dict(), cast(Any, model.model[-1])
+    own, rows, state = model.state_dict(), model.class_rows(), model.translate(given.tensors)
     if any(name.startswith("model.2.") for name in state.keys() & own.keys()):
         other = {name for name, x in state.items() if name not in own or own[name].shape != x.shape}
-        if left := sorted(other - {f"model.2.{name}" for name in head.class_rows()}):
+        if left := sorted(other - rows.keys()):
             raise ModelError(
                 f"pretrained={source} is another detector than {model.yaml[KEY]}: "
                 f"{len(left)} of its {len(state)} tensors have no place here, e.g. {', '.join(left[:3])}"
             )
-    return load_by_name(model, state, source)
+    require_fit(model, state, rows, source, f"model={model.yaml[KEY]}")
 
 
 def _thawed(model: TorchvisionModel, state: dict[str, Tensor]) -> dict[str, Tensor]:

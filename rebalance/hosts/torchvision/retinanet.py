@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.ops import generalized_box_iou_loss
 
 from rebalance.heads.objectness import (
     Refined,
@@ -28,7 +29,7 @@ from rebalance.heads.objectness import (
 from rebalance.hosts.evaluation import RCNN
 from rebalance.hosts.torchvision.dense import Batch, DenseCriterion, Result, ignored, one_hot, plainly
 from rebalance.hosts.torchvision.head import Anchors, Raw, TorchvisionHead, best_pairs, boxes_at, by_cell, class_rows
-from rebalance.match.boxes import upcast
+from rebalance.match.boxes import decode_deltas, encode_deltas, upcast
 from rebalance.match.candidates import POSITIVE, SIGMOID, Candidates
 from rebalance.match.iou import Matched, match_by_iou
 from rebalance.match.padded import Padded
@@ -36,6 +37,7 @@ from rebalance.match.regions import Known
 from rebalance.methods.bce import bce
 from rebalance.methods.method import NOTHING, Choice, Site, Sites
 from rebalance.methods.resobj import ResObj, refine, refined, unrefined
+from rebalance.recipe import Recipe
 
 POSITIVE_IOU, NEGATIVE_IOU = 0.5, 0.4  # from 0.5 on positive, below 0.4 negative, ignored in between
 
@@ -57,7 +59,7 @@ OBJECTNESS = replace(
 
 
 class RetinaNetCriterion(DenseCriterion):
-    """Focal loss or one of our methods on the class scores of all anchors, L1 on the offsets of the positives.
+    """Focal loss or one of our methods on the class scores of all anchors, L1 (or GIoU) on the boxes of the positives.
 
     Positive is an anchor with an IoU of at least 0.5 with its nearest label, or the best of a label; below 0.4 it is
     negative, in between it is ignored. With `loss=brl` a negative below `brl_iou` is confused, by the same overlap.
@@ -68,9 +70,16 @@ class RetinaNetCriterion(DenseCriterion):
     def match(self, anchors: Tensor, labels: Padded) -> Matched:
         return match_by_iou(anchors, labels, high=POSITIVE_IOU, low=NEGATIVE_IOU, rescue="ties")
 
-    def box_loss(self, deltas: Tensor, targets: Tensor) -> Tensor:
-        """(…) L1, summed over the four offsets."""
-        return (deltas - targets).abs().sum(-1)
+    def __init__(self, head: Any, *, recipe: Recipe, seed: int) -> None:
+        super().__init__(head, recipe=recipe, seed=seed)
+        self.giou = getattr(head, "giou", False)
+
+    def box_loss(self, deltas: Tensor, boxes: Tensor, anchors: Tensor) -> Tensor:
+        """(…) L1, summed over the four offsets; of torchvision's second version 1 - GIoU of the box itself."""
+        if self.giou:
+            found: Tensor = generalized_box_iou_loss(decode_deltas(deltas, anchors), boxes)
+            return found
+        return (deltas - encode_deltas(boxes, anchors)).abs().sum(-1)
 
     def class_targets(self, logits: Tensor, classes: Tensor, positive: Tensor) -> Tensor:
         """(B, A, C) 1 for the class of a positive."""
@@ -137,16 +146,20 @@ class RetinaNetDetect(TorchvisionHead):
     evaluation = RCNN
     sites = Sites("retinanet", {"stock": CLASSES, "obj": OBJECTNESS, "resobj": OBJECTNESS})
     criterion = RetinaNetCriterion
+    giou = False
 
-    def __init__(self, layers: RetinaNetHead, anchors: Anchors, nc: int, stride: int = 32, most: int = 1000) -> None:
+    def __init__(
+        self, layers: RetinaNetHead, anchors: Anchors, nc: int, stride: int = 32, most: int = 1000, giou: bool = False
+    ) -> None:
         """Build the head of torchvision's two towers for `nc` classes.
 
         Args:
             stride: images are padded to multiples of it; 32 as in torchvision. Coarser levels round their cells up.
             most: pairs of anchor and class that each level keeps for non-maximum suppression.
+            giou: whether the loss of boxes is that of torchvision's second version.
         """
         super().__init__(nc, stride)
-        self.layers, self.anchors_of, self.most = layers, anchors, most
+        self.layers, self.anchors_of, self.most, self.giou = layers, anchors, most, giou
 
     def predict(self, features: OrderedDict[str, Tensor], size: tuple[int, int]) -> Raw:
         """`logits` (B, A, C), `deltas` (B, A, 4), `anchors` (A, 4) in pixels, `counts` anchors of each level."""

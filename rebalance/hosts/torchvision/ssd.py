@@ -25,7 +25,7 @@ from rebalance.heads.objectness import logit
 from rebalance.hosts.evaluation import SSD, SSDLITE, Evaluation
 from rebalance.hosts.torchvision.dense import DenseCriterion, one_hot
 from rebalance.hosts.torchvision.head import Raw, TorchvisionHead, best_pairs, boxes_at, class_rows
-from rebalance.match.boxes import upcast
+from rebalance.match.boxes import encode_deltas, upcast
 from rebalance.match.candidates import BACKGROUND, SIGMOID, SOFTMAX
 from rebalance.match.iou import Matched, match_by_iou
 from rebalance.match.padded import Padded
@@ -119,8 +119,9 @@ class SSDCriterion(DenseCriterion):
     def match(self, anchors: Tensor, labels: Padded) -> Matched:
         return match_by_iou(anchors, labels, high=MATCH_IOU, low=MATCH_IOU, rescue="first")
 
-    def box_loss(self, deltas: Tensor, targets: Tensor) -> Tensor:
+    def box_loss(self, deltas: Tensor, boxes: Tensor, anchors: Tensor) -> Tensor:
         """(…) smooth L1, summed over the four offsets."""
+        targets = encode_deltas(boxes, anchors, self.scale)
         return smooth_l1_loss(deltas, targets, reduction="none").sum(-1)
 
     def class_targets(self, logits: Tensor, classes: Tensor, positive: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm, pad
@@ -99,6 +99,13 @@ def retinanet_resnet(network: Callable[..., nn.Module], sixth: int, nc: int) -> 
     anchors = _anchors([[float(int(x * 2 ** (k / 3))) for k in range(3)] for x in (32, 64, 128, 256, 512)])
     head = RetinaNetDetect(RetinaNetHead(256, anchors.per_cell, nc), anchors, nc)
     return resnet_levels(network, 2), neck, head
+
+
+def retinanet_resnet_v2(nc: int) -> Parts:
+    """torchvision's second version: normalised towers, the sixth level made of the body's last stage, GIoU on boxes."""
+    whole = detection.retinanet_resnet50_fpn_v2(weights=None, weights_backbone=None, num_classes=nc)
+    anchors = Anchors(whole.anchor_generator.sizes, whole.anchor_generator.aspect_ratios)
+    return whole.backbone.body, whole.backbone.fpn, RetinaNetDetect(whole.head, anchors, nc, giou=True)
 
 
 def retinanet_tiny(nc: int) -> Parts:
@@ -249,6 +256,17 @@ def fasterrcnn_resnet(network: Callable[..., nn.Module], nc: int) -> Parts:
     return resnet_levels(network, 1), neck, head
 
 
+def fasterrcnn_of(build: Callable[..., Any], numbers: Numbers, nc: int) -> Parts:
+    """The parts of one of torchvision's Faster R-CNNs, random: of its second version, or on a MobileNet."""
+    whole = build(weights=None, weights_backbone=None, num_classes=1 + nc)
+    made, rois = whole.rpn.anchor_generator, whole.roi_heads
+    head = FasterRCNNDetect(
+        whole.rpn.head, rois.box_roi_pool, rois.box_head, rois.box_predictor,
+        Anchors(made.sizes, made.aspect_ratios), nc, 32, numbers,
+    )  # fmt: skip
+    return whole.backbone.body, whole.backbone.fpn, head
+
+
 def fasterrcnn_tiny(nc: int) -> Parts:
     """For CPUs: YOLOv5n's backbone, a pyramid of 64 channels from stride 8 to 64, 5×5 RoIs, few proposals."""
     neck = fpn.FeaturePyramidNetwork([64, 128, 256], 64, extra_blocks=fpn.LastLevelMaxPool())
@@ -279,13 +297,22 @@ MOBILENET_V3 = {
     **SSD, "features.13.block.0.": "model.0.features.0.13.", "features.13.block.": "model.0.features.1.0.",
     **{f"features.{i}.": f"model.0.features.1.{i - 13}." for i in (14, 15, 16)}, "features.": "model.0.features.0.",
 }  # fmt: skip
+MOBILENET_FPN = {**FASTER_RCNN, "features.": "model.0."}
 YOLOV5 = {f"model.{i}.": f"model.0.{i}." for i in range(10)}  # its later layers have no place here
+
+# Of whose COCO weights the batch normalisation was frozen, and added no ε to the variance
+FROZEN = ("retinanet_resnet50_fpn", "fasterrcnn_resnet50_fpn")
 
 ZOO: dict[str, Detector] = {
     "retinanet_resnet50_fpn": Detector(
         RetinaNetDetect, partial(retinanet_resnet, models.resnet50, 256), "RetinaNet, ResNet-50 and FPN", **IMAGENET,
         prefixes=RESNET, backbone=models.ResNet50_Weights.IMAGENET1K_V1,
         coco=detection.RetinaNet_ResNet50_FPN_Weights.COCO_V1,
+    ),
+    "retinanet_resnet50_fpn_v2": Detector(
+        RetinaNetDetect, retinanet_resnet_v2, "RetinaNet, ResNet-50 and FPN, torchvision's second: GIoU, GroupNorm",
+        **IMAGENET, prefixes=RESNET, backbone=models.ResNet50_Weights.IMAGENET1K_V1,
+        coco=detection.RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1,
     ),
     "retinanet_resnet101_fpn": Detector(
         RetinaNetDetect, partial(retinanet_resnet, models.resnet101, 2048), "RetinaNet, ResNet-101 and FPN (BRL's)",
@@ -299,6 +326,28 @@ ZOO: dict[str, Detector] = {
         FasterRCNNDetect, partial(fasterrcnn_resnet, models.resnet50), "Faster R-CNN, ResNet-50 and FPN", **IMAGENET,
         prefixes=FASTER_RCNN, backbone=models.ResNet50_Weights.IMAGENET1K_V1,
         coco=detection.FasterRCNN_ResNet50_FPN_Weights.COCO_V1,
+    ),
+    "fasterrcnn_resnet50_fpn_v2": Detector(
+        FasterRCNNDetect, partial(fasterrcnn_of, detection.fasterrcnn_resnet50_fpn_v2, Numbers()),
+        "Faster R-CNN, ResNet-50 and FPN, torchvision's second: deeper heads, BatchNorm", **IMAGENET,
+        prefixes=FASTER_RCNN, backbone=models.ResNet50_Weights.IMAGENET1K_V1,
+        coco=detection.FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1,
+    ),
+    "fasterrcnn_mobilenet_v3_large_fpn": Detector(
+        FasterRCNNDetect, partial(fasterrcnn_of, detection.fasterrcnn_mobilenet_v3_large_fpn, Numbers(least=0.05)),
+        "Faster R-CNN, MobileNet-v3 and FPN", **IMAGENET, prefixes=MOBILENET_FPN,
+        backbone=models.MobileNet_V3_Large_Weights.IMAGENET1K_V1,
+        coco=detection.FasterRCNN_MobileNet_V3_Large_FPN_Weights.COCO_V1,
+    ),
+    "fasterrcnn_mobilenet_v3_large_320_fpn": Detector(
+        FasterRCNNDetect,
+        partial(
+            fasterrcnn_of, detection.fasterrcnn_mobilenet_v3_large_320_fpn,
+            Numbers(before=(2000, 150), after=(2000, 150), least=0.05),
+        ),
+        "Faster R-CNN, MobileNet-v3 and FPN, few proposals: for imgsz=320", **IMAGENET, prefixes=MOBILENET_FPN,
+        backbone=models.MobileNet_V3_Large_Weights.IMAGENET1K_V1,
+        coco=detection.FasterRCNN_MobileNet_V3_Large_320_FPN_Weights.COCO_V1,
     ),
     "fasterrcnn_resnet101_fpn": Detector(
         FasterRCNNDetect, partial(fasterrcnn_resnet, models.resnet101), "Faster R-CNN, ResNet-101 and FPN", **IMAGENET,

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 from ultralytics.data.utils import exif_size
 from ultralytics.nn.modules.head import Detect
+from ultralytics.utils import LOGGER
 
 from rebalance.errors import ConfigError, ModelError
 from rebalance.heads.anchor import AnchorSettings
 from rebalance.hosts.host import Host, head_of, refuse_weights
-from rebalance.hosts.state_dict import load_by_name
-from rebalance.hosts.ultralytics.model import AnchorDetect, build, criterion_of, replaceable_head, sites_of
+from rebalance.hosts.state_dict import Weights, follow_names, load_by_name, require_fit, stays_new, unnamed
+from rebalance.hosts.ultralytics.model import AnchorDetect, build, class_rows, criterion_of, replaceable_head, sites_of
 from rebalance.match.autoanchor import best_possible_recall, fit_anchors
 from rebalance.recipe import Recipe
 
@@ -40,6 +40,9 @@ class Ultralytics(Host):
         if head != "stock" and head_of(model) == "stock":
             replaceable_head(model, "anchor" if anchors else head)
 
+    def gains_idle(self, recipe: Recipe) -> bool:
+        return "anchors" in recipe.site.gives
+
     @property
     def own(self) -> bool:
         return True
@@ -52,9 +55,26 @@ class Ultralytics(Host):
             )
         return model
 
-    def start(self, model: Any, pretrained: Any, state: dict[str, Tensor] | None) -> tuple[int, int] | None:
-        """Load a plain state dict; all else the host has loaded."""
-        return None if state is None else load_by_name(model, state, str(pretrained))
+    def require(self, model: Any, given: Weights, source: str, what: str) -> None:
+        require_fit(model, given.tensors, class_rows(model), source, what)
+
+    def start(self, model: Any, pretrained: Any, given: Weights | None) -> tuple[int, int] | None:
+        """Load plain weights; all else the host has loaded."""
+        if given is None:
+            return None
+        state, rows = dict(given.tensors), class_rows(model)
+        told = follow_names(model, state, given.names, rows) if given.names else unnamed(model, state, rows)
+        return load_by_name(model, state, str(pretrained), told)
+
+    def load(self, model: Any, weights: Any) -> None:
+        """As the host loads, which says how much enters; what stays new is said here."""
+        before = {name: x.clone() for name, x in model.state_dict().items()}
+        model.load(weights)
+        theirs = weights.state_dict() if isinstance(weights, torch.nn.Module) else {}
+        after = model.state_dict().items()
+        filled = {k for k, x in after if (k in theirs and theirs[k].shape == x.shape) or not torch.equal(x, before[k])}
+        if told := stays_new(before, filled):
+            LOGGER.info(f"rebalance: {told}")
 
     def prepare(self, model: Any, recipe: Recipe, trainer: Any) -> str:
         """Anchors of a new anchor head: how many labels they reach, fitted to the labels where that is under 98 %."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from rebalance.heads.objectness import (
 )
 from rebalance.hosts.evaluation import ANCHORS
 from rebalance.hosts.host import OwnYaml, remembered
-from rebalance.hosts.state_dict import follow_names
+from rebalance.hosts.state_dict import Rows, follow_names
 from rebalance.hosts.ultralytics.criterion import AnchorCriterion, DetectionCriterion, ObjectnessCriterion
 from rebalance.hosts.ultralytics.sites import YoloSites
 from rebalance.match.boxes import xywh_to_xyxy
@@ -119,23 +119,32 @@ class ObjectnessDetect(Refined, Detect):  # type: ignore[misc]
         """Change a stock head into this one, with so many steps."""
         head.__class__ = cls  # whatever the host's parser set up stays as it is
         made: Any = head
-        made.steps = settings.resobj_steps
+        made.add_objectness(settings)
+        return made  # type: ignore[no-any-return]
+
+    def add_objectness(self, settings: ResObj) -> None:
+        """Add the subnets, as wide as the class towers are; classes begin with the probability of `class_prior`."""
+        self.steps = settings.resobj_steps
         for prefix in ("", "one2one_"):
-            towers = getattr(made, f"{prefix}cv3", None)
+            towers = getattr(self, f"{prefix}cv3", None)
             if towers is None:
                 continue
             modules = nn.ModuleList(
                 ResidualObjectness(
                     tower[-1].in_channels, width=settings.obj_width, residual_width=settings.resobj_width,
-                    steps=made.steps, on=settings.resobj_on, grad=settings.resobj_grad,
-                    prior=objectness_prior(made.nc, settings.obj_prior),
+                    steps=self.steps, on=settings.resobj_on, grad=settings.resobj_grad,
+                    prior=objectness_prior(self.nc, settings.obj_prior),
                 )
                 for tower in towers
             )  # fmt: skip
-            setattr(made, f"{prefix}objectness", modules)
+            setattr(self, f"{prefix}objectness", modules)
             for tower in towers:
-                nn.init.constant_(tower[-1].bias, logit(class_prior(made.nc, settings.cls_prior)))
-        return made  # type: ignore[no-any-return]
+                nn.init.constant_(tower[-1].bias, logit(class_prior(self.nc, settings.cls_prior)))
+
+    def fits_towers(self) -> bool:
+        """Whether the subnets take what the class towers give."""
+        pairs = zip(self.objectness, self.cv3, strict=True)
+        return all(subnet.channels == tower[-1].in_channels for subnet, tower in pairs)
 
     @property
     def one2many(self) -> dict[str, Any]:
@@ -226,9 +235,8 @@ class AnchorDetectionModel(RebalancedModel):
 
     def _remap_cls_by_names(self, csd: dict[str, Tensor], src_model: Any, verbose: bool = True) -> int:
         """The host's, for the rows of this head; csd holds them in this model's order then."""
-        names, head = getattr(src_model, "names", None), cast(Any, self.model[-1])
-        rows = {f"model.{head.i}.{name}": take for name, take in head.class_rows().items()}
-        told = follow_names(self, csd, names, rows) if isinstance(names, dict) else ""
+        names = getattr(src_model, "names", None)
+        told = follow_names(self, csd, names, class_rows(self)) if isinstance(names, dict) else ""
         if told and verbose:
             LOGGER.info(f"rebalance: {told}")
         return 0
@@ -243,6 +251,15 @@ class ObjectnessDetectionModel(RebalancedModel):
         head = replaceable_head(self, "resobj" if settings.resobj_steps else "obj")
         return ObjectnessDetect.from_stock(head, settings)
 
+    def _remap_cls_by_names(self, csd: dict[str, Tensor], src_model: Any, verbose: bool = True) -> int:
+        """The host's; before it the subnets follow the class towers, which the host makes as wide as the source's."""
+        head: Any = self.model[-1]
+        if not head.fits_towers():
+            flags = remembered(self).get("flags", {})
+            head.add_objectness(kept(flags, sites_of(self), head=self.own_head).resobj)
+            head.to(next(head.cv2.parameters()).device)
+        return int(super()._remap_cls_by_names(csd, src_model, verbose))
+
 
 def build(cfg: Any, recipe: Recipe, **options: Any) -> Any:
     """A model with the head of the recipe and random weights; `options` are the constructor's."""
@@ -251,6 +268,22 @@ def build(cfg: Any, recipe: Recipe, **options: Any) -> Any:
         return DetectionModel(cfg, **options)
     own = AnchorDetectionModel if "anchors" in recipe.site.gives else ObjectnessDetectionModel
     return own(cfg, **options, settings=recipe.resobj)
+
+
+def class_rows(model: Any) -> dict[str, Rows]:
+    """Of the parameters that have rows of classes how to take some: of the anchor head, and of the host's Detect."""
+    head = model.model[-1]
+    if isinstance(head, AnchorHead):
+        found: dict[str, Rows] = dict(head.class_rows())
+    else:
+        towers = [
+            f"{name}.{level}.{len(tower) - 1}"
+            for name in ("cv3", "one2one_cv3") for level, tower in enumerate(getattr(head, name, None) or ())
+        ]  # fmt: skip
+        found = dict.fromkeys(
+            (f"{tower}.{k}" for tower in towers for k in ("weight", "bias")), torch.Tensor.__getitem__
+        )
+    return {f"model.{head.i}.{name}": take for name, take in found.items()}
 
 
 def criterion_of(model: Any, recipe: Recipe, seed: int) -> Any:

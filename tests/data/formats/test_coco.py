@@ -235,3 +235,32 @@ def test_real_labels_there_and_back(shared_data: Path, tmp_path: Path) -> None:
             for line in (made.folder / "labels/val" / file.name).read_text("utf-8").splitlines()
         ]
         assert np.array(back) == pytest.approx(np.array(rows), abs=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("keys", "notes"),
+    [
+        ("", ["note: 2 images without a label file, which COCO reads as looked at"]),
+        ("unlabelled: unknown\n", []),  # such an image has crowds
+        (
+            "unlabelled: skip\nunknown_below: 12\n",
+            [
+                "note: 2 images without a label file, which COCO reads as looked at",
+                "note: 4 images with unknown_below, which COCO cannot say",
+            ],
+        ),
+    ],
+)
+def test_what_coco_cannot_say_is_said(
+    keys: str, notes: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "yolo"
+    for name in "ab":
+        picture(source / f"images/{name}.jpg", 20, 20)
+    write(source / "labels/a.txt", "0 0.5 0.5 0.5 0.5\n")
+    file = write(source / "data.yaml", f"train: images\nval: images\nnames: [x]\n{keys}")
+    from rebalance.cli.main import main
+
+    assert main(["convert", "to-coco", f"data={file}", f"out={tmp_path / 'json'}"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert [line for line in told if line.startswith("note")] == notes

@@ -114,6 +114,11 @@ def test_malformed(tmp_path: Path, capsys: pytest.CaptureFixture[str], body: str
     assert says in refused("cvat", tmp_path, capsys, source=file, split="train")
 
 
-def test_a_frame_outside_of_the_task(film: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_frame_outside_of_the_task_or_a_film_that_is_not_there(
+    film: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = write(tmp_path / "s/job.xml", xml(TRACKS.replace('frame="3"', 'frame="9"'), "car", more=SPAN + SIZE))
     assert "line 6: frame 9 is not one of 1 to 6" in refused("cvat", tmp_path, capsys, source=file, images=film)
+    near = film.with_name("tripp.avi")
+    told = refused("cvat", tmp_path, capsys, source=file, images=near)
+    assert told == f"images={near} does not exist (did you mean trip.avi?)"

@@ -613,13 +613,22 @@ def test_coco_s_rows_old_names_and_backbones() -> None:
 
 def test_the_zoo_s_rows() -> None:
     rows = {name: row for name, row in ZOO.items() if row.head.sites.name == "fasterrcnn"}
-    assert list(rows) == ["fasterrcnn_resnet50_fpn", "fasterrcnn_resnet101_fpn", "fasterrcnn_tiny"]
-    original = torchvision.models.detection.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None)
-    for name in ("fasterrcnn_resnet50_fpn", "fasterrcnn_resnet101_fpn"):
-        assert ZOO[name].mean == tuple(original.transform.image_mean)
-        assert ZOO[name].std == tuple(original.transform.image_std)
-    head: Any = ZOO["fasterrcnn_resnet50_fpn"].build(90)[2]
+    assert list(rows) == [
+        "fasterrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2", "fasterrcnn_mobilenet_v3_large_fpn",
+        "fasterrcnn_mobilenet_v3_large_320_fpn", "fasterrcnn_resnet101_fpn", "fasterrcnn_tiny",
+    ]  # fmt: skip
+    for name in rows:
+        if hasattr(torchvision.models.detection, name):
+            their_numbers(name)
+
+
+def their_numbers(name: str) -> None:
+    original = getattr(torchvision.models.detection, name)(weights=None, weights_backbone=None)
+    assert ZOO[name].mean == tuple(original.transform.image_mean)
+    assert ZOO[name].std == tuple(original.transform.image_std)
+    head: Any = ZOO[name].build(90)[2]
     make, roi = original.rpn.anchor_generator, original.roi_heads
+    assert head.numbers.least == original.rpn.score_thresh
     assert head.anchors_of.sizes == make.sizes
     assert head.anchors_of.ratios == make.aspect_ratios
     assert head.numbers.before == tuple(original.rpn._pre_nms_top_n.values())

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import pytest
+import test_diagnosis_torchvision as model_of
 import torch
 from objectives import recipe_of
 from said_regions import image_regions, inside
 from torch import Tensor
+from torchvision.ops import box_convert, box_iou
 from yolo_heads import CLASSES, SIZE, batch
 
 from rebalance.hosts import SITES
@@ -147,7 +149,8 @@ def test_the_gradient_is_exactly_zero_inside_for_what_is_unknown_and_nothing_els
 DOUBTING: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("bce+drop", "bce", {"obj_drop": 1.0, "drop_divisor": "host"}),
     ("brl", "focal", {"brl_warmup": 0, "brl_t": 0.2}),
-    ("bce+soft", "bce", {}), ("bce+ohem", "bce", {"ohem_ratio": 0.1}),
+    ("brl", "focal", {"brl_warmup": 0, "divisor": "batch"}), ("bce+soft", "bce", {}),
+    ("bce+ohem", "bce", {"ohem_ratio": 0.1}),
 )  # fmt: skip
 
 
@@ -157,9 +160,10 @@ DOUBTING: tuple[tuple[str, str, dict[str, Any]], ...] = (
 def test_a_verified_negative_has_its_whole_loss_whatever_the_method(
     kind: str, loss: str, base: str, flags: dict[str, Any]
 ) -> None:
-    made = make(kind, loss, divisor="host", **flags)
-    found, plain = (slopes(make(kind, loss, divisor="host", **flags), x)[1] for x in (VERIFIED, None))
-    full = slopes(make(kind, base, divisor="host"), None)[1]
+    flags = {"divisor": "host", **flags}
+    made = make(kind, loss, **flags)
+    found, plain = (slopes(make(kind, loss, **flags), x)[1] for x in (VERIFIED, None))
+    full = slopes(make(kind, base, divisor=flags["divisor"]), None)[1]
     sure = there(made, VERIFIED, every=True) & made.negative.unsqueeze(-1)
     assert sure.any()
     for ours, without, whole in zip(found[:1], plain[:1], full[:1], strict=True):  # a gate moves with what is dropped
@@ -186,6 +190,73 @@ def test_a_data_set_that_says_nothing_of_a_batch_leaves_the_loss_to_the_bit(kind
     found, plain = (slopes(make(kind, "bce"), regions) for regions in (none, None))
     assert torch.equal(found[0], plain[0])
     assert all(torch.equal(a, b) for i in (1, 2) for a, b in zip(found[i], plain[i], strict=True))  # type: ignore[call-overload]
+
+
+# Whole models, of which nothing but the anchors is taken from the product ---------------------------------------------
+
+# Class 1 in the right half of the first image, both in the lower half of the second
+OF_TWO = region_batch([image_regions(((0.5, 0, 1, 1), [1], True)), image_regions(((0, 0.5, 1, 1), [0, 1], True))])
+
+
+def nearest_label(anchors: Tensor) -> Tensor:
+    """(2, A) IoU of each anchor with the nearest label of each image."""
+    labels = (model_of.LABELS["bboxes"][model_of.LABELS["batch_idx"] == image] * model_of.SIZE for image in range(2))
+    return torch.stack([box_iou(anchors, box_convert(boxes, "cxcywh", "xyxy")).amax(1) for boxes in labels])
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "key", "channels"),
+    [
+        ("retinanet_tiny", {"loss": "focal", "divisor": "batch"}, "logits", CLASSES),
+        ("retinanet_tiny", {"loss": "brl"}, "logits", CLASSES),
+        ("retinanet_tiny", {"head": "obj", "loss": "bce"}, "objectness", 1),
+        ("retinanet_tiny", {"head": "resobj", "loss": "bce"}, "objectness", 1),
+        ("ssd_tiny", {"loss": "bce"}, "logits", 1),
+        ("ssd_tiny", {"head": "sigmoid", "loss": "focal"}, "logits", CLASSES),
+        ("fasterrcnn_tiny", {"head": "obj", "loss": "bce"}, "logits", 1),
+    ],
+)
+def test_through_a_whole_model_the_gradient_is_zero_where_it_is_unknown_and_as_ever_elsewhere(
+    name: str, flags: dict[str, Any], key: str, channels: int
+) -> None:
+    raws = [model_of.step(model_of.made(name, **flags), **more)[2] for more in ({"regions": OF_TWO}, {})]
+    found, plain = (x if x.dim() == 3 else x.unsqueeze(-1) for x in (raw[key].grad for raw in raws))
+    anchors = raws[0]["anchors"]
+    out = inside(anchors.expand(2, -1, -1), OF_TWO, channels, model_of.SIZE)
+    gone = (out & (nearest_label(anchors) < 0.2).unsqueeze(-1)).expand_as(found)  # surely unmatched
+    assert gone.any()
+    assert found[gone].eq(0).all()
+    assert plain[gone].ne(0).any()
+    rest = ~out.expand_as(found)
+    torch.testing.assert_close(found[rest], plain[rest], rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("loss", ["bce", "ohem"])
+def test_where_all_is_unknown_the_matched_anchors_alone_have_a_gradient(
+    loss: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everywhere = region_batch([image_regions((WHOLE, [0], True)), image_regions((WHOLE, [0, 1], True))])
+    model = model_of.made("fasterrcnn_tiny", loss=loss)
+    assert model_of.step(model)[2]["logits"].grad.ne(0).sum() > 20
+    drawn: list[Tensor] = []
+
+    def noted(call: Any) -> Any:
+        def sample(*args: Any, **more: Any) -> Any:
+            found = call(*args, **more)
+            drawn.append(found.state)
+            return found
+
+        return sample
+
+    model = model_of.made("fasterrcnn_tiny", loss=loss)
+    monkeypatch.setattr(faster_rcnn, "sample", noted(faster_rcnn.sample))
+    monkeypatch.setattr(model.criterion, "_hardest", noted(model.criterion._hardest))
+    raw = model_of.step(model, regions=everywhere)[2]
+    assert len(drawn) == 2  # of the RPN, of the RoI head
+    assert all((state == POSITIVE).any() and not (state == NEGATIVE).any() for state in drawn)
+    touched = raw["logits"].grad.ne(0)
+    assert touched.any()
+    assert nearest_label(raw["anchors"])[touched].min() > 0.3
 
 
 # Faster R-CNN ---------------------------------------------------------------------------------------------------------

@@ -1,0 +1,73 @@
+"""The hosts are inside as we know them; a test that fails here says in a sentence what a new release has changed."""
+
+from __future__ import annotations
+
+import inspect
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rebalance
+from rebalance.hosts import insides
+from rebalance.hosts.insides import INSIDES, ORDERS, Order
+
+HOSTS = ("ultralytics.", "torchvision.")
+OURS = sorted(
+    ".".join(file.relative_to(Path(rebalance.__file__).parents[1]).with_suffix("").parts)
+    for part in ("hosts", "heads", "train") for file in (Path(rebalance.__file__).parent / part).rglob("*.py")
+    if file.stem != "__init__"
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name for names in INSIDES.values() for name in names])
+def test_what_we_lean_on_is_as_we_know_it(name: str) -> None:
+    why = next(why for why, names in INSIDES.items() if name in names)
+    told = insides.wrong(name, INSIDES[why][name], why)
+    assert not told, told
+
+
+@pytest.mark.parametrize("order", ORDERS, ids=lambda order: f"{order.function}, {order.texts[0]}")
+def test_what_comes_first_comes_first(order: Order) -> None:
+    told = insides.out_of_order(order)
+    assert not told, told
+
+
+def overridden() -> set[str]:
+    """What our classes put in the place of something of a host's, by the host's name of it."""
+    found: set[str] = set()
+    for module in map(import_module, OURS):
+        for kind in vars(module).values():
+            if inspect.isclass(kind) and kind.__module__.startswith("rebalance."):
+                found |= {name for base in kind.__mro__ for name in of_host(kind, base)}
+    return found
+
+
+def of_host(kind: type[Any], base: type[Any]) -> set[str]:
+    """What a base class of ours has of its own that a host's base class of the same class has too."""
+    if not base.__module__.startswith("rebalance."):
+        return set()
+    return {
+        f"{host.__module__}.{host.__qualname__}.{name}"
+        for name in vars(base) for host in kind.__mro__
+        if host.__module__.startswith(HOSTS) and name in vars(host)
+        and (not name.startswith("__") or name in ("__init__", "__call__"))
+    }  # fmt: skip
+
+
+def test_every_method_of_a_host_that_we_replace_is_named() -> None:
+    named = {name for names in INSIDES.values() for name in names}
+    assert overridden() - named == set()
+
+
+def test_what_has_changed_is_said_in_a_sentence() -> None:
+    why = "it works"
+    assert insides.wrong("ultralytics.nn.tasks.Gone", "", why).endswith(
+        "has no ultralytics.nn.tasks.Gone any more, on which stands that it works"
+    )
+    told = insides.wrong("ultralytics.nn.tasks.yaml_model_load", "path device", why)
+    assert told.endswith("yaml_model_load takes (path), no longer (path device); on it stands that it works")
+    order = Order("ultralytics.nn.tasks.yaml_model_load", ("return d", "import re"), why)
+    assert insides.out_of_order(order).endswith("has no `import re` where it had it; on it stands that it works")
+    assert insides.drift() == []
