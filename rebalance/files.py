@@ -92,5 +92,16 @@ def full_disk_told(where: Path | str) -> Iterator[None]:
         raise RunError(f"{error.filename or where} cannot be written: {error.strerror}") from None
 
 
+@contextmanager
+def long_names_told() -> Iterator[None]:
+    """Raise RunError in the place of a system error that says that no file can have such a name."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise RunError(f"{str(error.filename)[:80]}… is too long to be the name of a file") from None
+
+
 def _part(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}")

@@ -368,7 +368,6 @@ FLAGS = (
     "convert to-coco data={source}/data.yaml",
     "convert voc source={source} images={source} first_pixel=0 difficult=region split=train val=0.2 seed=3",
     "steps model={source}/data.yaml source={source} conf=0.4 imgsz=32 device=cpu",
-    "bench only=element batch=1 imgsz=31 repeats=3 device=cpu",
     "report {source} baseline=bce reference={source}",
     "help train",
     "methods x",
@@ -406,14 +405,14 @@ def _mixed(random: Random, line: str) -> list[str]:
                 i, random.choice((f"{name}x={value}", f"--{word}", name, f"{name} =", "[", word.upper(), "\udc80=1"))
             )
         else:
-            words[i : i + 1] = [_word(random, word.encode()).decode(errors="replace")]
+            words[i : i + 1] = [_word(random, os.fsencode(word)).decode(errors="replace")]
     return [first, *words]
 
 
 def _flags(source: Path, out: Path, random: Random) -> int:
     line = random.choice(FLAGS).format(source=source)
     words = [word for word in _mixed(random, line) if not re.match(r"-*\s*(out|name|project)\b", word)]
-    if words[0] in ("sparsify", "noise", "convert", "steps", "bench"):
+    if words[0] in ("sparsify", "noise", "convert", "steps"):
         words.append(f"out={out / 'made'}")
     return command_line(words)
 

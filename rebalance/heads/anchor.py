@@ -157,7 +157,7 @@ def objectness(maps: Sequence[Tensor]) -> Tensor:
 def taken(maps: Sequence[Tensor], image: Tensor, anchor: Tensor, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
     """What the loss reads of raw predictions: (L, K, 5 + C) those at (L, K) places, and `objectness`."""
     found: tuple[Tensor, Tensor]
-    found = _Taken.apply(torch.stack((image, anchor, row, column)), *maps)  # type: ignore[no-untyped-call]
+    found = _Taken.apply(image, anchor, row, column, *maps)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -165,22 +165,23 @@ class _Taken(torch.autograd.Function):
     """As by indices and slices, whose gradients are two tensors as large as a map each, added up; here they are one."""
 
     @staticmethod
-    def forward(ctx: Any, places: Tensor, *maps: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(places)
+    def forward(
+        ctx: Any, image: Tensor, anchor: Tensor, row: Tensor, column: Tensor, *maps: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(image, anchor, row, column)
         ctx.maps = [(x.shape, x.dtype) for x in maps]
-        levels = zip(maps, *places, strict=True)
+        levels = zip(maps, image, anchor, row, column, strict=True)
         return torch.stack([x[i, a, :, r, c] for x, i, a, r, c in levels]), objectness(maps)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slots: Tensor, all_: Tensor) -> tuple[Tensor | None, ...]:
-        (places,) = ctx.saved_tensors
         sizes = [math.prod(shape) // shape[0] // shape[2] for shape, _ in ctx.maps]
         gradients = []
-        levels = zip(ctx.maps, slots, torch.split(all_, sizes, 1), *places, strict=True)
+        levels = zip(ctx.maps, slots, torch.split(all_, sizes, 1), *ctx.saved_tensors, strict=True)
         for (shape, dtype), at_slots, at_all, image, anchor, row, column in levels:
             x = slots.new_zeros(shape, dtype=dtype)
             x.permute(0, 1, 3, 4, 2).index_put_((image, anchor, row, column), at_slots.to(dtype), accumulate=True)
             x[:, :, 4] += at_all.view_as(x[:, :, 4])
             gradients.append(x)
-        return None, *gradients
+        return None, None, None, None, *gradients

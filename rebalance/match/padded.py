@@ -34,6 +34,18 @@ def padded_labels(
         size: height, width of the image in pixels.
         most: G; None: counted, which on a GPU waits for the device.
     """
+    boxes, place = padded_boxes(image, xywh, images=images, size=size, most=most)
+    found = place[0].new_zeros(boxes.shape[:2])
+    found[place] = classes.long()
+    valid = torch.zeros_like(found, dtype=torch.bool)
+    valid[place] = True
+    return Padded(boxes, found, valid)
+
+
+def padded_boxes(
+    image: Tensor, xywh: Tensor, *, images: int, size: tuple[int, int], most: int | None = None
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """The boxes of `padded_labels` alone, and where each label stands in them."""
     image = image.long()
     if most is None:
         most = int(image.bincount(minlength=1).max()) if len(image) else 0
@@ -43,8 +55,4 @@ def padded_labels(
     x, y, w, h = xywh.unbind(1)
     boxes = xywh.new_zeros(images, most, 4)
     boxes[place] = xywh_to_xyxy(torch.stack((x * width, y * height, w * width, h * height), 1))
-    found = image.new_zeros(images, most)
-    found[place] = classes.long()
-    valid = torch.zeros_like(found, dtype=torch.bool)
-    valid[place] = True
-    return Padded(boxes, found, valid)
+    return boxes, place

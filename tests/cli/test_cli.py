@@ -345,3 +345,12 @@ def test_an_error_is_one_line_whatever_a_value_in_it_holds(capsys: pytest.Captur
 
     assert cli.guarded(fails) == 2
     assert capsys.readouterr().err == "rebalance: error: x=a\\nb\\r\\x1b[2J\\u2028 é\n"
+
+
+@pytest.mark.parametrize("line", ["steps model=x.pt source=", "report "])
+def test_a_name_that_is_too_long_is_told_in_a_line(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(f"{line}{'x' * 5000}".split()) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("rebalance: error: ")
+    assert "xxx… is too long to be the name of a file\n" in told
+    assert len(told) < 200

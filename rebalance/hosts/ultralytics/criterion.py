@@ -21,7 +21,7 @@ from rebalance.heads.objectness import flatten_steps
 from rebalance.match.anchor import Matches, match, set_in_part
 from rebalance.match.boxes import ciou, inside, max_iou, own_overlap, upcast, xywh_to_xyxy
 from rebalance.match.candidates import POSITIVE, SIGMOID, Candidates, candidate_state
-from rebalance.match.padded import padded_labels
+from rebalance.match.padded import padded_boxes
 from rebalance.match.regions import Known
 from rebalance.methods.bce import bce
 from rebalance.methods.method import NOTHING, Choice, Predictions, Rest, Run
@@ -260,8 +260,8 @@ class AnchorCriterion:
 
         @cache
         def gt_boxes() -> Tensor:
-            given, most = (labels[:, 0], labels[:, 1], labels[:, 2:]), batch.get("most_labels")
-            return padded_labels(*given, images=len(logits), size=size, most=most).boxes
+            most = batch.get("most_labels")
+            return padded_boxes(labels[:, 0], labels[:, 2:], images=len(logits), size=size, most=most)[0]
 
         overlap = logits.new_zeros(()).expand_as(logits)
         if self.objective.by_overlap:
