@@ -438,30 +438,32 @@ def _grid_flags(source: Path, out: Path, random: Random) -> None:
     read_grid(_pairs(_mixed(random, f"seed=0 {random.choice(GRIDS)}")[1:]))
 
 
-def _weights() -> bytes:
+def _weights(whole: bool) -> bytes:
+    """A state dict as training scripts keep it, or a whole module."""
     import torch
 
-    held = io.BytesIO()
-    torch.save({"model": {"a.weight": torch.zeros(2, 3), "a.bias": torch.zeros(2)}, "epoch": 3}, held)
+    held, module = io.BytesIO(), torch.nn.Sequential(torch.nn.Linear(2, 3))
+    torch.save({"model": module if whole else module.state_dict(), "names": ["crab"], "epoch": 3}, held)
     return held.getvalue()
 
 
 def _checkpoints(source: Path, out: Path, random: Random) -> int | None:
-    from rebalance.hosts.state_dict import read_state_dict
+    from rebalance.hosts.state_dict import is_checkpoint, read_weights
     from rebalance.train.checkpoint import cut_csv, find_state
 
-    way = random.randrange(4)
-    if way == 0:
-        read_state_dict(source / "last.pt")
-    elif way == 1:
-        find_state(source / "last.pt", 3)
+    way = random.randrange(6)
+    if way < 2:
+        read_weights(source / ("last.pt", "module.pt")[way])
     elif way == 2:
+        is_checkpoint(source / random.choice(("last.pt", "module.pt")))
+    elif way == 3:
+        find_state(source / "last.pt", 3)
+    elif way == 4:
         shutil.copy(source / "results.csv", out / "results.csv")
         cut_csv(out / "results.csv", random.choice((0, 1, 5)))
     else:
-        return command_line(
-            ["steps", f"model={source / 'last.pt'}", f"source={source}", f"out={out / 'made'}", "device=cpu"]
-        )
+        words = [f"model={source / 'last.pt'}", f"source={source}", f"out={out / 'made'}", "device=cpu"]
+        return command_line(["steps", *words])
     return None
 
 
@@ -515,7 +517,7 @@ def _audit(source: Path) -> Surface:
 
 def surfaces(folder: Path) -> dict[str, Surface]:
     """All of them, by name; each will be in a folder of that name."""
-    weights, walk = _weights(), _pictures("sequence_1/a.png", "sequence_1/b.png")
+    weights, walk = _weights(whole=False), _pictures("sequence_1/a.png", "sequence_1/b.png")
     ab, jpegs = _pictures("a.png", "b.png"), _pictures("a.jpg", "b.jpg")
     drone = _pictures("VisDrone2019-DET-train/images/a.jpg")
     oid = {"oidv7-class-descriptions-boxable.csv": OPEN_NAMES, "train-annotations-bbox.csv": OPEN_BOXES,
@@ -543,8 +545,8 @@ def surfaces(folder: Path) -> dict[str, Surface]:
         "training-flags": Surface({}, _training_flags, "none"),
         "grid-flags": Surface({}, _grid_flags, "none"),
         "checkpoints": Surface(
-            {**ab, "last.pt": weights, "state3.pt": weights, "results.csv": b"epoch,time,x\n1,0.5,3\n2,0.9,\n"},
-            _checkpoints, "", keeps=True,
+            {**ab, "last.pt": weights, "state3.pt": weights, "module.pt": _weights(whole=True),
+             "results.csv": b"epoch,time,x\n1,0.5,3\n2,0.9,\n"}, _checkpoints, "", keeps=True,
         ),
     }  # fmt: skip
 

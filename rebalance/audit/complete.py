@@ -201,8 +201,16 @@ def read_audit(folder: Path) -> dict[str, Any]:
         if about["schema"] != 1:
             raise DataError(f"{path}: schema is {about['schema']!r}, this version reads 1")
         for row in about["classes"]:
-            row["id"], row["how"]
-        about["data"], about["data_sha256"], about["images_root"], dict(about["sizes"])
+            threshold = row.get("threshold")
+            known = isinstance(row["id"], int) and isinstance(row["how"], str)
+            if not known or not (threshold is None or isinstance(threshold, (int, float))):
+                raise ValueError(f"a class is {json.dumps(row)[:80]}")
+        for name in ("data", "data_sha256", "images_root"):
+            if not isinstance(about[name], str) or "\0" in about[name]:
+                raise ValueError(f"{name} is not a text")
+        for name, (width, height) in about["sizes"].items():
+            if not (float(width) > 0 and float(height) > 0):
+                raise ValueError(f"the size of {name} is {width}, {height}")
         digest = hashlib.sha256((folder / SUGGESTIONS).read_bytes()).hexdigest()
         if digest != about["suggestions_sha256"]:
             raise DataError(
@@ -211,7 +219,7 @@ def read_audit(folder: Path) -> dict[str, Any]:
     except OSError as error:
         why = f"it has no {Path(error.filename or path).name}" if isinstance(error, FileNotFoundError) else str(error)
         raise DataError(f"audit={folder} is not the folder of a finished audit: {why}") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise DataError(f"{path} is not that of an audit: {type(error).__name__}: {error}") from None
     return dict(about)
 

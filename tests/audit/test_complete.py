@@ -404,6 +404,15 @@ def test_what_cannot_be_is_one_line_and_no_set(bench: Bench) -> None:
         ({"sizes": {}}, "no width and height of b.jpg"),
         ({"suggestions_sha256": "0"}, "suggestions.csv was changed after the audit"),
         ({"classes": None}, "audit.json is not that of an audit"),
+        (
+            {"classes": [{"id": 0, "how": "threshold", "threshold": "0.5"}]},
+            "is not that of an audit: ValueError: a class",
+        ),
+        ({"classes": [{"id": "0", "how": "threshold"}]}, "a class is"),
+        ({"sizes": []}, "is not that of an audit"),
+        ({"sizes": {"b.jpg": [0, 5]}}, "the size of b.jpg is 0, 5"),
+        ({"sizes": {"b.jpg": 5}}, "is not that of an audit"),
+        ({"images_root": "a\0b"}, "images_root is not a text"),
         ({"images_root": str(bench.folder / "set" / "images")}, ""),
     ):
         changed(**values)
