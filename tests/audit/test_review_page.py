@@ -28,7 +28,7 @@ class Tab:
 
     def __init__(self, browser: Any) -> None:
         self.context = browser.new_context(accept_downloads=True)
-        self.context.set_default_timeout(60_000)
+        self.context.set_default_timeout(300_000)
         self.wrong: list[str] = []
         self.page = self.another()
 
@@ -89,7 +89,7 @@ def six(maker: Maker) -> Audit:
 
 def until(page: Any, holds: str, argument: Any = None) -> None:
     """Wait until a function in the page returns true; Playwright's own waiting needs `eval`, which the page forbids."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while not page.evaluate(holds, argument):
         assert time.monotonic() < end, holds
         time.sleep(0.02)
