@@ -221,7 +221,7 @@ def test_the_background_that_torchvision_counts_is_left_out(tmp_path: Path) -> N
         assert published.start(model, str(tmp_path / "x.pth")) == (count, count)
     assert lines[-1].endswith("of its classes the first is taken for background, and left out")
     ours, its = (x.model[-1].layers.classification_head.cls_logits.weight for x in (model, source))
-    assert torch.equal(ours.view(9 // 3, 3, *ours.shape[1:]), its.view(9 // 3, 4, *its.shape[1:])[:, 1:])
+    assert torch.equal(ours.view(9, 3, *ours.shape[1:]), its.view(9, 4, *its.shape[1:])[:, 1:])
 
 
 def test_a_detector_that_would_enter_in_part_is_refused(tmp_path: Path) -> None:
