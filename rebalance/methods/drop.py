@@ -16,6 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from rebalance.match import device
 from rebalance.match.candidates import NEGATIVE, POSITIVE
 from rebalance.methods.method import DENSE, RPN, Choice, Golden, Method, Predictions, Rest, Run
 from rebalance.settings import setting
@@ -49,7 +50,7 @@ def drop_mask(
     if confidence is None:
         # 32-bit integers sort by radix on the CPU, some 15 times faster than floats
         key = torch.randint(KEYS, flat.shape, dtype=torch.int32, device=flat.device, generator=generator)
-        if key.is_cpu and (found := _lowest(key, flat, int(total), int(count))) is not None:
+        if device.free_to_read(key) and (found := _lowest(key, flat, int(total), int(count))) is not None:
             return found.view_as(eligible)
     else:
         bits = confidence.detach().float().flatten().view(torch.int32)

@@ -17,6 +17,7 @@ from ultralytics.cfg import get_cfg
 
 import rebalance
 from rebalance.hosts import host_of
+from rebalance.match import device
 from rebalance.match.regions import RegionBatch, region_batch
 from rebalance.match.withheld import Withheld
 from rebalance.recipe import read
@@ -53,6 +54,12 @@ class Readings(TorchDispatchMode):
                 frame = frame.f_back
             self.found.append((str(function), f"{frame.f_code.co_filename}:{frame.f_lineno}"))
         return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture(autouse=True)
+def like_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No way is taken that is there for CPUs alone."""
+    monkeypatch.setattr(device, "free_to_read", lambda x: False)
 
 
 def readings(name: str, given: dict[str, Any]) -> list[tuple[str, str]]:

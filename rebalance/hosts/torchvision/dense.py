@@ -14,6 +14,7 @@ from torch import Tensor
 from ultralytics.utils import RANK
 
 from rebalance.hosts.torchvision.head import Raw, take
+from rebalance.match import device
 from rebalance.match.boxes import decode_deltas, max_iou, own_overlap, upcast
 from rebalance.match.candidates import IGNORE, POSITIVE, SIGMOID, SOFTMAX, Candidates
 from rebalance.match.iou import Matched
@@ -155,7 +156,7 @@ class DenseCriterion(ABC):
     def _box(self, deltas: Tensor, anchors: Tensor, labels: Padded, matched: Matched, choice: Choice) -> Tensor:
         positive = matched.state == POSITIVE
         chosen = choice.in_box(positive)
-        if chosen.is_cpu:  # the few matches alone; elsewhere their number would be waited for
+        if device.free_to_read(chosen):  # the few matches alone; elsewhere their number would be waited for
             image, place = chosen.nonzero(as_tuple=True)
             gt_boxes = labels.boxes[image, matched.label[image, place]]
             found = self.box_loss(deltas[image, place], gt_boxes, anchors[place])
