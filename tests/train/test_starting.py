@@ -330,7 +330,7 @@ def test_an_objectness_is_as_wide_as_the_class_towers_that_the_host_takes_over(m
     made.load(source, verbose=False)
     inner, theirs = made.model[-1], source.model[-1]
     assert inner.cv3[0][-1].in_channels == theirs.cv3[0][-1].in_channels == 80
-    assert torch.equal(inner.cv3[0][0][0].conv.weight, theirs.cv3[0][0][0].conv.weight)
+    assert torch.equal(next(inner.cv3[0].parameters()), next(theirs.cv3[0].parameters()))
     with torch.no_grad():
         made.train()(torch.rand(2, 3, 64, 64))
     again = ObjectnessDetectionModel(model, nc=2, verbose=False, settings=ResObj(resobj_steps=head == "resobj"))

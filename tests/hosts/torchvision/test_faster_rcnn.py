@@ -450,7 +450,7 @@ def test_ohem_keeps_the_hardest_of_those_that_overlap(head: FasterRCNNDetect, mo
     for count, places in ((1, [1]), (2, [1, 4]), (3, [1, 4, 2]), (6, [1, 4, 2])):
         # the fourth overlaps the second by 80/120 = 0.67, and comes after the third
         loss = criterion(head, "ohem", ohem_rois=count)
-        monkeypatch.setattr(head, "roi", lambda *_: (None, None))
+        monkeypatch.setattr(head, "roi", lambda *_, there: (None, None))
         monkeypatch.setattr(loss, "_roi_losses", lambda *_: (cls, box))
         place, chosen = loss._hardest({"features": None, "size": None}, Padded(*[torch.zeros(0)] * 3), boxes, matched)
         expected = [*places, 3][:count]
