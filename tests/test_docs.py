@@ -12,7 +12,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -291,10 +291,23 @@ def test_every_file_that_is_named_is_there(page: Path) -> None:
 
 
 @cache
-def reported(folder: str) -> list[tuple[float, float]]:
-    """Every mean of a sweep's settings and every difference of two of them, with its interval; test mAP in points."""
+def commanded(text: str) -> list[tuple[str, list[str]]]:
+    """The folders of which a text says how they are reported, each with those named as references."""
+    found = re.findall(r"report runs/reference/([\w-]+)(?: reference=(\S+))?", text)
+    return [(folder, re.findall(r"runs/reference/([\w-]+)", others)) for folder, others in found]
+
+
+def reported(folder: str, others: Sequence[str] = ()) -> list[tuple[float, float]]:
+    """Every mean of a sweep's settings and every difference of two of them, with its interval; test mAP in points.
+
+    Of the others the runs on complete labels are taken too.
+    """
     values: dict[Any, dict[int, float]] = {}
-    finished = load(package.REFERENCE / folder).finished
+    beside = [record for other in others for record in load(package.REFERENCE / other).finished]
+    finished = [
+        *load(package.REFERENCE / folder).finished,
+        *(record for record in beside if record.labels["protocol"] == "normal"),
+    ]
     for (setting, record), metric in itertools.product(
         zip(settings(finished), finished, strict=True), ("mAP50", "mAP50-95")
     ):
@@ -324,7 +337,8 @@ def test_every_interval_is_that_of_the_records(heading: str) -> None:
     text = FIGURES[heading]
     named = {*re.findall(r"runs/reference/([\w-]+)", text), *re.findall(r"\bname=([\w-]+)", text)}
     folders = [name for name in named if (package.REFERENCE / name).is_dir()]
-    known = [pair for folder in folders for pair in reported(folder)]
+    known = [pair for folder, others in [*((one, []) for one in folders), *commanded(text)] for pair in
+             reported(folder, others)]  # fmt: skip
     found = re.findall(r"([+−]?\d+\.\d) ± (\d+\.\d)", text)
     assert len(found) > 2
     for mean, half in found:
@@ -336,8 +350,9 @@ def test_every_interval_is_that_of_the_records(heading: str) -> None:
 @pytest.mark.parametrize("heading", [heading for heading, text in FIGURES.items() if "gap closed" in text])
 def test_every_correction_and_gap_is_that_of_the_report(heading: str) -> None:
     text = FIGURES[heading].replace("−", "-")
-    (folder,) = {*re.findall(r"report runs/reference/([\w-]+)", text)}
-    rows = [row for row in results(load(package.REFERENCE / folder)).rows if row.split == "test"]
+    ((folder, others),) = commanded(text)
+    sweeps = [load(package.REFERENCE / name) for name in (folder, *others)]
+    rows = [row for row in results(sweeps[0], sweeps[1:]).rows if row.split == "test"]
     gaps = {f"{gap.share:.2f} ({gap.low:.2f} to {gap.high:.2f})" for row in rows if (gap := row.gap.get("mAP50"))}
     halves = {f"± {100 * row.test.half:.1f}" for row in rows if row.test}
     found = [cell.strip() for cell in re.findall(r"[^|\n]+", text)]
