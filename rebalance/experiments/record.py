@@ -20,6 +20,7 @@ from collections import abc
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from functools import cache, partial
+from os.path import exists  # of a name that is too long, False
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
@@ -441,7 +442,7 @@ def load(folder: str | Path, baseline: str = "") -> Sweep:
         plan = read_if_whole(Plan, folder / SWEEP) or Plan()
         begun = sorted(path.name for path in (folder / RUNS).glob("*") if path.is_dir())
         paths = {run: folder / RUNS / run / RECORD for run in dict.fromkeys([*plan.runs, *begun])}
-        found = [partial(read, path) for path in paths.values() if path.exists()]
+        found = [partial(read, path) for path in paths.values() if exists(path)]
     records, warnings = list[Record](), list[str]()
     for reader in found:
         try:
@@ -452,7 +453,7 @@ def load(folder: str | Path, baseline: str = "") -> Sweep:
         records = [replace(record, folder=folder / RUNS / record.run) for record in records]
         missing = [run for run in plan.runs if run not in {record.run for record in records}]
     else:
-        missing = [run for run, path in paths.items() if not path.exists()]
+        missing = [run for run, path in paths.items() if not exists(path)]
     if not (records or missing or warnings):
         raise RunError(f"{folder} is not the folder of a sweep: it has no {RUNS}/<run>/{RECORD}")
     return Sweep(

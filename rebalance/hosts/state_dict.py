@@ -38,7 +38,7 @@ def read_weights(path: str | Path) -> Weights | None:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         found = foreign.read(path)
-    except (RuntimeError, EOFError, ValueError, OSError):
+    except Exception:  # whatever a file that is something else, or a damaged one, raises
         return None
     wrapped = [found[name] for name in WRAPPERS if name in found] if isinstance(found, dict) else []
     if isinstance(found, dict) and any(map(_is_own, wrapped)):

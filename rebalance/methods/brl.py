@@ -98,6 +98,7 @@ class Brl(Method):
         "counts as one, and all count little"
     )
     helps = "labels missing at random, anywhere in the images, on a detector that already finds something"
+    steep = ("brl_t", "brl_weight", "brl_beta")
     source = "Zhang et al. 2020, equation 2"
     equation = (
         r"p_t>t:\ -(1-\alpha)(1-p_t)^\gamma\log p_t;\qquad p_t\leq t:\ -\beta(1-\alpha)p_t^\gamma\log(1-p_t);"

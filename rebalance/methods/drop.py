@@ -113,6 +113,7 @@ class Drop(Method):
     title = "Box Prediction Rebalancing"
     summary = "Box Prediction Rebalancing: a random fraction of the negatives takes no part in the loss"
     helps = "images of which few objects are labelled, so that many negatives are objects"
+    steep = ("obj_drop", "box_drop")
     source = "Haque & McEver, section 2"
     equation = r"\frac{1}{N-\lfloor pN_-\rfloor}\sum_{i\,\mathrm{kept}}\ell_i"
     stages = (DENSE, RPN)

@@ -232,6 +232,7 @@ class Method:
     needs: ClassVar[frozenset[str]] = frozenset()  # what a site must give, see `Site`
     neutral: ClassVar[Mapping[str, Any]] = {}  # settings at which it is the host's own loss
     by_image: ClassVar[bool] = True  # the loss of an image is the same without the other images of the batch
+    steep: ClassVar[tuple[str, ...]] = ()  # settings that a training which diverged may need lower
     counted: ClassVar[tuple[str, ...]] = ()  # names of `Choice.counts`
     golden: ClassVar[tuple[Golden, ...]] = ()  # numbers worked out by hand; the tests run them through the objective
 

@@ -37,6 +37,7 @@ class Nrd(Method):
     title = "negative region dropping"
     summary = "negative region dropping: a random fraction of the sampled negatives leaves the classification loss"
     helps = "images of which few objects are labelled, on a two-stage detector"
+    steep = ("nrd_rate",)
     source = "McEver et al. 2022"
     equation = r"\frac{1}{N-\lfloor pN_-\rfloor}\sum_{i\,\mathrm{kept}}\ell_i"
     stages = (RPN, ROI)

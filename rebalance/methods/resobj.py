@@ -146,6 +146,7 @@ class Obj(Method):
         "background; score = P(class given object)·P(object)"
     )
     helps = "it gives the other methods an objectness to act on; the classes are then learnt from labels alone"
+    steep = ("obj_weight", "cls_weight")
     source = "Chen et al. 2019, section 3.1"
     equation = r"P(c)=P(c\,|\,o)\,P(o)"
     stages = (DENSE, RPN)

@@ -35,7 +35,9 @@ from rebalance.hosts.host import (
     step_means,
 )
 from rebalance.hosts.state_dict import read_weights
+from rebalance.methods import METHODS
 from rebalance.recipe import TRAIN, Recipe, kept, read, unsaid
+from rebalance.settings import value_text
 from rebalance.train import made
 from rebalance.train.admission import check_flags, source_of, spoken
 from rebalance.train.regions import RegionDataset, told, with_regions
@@ -217,6 +219,29 @@ class RebalanceTrainer(Resumable, Scheduled):
             self.step_means = step_means(unwrap_model(self.model).criterion)
             self.diagnosis = diagnosis(unwrap_model(self.model).criterion)
         super().run_callbacks(event)
+
+    def _handle_nan_recovery(self, epoch: int) -> bool:
+        """The host's three attempts; where they fail, or there is nothing to go back to, an end in one line."""
+        try:
+            recovered = bool(super()._handle_nan_recovery(epoch))
+        except RuntimeError as error:
+            raise ConfigError(self._diverged(epoch, str(error))) from None
+        if not recovered and self.loss is not None and not self.loss.isfinite():
+            model = unwrap_model(self.model)
+            if not all(x.isfinite().all() for x in model.parameters()):  # the host would go on for all epochs
+                raise ConfigError(self._diverged(epoch, "the weights are no numbers, and no checkpoint is from before"))
+        return recovered
+
+    def _diverged(self, epoch: int, why: str) -> str:
+        """That the training diverged, of which loss it is, and what to lower."""
+        lower = {"lr0": self.optimizer.param_groups[0]["initial_lr"]}
+        head = METHODS.get(self.recipe["head"])
+        methods = [*self.recipe.methods, *([self.recipe.of(head)] if head else [])]
+        for method in methods:
+            lower |= {name: getattr(method, name) for name in method.steep if getattr(method, name)}
+        told = ", ".join(f"{name}={value_text(value)}" for name, value in lower.items())
+        where = f"loss={self.recipe['loss']} diverged in epoch {epoch + 1} of {self.epochs}: {why}"
+        return f"{where}; with optimizer={self.args.optimizer}, lower {told}"
 
     def _weigh_up(self, found: dict[str, float]) -> None:
         """Say what dropping does to the loss, the first time that it is known, and keep it for the record."""
