@@ -59,7 +59,7 @@ def test_a_folder_without_a_config_is_no_run(tmp_path: Path) -> None:
 
 
 def test_errors_are_one_line() -> None:
-    assert module.one_line(ConfigError("a\n  b")) == "a b"
+    assert module.one_line(ConfigError("a\n  b")) == r"a\n b"  # a line break in a value is shown
     assert module.one_line(ValueError("a\nb")) == "ValueError: a b"
     assert module.one_line(KeyboardInterrupt()) == "KeyboardInterrupt"
 
