@@ -34,10 +34,9 @@ from rebalance.audit.detect import Detector, Seen, detect_all
 from rebalance.audit.findings import Findings, Image, Look, findings, look
 from rebalance.audit.probability import FEW, FEW_IMAGES, Estimate
 from rebalance.audit.table import KINDS
-from rebalance.data import completed, dataset
+from rebalance.data import completed, dataset, items
 from rebalance.data.dataset import DataSet
 from rebalance.data.demo.seafloor import built_in
-from rebalance.data.items import labels_sha256
 from rebalance.data.part import part
 from rebalance.data.progress import progress
 from rebalance.errors import ConfigError, DataError, RunError, nearest
@@ -82,7 +81,7 @@ def audit(given: AuditFlags, training: Mapping[str, str] | None = None, root: Pa
         raise ConfigError(f"folds={given.folds}: 0, or 2 to {len(images)}, the training images")
     facts = {
         "data": str(source.file.absolute()),
-        "data_sha256": labels_sha256(source),
+        "data_sha256": items.labels_sha256(source),
         "model": given.model,
         "model_sha256": _file_hash(given.model),
         **{key: value for key, value in as_dict(given).items() if key not in _SHOWN},
@@ -140,7 +139,7 @@ def looks(folder: Path) -> tuple[DataSet, list[Look]]:
         raise RunError(f"{folder} is not the folder of an audit that was finished: it has no {ABOUT}")
     source = completed.given(dataset.load(facts["data"]))
     images, _ = _images(source, "train")
-    if labels_sha256(source) != facts["data_sha256"]:
+    if items.labels_sha256(source) != facts["data_sha256"]:
         raise RunError(f"{folder}: the labels of {facts['data']} were changed since")
     parts = fold(images, facts["folds"], facts["seed"]) if facts["folds"] else [images]
     return source, _look(source, parts, [], folder, [None] * len(parts))[0]
@@ -257,12 +256,13 @@ def _models(
     if not given.folds:
         return [list(images)], [given.model]
     parts = fold(images, given.folds, given.seed)
+    places = [folder / "data" / str(number) for number in range(given.folds)]
+    files = [] if all(place.exists() for place in places) else items.read(source)
     cells = []
-    for number, left_out in enumerate(parts):
-        place = folder / "data" / str(number)
-        if not (place / "manifest.json").is_file():
-            out = {image.path for image in left_out}
-            part(source, [path for path in source.images("train") if path not in out], place)
+    for left_out, place in zip(parts, places, strict=True):
+        if not place.exists():  # it appears whole or not at all
+            out = {os.path.abspath(dataset.label_path(image.path)) for image in left_out}
+            part(source, [item for item in files if item.source not in out], place)
         data = str((place / "data.yaml").resolve())
         cells.append({**training, "model": given.model, "data": data, "name": _FOLDS, "seeds": str(given.seed)})
     done = load(sweep(cells, root=folder))

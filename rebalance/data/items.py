@@ -10,7 +10,7 @@ import hashlib
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,10 +137,9 @@ def require_outside(source: DataSet, items: Sequence[Item], out: Path) -> None:
             raise DataError(f"out={out} is inside the source data set ({folder}); choose a folder outside it")
 
 
-def link_images(folder: Path, item: Item) -> Iterator[str]:
+def link_images(folder: Path, item: Item) -> list[str]:
     """Link the images of a label file into a new set; how each was linked."""
-    for image, name, _ in item.images:
-        yield link(os.path.realpath(image), folder / "images" / name)
+    return [link(os.path.realpath(image), folder / "images" / name) for image, name, _ in item.images]
 
 
 def content(folder: Path, source: DataSet, items: Sequence[Item]) -> dict[str, Any]:

@@ -179,9 +179,9 @@ def test_an_audit_of_a_completed_set_asks_about_the_labels_that_were_given(
     assert 0 <= remaining(second, made.data) < 0.5 * missing
 
 
-def test_folds_ask_about_an_image_only_a_model_that_was_not_trained_on_it(
-    half_labelled: Path, oracles: list[Oracle], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def cells(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
+    """The trainings of folds, which are stood in for."""
     cells = list[dict[str, str]]()
 
     def trained(given: Sequence[dict[str, str]], root: Path) -> Path:
@@ -199,6 +199,12 @@ def test_folds_ask_about_an_image_only_a_model_that_was_not_trained_on_it(
 
     monkeypatch.setattr(run, "sweep", trained)
     monkeypatch.setattr(run, "load", records)
+    return cells
+
+
+def test_folds_ask_about_an_image_only_a_model_that_was_not_trained_on_it(
+    half_labelled: Path, oracles: list[Oracle], cells: list[dict[str, str]]
+) -> None:
     folder = audit(flags(half_labelled, folds=3, imgsz=64), {"epochs": "2"})
     assert len(cells) == 3
     assert {(cell["epochs"], cell["imgsz"], cell["val"], cell["seeds"]) for cell in cells} == {
@@ -215,6 +221,18 @@ def test_folds_ask_about_an_image_only_a_model_that_was_not_trained_on_it(
     assert len(looked) == len(set(looked)) == 60
     assert about(folder)["lower_bound"] is False
     assert about(folder)["folds"] == 3
+
+
+def test_folds_of_a_completed_set_are_trained_on_the_labels_that_were_given(
+    half_labelled: Path, oracles: list[Oracle], cells: list[dict[str, str]]
+) -> None:
+    made = complete(CompleteFlags(data=str(half_labelled), audit=str(audit(flags(half_labelled))), out="completed"))
+    assert made.manifest["total"]["added"] > 20
+    folder = audit(flags(made.data, folds=2))
+    given = tree(half_labelled.parent / "labels" / "train")
+    seen = [tree(folder / "data" / fold / "labels" / "train") for fold in "01"]
+    assert {**seen[0], **seen[1]} == given
+    assert len(seen[0]) == len(seen[1]) == 30
 
 
 def test_an_unlabelled_place_and_a_verified_one_have_no_suggestions(tmp_path: Path, oracles: list[Oracle]) -> None:
