@@ -339,6 +339,7 @@ def _about(facts: Mapping[str, Any], source: DataSet, found: Findings, **more: A
         "labels": sum(row.labels for row in found.classes.values()),
         "suggestions": sum(count.values()),
         **told(found.total),
+        "with_unfound": round(found.beyond, 2) if found.total else None,
     }
     return {
         "schema": SCHEMA, **facts, "kinds": {kind: kinds[kind] for kind in KINDS}, "classes": classes, "total": total,
@@ -376,18 +377,8 @@ def _estimate(about: Mapping[str, Any]) -> bytes:
     """estimate.csv: a row a class, and one of all."""
     text = io.StringIO()
     columns = (
-        "id",
-        "name",
-        "labels",
-        "suggestions",
-        "missing",
-        "low",
-        "high",
-        "recall",
-        "with_unfound",
-        "how",
-        "threshold",
-    )
+        "id", "name", "labels", "suggestions", "missing", "low", "high", "recall", "with_unfound", "how", "threshold",
+    )  # fmt: skip
     writer = csv.DictWriter(text, columns, lineterminator="\n", restval="")
     writer.writeheader()
     writer.writerows([*about["classes"], {"name": "all", **about["total"]}])

@@ -116,7 +116,11 @@ def test_withheld_boxes_are_suggested_first_and_their_number_is_estimated(
     assert chances == sorted(chances, reverse=True)
     assert [(row["how"], row["labels"]) for row in found["classes"]] == [("probability", n) for n in labels_of(source)]
     with open(folder / "estimate.csv", encoding="utf-8") as file:
-        assert [row["name"] for row in csv.DictReader(file)] == ["kind0", "kind1", "all"]
+        rows_of = list(csv.DictReader(file))
+    assert [row["name"] for row in rows_of] == ["kind0", "kind1", "all"]
+    whole = sum(row["missing"] / row["recall"] for row in found["classes"])
+    assert found["total"]["with_unfound"] == pytest.approx(whole, rel=1e-3)
+    assert float(rows_of[2]["with_unfound"]) == found["total"]["with_unfound"]
     known = found["truth"]
     assert known["withheld"] == withheld
     assert known["found"] >= 0.9 * withheld
