@@ -16,10 +16,9 @@ from rebalance.data.noise import KINDS
 from rebalance.errors import DataError
 from rebalance.experiments.grid import Run, drawn, values_of
 from rebalance.experiments.record import PROGRESS, RECORD, RUNS, Record, read_if_whole, read_json
+from rebalance.experiments.run import FILLED_IN
 from rebalance.experiments.sweep import LOCK, ROOT, RUNNER, Prepared, Source, busy, prepare, rules, training_folder
 from rebalance.settings import SeafloorFlags, value_text
-
-_FILLED_IN = ("epochs", "imgsz", "batch")  # the host's own where nothing is said
 
 
 class Told(NamedTuple):
@@ -77,7 +76,7 @@ def _refuse_busy(folder: Path) -> None:
 
 def _settings(run: Run, told: Mapping[str, Any]) -> dict[str, str]:
     """All values of a run, as typed."""
-    filled = {key: told[key] for key in _FILLED_IN if told}
+    filled = {key: told[key] for key in FILLED_IN if told}
     return {key: value_text(value) for key, value in {**values_of(run), **filled, "seed": run.seed}.items()}
 
 

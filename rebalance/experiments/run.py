@@ -33,7 +33,7 @@ from rebalance.experiments.record import CONFIG, LOG, PROGRESS, RECORD, Record, 
 from rebalance.files import clear
 from rebalance.versions import versions
 
-_FILLED_IN = ("epochs", "imgsz", "batch")  # host flags that a record always names
+FILLED_IN = ("epochs", "imgsz", "batch")  # host flags that a record always names
 
 
 def carry_out(folder: Path) -> Record:
@@ -79,7 +79,7 @@ def _result(folder: Path, task: Task, keeper: Any) -> Record:
     fps = speed(weights, data, config, setting, keeper.threads)
     now, state = time.perf_counter(), keeper.state
     args = state.get("host_args", {})
-    host = {**{key: args[key] for key in _FILLED_IN if key in args}, **config.host}
+    host = {**{key: args[key] for key in FILLED_IN if key in args}, **config.host}
     return Record(
         run=task.run,
         status="finished",
@@ -128,7 +128,7 @@ def check(grid: Sequence[Mapping[str, Any]], *, fetch: bool = True) -> list[dict
         if not unchecked:
             admit(loaded(instead or model), run["train"], host, strict=True, data=False)
         filled = {**DEFAULT_CFG_DICT, **separate(host)[1]}
-        told[text] = {**{key: filled[key] for key in _FILLED_IN}, "fetched": bool(instead), "unchecked": unchecked}
+        told[text] = {**{key: filled[key] for key in FILLED_IN}, "fetched": bool(instead), "unchecked": unchecked}
     return [told[text] for text in texts]
 
 

@@ -25,7 +25,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,6 +52,7 @@ METRICS = ("mAP50", "mAP75", "mAP50-95", "precision", "recall")
 
 SAY = partial(print, flush=True)
 LOCK, _HOLDER, DATA = ".lock", "lock", "data"
+LOCKS = frozenset((LOCK, _HOLDER))  # files that are left of holding a folder
 _POLL = 0.1  # seconds between looks at the children
 _GRACE = 10.0  # seconds that a stopped child gets to end by itself
 
@@ -240,7 +241,7 @@ def refuse_other(folder: Path, grid: Grid, written: Mapping[str, str]) -> None:
     """Raise RunError where runs of other values or another plan are in the folder, or things that no sweep makes."""
     made = read_if_whole(Plan, folder / SWEEP)
     found = [path for path in folder.iterdir() if not unfinished(path)] if folder.exists() else []
-    if made is None and {path.name for path in found} - {_HOLDER, LOCK}:
+    if made is None and {path.name for path in found} - LOCKS:
         raise RunError(f"{folder} is not a sweep (it has no {SWEEP}): give another name=")
     if made is None or not (folder / RUNS).exists():
         return
@@ -383,13 +384,25 @@ def _require_complete(sources: Mapping[str, Source]) -> None:
 def _write_configs(folder: Path, runs: Sequence[Run], sources: Mapping[str, Path]) -> None:
     """Make the training sets and then, for each run, its folder with config.json."""
     made = [training_set(folder, sources[str(run.host["data"])], run.labels, len(sources) > 1) for run in runs]
+    known = cache(has_withheld)  # once a data set
     for run, data in zip(runs, made, strict=True):
-        write_config(folder, run, sources[str(run.host["data"])], data)
+        write_config(folder, run, sources[str(run.host["data"])], data, withheld=known)
 
 
-def write_config(folder: Path, run: Run, source: Path, data: Path, **more: Any) -> None:
-    """Make the folder of a run that trains on `data`, with config.json; `more` is said of its labels."""
-    if run.train["diagnose"] and not load(data).has_withheld():  # on complete labels there is nothing to measure
+def write_config(
+    folder: Path, run: Run, source: Path, data: Path, *, withheld: Callable[[Path], bool] | None = None, **more: Any
+) -> None:
+    """Make the folder of a run, with config.json.
+
+    Args:
+        folder: of the sweep.
+        run: the run.
+        source: the data set that it was asked to train on.
+        data: the one that it trains on.
+        withheld: `has_withheld`, or one that remembers.
+        more: what else is said of its labels.
+    """
+    if run.train["diagnose"] and not (withheld or has_withheld)(data):  # on complete labels there is nothing to measure
         given = tuple(name for name in run.given if name != "diagnose")
         run = replace(run, train={**run.train, "diagnose": False}, given=given)
     manifest, labels = _manifest(data), {**run.labels.told, **more}
@@ -447,22 +460,25 @@ def _manifest(data: Path) -> dict[str, Any] | None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder; the system lets go of it when this process ends, however it ends, so no lock is ever stale."""
+def locked(folder: Path, what: str = "sweep") -> Iterator[None]:
+    """Hold the folder; `what` works there, in words.
+
+    The system lets go of it when this process ends, however it ends, so no lock is ever stale.
+    """
     holder = folder / _HOLDER  # beside the lock, as a locked file cannot be read everywhere
     try:
         with FileLock(folder / LOCK, blocking=False):
             holder.write_text(str(os.getpid()), encoding="utf-8")
             yield
     except Timeout:
-        raise busy(folder) from None
+        raise busy(folder, what) from None
 
 
-def busy(folder: Path) -> RunError:
-    """The error where another sweep works in a folder."""
+def busy(folder: Path, what: str = "sweep") -> RunError:
+    """The error where another one works in a folder."""
     holder = folder / _HOLDER
     number = holder.read_text(encoding="utf-8") if holder.is_file() else "?"
-    return RunError(f"another sweep works in {folder} (process {number})")
+    return RunError(f"another {what} works in {folder} (process {number})")
 
 
 def _stop(children: Iterable[subprocess.Popen[bytes]]) -> None:
