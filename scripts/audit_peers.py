@@ -26,10 +26,11 @@ from typing import Any
 import numpy as np
 
 from rebalance.audit import table, truth
-from rebalance.audit.explain import SAME, overlap
+from rebalance.audit.explain import SAME
 from rebalance.audit.findings import Look
-from rebalance.audit.run import SUGGESTIONS, looks
-from rebalance.audit.table import Suggestion
+from rebalance.audit.run import looks
+from rebalance.audit.table import SUGGESTIONS, Suggestion
+from rebalance.data.boxes import iou
 from rebalance.errors import RebalanceError
 from rebalance.files import write_whole
 
@@ -48,9 +49,9 @@ def fiftyone(seen: Sequence[Look], names: Any) -> list[Suggestion]:
     """By falling score."""
     rows = []
     for one in seen:
-        iou = overlap(one.found.boxes, one.boxes)[0]
+        overlap = iou(one.found.boxes[:, None], one.boxes)
         same = one.found.classes[:, None] == one.image.labels.classes
-        alone = (np.where(same, iou, 0).max(1, initial=0) < SAME) & (one.found.scores >= SURE)
+        alone = (np.where(same, overlap, 0).max(1, initial=0) < SAME) & (one.found.scores >= SURE)
         rows += [suggestion(one, i, names) for i in np.flatnonzero(alone).tolist()]
     return sorted(rows, key=lambda row: -row.score)
 

@@ -28,7 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rebalance.audit import decisions, table
-from rebalance.audit.table import Suggestion
+from rebalance.audit.explain import INSIDE, SAME, SAME_PLACE
+from rebalance.audit.table import ABOUT, SUGGESTIONS, Suggestion
 from rebalance.data import completed, dataset, items, regions
 from rebalance.data.boxes import Boxes, held, iou, xywh, xyxy
 from rebalance.data.completed import Change
@@ -38,15 +39,12 @@ from rebalance.data.items import Item
 from rebalance.data.labels import columns
 from rebalance.data.regions import Regions
 from rebalance.errors import ConfigError, DataError
-from rebalance.settings import CompleteFlags, as_dict, parse, require, value_text
+from rebalance.settings import CompleteFlags, RoundsFlags, as_dict, parse, require, value_text
 
-ACCEPT, REJECT = "accept", "reject"
+ACCEPT, REJECT = decisions.CHOICES
 PERSON, PROBABILITY, THRESHOLD = "person", "probability", "threshold"
 
-SUGGESTIONS, AUDIT = "suggestions.csv", "audit.json"
-
 _OF_LABEL = {"wrong_class": "class", "badly_placed": "box", "spurious": "removed"}
-_SAME, _HELD, _OTHER = 0.5, 0.9, 0.75  # IoU and share of its own area with its class, IoU with another: explained
 _EQUAL = 0.999  # IoU: the same box
 _CLOSE = 1.0  # pixels that a label may lie beside where the audit had it: the table is rounded
 _LEFT = {  # why a suggestion has no effect, after its number
@@ -109,11 +107,7 @@ def complete(given: CompleteFlags) -> Completed:
 
     require(given, "data", "audit")
     given = parse(CompleteFlags, as_dict(given))
-    if given.complete_ignore > given.complete_add:
-        raise ConfigError(
-            f"complete_ignore={value_text(given.complete_ignore)} is above complete_add="
-            f"{value_text(given.complete_add)}: what is sure enough to be added is not unsure"
-        )
+    require_order(given)
     asked, folder = dataset.load(built_in(given.data)), Path(given.audit)
     out = free(given.out or _beside(asked))
     about = read_audit(folder)
@@ -142,6 +136,15 @@ def complete(given: CompleteFlags) -> Completed:
     return Completed(out, manifest)
 
 
+def require_order(given: CompleteFlags | RoundsFlags) -> None:
+    """Raise ConfigError where what is sure enough to be added would be unsure."""
+    if given.complete_ignore > given.complete_add:
+        raise ConfigError(
+            f"complete_ignore={value_text(given.complete_ignore)} is above complete_add="
+            f"{value_text(given.complete_add)}: what is sure enough to be added is not unsure"
+        )
+
+
 def remaining(audit: Path, data: Path) -> float:
     """How many labels an audit says are missing beyond what a data set has: one completed from the labels audited.
 
@@ -157,7 +160,7 @@ def remaining(audit: Path, data: Path) -> float:
             continue
         own, box = found[place].labels, np.array(row.box) / (*about["sizes"][row.image], *about["sizes"][row.image])
         same = own.classes == row.number
-        if not (same & ((iou(box, xyxy(own)) >= _SAME) | (held(box, xyxy(own)) >= _HELD))).any():
+        if not (same & ((iou(box, xyxy(own)) >= SAME) | (held(box, xyxy(own)) >= INSIDE))).any():
             kind, by = rule(row)
             left += (row.probability or 0.0) if by == PROBABILITY else float(kind == "added")
     return left
@@ -195,7 +198,7 @@ def read_audit(folder: Path) -> dict[str, Any]:
     Raises:
         DataError: it is not the folder of a finished audit, or its table was changed.
     """
-    path = folder / AUDIT
+    path = folder / ABOUT
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
         if about["schema"] != 1:
@@ -213,9 +216,7 @@ def read_audit(folder: Path) -> dict[str, Any]:
                 raise ValueError(f"the size of {name} is {width}, {height}")
         digest = hashlib.sha256((folder / SUGGESTIONS).read_bytes()).hexdigest()
         if digest != about["suggestions_sha256"]:
-            raise DataError(
-                f"{folder / 'suggestions.csv'} was changed after the audit; decisions= says what to leave out"
-            )
+            raise DataError(f"{folder / SUGGESTIONS} was changed after the audit; decisions= says what to leave out")
     except OSError as error:
         why = f"it has no {Path(error.filename or path).name}" if isinstance(error, FileNotFoundError) else str(error)
         raise DataError(f"audit={folder} is not the folder of a finished audit: {why}") from None
@@ -227,7 +228,7 @@ def read_audit(folder: Path) -> dict[str, Any]:
 def _beside(asked: DataSet) -> Path:
     """Where the new set goes that nobody named: beside the data set, named after it."""
     file = asked.file.resolve()
-    own = file.stem in ("data", "dataset")  # the name is that of its folder
+    own = file.stem in dataset.UNNAMED  # the name is that of its folder
     name, folder = (file.parent.name, file.parent.parent) if own else (file.stem, file.parent)
     earlier = re.fullmatch(r"(.+-complete)(?:-([0-9]+))?", name)
     out = folder / (f"{earlier[1]}-{int(earlier[2] or 1) + 1}" if earlier else f"{name}-complete")
@@ -287,7 +288,7 @@ def _changes(
             width, height = map(int, size or ())
             box = np.clip(np.array(row.box) / (width, height, width, height), 0, 1)
         except (ValueError, TypeError, ZeroDivisionError):
-            raise DataError(f"audit.json has no width and height of {row.image}") from None
+            raise DataError(f"{ABOUT} has no width and height of {row.image}") from None
         of[place].append(_Seen(row, box, decided.get(row.id, ""), (width, height)))
     return [_of_file(source, item, own, rule, left) for item, own in zip(found, of, strict=True)]
 
@@ -364,12 +365,12 @@ def _of_file(source: DataSet, item: Item, seen: Sequence[_Seen], rule: Rule, lef
             left["outside"] += 1
         elif one.word and (same & (overlap > _EQUAL)).any():
             left["there"] += 1
-        elif not one.word and (new & same & ((overlap >= _SAME) | (held(one.box, boxes) >= _HELD))).any():
+        elif not one.word and (new & same & ((overlap >= SAME) | (held(one.box, boxes) >= INSIDE))).any():
             left["explained"] += 1
         elif not one.word and _denied(item.regions, one).any():
             left["verified"] += 1
         else:
-            if not one.word and kind == "added" and (new & ~same & (overlap >= _OTHER)).any():
+            if not one.word and kind == "added" and (new & ~same & (overlap >= SAME_PLACE)).any():
                 kind = "unknown"
                 left["two_classes"] += 1
             made.append(one.change(kind, by))

@@ -22,6 +22,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rebalance.data.boxes import held, iou
+
 Boxes = NDArray[np.float64]  # (n, 4) left, top, right, bottom
 
 SAME, INSIDE, SAME_PLACE = 0.5, 0.9, 0.75  # IoU with a label of the class, share inside it, IoU with one of any class
@@ -59,14 +61,16 @@ def explain(
         known: (n,) which detections lie where their class is unknown, or where somebody looked and there is none.
         small: objects of a smaller size, the square root of the area, were not labelled.
     """
-    iou, inside = overlap(found.boxes, boxes)
+    overlap, inside = (of(found.boxes[:, None], boxes) for of in (iou, held))
     same = found.classes[:, None] == classes  # (n, m)
-    near = same & (iou >= NEAR)
-    near &= iou >= np.where(same, iou, 0).max(1, keepdims=True, initial=0)  # of the labels of the class the nearest
-    fits = same & (iou >= SAME)
+    near = same & (overlap >= NEAR)
+    near &= overlap >= np.where(same, overlap, 0).max(
+        1, keepdims=True, initial=0
+    )  # of the labels of the class the nearest
+    fits = same & (overlap >= SAME)
     own = np.where(fits, found.scores[:, None], 0).max(0, initial=0)
     of_class = (fits | (same & (inside >= INSIDE))).any(1)
-    there = ~same & (iou >= SAME_PLACE)
+    there = ~same & (overlap >= SAME_PLACE)
     size = np.sqrt((found.boxes[:, 2:] - found.boxes[:, :2]).prod(1))
     unsaid = ~of_class & ~there.any(1)
     said = known | (size < small)
@@ -74,7 +78,7 @@ def explain(
     says = there & ~of_class[:, None] & (found.scores[:, None] > own) & ~said[:, None]
     wrong = _best(says)
     best = _best(near)
-    placed = best[iou[best[:, 0], best[:, 1]] <= PLACED]
+    placed = best[overlap[best[:, 0], best[:, 1]] <= PLACED]
     nowhere = ~near.any(0)
     nowhere[wrong[:, 1]] = False
     return Explained(missing, wrong, placed, np.flatnonzero(nowhere), own, int((unsaid & said).sum()))
@@ -83,23 +87,14 @@ def explain(
 def distinct(found: Detections, some: NDArray[np.int64]) -> NDArray[np.int64]:
     """Of some detections, by falling score, those that are not of an object that an earlier one of them is of."""
     boxes, classes = found.boxes[some], found.classes[some]
-    iou, inside = overlap(boxes, boxes)
+    overlap, inside = (of(boxes[:, None], boxes) for of in (iou, held))
     same = classes[:, None] == classes
-    again = (same & ((iou >= SAME) | (inside >= INSIDE))) | (iou >= SAME_PLACE)  # [i, j]: i is of the object of j
+    again = (same & ((overlap >= SAME) | (inside >= INSIDE))) | (overlap >= SAME_PLACE)  # [i, j]: i is the object j
     kept = np.ones(len(some), np.bool_)
     for j in range(len(some) - 1):
         if kept[j]:
             kept[j + 1 :] &= ~again[j + 1 :, j]
     return some[kept]
-
-
-def overlap(one: Boxes, other: Boxes) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(n, m) IoU of boxes with others, and what share of each box is inside the other."""
-    low, high = np.maximum(one[:, None, :2], other[:, :2]), np.minimum(one[:, None, 2:], other[:, 2:])
-    both = np.maximum(high - low, 0).prod(-1)
-    area, other_area = ((box[:, 2:] - box[:, :2]).prod(1) for box in (one, other))
-    union = area[:, None] + other_area - both
-    return both / np.maximum(union, 1e-9), both / np.maximum(area[:, None], 1e-9)
 
 
 def nearest(box: Boxes, labels: Boxes, label: int | None = None) -> tuple[int, float] | None:
@@ -110,11 +105,11 @@ def nearest(box: Boxes, labels: Boxes, label: int | None = None) -> tuple[int, f
     """
     if not len(labels):
         return None
-    iou = overlap(box[None], labels)[0][0]
+    overlap = iou(box, labels)
     if label is None:
         distance = np.hypot(*((labels[:, :2] + labels[:, 2:]) - (box[:2] + box[2:])).T)
-        label = int(iou.argmax() if iou.max() > 0 else distance.argmin())
-    return label, float(iou[label])
+        label = int(overlap.argmax() if overlap.max() > 0 else distance.argmin())
+    return label, float(overlap[label])
 
 
 def _best(pairs: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -17,6 +17,7 @@ from rebalance.audit.explain import Boxes, Detections, Explained, explain, neare
 from rebalance.audit.probability import FEW, FEW_IMAGES, Draws, Estimate
 from rebalance.audit.table import Box, Near, Suggestion, sort
 from rebalance.data import regions
+from rebalance.data.boxes import xywh
 from rebalance.data.labels import Labels
 from rebalance.data.regions import Regions
 
@@ -86,9 +87,7 @@ def look(image: Image, size: tuple[int, int], found: Detections, unknown_below: 
         unknown_below: objects of a smaller size, in pixels, were not labelled.
     """
     boxes = image.labels.boxes_xyxy(*size)
-    low, high = found.boxes[:, :2] / size, found.boxes[:, 2:] / size
-    norm = np.concatenate([(low + high) / 2, high - low], 1).astype(np.float32)
-    told = regions.told(image.known, found.classes, norm)
+    told = regions.told(image.known, found.classes, xywh(found.boxes / (*size, *size)).astype(np.float32))
     held = explain(found, boxes, image.labels.classes, told.unknown | told.background, unknown_below)
     return Look(image, size, found, boxes, held)
 

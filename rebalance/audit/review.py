@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from rebalance.audit import crops
 from rebalance.audit.table import KINDS, Suggestion
+from rebalance.data.dataset import title
 from rebalance.data.labels import Labels
 from rebalance.files import clear, full_disk_told, write_whole
 
@@ -71,7 +72,7 @@ def write(
                 pictures, kept = f"{CROPS}/{name}/", beside / name
                 shutil.rmtree(kept, ignore_errors=True)  # of the same suggestions: an earlier page can use the new ones
                 part.rename(kept)
-            page = _page(suggestions, about, without, pictures, files, labels)
+            page = _page(suggestions, about, _data(suggestions, about, without, pictures, files, labels))
             write_whole(folder / PAGE, page.encode("utf-8", "backslashreplace"))
             for old in beside.iterdir():  # of earlier pages
                 if old != kept:
@@ -101,15 +102,8 @@ def first(suggestions: Sequence[Suggestion], most: int) -> list[Suggestion]:
     return [row for row in suggestions if row.id in chosen]
 
 
-def _page(
-    suggestions: Sequence[Suggestion],
-    about: Mapping[str, Any],
-    without: Mapping[str, str],
-    pictures: Any,
-    files: Mapping[str, str],
-    labels: Callable[[str], Labels],
-) -> str:
-    """The page; `pictures` are the crops in base64, or the folder where they are."""
+def _page(suggestions: Sequence[Suggestion], about: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+    """The page, with what its script reads."""
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("rebalance.audit"),
         autoescape=True,
@@ -120,14 +114,14 @@ def _page(
     parts = resources.files("rebalance.audit") / "templates"
     style, script = ((parts / name).read_text("utf-8") for name in ("review.css", "review.js"))
     return templates.get_template(PAGE).render(
-        title=_title(Path(str(about["data"]))),
+        title=title(Path(str(about["data"]))),
         images=len({row.image for row in suggestions}),
         suggestions=len(suggestions),
         found=sum(about["kinds"].values()),
         style=Markup(style),
         script=Markup(script),
         allowed={"style": _hash(style), "script": _hash(script)},
-        data=_data(suggestions, about, without, pictures, files, labels),
+        data=data,
     )
 
 
@@ -139,7 +133,10 @@ def _data(
     files: Mapping[str, str],
     labels: Callable[[str], Labels],
 ) -> dict[str, Any]:
-    """What the page's script reads; rows as lists, so that ten thousand of them are small."""
+    """What the page's script reads; rows as lists, so that ten thousand of them are small.
+
+    `pictures` are the crops in base64, or the folder where they are.
+    """
     names = {one["id"]: one["name"] for one in about["classes"]} | {row.number: row.name for row in suggestions}
     windows = [crops.window(row, *about["sizes"][row.image]) for row in suggestions]
     seen: dict[str, list[crops.Window]] = {}
@@ -175,11 +172,6 @@ def _data(
         ],
         "pictures": pictures,
     }  # fmt: skip
-
-
-def _title(data: Path) -> str:
-    """What the data set is called: its YAML, or the folder where that is called as all are."""
-    return data.parent.name if data.stem in ("data", "dataset") and data.parent.name else data.stem
 
 
 def _hash(text: str) -> str:

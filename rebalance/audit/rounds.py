@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rebalance.audit.complete import complete, read_audit, remaining
+from rebalance.audit.complete import complete, read_audit, remaining, require_order
 from rebalance.data import completed, dataset
 from rebalance.data.noise import KINDS
 from rebalance.data.protocols import PROTOCOLS, uses_rate
@@ -49,7 +49,7 @@ from rebalance.experiments.sweep import (
     write_results,
 )
 from rebalance.files import clear
-from rebalance.settings import AuditFlags, CompleteFlags, RoundsFlags, SweepFlags, parse, settings_of, value_text
+from rebalance.settings import AuditFlags, CompleteFlags, RoundsFlags, SweepFlags, parse, settings_of
 
 ROOT = Path("runs/rounds")
 MOST = 5  # rounds that rounds=auto makes
@@ -275,11 +275,7 @@ def _read(args: Mapping[str, str]) -> tuple[RoundsFlags, Grid]:
     """The flags, and a run for each seed."""
     own = settings_of(RoundsFlags)
     given = parse(RoundsFlags, {key: text for key, text in args.items() if key in own})
-    if given.complete_ignore > given.complete_add:
-        raise ConfigError(
-            f"complete_ignore={value_text(given.complete_ignore)} is above complete_add="
-            f"{value_text(given.complete_add)}: what is sure enough to be added is not unsure"
-        )
+    require_order(given)
     if given.folds == 1:
         raise ConfigError("folds=1: 0, or 2 and more")
     for key in settings_of(SweepFlags):

@@ -2,7 +2,7 @@
 
 runs/audit/<name>/
     question.json       what was asked; the same name with another question is refused
-    lock                held while an audit works here
+    lock                held while an audit works here, as that of a sweep
     data/, folds/       with folds=: the data set of each training, and the sweep of the trainings
     detections/         what was found, a file for each 64 images; a killed audit goes on after the last one
     suggestions.csv     see `rebalance.audit.table`
@@ -17,7 +17,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 import os
 import sys
 from collections import Counter
@@ -27,28 +26,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from rebalance.audit import export, review, table, truth
 from rebalance.audit.detect import Detector, Seen, detect_all
 from rebalance.audit.findings import Findings, Image, Look, findings, look
 from rebalance.audit.probability import FEW, FEW_IMAGES, Estimate
-from rebalance.audit.table import KINDS
+from rebalance.audit.table import ABOUT, KINDS, SUGGESTIONS
 from rebalance.data import completed, dataset, items
 from rebalance.data.dataset import DataSet
 from rebalance.data.demo.seafloor import built_in
 from rebalance.data.part import part
 from rebalance.data.progress import progress
 from rebalance.errors import ConfigError, DataError, RunError, nearest
-from rebalance.experiments.record import load, read_json
-from rebalance.experiments.sweep import sweep
+from rebalance.experiments.record import load, read_json, write_json
+from rebalance.experiments.sweep import LOCKS, locked, sweep
 from rebalance.files import clear, write_whole
 from rebalance.report.figures import audit as picture
 from rebalance.settings import AuditFlags, SweepFlags, as_dict, parse, require, settings_of, value_text
 from rebalance.versions import versions
 
 ROOT = Path("runs/audit")
-ABOUT, SUGGESTIONS, ESTIMATE, QUESTION = "audit.json", "suggestions.csv", "estimate.csv", "question.json"
+ESTIMATE, QUESTION = "estimate.csv", "question.json"
 SCHEMA = 1
 
 _SHOWN = ("data", "model", "name", "export", "review")  # what an audit finds does not depend on them
@@ -87,12 +85,12 @@ def audit(given: AuditFlags, training: Mapping[str, str] | None = None, root: Pa
         **{key: value for key, value in as_dict(given).items() if key not in _SHOWN},
         "training": dict(sorted(training.items())),
     }
-    if not given.folds:
-        _detector(given, source, given.model)  # so that nothing is made where it cannot be
-    folder = root / (given.name or default_name(source))
+    # where no model is trained, before anything is made
+    detectors = [] if given.folds else [_detector(given, source, given.model)]
+    folder = root / (given.name or dataset.title(source.file))
     with _held(folder, facts):
         parts, models = _models(given, training, source, images, folder)
-        detectors = [_detector(given, source, model) for model in models]
+        detectors = detectors or [_detector(given, source, model) for model in models]
         known = frozenset(source.names).intersection(*(detector.known for detector in detectors))
         looks, judged = _look(source, parts, val, folder, detectors)
         found = findings(source.names, looks, judged, known, given.seed)
@@ -124,7 +122,7 @@ def audit(given: AuditFlags, training: Mapping[str, str] | None = None, root: Pa
             print(
                 *export.write(tool, folder, found.suggestions, about, files, source.labels), sep="\n", file=sys.stderr
             )
-        write_whole(folder / ABOUT, (json.dumps(about, indent=1, ensure_ascii=False) + "\n").encode())
+        write_json(folder / ABOUT, about)
     return folder
 
 
@@ -157,22 +155,10 @@ def summary(folder: Path) -> str:
     lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     kinds = ", ".join(f"{count} {kind}" for kind, count in about["kinds"].items())
     known = [truth.summary(about["truth"])] if "truth" in about else []
-    return "\n".join(
-        [*lines, *known, *about["notes"], f"suggestions: {kinds}", *_pages(folder, sum(about["kinds"].values()))]
-    )
-
-
-def _pages(folder: Path, suggestions: int) -> list[str]:
-    """Where to look."""
-    page, most = folder / review.PAGE, (read_json(folder / ABOUT) or {}).get("shown", 0)
-    some = f" (the first {most} of {suggestions} suggestions)" if most < suggestions else ""
-    return [str(folder / SUGGESTIONS), *[f"decide in a browser: {page}{some}"] * page.is_file()]
-
-
-def default_name(source: DataSet) -> str:
-    """Name of an audit after its data set: that of the YAML, or of the folder where that says nothing."""
-    stem = source.file.stem
-    return source.file.absolute().parent.name if stem in ("data", "dataset") else stem
+    page, all_ = folder / review.PAGE, sum(about["kinds"].values())
+    some = f" (the first {about['shown']} of {all_} suggestions)" if about["shown"] < all_ else ""
+    places = [str(folder / SUGGESTIONS), *[f"decide in a browser: {page}{some}"] * page.is_file()]
+    return "\n".join([*lines, *known, *about["notes"], f"suggestions: {kinds}", *places])
 
 
 def images_root(paths: Sequence[str]) -> str:
@@ -229,24 +215,17 @@ def _held(folder: Path, facts: Mapping[str, Any]) -> Iterator[None]:
         RunError: it holds something else, or another process works in it.
     """
     begun = read_json(folder / QUESTION)
-    if begun is None and folder.is_dir() and any(path.name != "lock" for path in folder.iterdir()):
+    if begun is None and folder.is_dir() and any(path.name not in LOCKS for path in folder.iterdir()):
         raise RunError(f"{folder} exists and is not an audit's; choose another name=")
-    if begun is not None and begun != json.loads(json.dumps(facts)):
-        changed = next(key for key in {**facts, **begun} if begun.get(key) != json.loads(json.dumps(facts.get(key))))
+    if begun is not None and begun != facts:
+        changed = next(key for key in {**facts, **begun} if begun.get(key) != facts.get(key))
         was, now = (str(one.get(changed))[:60] for one in (begun, facts))
         raise RunError(f"{folder} holds another audit: {changed} was {was}, is {now}; choose another name=")
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / "lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise RunError(f"another audit works in {folder}") from None
-    try:
+    with locked(folder, "audit"):
         clear(folder)
-        write_whole(folder / QUESTION, (json.dumps(facts, indent=1) + "\n").encode())
+        write_json(folder / QUESTION, facts)
         yield
-    finally:
-        lock.release()
 
 
 def _models(

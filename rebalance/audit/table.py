@@ -34,6 +34,7 @@ from pathlib import Path
 from rebalance.errors import DataError, nearest
 from rebalance.files import write_whole
 
+ABOUT, SUGGESTIONS = "audit.json", "suggestions.csv"  # of an audit: what it found out, and this table
 KINDS = ("missing", "wrong_class", "badly_placed", "spurious")
 COLUMNS = (
     "id", "image", "kind", "class", "name", "x1", "y1", "x2", "y2", "score", "probability",

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rebalance.audit.explain import SAME, Boxes, overlap
+from rebalance.audit.explain import SAME, Boxes
 from rebalance.audit.findings import Findings, Look
 from rebalance.audit.table import Suggestion
 from rebalance.data import regions
+from rebalance.data.boxes import iou
 from rebalance.data.dataset import DataSet
 
 SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, np.inf)}  # area in pixels, as COCO has them
@@ -42,11 +43,11 @@ def withheld(source: DataSet, looks: Sequence[Look]) -> dict[str, Withheld]:
     for one in looks:
         lost = source.withheld(one.image.path)
         boxes = lost.boxes_xyxy(*one.size)
-        iou = overlap(boxes, np.concatenate([boxes, one.boxes]))[0]
-        iou[np.arange(len(boxes)), np.arange(len(boxes))] = 0
+        overlap = iou(boxes[:, None], np.concatenate([boxes, one.boxes]))
+        overlap[np.arange(len(boxes)), np.arange(len(boxes))] = 0
         told = regions.told(one.image.known, lost.classes, lost.boxes_xywh_norm)
         asked = ~told.unknown
-        found[one.image.name] = Withheld(boxes[asked], lost.classes[asked], iou.max(1, initial=0)[asked])
+        found[one.image.name] = Withheld(boxes[asked], lost.classes[asked], overlap.max(1, initial=0)[asked])
     return found
 
 
@@ -60,10 +61,10 @@ def right(
         lost, taken = missing.get(row.image), found.get(row.image)
         if lost is None or taken is None or not len(taken):
             continue
-        iou = overlap(np.array([row.box]), lost.boxes)[0][0]
-        iou[(lost.classes != row.number) | (taken >= 0)] = 0
-        if iou.max() >= SAME:
-            taken[iou.argmax()], good[place] = place, True
+        overlap = iou(np.array(row.box), lost.boxes)
+        overlap[(lost.classes != row.number) | (taken >= 0)] = 0
+        if overlap.max() >= SAME:
+            taken[overlap.argmax()], good[place] = place, True
     return good, found
 
 

@@ -39,6 +39,7 @@ IMAGE_SUFFIXES = frozenset(
     ("avif", "bmp", "dng", "heic", "heif", "jp2", "jpeg", "jpg", "mpo", "png", "tif", "tiff", "webp")
 )
 MOST_CLASSES = 10**6
+UNNAMED = ("data", "dataset")  # what a YAML is called whose folder has the name of the data set
 _NEEDED = ("train", "val")  # no training without
 _TYPES: dict[str, tuple[type, ...]] = {
     "path": (str,), "train": (str, list), "val": (str, list), "test": (str, list), "names": (list, dict),
@@ -230,6 +231,12 @@ def images_of(entry: str) -> list[str]:
     parent = str(path.parent) + os.sep
     lines = [line.replace("./", parent, 1) if line.startswith("./") else line for line in lines]
     return sorted(line.replace("/", os.sep) for line in lines if _is_image(line))
+
+
+def title(file: Path) -> str:
+    """What the data set of a YAML is called: as the YAML, or as its folder where that says nothing."""
+    folder = file.absolute().parent.name
+    return folder if file.stem in UNNAMED and folder else file.stem
 
 
 def label_path(image: str) -> str:

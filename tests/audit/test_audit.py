@@ -25,6 +25,7 @@ from rebalance.cli.main import main
 from rebalance.data import dataset
 from rebalance.data.derive import sparsify
 from rebalance.errors import ConfigError, DataError, ModelError, RunError
+from rebalance.experiments.sweep import locked
 from rebalance.settings import AuditFlags, CompleteFlags, SparsifyFlags
 
 
@@ -156,6 +157,16 @@ def test_the_same_audit_again_is_the_same_and_another_one_is_refused(
     with pytest.raises(RunError, match=r"mine exists and is not an audit's"):
         audit(flags(half_labelled, name="mine"))
     assert tree(folder) == before
+
+
+def test_an_audit_that_works_is_left_alone(half_labelled: Path, oracles: list[Oracle]) -> None:
+    folder = audit(flags(half_labelled))
+    with (
+        locked(folder, "audit"),
+        pytest.raises(RunError, match=rf"another audit works in .*process {os.getpid()}"),
+    ):
+        audit(flags(half_labelled))
+    assert audit(flags(half_labelled)) == folder  # what is left of holding it is no obstacle
 
 
 def test_labels_that_changed_make_it_another_audit(tmp_path: Path, oracles: list[Oracle]) -> None:
