@@ -44,12 +44,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import rebalance
 from rebalance.data import dataset, items, lines, regions
 from rebalance.data.boxes import iou, xywh, xyxy
 from rebalance.data.dataset import DataSet
-from rebalance.data.folder import Manifest, finish, load_manifest, manifest_hash, new_folder, put
-from rebalance.data.items import SPLIT, Item
+from rebalance.data.folder import Manifest, load_manifest, new_folder, put
+from rebalance.data.items import Item
 from rebalance.data.labels import Labels, columns
 from rebalance.data.lines import box_text
 from rebalance.data.progress import progress
@@ -119,8 +118,7 @@ def complete(
         total = {key: int(of.sum()) for key, of in count.items()}
         missing = total["withheld"] + total["recovered"]
         reached = {"asked": None, "reached": total["withheld"] / (total["boxes"] + missing)} if missing else {}
-        manifest: Manifest = {
-            "schema": 1,
+        about = {
             "completed": dict(facts),
             **reached,
             "total": total,
@@ -128,24 +126,8 @@ def complete(
                 {"id": i, "name": name, **{key: int(of[i]) for key, of in count.items()}}
                 for i, name in source.names.items()
             ],
-            "images": {
-                "total": sum(len(file["images"]) for file in files),
-                "labelled_before": sum(len(file["images"]) for file in files if file["boxes"]),
-                "labelled": labelled,
-                "unreadable": sum(len(file["images"]) for file in files if file["unreadable"]),
-            },
-            **source.knowledge.facts,
-            "files": files,
         }
-        manifest["sha256"] = manifest_hash(manifest)
-        manifest["origin"] = {
-            "data": str(source.file.absolute()),
-            SPLIT: list(source.splits[SPLIT]),
-            "images": how,
-            "rebalance": rebalance.__version__,
-        }
-        finish(folder, items.content(folder, source, found), manifest)
-    return manifest
+        return items.write(folder, source, found, about, files, labelled, how)
 
 
 @dataclass(frozen=True)

@@ -52,11 +52,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-import rebalance
 from rebalance.data import dataset, items, regions
 from rebalance.data.dataset import DataSet
-from rebalance.data.folder import Manifest, finish, free, manifest_hash, new_folder, put
-from rebalance.data.items import SPLIT, Item
+from rebalance.data.folder import Manifest, free, new_folder, put
+from rebalance.data.items import Item
 from rebalance.data.labels import Labels
 from rebalance.data.lines import box_text
 from rebalance.data.noise import KINDS, File, Noise, Noisy
@@ -194,33 +193,17 @@ def _write(folder: Path, source: DataSet, found: Sequence[Item], drawn: _Drawn) 
             "a box of it was withheld there",
             file=sys.stderr,
         )
-    manifest = {
-        "schema": 1,
+    about = {
         **rule.facts,
         **({"jitter_iou": errors.jitter_iou} if errors.jitter else {}),
         **_counted(source, found, drawn),
-        "images": {
-            "total": sum(len(file["images"]) for file in files),
-            "labelled_before": sum(len(file["images"]) for file in files if file["boxes"]),
-            "labelled": sum(
-                len(file["images"])
-                for file, made in zip(files, noisy, strict=True)
-                if file["boxes"] > file["withheld"] or len(made.extra)
-            ),
-            "unreadable": sum(len(file["images"]) for file in files if file["unreadable"]),
-        },
-        **source.knowledge.facts,
-        "files": files,
     }
-    manifest["sha256"] = manifest_hash(manifest)
-    manifest["origin"] = {
-        "data": str(source.file.absolute()),
-        SPLIT: list(source.splits[SPLIT]),
-        "images": how,
-        "rebalance": rebalance.__version__,
-    }
-    finish(folder, items.content(folder, source, found), manifest)
-    return manifest
+    labelled = sum(
+        len(file["images"])
+        for file, made in zip(files, noisy, strict=True)
+        if file["boxes"] > file["withheld"] or len(made.extra)
+    )
+    return items.write(folder, source, found, about, files, labelled, how)
 
 
 def _counted(source: DataSet, found: Sequence[Item], drawn: _Drawn) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """The label files of a training split with their images, as data sets are made from them.
 
 A data set that is made has `images/train/`, one link an image, and beside it `labels/train/` and the like, with names
-that are the same on every machine. `read` finds what there is and names it, `link_images` and `content` lay it out.
+that are the same on every machine. `read` finds what there is and names it, `link_images` and `content` lay it out,
+`write` ends it.
 """
 
 from __future__ import annotations
@@ -10,14 +11,15 @@ import hashlib
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import rebalance
 from rebalance.data import dataset
 from rebalance.data.dataset import DataSet
-from rebalance.data.folder import link, put, unique
+from rebalance.data.folder import Manifest, finish, link, manifest_hash, put, unique
 from rebalance.data.labels import Labels
 from rebalance.data.progress import progress
 from rebalance.data.regions import Regions
@@ -155,6 +157,49 @@ def content(folder: Path, source: DataSet, items: Sequence[Item]) -> dict[str, A
         moved = {image: f"images/{name}" for item in items for image, name, _ in item.images}
         kept["annotated"] = source.knowledge.moved(moved, [split for split in source.splits if split != SPLIT])
     return {SPLIT: train, **others, **kept}
+
+
+def write(
+    folder: Path,
+    source: DataSet,
+    found: Sequence[Item],
+    about: Mapping[str, Any],
+    files: Sequence[Mapping[str, Any]],
+    labelled: int,
+    how: Mapping[str, int],
+) -> Manifest:
+    """Write data.yaml and the manifest of a new set, whose files are there; returns the manifest.
+
+    Args:
+        folder: of the new set.
+        source: what it was made from.
+        found: its label files.
+        about: what the manifest begins with, after `schema`.
+        files: what it says of each of them: with `images`, `boxes` and `unreadable`.
+        labelled: images that have boxes now.
+        how: how many images were linked in which way.
+    """
+    manifest: Manifest = {
+        "schema": 1,
+        **about,
+        "images": {
+            "total": sum(len(file["images"]) for file in files),
+            "labelled_before": sum(len(file["images"]) for file in files if file["boxes"]),
+            "labelled": labelled,
+            "unreadable": sum(len(file["images"]) for file in files if file["unreadable"]),
+        },
+        **source.knowledge.facts,
+        "files": files,
+    }
+    manifest["sha256"] = manifest_hash(manifest)
+    manifest["origin"] = {
+        "data": str(source.file.absolute()),
+        SPLIT: list(source.splits[SPLIT]),
+        "images": how,
+        "rebalance": rebalance.__version__,
+    }
+    finish(folder, content(folder, source, found), manifest)
+    return manifest
 
 
 def annotated(source: DataSet, item: Item) -> dict[str, Any]:
