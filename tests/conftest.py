@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 if "ultralytics" in sys.modules:
@@ -33,3 +34,13 @@ def shared_data() -> Path:
 def tiny_dataset(tmp_path: Path) -> Path:
     """The YAML of a data set made for this test alone: 8 + 4 + 4 images of 64 pixels, two classes."""
     return make_dataset(tmp_path / "tiny")
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder to run in, and the process's arguments as they were afterwards."""
+    folder, before = tmp_path / "work", sys.argv[:]
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    yield folder
+    sys.argv[:] = before

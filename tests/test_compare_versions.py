@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from copy import deepcopy
@@ -9,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from loaded_script import load
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "scripts" / "compare_versions.py"
@@ -16,13 +16,7 @@ SCRIPT = ROOT / "scripts" / "compare_versions.py"
 
 @pytest.fixture(scope="module")
 def script() -> Any:
-    spec = importlib.util.spec_from_file_location("compare_versions", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load("compare_versions")
 
 
 def dumped(script: Any, loss: float = 1.5) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 from collections.abc import Iterator
@@ -13,8 +12,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from loaded_script import load
 
-SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "fuzz.py"
 NAMES = (
     "labels", "regions", "data", "voc", "coco", "lvis", "open-images", "kitti", "visdrone", "fddb", "indoor", "cvat",
     "dusia", "label-studio", "audit", "plan", "records", "flags", "training-flags", "grid-flags", "checkpoints",
@@ -24,13 +23,7 @@ EACH = 16  # inputs of a kind
 
 @pytest.fixture(scope="module")
 def script() -> Any:
-    spec = importlib.util.spec_from_file_location("fuzz", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load("fuzz")
 
 
 @pytest.fixture(scope="module")

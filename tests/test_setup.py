@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -12,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from loaded_script import load
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -29,11 +29,7 @@ def setup(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
 def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     """scripts/environment.py, loaded for a project folder and a cache of this test's own."""
     monkeypatch.setenv("REBALANCE_CACHE", str(tmp_path / "cache"))
-    spec = importlib.util.spec_from_file_location("environment_script", ROOT / "scripts" / "environment.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load("environment")
     monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(module, "UPSTREAM", tmp_path / "requirements-upstream.txt")
     monkeypatch.setattr(module, "THIN", tmp_path / ".venv")

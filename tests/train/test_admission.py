@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import functools
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +32,10 @@ OWN = type("Own", (), {})  # a trainer of the user's
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder to run in, without a network, and the process's arguments as they were afterwards."""
-    folder, before = tmp_path / "work", sys.argv[:]
-    folder.mkdir()
-    monkeypatch.chdir(folder)
+def offline(elsewhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a network, and without what was fetched before."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr("rebalance.hosts.torchvision.published.ONLINE", False)
-    yield folder
-    sys.argv[:] = before
 
 
 @pytest.fixture(scope="module")
