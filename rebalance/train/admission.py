@@ -33,6 +33,9 @@ FORWARDED = ("half", "int8", "end2end")  # earlier names that Ultralytics still 
 HAVE_EPS = ("adam", "adamax", "adamw", "nadam", "radam", "rmsprop")  # optimizers, as the host compares their names
 
 
+ReadFile = Callable[[str | Path], Weights | None]  # `read_weights`, or one that remembers
+
+
 class Admitted(NamedTuple):
     """A training that would start."""
 
@@ -95,7 +98,7 @@ def admit(
         ModelError: the model cannot have the head asked for, or weights that cannot be had.
     """
     given, arguments = dict(ours), dict(arguments)
-    read_set = cache(source_of)  # once, whoever asks
+    read_set, read_file = cache(source_of), cache(read_weights)  # once, whoever asks
     if given or strict:
         check_names(arguments)
         check_training(arguments)
@@ -103,7 +106,7 @@ def admit(
     source, begun_with = _resumed(model, resume) if resume else (model.model, None)
     before = remembered(source).get("flags", {})
     head, host = head_of(source), host_of(source)
-    plain = model.task == "detect" and not resume and is_state_dict(arguments.get("pretrained"))
+    plain = model.task == "detect" and not resume and plain_weights(arguments.get("pretrained"), read_file) is not None
     if plain and model.ckpt:
         told = f"pretrained={arguments['pretrained']}"
         raise ConfigError(f"{told} cannot be joined with model={model.model_name}, which has weights")
@@ -140,9 +143,10 @@ def admit(
         host.refuse(source, recipe, arguments, _channels(arguments.get("data")))
     if not resume and (recipe or strict):
         for name in ("pretrained", "distill_model"):
-            _check_weights(name, arguments.get(name))
+            _check_weights(name, arguments.get(name), read_file)
         if recipe:
-            _check_architecture(host, source, recipe, arguments.get("pretrained"), f"model={model.model_name}")
+            what = f"model={model.model_name}"
+            _check_architecture(host, source, recipe, arguments.get("pretrained"), what, read_file)
     sets: Any = arguments.get("data")
     if data and isinstance(sets, (str, Path, list, tuple)):
         several = isinstance(sets, (list, tuple))  # last, since the built-in set is made where it is not
@@ -181,13 +185,13 @@ def no_eps(recipe: Recipe, optimizer: str) -> str:
     return f"{told}; it is for Adam, Adamax, AdamW, NAdam, RAdam and RMSprop"
 
 
-def _check_weights(name: str, weights: Any) -> None:
+def _check_weights(name: str, weights: Any, read_file: ReadFile) -> None:
     """Refuse a file of weights that is not there, or that is none."""
     if not isinstance(weights, (str, Path)) or weights == COCO:
         return
     file, named = Path(weights), f"{name}={weights}"
     if file.is_file():
-        if read_weights(file) is None and not _is_checkpoint(file):
+        if read_file(weights) is None and not _is_checkpoint(file):
             raise ModelError(f"{named} is neither a checkpoint of Ultralytics (.pt) nor a state dict of tensors")
     elif file.name not in GITHUB_ASSETS_NAMES and "://" not in str(weights):
         raise ModelError(f"{named}: no such file, and not a published model")
@@ -204,11 +208,13 @@ def _is_checkpoint(file: Path) -> bool:
     return True
 
 
-def _check_architecture(host: Host, source: Any, recipe: Recipe, pretrained: Any, what: str) -> None:
+def _check_architecture(
+    host: Host, source: Any, recipe: Recipe, pretrained: Any, what: str, read_file: ReadFile
+) -> None:
     """Refuse a file of weights of another architecture than the model that is to be trained, built for the purpose."""
     if not isinstance(pretrained, (str, Path)) or not Path(pretrained).is_file():
         return
-    if (given := read_weights(pretrained)) is None:
+    if (given := read_file(pretrained)) is None:
         model, _ = load_checkpoint(pretrained)
         given = Weights(model.state_dict(), {})
     cfg = deepcopy(dict(source.yaml))
@@ -335,10 +341,10 @@ def is_state_dict(pretrained: Any) -> bool:
     return plain_weights(pretrained) is not None
 
 
-def plain_weights(pretrained: Any) -> Weights | None:
-    """What such a file holds; None where it is none."""
+def plain_weights(pretrained: Any, read_file: ReadFile = read_weights) -> Weights | None:
+    """What such a file holds, as `read_file` reads it; None where it is none."""
     named = isinstance(pretrained, (str, Path)) and Path(pretrained).is_file()
-    return read_weights(pretrained) if named else None
+    return read_file(pretrained) if named else None
 
 
 def _resumed(model: Any, resume: Any) -> tuple[Any, Any]:
