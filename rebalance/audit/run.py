@@ -237,13 +237,15 @@ def _models(
     parts = fold(images, given.folds, given.seed)
     places = [folder / "data" / str(number) for number in range(given.folds)]
     files = [] if all(place.exists() for place in places) else items.read(source)
-    cells = []
+    cells, data = [], []
     for left_out, place in zip(parts, places, strict=True):
         if not place.exists():  # it appears whole or not at all
             out = {os.path.abspath(dataset.label_path(image.path)) for image in left_out}
             part(source, [item for item in files if item.source not in out], place)
-        data = str((place / "data.yaml").resolve())
-        cells.append({**training, "model": given.model, "data": data, "name": _FOLDS, "seeds": str(given.seed)})
+        data.append(str((place / "data.yaml").resolve()))
+        # quoted: a comma in a path begins no list
+        fixed = {"model": repr(given.model), "data": repr(data[-1]), "name": _FOLDS, "seeds": str(given.seed)}
+        cells.append({**training, **fixed})
     done = load(sweep(cells, root=folder))
     weights = {
         str(Path(record.host["data"]).resolve()): str(record.folder / "train" / "weights" / record.weights)
@@ -251,7 +253,7 @@ def _models(
     }
     if len(weights) < len(parts):
         raise RunError(f"{len(done.failed)} of {len(parts)} trainings failed, the first: {done.failed[0].error}")
-    return parts, [weights[cell["data"]] for cell in cells]
+    return parts, [weights[path] for path in data]
 
 
 def fold(images: Sequence[Image], count: int, seed: int) -> list[list[Image]]:

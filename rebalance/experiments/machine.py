@@ -48,6 +48,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def threads(jobs: int) -> int:
+    """Threads of each of so many processes: its share of the cores, and no more than OMP_NUM_THREADS says."""
+    share, given = max(1, cores() // jobs), os.environ.get("OMP_NUM_THREADS", "")
+    return min(share, int(given)) if given.isdecimal() and int(given) else share
+
+
 def _line(path: Path, pattern: str) -> str | None:
     """What a line of a file says, None where there is no such file or line."""
     try:

@@ -39,7 +39,7 @@ from rebalance.data.protocols import Withhold, uses_rate
 from rebalance.errors import ConfigError, DataError, RunError
 from rebalance.experiments import record as files
 from rebalance.experiments.grid import Grid, Labels, Run, as_begun, difference, drawn, read_grids, withholds
-from rebalance.experiments.machine import cores
+from rebalance.experiments.machine import threads
 from rebalance.experiments.record import CONFIG, LOG, RECORD, RUNS, SWEEP, Plan, Record, Task, failed, read_if_whole
 from rebalance.files import clear, unfinished, write_whole
 from rebalance.settings import SeafloorFlags, value_text
@@ -108,7 +108,7 @@ def sweep(
         files.write(folder / SWEEP, Plan(asked=grid.asked, runs=runs, study=study or {}, written=written or {}))
         open_runs = [run for run in grid.runs if not finished(folder, run)]
         over, jobs = len(runs) - len(open_runs), min(grid.flags.jobs, len(open_runs))
-        pace = f", {jobs} at a time, {max(1, cores() // jobs)} threads each" if jobs else ""
+        pace = f", {jobs} at a time, {threads(jobs)} threads each" if jobs else ""
         if isinstance(grid.asked.get("label_seed"), int) and any(run.labels.protocol != "normal" for run in grid.runs):
             say(f"label_seed={grid.asked['label_seed']} for all seeds, as this sweep was begun")
         say(f"{len(runs)} runs{f', {over} finished before' if over else ''}{pace}: {folder}")
@@ -198,7 +198,7 @@ class Crew:
     def _start(self, run: str) -> subprocess.Popen[bytes]:
         folder = self.folder / RUNS / run
         (folder / RECORD).unlink(missing_ok=True)  # of a failed attempt
-        settings = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(max(1, cores() // self.jobs)))
+        settings = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads(self.jobs)))
         self.say(f"{self.place[run]} start  {run}")
         self.began[run] = time.monotonic()
         with open(folder / LOG, "ab") as log:

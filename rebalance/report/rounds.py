@@ -47,8 +47,10 @@ def rounds_classes(found: Results) -> list[Table]:
 
 def _stages(records: Sequence[Record]) -> _Stages:
     """The runs of each stage, in their order: as labelled, the rounds, complete labels."""
-    if not any(record.labels.get("round") for record in records):
+    completed = [record for record in records if record.labels.get("round")]
+    if not completed:
         return {}
+    records = [record for record in records if record.train == completed[0].train]  # not those of other losses
     drawn = any(is_drawn(record.labels) for record in records)
     stages: dict[str, dict[int, Record]] = {GIVEN: {}}
     for number in sorted({int(record.labels.get("round") or 0) for record in records} - {0}):

@@ -25,6 +25,7 @@ from rebalance.cli.main import main
 from rebalance.data import dataset
 from rebalance.data.derive import sparsify
 from rebalance.errors import ConfigError, DataError, ModelError, RunError
+from rebalance.experiments.grid import read_grid
 from rebalance.experiments.sweep import locked
 from rebalance.settings import AuditFlags, CompleteFlags, SparsifyFlags
 
@@ -204,11 +205,10 @@ def cells(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
         return root / "folds"
 
     def records(folder: Path) -> Any:
+        paths = [str(run.host["data"]) for cell in cells for run in read_grid(cell).runs]  # as a sweep reads them
         made = [
-            SimpleNamespace(
-                host={"data": os.path.relpath(cell["data"])}, folder=Path(cell["data"]).parent, weights="last.pt"
-            )
-            for cell in cells
+            SimpleNamespace(host={"data": os.path.relpath(path)}, folder=Path(path).parent, weights="last.pt")
+            for path in paths
         ]
         return SimpleNamespace(finished=made, failed=[])
 
@@ -220,7 +220,7 @@ def cells(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
 def test_folds_ask_about_an_image_only_a_model_that_was_not_trained_on_it(
     half_labelled: Path, oracles: list[Oracle], cells: list[dict[str, str]]
 ) -> None:
-    folder = audit(flags(half_labelled, folds=3, imgsz=64), {"epochs": "2"})
+    folder = audit(flags(half_labelled, folds=3, imgsz=64, name="round=1,seed=0"), {"epochs": "2"})
     assert len(cells) == 3
     assert {(cell["epochs"], cell["imgsz"], cell["val"], cell["seeds"]) for cell in cells} == {
         ("2", "64", "False", "0")

@@ -1,0 +1,163 @@
+"""What it gains to complete the labels: trainings on labels that were taken away, found again, or never taken away.
+
+For each protocol and seed, with labels of its own draw: the labels that are left, the same with dropping and with BRL,
+labels completed once and more often by models that have not seen the image (`rebalance rounds`), and complete labels.
+
+    python scripts/completion.py data=<complete data set>.yaml out=<folder> [protocols=extreme,percent,hard]
+        [seeds=0,1,2] [rounds=2] [workers=1]
+
+Any other key takes the place of one of the trainings' (epochs=1). `workers` commands run at a time, each with `jobs`
+trainings; what was finished is not repeated. workers=0 runs none, and makes the table of what is there.
+
+<out>/<protocol>/records.jsonl keeps the records, for `rebalance report`; <out>/table.csv is the table: mAP in points on
+test, differences from the labels that are left paired by seed, with 95 % intervals, p after Holm's correction over the
+rows of a protocol, and the gap closed to complete labels.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pandas
+
+from rebalance.experiments.record import RECORD, RUNS, SWEEP, Plan, Record, load, pack, read_json, write, write_json
+from rebalance.report.evidence import compare, gap_closed, stat
+
+RECIPE = {
+    "model": "yolov5n.yaml", "head": "stock", "epochs": "12", "imgsz": "320", "batch": "16", "nbs": "16",
+    "optimizer": "AdamW", "lr0": "0.002", "warmup_epochs": "1", "cos_lr": "True", "mosaic": "0", "cache": "ram",
+    "val": "False", "plots": "False", "amp": "False", "workers": "0", "device": "cpu", "jobs": "2",
+}  # fmt: skip
+METHODS = {"dropping": {"loss": "drop", "obj_drop": "0.75"}, "BRL": {"loss": "brl"}}
+HOST = {"loss": "bce"}
+GIVEN, COMPLETE = "as labelled", "complete labels"
+RATE, FOLDS = "0.5", "3"
+METRICS = ("mAP50", "mAP50-95")
+
+Command = tuple[Path, list[str]]  # the folder that it makes, and what follows `rebalance`
+
+
+def commands(name: str, protocol: str, seeds: Sequence[str], rounds: str, recipe: Mapping[str, str]) -> list[Command]:
+    """What is to be run for one protocol."""
+
+    def command(word: str, root: str, own: str, flags: Mapping[str, str]) -> Command:
+        rate = {"rate": RATE} if protocol == "percent" else {}
+        given = {**recipe, "protocol": protocol, **rate, **flags, "name": f"{name}-{protocol}-{own}"}
+        return Path("runs", root, given["name"]), [word, *(f"{key}={value}" for key, value in given.items())]
+
+    asked = {**HOST, "rounds": rounds, "folds": FOLDS}
+    return [
+        *(command("rounds", "rounds", seed, {**asked, "seeds": seed}) for seed in seeds),
+        *(
+            command("sweep", "benchmark", flags["loss"], {**flags, "seeds": ",".join(seeds)})
+            for flags in METHODS.values()
+        ),
+    ]
+
+
+def merge(folders: Sequence[Path], out: Path) -> None:
+    """Keep the records of several folders as those of one."""
+    found = [load(folder) for folder in folders]
+    records = {f"loss={record.train['loss']},{record.run}": record for one in found for record in one.records}
+    asked = {key: value for one in reversed(found) for key, value in one.asked.items()}
+    asked["seeds"] = sorted({record.seed for record in records.values()})
+    with TemporaryDirectory() as work:
+        write(Path(work, SWEEP), Plan(asked=asked, runs=tuple(records)))
+        for name, record in records.items():
+            place = Path(work, RUNS, name)
+            place.mkdir(parents=True)
+            write_json(place / RECORD, {**(read_json(record.folder / RECORD) or {}), "run": name})
+        pack(Path(work), out)
+
+
+def stage(record: Record) -> str:
+    """The row of a table that a record belongs to."""
+    for name, flags in METHODS.items():
+        if record.train["loss"] == flags["loss"]:
+            return name
+    number = record.labels.get("round") or 0
+    if not number:
+        return COMPLETE if record.labels["protocol"] == "normal" else GIVEN
+    return f"{number} round{'s' * (number > 1)}"
+
+
+def rows(protocol: str, records: Sequence[Record]) -> Iterator[dict[str, Any]]:
+    """A row for what was trained on or with, from the seeds that have it and the labels that are left."""
+    found: dict[str, dict[int, Record]] = {}
+    for record in records:
+        found.setdefault(stage(record), {})[record.seed] = record
+    order = [GIVEN, *METHODS, *sorted(name for name in found if "round" in name), COMPLETE]
+    order = [name for name in order if name in found]
+    base, whole = found.get(GIVEN, {}), found.get(COMPLETE, {})
+    paired = {name: sorted(set(found[name]) & set(base)) for name in order}
+    paired = {name: seeds for name, seeds in paired.items() if len(seeds) > 1}
+
+    def points(name: str, metric: str, seeds: Sequence[int]) -> list[float]:
+        return [100 * found[name][seed].metrics["test"][metric] for seed in seeds]
+
+    def gains(name: str, metric: str, seeds: Sequence[int]) -> list[float]:
+        return [one - given for one, given in zip(*(points(of, metric, seeds) for of in (name, GIVEN)), strict=True)]
+
+    others = [name for name in paired if name not in (GIVEN, COMPLETE)]
+    tests = {
+        metric: dict(zip(others, compare([stat(gains(name, metric, paired[name])) for name in others]), strict=True))
+        for metric in METRICS
+    }
+    for name, seeds in paired.items():
+        row: dict[str, Any] = {"protocol": protocol, "trained": name, "seeds": len(seeds)}
+        for metric in METRICS:
+            level = stat(points(name, metric, seeds))
+            row |= {metric: level.mean, f"{metric} ±": level.half}
+            if name == GIVEN:
+                continue
+            gain = stat(gains(name, metric, seeds))
+            row |= {f"{metric} gain": gain.mean, f"{metric} gain ±": gain.half}
+            if name == COMPLETE:
+                continue
+            row[f"{metric} p"] = tests[metric][name].corrected
+            known = [seed for seed in seeds if seed in whole]
+            if known and (gap := gap_closed(*(gains(of, metric, known) for of in (name, COMPLETE)))):
+                row |= {f"{metric} gap closed": gap.share, f"{metric} from": gap.low, f"{metric} to": gap.high}
+        yield row
+
+
+def main(argv: list[str]) -> None:
+    """`data=` and `out=`, see above."""
+    given = dict(part.partition("=")[::2] for part in argv)
+    if missing := {"data", "out"} - {*given}:
+        sys.exit(f"missing: {', '.join(sorted(missing))}; see the first lines of this file")
+    out, seeds = Path(given.pop("out")), given.pop("seeds", "0,1,2").split(",")
+    protocols = given.pop("protocols", "extreme,percent,hard").split(",")
+    rounds, workers = given.pop("rounds", "2"), int(given.pop("workers", "1"))
+    recipe = {**RECIPE, **given}
+    asked = {protocol: commands(out.name, protocol, seeds, rounds, recipe) for protocol in protocols}
+
+    def run(command: list[str]) -> int:
+        return subprocess.run([sys.executable, "-m", "rebalance", *command], check=False).returncode
+
+    codes = [0]
+    if workers:
+        with ThreadPoolExecutor(workers) as pool:
+            codes = list(pool.map(run, [command for own in asked.values() for _, command in own]))
+    table = list[dict[str, Any]]()
+    for protocol, own in asked.items():
+        folders = [folder for folder, _ in own if (folder / SWEEP).is_file()]
+        if folders:
+            merge(folders, out / protocol)
+            table += rows(protocol, load(out / protocol).finished)
+    frame = pandas.DataFrame(table)
+    shares = [name for name in frame if name.endswith((" p", " gap closed", " from", " to"))]
+    frame = frame.round({name: 3 if name in shares else 1 for name in frame.select_dtypes("number")})
+    frame.to_csv(out / "table.csv", index=False, lineterminator="\n")
+    print((out / "table.csv").read_text("utf-8"))
+    sys.exit(max(codes))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
