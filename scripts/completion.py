@@ -147,7 +147,7 @@ def main(argv: list[str]) -> None:
             codes = list(pool.map(run, [command for own in asked.values() for _, command in own]))
     table = list[dict[str, Any]]()
     for protocol, own in asked.items():
-        folders = [folder for folder, _ in own if (folder / SWEEP).is_file()]
+        folders = [folder for folder, _ in own if any(folder.glob(f"{RUNS}/*/{RECORD}"))]
         if folders:
             merge(folders, out / protocol)
             table += rows(protocol, load(out / protocol).finished)

@@ -171,6 +171,27 @@ def test_the_host_gets_its_own_classes_back(data: Path, trained: list[Any]) -> N
     assert stock == (ultralytics.YOLO, ultralytics.RTDETR)
 
 
+def test_without_a_network_the_host_goes_on_without_its_check_of_mixed_precision(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raised = list[str]()
+
+    def check(*_: Any, **__: Any) -> None:
+        """As `ultralytics.utils.checks.check_amp` begins, which passes over a CPU."""
+        try:
+            ultralytics.YOLO(data.parent / "yolo26n.pt")
+        except ConnectionError as error:
+            raised.append(str(error))
+
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise ConnectionError("Download failure")
+
+    monkeypatch.setattr("ultralytics.engine.model.Model.train", check)
+    monkeypatch.setattr("ultralytics.engine.model.load_checkpoint", unreachable)
+    command.run("train", [f"data={data}", "model=yolov8n.yaml", "obj_drop=0.5"])
+    assert raised == [f"model={data.parent / 'yolo26n.pt'} cannot be loaded: Download failure"]
+
+
 def test_a_file_of_flags(tmp_path: Path, data: Path, trained: list[Any]) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("obj_drop: 0.5\ndrop_scope: literal\nimgsz: 96\nlr0: 0.02\nname:\nclasses: [0, 1]\n", "utf-8")

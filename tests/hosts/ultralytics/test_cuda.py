@@ -13,7 +13,11 @@ from ultralytics.nn.tasks import DetectionModel
 from rebalance.hosts.host import begin_epoch, counts
 from rebalance.hosts.ultralytics.model import AnchorDetectionModel, criterion_of
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype"),
+]
 
 IMAGES, SIZE, LABELS = 4, 128, 6
 
