@@ -4,7 +4,7 @@ RebalanceError          one clear line for the user: what was wrong, the value, 
 ├── ConfigError         a flag: unknown, out of range, or without meaning next to the others
 ├── DataError           a data set: missing, unreadable, or an output that would overwrite something
 ├── ModelError          a model or checkpoint that a head or loss cannot work with
-│   └── NotFetched      a model that is not on this machine and cannot be fetched
+│   └── FetchError      a model that is not on this machine and cannot be fetched
 └── RunError            a sweep or a record that cannot run or be read; a file that cannot be written
 
 The command line prints the message and exits with code 2; `--debug` shows the traceback.
@@ -39,7 +39,7 @@ class ModelError(RebalanceError):
     """A model or checkpoint does not fit the head or loss asked for."""
 
 
-class NotFetched(ModelError, ConnectionError):
+class FetchError(ModelError, ConnectionError):
     """A model is not on this machine and cannot be fetched; the host goes by the second of its kinds."""
 
 

@@ -12,7 +12,7 @@ from ultralytics.utils import DEFAULT_CFG_DICT, SETTINGS, YAML
 from ultralytics.utils.checks import check_yaml
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, GITHUB_ASSETS_STEMS
 
-from rebalance.errors import ConfigError, ModelError, NotFetched, RebalanceError, nearest
+from rebalance.errors import ConfigError, ModelError, FetchError, RebalanceError, nearest
 from rebalance.hosts import host_of
 from rebalance.hosts.host import COCO, KEY, remembered
 from rebalance.hosts.torchvision.head import TorchvisionHead
@@ -316,7 +316,7 @@ def load(name: str, task: Any = None, make: type[YOLO] = YOLO) -> YOLO:
 
     Raises:
         ModelError: there is no such model, or its file cannot be read.
-        NotFetched: it is not on this machine and cannot be fetched.
+        FetchError: it is not on this machine and cannot be fetched.
     """
     file = Path(name)
     if file.suffix in (".yaml", ".yml"):
@@ -334,5 +334,5 @@ def load(name: str, task: Any = None, make: type[YOLO] = YOLO) -> YOLO:
     except RebalanceError:
         raise
     except Exception as error:  # the host raises what its file reader, its downloader or its parser raised
-        kind = NotFetched if isinstance(error, ConnectionError) else ModelError
+        kind = FetchError if isinstance(error, ConnectionError) else ModelError
         raise kind(f"model={name} cannot be loaded: {' '.join(str(error).split())}") from None
