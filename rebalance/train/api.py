@@ -12,7 +12,7 @@ from ultralytics.utils import DEFAULT_CFG_DICT, SETTINGS, YAML
 from ultralytics.utils.checks import check_yaml
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, GITHUB_ASSETS_STEMS
 
-from rebalance.errors import ConfigError, ModelError, FetchError, RebalanceError, nearest
+from rebalance.errors import ConfigError, FetchError, ModelError, RebalanceError, nearest
 from rebalance.hosts import host_of
 from rebalance.hosts.host import COCO, KEY, remembered
 from rebalance.hosts.torchvision.head import TorchvisionHead
