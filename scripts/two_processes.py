@@ -139,11 +139,11 @@ class OnCPU(DistributedDataParallel):
 
 
 def changed(event: str, args: tuple[Any, ...]) -> list[str]:
-    """The files that a process is about to write, make, rename or remove."""
+    """The files that a process is about to write, rename or remove; folders that are there it may ask for."""
     if event == "open":
         path, _, flags = args
         args = (path,) if flags & (os.O_WRONLY | os.O_RDWR) else ()
-    elif event not in ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink"):
+    elif event not in ("os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink"):
         args = ()
     return [os.fsdecode(path) for path in args[:2] if isinstance(path, (str, bytes))]
 
