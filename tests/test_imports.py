@@ -33,7 +33,8 @@ ARROWS = {
     "  cv2 faster_coco_eval filelock numpy psutil torch ultralytics yaml",
     "report": "rebalance errors files experiments.papers experiments.record settings"
     "  cv2 jinja2 matplotlib numpy pandas yaml",
-    "bench": "errors experiments hosts match methods recipe settings versions  torch torchvision ultralytics yolov5",
+    "bench": "errors experiments hosts match methods recipe report.figures settings versions"
+    "  torch torchvision ultralytics yolov5",
     "audit": "data errors experiments.grid experiments.machine experiments.record experiments.sweep files"
     " hosts.evaluation report.build report.figures settings train versions"
     "  cv2 fiftyone filelock jinja2 markupsafe numpy sklearn ultralytics",
