@@ -41,7 +41,8 @@ def whole(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         raise RunError(f"{path} cannot be written: {error.strerror or error}") from None
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # on a disk that is only read this fails even where there is nothing
+            part.unlink()
 
 
 def write_whole(path: Path, data: bytes) -> Path:
@@ -99,7 +100,8 @@ def _remove(lock: Path, held: AbstractContextManager[object]) -> None:
     """Remove a folder of `beside`, and its lock last."""
     with held:
         shutil.rmtree(lock.with_suffix(".partial"), ignore_errors=True)
-    lock.unlink(missing_ok=True)
+    with suppress(OSError):
+        lock.unlink()
 
 
 def unfinished(path: Path) -> bool:

@@ -68,7 +68,7 @@ class Job:
     """A command.
 
     Attributes:
-        line: what is typed, in the folder of the try.
+        line: what is typed, in the folder of the try, {place}.
         out: what it makes there.
         needs: jobs whose unbroken results are its input.
         again: what goes on, where that is another line; None: the same.
@@ -76,6 +76,7 @@ class Job:
         prepare: what else is done to the input.
         kills: tries of a kill by seed.
         alone: whether it refuses to work beside another one in the same folder.
+        goes_on: whether it leaves what it had made where it is interrupted, hidden, to go on with.
     """
 
     line: str
@@ -86,6 +87,7 @@ class Job:
     prepare: Callable[[Path], None] | None = None
     kills: int = 4
     alone: bool = True
+    goes_on: bool = False
 
 
 def _resume(place: Path) -> str:
@@ -124,8 +126,8 @@ def _to_convert(place: Path) -> None:
 _SWEPT = f"model=small.yaml data=data/data.yaml loss=drop epochs=1 {TRAINED}"
 JOBS = {
     "train": Job(
-        f"train model=small.yaml data=data/data.yaml loss=ghm epochs=3 {TRAINED} project=trained name=run "
-        "exist_ok=True",
+        f"train model=small.yaml data=data/data.yaml loss=ghm epochs=3 {TRAINED} "
+        "project={place}/trained name=run exist_ok=True",
         "trained", again=_resume, kind="runs", alone=False,
     ),
     "run": Job("run", "run", kind="runs", prepare=_to_run, alone=False),
@@ -133,7 +135,7 @@ JOBS = {
     "to-coco": Job("convert to-coco data=data/data.yaml out=coco", "coco", kind="set"),
     "convert": Job(
         "convert coco source=annotations/instances_train.json images=data/images/train split=train out=converted",
-        "converted", ("to-coco",), kind="set", prepare=_to_convert,
+        "converted", ("to-coco",), kind="set", prepare=_to_convert, goes_on=True,
     ),
     "report": Job("report swept", "swept", ("run",), prepare=_to_report, alone=False),
     "audit": Job("audit data=data/data.yaml model=trained/run/weights/best.pt name=a device=cpu batch=4",
@@ -181,7 +183,9 @@ class Child:
         try:
             os.setsid()
             os.chdir(self.place)
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(
+                signal.SIGINT, signal.SIG_IGN
+            )  # before and after a command Ctrl-C is the interpreter's affair
             opened = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             for stream in (1, 2):
                 os.dup2(opened, stream)
@@ -191,8 +195,15 @@ class Child:
 
             if trap:
                 trap()
-            sys.argv[1:] = line.split()
-            code = guarded(lambda: run.main(["run"]) and sys.exit(3)) if line == "run" else main(line.split())
+            words = line.replace("{place}", str(self.place)).split()
+            sys.argv[1:] = words
+
+            def command() -> int:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+                return guarded(lambda: run.main(["run"]) and sys.exit(3)) if line == "run" else main(words)
+
+            code = command()
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         except SystemExit as error:
             code = error.code if isinstance(error.code, int) else 1
         except BaseException:
@@ -296,13 +307,17 @@ def digest(path: Path) -> str:
         kept = [{k: v for k, v in row.items() if k not in CLOCKED} for row in rows]
         return hashlib.sha256(json.dumps(kept).encode()).hexdigest()
     if path.name in ("record.json", "manifest.json"):
-        content = json.loads(path.read_bytes())
-        for key in ("timings", "peak_memory_mb", "machine", "host_metrics", "origin", "git"):
-            content.pop(key, None)
-        for row in content.get("epochs", ()):
-            row.pop("time", None)
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(recorded(path)).encode()).hexdigest()
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def recorded(path: Path) -> dict[str, Any]:
+    """What a record or a manifest says but of times and the machine."""
+    content = json.loads(path.read_bytes())
+    for row in content.get("epochs", ()):
+        row.pop("time", None)
+    passing = ("timings", "peak_memory_mb", "machine", "host_metrics", "origin", "git")
+    return {key: value for key, value in content.items() if key not in passing}
 
 
 CLOCKED = ("time", "train_seconds", "images_per_second", "peak_memory_mb")
@@ -329,6 +344,8 @@ def results(place: Path, job: Job) -> dict[str, str]:
         timed = job.kind == "runs" and not OF_RECORDS.isdisjoint({path.suffix, path.name})
         if (path.is_symlink() or path.is_file()) and path.name not in PASSING and not timed:
             found[str(path.relative_to(place))] = digest(path)
+        if path.name == "record.json":  # for a message that says what is another
+            found |= {f"{path.relative_to(place)}: {k}": str(v) for k, v in recorded(path).items()}
     return found
 
 
@@ -554,7 +571,8 @@ def kill(bench: Bench, name: str, random: Random) -> list[str]:
 def interrupt(bench: Bench, name: str, random: Random) -> list[str]:
     """Ctrl-C."""
     ended = bench.at_random(name, random, signal.SIGINT).ended()
-    return said(ended, (0, 130)) + torn(bench.place, JOBS[name]) + left(bench.place) + bench.go_on(name)
+    wrong = said(ended, (0, 130)) + torn(bench.place, JOBS[name])
+    return wrong + ([] if JOBS[name].goes_on else left(bench.place)) + bench.go_on(name)
 
 
 def full(bench: Bench, name: str, random: Random) -> list[str]:
