@@ -17,9 +17,9 @@ NAMES = [str(m.with_suffix("")).replace("/", ".").removesuffix(".__init__") for 
 # from outside. "rebalance" is the package itself: its version and its lazy names.
 ARROWS = {
     "errors": "",
-    "files": "errors",
+    "files": "errors  filelock",
     "settings": "errors",
-    "data": "rebalance errors settings  PIL cv2 filelock numpy yaml",
+    "data": "rebalance errors files settings  PIL cv2 filelock numpy yaml",
     "match": "numpy torch",  # numpy: the fit of anchors to label sizes
     "methods": "match settings  torch",
     "heads": "errors settings  torch",

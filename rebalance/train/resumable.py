@@ -26,7 +26,7 @@ from ultralytics.utils import LOGGER, RANK
 from ultralytics.utils.torch_utils import init_seeds, unwrap_model
 
 from rebalance.errors import RunError
-from rebalance.files import clear, full_disk_told, moved, write_whole
+from rebalance.files import clear, moved, unwritable_told, write_whole
 from rebalance.train.checkpoint import cut_csv, find_state, remove_states, state_of, write_state
 
 
@@ -48,13 +48,13 @@ class Resumable(DetectionTrainer):  # type: ignore[misc]
         self._since = 0.0  # batches since the optimizer's last step
         self._mosaic_closed = False
         self._passes = Passes()
-        with full_disk_told("the run folder"):
+        with unwritable_told("the run folder"):
             super().__init__(*args, **kwargs)
 
     def train(self) -> None:
         """Train, as there; where the disk is full, say so in one line, and what is kept."""
         try:
-            with full_disk_told(self.save_dir):
+            with unwritable_told(self.save_dir):
                 super().train()
         except RunError as error:
             kept = f"; make room, then resume with model={self.last}" if self.last.exists() else ""
