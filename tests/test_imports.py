@@ -21,13 +21,15 @@ ARROWS = {
     "settings": "errors",
     "data": "rebalance errors files settings  PIL cv2 filelock numpy yaml",
     "match": "numpy torch",  # numpy: the fit of anchors to label sizes
-    "methods": "match settings  torch",
+    "processes": "torch",
+    "methods": "match processes settings  torch",
     "heads": "errors settings  torch",
     "recipe": "errors heads methods settings",
     "diagnosis": "match  torch",
     "objective": "diagnosis match methods recipe  torch",
-    "hosts": "diagnosis errors heads match methods objective recipe versions  PIL numpy torch torchvision ultralytics",
-    "train": "data errors files hosts match.regions match.withheld methods recipe settings versions"
+    "hosts": "diagnosis errors heads match methods objective processes recipe versions"
+    "  PIL numpy torch torchvision ultralytics",
+    "train": "data errors files hosts match.regions match.withheld methods processes recipe settings versions"
     "  numpy torch ultralytics",
     "experiments": "rebalance data errors files hosts.evaluation match.boxes recipe settings train versions"
     "  cv2 faster_coco_eval filelock numpy psutil torch ultralytics yaml",
