@@ -31,7 +31,7 @@ ARROWS = {
     "  numpy torch ultralytics",
     "experiments": "rebalance data errors files hosts.evaluation match.boxes recipe settings train versions"
     "  cv2 faster_coco_eval filelock numpy psutil torch ultralytics yaml",
-    "report": "rebalance errors files experiments.papers experiments.record settings"
+    "report": "rebalance data.pixels errors files experiments.papers experiments.record settings"
     "  cv2 jinja2 matplotlib numpy pandas yaml",
     "bench": "errors experiments hosts match methods recipe settings versions  torch torchvision ultralytics yolov5",
     "audit": "data errors experiments.grid experiments.machine experiments.record experiments.sweep files"
