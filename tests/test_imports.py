@@ -33,7 +33,7 @@ ARROWS = {
     "  numpy torch ultralytics",
     "experiments": "rebalance data errors files hosts.evaluation match.boxes recipe settings train versions"
     "  cv2 faster_coco_eval filelock numpy psutil torch ultralytics yaml",
-    "report": "rebalance errors files experiments.papers experiments.record settings"
+    "report": "rebalance data.pixels errors files experiments.papers experiments.record settings"
     "  cv2 jinja2 matplotlib numpy pandas yaml",
     "bench": "errors experiments hosts match methods recipe report.figures settings versions"
     "  torch torchvision ultralytics yolov5",
