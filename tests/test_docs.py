@@ -25,6 +25,7 @@ from rebalance.data.formats import FORMATS, TO_COCO, to_coco
 from rebalance.data.formats.record import ConvertFlags
 from rebalance.experiments.grid import read_grid, split
 from rebalance.experiments.record import load
+from rebalance.experiments.space import read_space
 from rebalance.hosts.torchvision.zoo import ZOO
 from rebalance.report.summary import results, stat
 from rebalance.report.summary import settings_of as settings
@@ -161,6 +162,8 @@ def check_own(name: str = "help", *rest: str) -> None:
             check_flag(key, value, fields, ())
     elif name in ("sweep", "benchmark", "paper"):
         check_sweep(name, list(rest))
+    elif name == "tune":
+        assert not rest or read_space(dict(word.split("=", 1) for word in rest)).corners()
     else:
         trains = name == "rounds" or (name == "audit" and any(word.startswith("folds=") for word in rest))
         for word in rest:

@@ -32,7 +32,7 @@ ARROWS = {
     "train": "data errors files hosts match.regions match.withheld methods processes recipe settings versions"
     "  numpy torch ultralytics",
     "experiments": "rebalance data errors files hosts.evaluation match.boxes recipe settings train versions"
-    "  cv2 faster_coco_eval filelock numpy psutil torch ultralytics yaml",
+    "  cv2 faster_coco_eval filelock numpy optuna psutil ray sqlalchemy torch ultralytics yaml",
     "report": "rebalance data.pixels errors files experiments.papers experiments.record settings"
     "  cv2 jinja2 matplotlib numpy pandas yaml",
     "bench": "errors experiments hosts match methods recipe report.figures settings versions"
