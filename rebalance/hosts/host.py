@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from ultralytics.engine.model import Model
-from ultralytics.utils import DEFAULT_CFG_DICT
+from ultralytics.utils import DEFAULT_CFG_DICT, YAML
+from ultralytics.utils.checks import check_yaml
 from ultralytics.utils.loss import E2ELoss
 
 from rebalance.diagnosis import values
@@ -29,6 +30,7 @@ from rebalance.recipe import Recipe
 KEY = "rebalance"  # of model.yaml: what a checkpoint remembers of our flags
 COCO = "coco"  # value of `pretrained` that is no file: the whole detector as published, trained on COCO
 
+USES = ("predict", "track", "export")  # of the host's models, of which one of ours may refuse some
 HOST_WEIGHTS = ("box", "cls", "dfl", "cls_pw")  # of Ultralytics' own losses, which other heads do not use
 
 
@@ -115,14 +117,16 @@ class OwnYaml(dict[str, Any]):
 
 
 def guard() -> None:
-    """Let the host's own models refuse to train or tune a model of ours before they make a folder; twice does no harm.
+    """Let the host's own models refuse what a model of ours cannot do before they make a folder; twice does no harm.
 
-    A checkpoint of ours imports this module, so whoever has one loaded has the guard too.
+    That is to train or tune it with another trainer, and what its `refuse_use` says. A checkpoint of ours imports this
+    module, so whoever has one loaded has the guard too.
     """
-    for name in ("train", "tune"):
+    guards = {"train": _guarded, "tune": _guarded, **dict.fromkeys(USES, _asked)}
+    for name, guarded in guards.items():
         stock = getattr(Model, name)
         if not hasattr(stock, "guarded"):
-            setattr(Model, name, _guarded(stock))
+            setattr(Model, name, guarded(stock))
 
 
 def _guarded(stock: Callable[..., Any]) -> Callable[..., Any]:
@@ -137,7 +141,29 @@ def _guarded(stock: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def _asked(stock: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(stock)
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if refuse := getattr(self.model, "refuse_use", None):
+            refuse({**self.overrides, **kwargs}, f"model={self.model_name}", stock.__name__)
+        return stock(self, *args, **kwargs)
+
+    vars(run)["guarded"] = True
+    return run
+
+
 guard()
+
+
+def refuse_own_features(arguments: Mapping[str, Any], what: str) -> None:
+    """Raise where tracking would re-identify by the features of a head that has several boxes a cell."""
+    tracker = arguments.get("tracker") or DEFAULT_CFG_DICT["tracker"]
+    told = YAML.load(check_yaml(tracker))
+    if told.get("with_reid") and told.get("model", "auto") == "auto":
+        raise ConfigError(
+            f"tracker={tracker}: with_reid and model: auto take one feature a cell, and the head of {what} has several "
+            "boxes there; name another model in the tracker's file, or set with_reid: False"
+        )
 
 
 def refuse_weights(arguments: Mapping[str, Any], what: str) -> None:

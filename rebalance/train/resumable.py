@@ -27,7 +27,7 @@ from ultralytics.utils import LOGGER, RANK
 from ultralytics.utils.torch_utils import init_seeds, unwrap_model
 
 from rebalance.errors import RunError
-from rebalance.files import clear, full_disk_told, moved, write_whole
+from rebalance.files import clear, moved, unwritable_told, write_whole
 from rebalance.processes import gathered, met, together
 from rebalance.train.checkpoint import cut_csv, find_state, remove_states, state_of, write_state
 
@@ -51,13 +51,13 @@ class Resumable(DetectionTrainer):  # type: ignore[misc]
         self._mosaic_closed = False
         self._passes = Passes()
         self._draws: list[dict[str, Any]] = []  # what the images of each process are drawn by, after an epoch
-        with full_disk_told("the run folder"):
+        with unwritable_told("the run folder"):
             super().__init__(*args, **kwargs)
 
     def train(self) -> None:
         """Train, as there; where the disk is full, say so in one line, and what is kept."""
         try:
-            with full_disk_told(self.save_dir):
+            with unwritable_told(self.save_dir):
                 super().train()
         except subprocess.CalledProcessError:  # of the launch of several processes
             kept = f"; resume with model={self.last}" if self.last.exists() else ""

@@ -269,14 +269,16 @@ class RebalanceTrainer(Resumable, Scheduled):
         return batch
 
     def criterion_state(self) -> dict[str, Any]:
-        """What the methods of each branch keep, too, and what was measured last."""
+        """What the methods of each branch keep, too, and what was measured first and last."""
         kept = [dict(branch.objectives[0].run.kept) for branch in branches(unwrap_model(self.model).criterion)]
-        return {**super().criterion_state(), "kept": kept, "pulls": self.pulls}
+        first = {name: self.loss_ran[name] for name in self.pulls if name in self.loss_ran}
+        return {**super().criterion_state(), "kept": kept, "pulls": self.pulls, "first_pulls": first}
 
     def restore_criterion(self, state: dict[str, Any]) -> None:
         """Put back what `criterion_state` gave."""
         super().restore_criterion(state)
         self.pulls |= state["pulls"]
+        self.loss_ran |= state.get("first_pulls", {})
         for branch, found in zip(branches(unwrap_model(self.model).criterion), state["kept"], strict=True):
             branch.objectives[0].run.kept = {name: tensor.to(self.device) for name, tensor in found.items()}
 
