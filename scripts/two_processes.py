@@ -356,7 +356,7 @@ def train(family: str, flags: str, data: Path, folder: Path, *, go_on: bool = Tr
 
 
 def make_data(folder: Path) -> Path:
-    """A data set of 8 + 4 images, of whose right quarters alone it is known that they show the first class or do not."""
+    """A data set of 8 + 4 images, of whose right quarters alone it is known whether they show the first class."""
     data = make_dataset(folder, test=1)
     for split in ("train", "val"):
         (folder / "regions" / split).mkdir(parents=True)
