@@ -173,6 +173,9 @@ def data_of(runs: Iterable[Run]) -> list[str]:
 class Crew:
     """Keeps `jobs` children at work until every run is over."""
 
+    metric = METRICS[0]  # that is told of a run that is over
+    more: Sequence[str] = ()  # that each run is asked beside its folder, see `rebalance.experiments.run.main`
+
     def __init__(self, grid: Grid, folder: Path, runner: Sequence[str], say: Callable[[str], None]) -> None:
         self.place = {run.id: f"[{index}/{len(grid.runs)}]" for index, run in enumerate(grid.runs, 1)}
         self.folder, self.runner, self.say, self.jobs = folder, runner, say, grid.flags.jobs
@@ -181,16 +184,41 @@ class Crew:
 
     def work(self, runs: Sequence[Run]) -> None:
         """Run all; whatever ends this early (Ctrl-C too) stops the children first."""
-        waiting, active = deque(runs), dict[str, subprocess.Popen[bytes]]()
+        waiting = deque(run.id for run in runs)
         self.jobs = min(self.jobs, len(runs))
+        self.keep_busy(lambda: waiting.popleft() if waiting else "", lambda: len(waiting))
+
+    def keep_busy(
+        self,
+        next_run: Callable[[], str],
+        waiting: Callable[[], int],
+        judge: Callable[[str], str] = lambda run: "",
+        over: Callable[[Record], None] = lambda record: None,
+    ) -> None:
+        """As `work`, of runs that become known while others are at work.
+
+        Args:
+            next_run: the next run, whose folder is there; empty where there is none now.
+            waiting: how many are still to come.
+            judge: is asked about each run that is at work; what it answers, if anything, is why the run is stopped.
+            over: takes the record of each run that is over.
+        """
+        active = dict[str, subprocess.Popen[bytes]]()
         try:
-            while waiting or active:
-                while waiting and len(active) < self.jobs:
-                    run = waiting.popleft().id
+            while True:
+                while len(active) < self.jobs and (run := next_run()):
                     active[run] = self._start(run)
+                if not active:
+                    return
                 time.sleep(_POLL)
-                for run in [run for run, child in active.items() if child.poll() is not None]:
-                    self._finish(run, active.pop(run), len(waiting) + len(active))
+                for run, child in [*active.items()]:
+                    stopped = "" if child.poll() is not None else judge(run)
+                    if stopped:
+                        _stop([child])
+                    elif child.poll() is None:
+                        continue
+                    del active[run]
+                    over(self._finish(run, child, waiting() + len(active), stopped))
         except BaseException:
             _stop(active.values())
             raise
@@ -203,7 +231,7 @@ class Crew:
         self.began[run] = time.monotonic()
         with open(folder / LOG, "ab") as log:
             return subprocess.Popen(
-                [*self.runner, str(folder), "--watch"],
+                [*self.runner, str(folder), "--watch", *self.more],
                 stdin=subprocess.PIPE,  # closes when this process dies, however it dies; the child ends itself then
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -213,7 +241,7 @@ class Crew:
                 creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # the same on Windows
             )
 
-    def _finish(self, run: str, child: subprocess.Popen[bytes], left: int) -> None:
+    def _finish(self, run: str, child: subprocess.Popen[bytes], left: int, stopped: str) -> Record:
         folder, seconds = self.folder / RUNS / run, time.monotonic() - self.began[run]
         if child.stdin:
             child.stdin.close()
@@ -221,20 +249,21 @@ class Crew:
             record = files.read(folder / RECORD)
         except RunError as error:
             unread = child.returncode == 0 and (folder / RECORD).exists()
-            told = str(error) if unread else _ending(child.returncode, folder / LOG)
+            told = str(error) if unread else stopped or _ending(child.returncode, folder / LOG)
             record = failed(files.read_file(Task, folder / CONFIG), told, folder / LOG)
             files.write(folder / RECORD, record)
         write_results(self.folder, self.place)
         self.seconds.append(seconds)
-        told = f"FAILED {run}  {record.error}"
+        told = f"{'ended ' if stopped else 'FAILED'} {run}  {record.error}"
         if record.finished:
             split, metrics = record.headline
-            told = f"done   {run}  mAP50 {100 * metrics['mAP50']:.1f} points on {split}  {seconds:.0f} s"
+            told = f"done   {run}  {self.metric} {100 * metrics[self.metric]:.1f} points on {split}  {seconds:.0f} s"
         if left:  # the mean so far, times the rounds that are left
             s = sum(self.seconds) / len(self.seconds) * -(-left // self.jobs)
             about = f"{s:.0f} s" if s < 90 else f"{s / 60:.0f} min" if s < 5400 else f"{s / 3600:.1f} h"
             told += f"; {left} to go, about {about}"
         self.say(f"{self.place[run]} {told}")
+        return record
 
 
 def refuse_other(folder: Path, grid: Grid, written: Mapping[str, str]) -> None:

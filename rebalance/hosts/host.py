@@ -24,6 +24,7 @@ from rebalance.hosts.state_dict import Weights
 from rebalance.methods.method import DENSE, Sites
 from rebalance.methods.resobj import means
 from rebalance.objective import Objective
+from rebalance.processes import summed
 from rebalance.recipe import Recipe
 
 KEY = "rebalance"  # of model.yaml: what a checkpoint remembers of our flags
@@ -286,7 +287,4 @@ def describe(model: Any) -> dict[str, Any]:
 
 def _summed(parts: list[Any]) -> Tensor:
     """Over branches and processes."""
-    total = torch.stack(parts).sum(0)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(total)
-    return total
+    return summed(torch.stack(parts).sum(0))
