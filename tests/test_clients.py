@@ -115,7 +115,7 @@ def test_a_table_is_made_and_keeps_what_was_tried_before(
     text = page.read_text("utf-8")
     assert text.endswith("\nlast\n")
     assert "| pickle | ok | ok |" in text
-    assert "| deepcopy |  | [1] | nothing |" in text
+    assert "| deepcopy | – | [1] | nothing |" in text
     assert "1. FAULT: ZeroDivisionError" in text
 
 
