@@ -1,10 +1,11 @@
 """What works with a checkpoint: a table of clients, each on a small model of every head.
 
-    python scripts/clients.py [out=runs/clients] [only=predict,export onnx] [heads=anchor,retinanet_tiny]
+    python scripts/clients.py [out=runs/clients] [only=predict,export onnx] [heads=anchor,retinanet_tiny] [page=<file>]
 
 A cell is `ok` where the client gives what the row says was compared, a line where the model refuses it, and `not
 installed` where the client is missing; `only` takes the beginnings of rows' names. <out>/table.md and <out>/table.csv
-are the table. What is neither is a fault: it is printed with its traceback, and the exit code is 1.
+are the table; what an earlier run has put there, and this one does not try, stays. `page` is a file that gets the table
+in the place of its own. What is neither is a fault: it is printed with its traceback, and the exit code is 1.
 
 The models have random weights, spread until they find some boxes; the labels of the images are what they find, moved a
 little. So every number that is compared is another one than 0 or 1.
@@ -13,6 +14,7 @@ little. So every number that is compared is another one than 0 or 1.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import pickle
@@ -23,7 +25,7 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from copy import deepcopy
 from functools import cached_property, partial
 from importlib.util import find_spec
@@ -44,6 +46,7 @@ from ultralytics.utils import LOGGER, SETTINGS, YAML
 
 from rebalance import YOLO
 from rebalance.errors import RebalanceError
+from rebalance.files import write_whole
 from rebalance.hosts import host_of
 from rebalance.hosts.host import remember
 from rebalance.recipe import read
@@ -54,6 +57,7 @@ NEAR, SCORE = 0.5, 0.01  # pixels, and of a score, within which a box is the sam
 HALF = 4  # times as much in half precision
 SPLITS = ("train", "val")
 NOT_INSTALLED = "not installed"
+START, END = "<!-- the table of scripts/clients.py -->", "<!-- its end -->"  # on the page that holds it
 Boxes = torch.Tensor  # (N, 6) corners in pixels, score, class
 
 
@@ -225,6 +229,7 @@ class Case:
     def trained(self) -> Path:
         """A training of an epoch, with whatever loggers are installed."""
         os.environ["MLFLOW_TRACKING_URI"] = (self.folder / "mlflow").as_uri()
+        SETTINGS.update({"tensorboard": True, "mlflow": True})  # before the host loads its loggers
         YOLO(str(self.weights)).train(
             data=str(self.data), epochs=1, imgsz=64, batch=6, nbs=6, workers=0, plots=False, device="cpu",
             project=str(self.folder / "train"), name="run", optimizer="SGD", lr0=1e-4, **self.head.train,
@@ -418,22 +423,17 @@ def exported(case: Case, form: str, **more: Any) -> None:
     """The boxes of the checkpoint, at the number of images of the export and at others."""
     model, files = case.yolo(export(case, form, **more)), [str(file) for file in case.files]
     half = more.get("half") or more.get("quantize") == 16
-    near = {"loose": HALF, "few": 0.1} if half else {}
-    expected = case.plain
-    count = more.get("batch", 1)
-    same(predict(model, files[:count], batch=count, rect=False), expected[:count], **near)
-    for sizes in ([1, 2], [4]) if more.get("dynamic") or form != "x" else ():
-        start = 0
-        for size in sizes:
-            same(predict(model, files[start : start + size], batch=size, rect=False), expected[start:][:size], **near)
-            start += size
-    same(predict(model, files[0], imgsz=OTHER, rect=False), at(case, model, files[:1]), **near)
+    near = {"loose": HALF, "few": 0.25} if half else {}
+    folder, count = str(case.files[0].parent), more.get("batch", 1)
+    same(predict(model, folder, batch=count, rect=False), case.plain, **near)
+    same(predict(model, folder, batch=count, rect=False, imgsz=OTHER), at(case, model, folder), **near)
+    for few in (1, 2, 3):  # a list is given to the model whole
+        same(predict(model, files[:few], rect=False), case.plain[:few], **near)
 
 
-def at(case: Case, model: Any, files: list[str]) -> list[Boxes]:
-    """What the checkpoint finds at the size at which the exported file was asked for another one."""
-    size = model.predictor.args.imgsz
-    return predict(case.yolo(), files, imgsz=size, rect=False)
+def at(case: Case, model: Any, source: str) -> list[Boxes]:
+    """What the checkpoint finds at the size that the exported file, which was asked for another one, has taken."""
+    return predict(case.yolo(), source, imgsz=model.predictor.args.imgsz, rect=False)
 
 
 def val_export(case: Case) -> None:
@@ -730,7 +730,7 @@ def cell(client: Client, case: Case) -> tuple[str, str]:
             warnings.simplefilter("ignore")
             return client.run(case) or "ok", ""
     except RebalanceError as error:
-        return one_line(error).replace(str(case.weights), "model.pt"), ""
+        return one_line(error).replace(f"{case.folder}{os.sep}", ""), ""
     except Fault as error:
         return f"FAULT: {one_line(error)}", traceback.format_exc()
     except ModuleNotFoundError as error:
@@ -750,11 +750,11 @@ def markdown(table: Mapping[str, Mapping[str, str]], heads: Sequence[str]) -> st
         cells = []
         for head in heads:
             told = row[head]
-            if told != "ok" and not told.startswith(NOT_INSTALLED):
+            if told and told != "ok" and not told.startswith(NOT_INSTALLED):
                 if told not in notes:
                     notes.append(told)
                 told = f"[{notes.index(told) + 1}]"
-            cells.append(told)
+            cells.append(told or "–")
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {row['compared']} |")
     return "\n".join([*lines, "", *(f"{index}. {note}" for index, note in enumerate(notes, 1))]) + "\n"
 
@@ -762,38 +762,46 @@ def markdown(table: Mapping[str, Mapping[str, str]], heads: Sequence[str]) -> st
 def main(words: Sequence[str]) -> int:
     """Make the table; 1 where something is wrong."""
     given = dict(word.split("=", 1) for word in words if "=" in word)
-    clients = rows()
+    clients = every = rows()
     wanted = [part.strip() for part in given.pop("only", "").split(",") if part.strip()]
     heads = [part for part in given.pop("heads", ",".join(HEADS)).split(",") if part]
     out = Path(given.pop("out", "runs/clients"))
+    page = Path(given.pop("page")) if "page" in given else None
     unknown = [part for part in wanted if not any(name.startswith(part) for name in clients)]
     unknown += [*(head for head in heads if head not in HEADS), *given, *(word for word in words if "=" not in word)]
     if unknown:
-        choices = "out=, only=<row>,…, heads=<head>,…"
+        choices = "out=, page=, only=<row>,…, heads=<head>,…"
         print(f"clients: error: {unknown[0]} is none of {choices}; rows: {', '.join(clients)}", file=sys.stderr)
         return 2
     clients = {k: v for k, v in clients.items() if not wanted or any(k.startswith(part) for part in wanted)}
-    SETTINGS.update({"tensorboard": True, "mlflow": True})
     torch.set_num_threads(1)
-    table: dict[str, dict[str, str]] = {name: {} for name in clients}
+    table: dict[str, dict[str, str]] = {name: {} for name in every}
+    if (file := out / "table.csv").is_file():
+        for row in csv.DictReader(file.read_text("utf-8").splitlines()):
+            table.get(row["client"], {}).update(row)
     wrong = 0
     for head in heads:
-        with tempfile.TemporaryDirectory() as work, suppress(KeyboardInterrupt):
+        with tempfile.TemporaryDirectory() as work:
             case = Case(head, Path(work))
             for name, client in clients.items():
                 told, trace = cell(client, case)
                 table[name][head] = told.replace(work, "…")
                 wrong += bool(trace)
-                print(f"{head}, {name}: {told}\n{trace}".rstrip(), flush=True)
-    for name, row in table.items():
-        row["compared"] = clients[name].compared
+                print(f"{head}, {name}: {table[name][head]}\n{trace}".rstrip(), flush=True)
+    tried = [head for head in HEADS if any(head in row for row in table.values())]
+    shown = {name: {**dict.fromkeys(tried, ""), **row, "compared": every[name].compared} for name, row in table.items()}
+    text = markdown({name: row for name, row in shown.items() if any(row[head] for head in tried)}, tried)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "table.md").write_text(markdown(table, heads), "utf-8")
-    with (out / "table.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["client", *heads, "what was compared"])
-        writer.writerows([name, *(row[head] for head in heads), row["compared"]] for name, row in table.items())
-    print(f"{out / 'table.md'}: {len(table)} rows, {wrong} faults")
+    write_whole(out / "table.md", text.encode())
+    lines = io.StringIO()
+    writer = csv.writer(lines, lineterminator="\n")
+    writer.writerow(["client", *tried, "what was compared"])
+    writer.writerows([name, *(row[head] for head in tried), row["compared"]] for name, row in shown.items())
+    write_whole(file, lines.getvalue().encode())
+    if page:
+        before, start, rest = page.read_text("utf-8").partition(START)
+        write_whole(page, f"{before}{start}\n{text}{rest[rest.index(END) :]}".encode())
+    print(f"{out / 'table.md'}: {len(clients)} rows tried, {wrong} faults")
     return int(wrong > 0)
 
 

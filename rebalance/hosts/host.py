@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -146,10 +147,23 @@ def _asked(stock: Callable[..., Any]) -> Callable[..., Any]:
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
         if refuse := getattr(self.model, "refuse_use", None):
             refuse({**self.overrides, **kwargs}, f"model={self.model_name}", stock.__name__)
+        if isinstance(self.model, (str, Path)) and number_as_exported not in self.callbacks["on_predict_batch_start"]:
+            self.add_callback("on_predict_batch_start", number_as_exported)
         return stock(self, *args, **kwargs)
 
     vars(run)["guarded"] = True
     return run
+
+
+def number_as_exported(predictor: Any) -> None:
+    """Refuse what TorchScript would: proposals are chosen image by image, for as many as the export was made with."""
+    backend, images = predictor.model, len(predictor.batch[0])
+    one_number = backend.format == "torchscript" and "FasterRCNN" in (backend.metadata or {}).get("head", "")
+    if one_number and images != backend.batch:
+        raise ConfigError(
+            f"model={predictor.args.model} takes {backend.batch} images at a time, not {images}; give so many, or "
+            f"export with batch={images}"
+        )
 
 
 guard()

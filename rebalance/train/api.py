@@ -110,8 +110,6 @@ class YOLO(ultralytics.YOLO):  # type: ignore[misc]
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Predict, as there."""
-        if isinstance(self.model, str) and _number_as_exported not in self.callbacks["on_predict_batch_start"]:
-            self.add_callback("on_predict_batch_start", _number_as_exported)
         self._ready()
         return super().predict(*args, **kwargs)
 
@@ -239,17 +237,6 @@ class YOLO(ultralytics.YOLO):  # type: ignore[misc]
         elif several and isinstance(self.model, TorchvisionModel) and not self.ckpt and pretrained in (None, True):
             made.starts_from = True  # torchvision's backbone; the host would go on from this model's random numbers
         return made
-
-
-def _number_as_exported(predictor: Any) -> None:
-    """Refuse what TorchScript would: proposals are chosen image by image, for as many as the export was made with."""
-    backend, images = predictor.model, len(predictor.batch[0])
-    one_number = backend.format == "torchscript" and "FasterRCNN" in (backend.metadata or {}).get("head", "")
-    if one_number and images != backend.batch:
-        raise ConfigError(
-            f"model={predictor.args.model} takes {backend.batch} images at a time, not {images}; give so many, or "
-            f"export with batch={images}"
-        )
 
 
 def to_fetch(name: str) -> str:

@@ -88,6 +88,8 @@ def test_torchscript_takes_any_number_of_images_or_says_how_many(tmp_path: Path,
             ConfigError, match=r"takes 1 images at a time, not 2; give so many, or export with batch=2$"
         ):
             exported.predict(images, imgsz=64, verbose=False)
+        with pytest.raises(ConfigError, match="takes 1 images at a time, not 2"):
+            ultralytics.YOLO(file, task="detect").predict(images, imgsz=64, verbose=False)
         return
     options = {"imgsz": 64, "verbose": False, "conf": 0.001}
     for mine, other in zip(model.predict(images, **options), exported.predict(images, **options), strict=True):

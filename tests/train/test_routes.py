@@ -387,7 +387,7 @@ def test_every_set_of_a_list_is_checked_before_anything_is_made(data: str, tmp_p
 # What makes a run again -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["two branches", "obj", "fasterrcnn_tiny", "ssd_tiny"])
+@pytest.mark.parametrize("name", HEADS)
 def test_a_run_is_made_again_from_its_folder_bit_for_bit(data: str, tmp_path: Path, name: str) -> None:
     head = HEADS[name]
     YOLO(head.model).train(
