@@ -1,21 +1,27 @@
-"""Files that are there whole or not at all, whatever ends the process, and a full disk said in one line."""
+"""Files that are there whole or not at all, whatever ends the process; a disk that takes nothing is told in a line."""
 
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from filelock import FileLock, Timeout
+
 from rebalance.errors import RunError
 
-# Names of what is being written: hidden, with the number of the process, or a data set that `data.derive` makes
-_LEFT = re.compile(r"\..+\.(\d+|[0-9a-f]{12}\.partial)")
-_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}  # no space on the device, none left to this user
+# Names of what is being written: hidden, with the number of the process; or of `beside`, with the lock that is held
+_LEFT = re.compile(r"\..+\.(\d+|[0-9a-f]{12}\.(partial|lock))")
+# No space on the device, none left to this user, a file that is longer than allowed, a disk that is only read
+_UNWRITABLE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG, errno.EROFS}
+_REFUSED = {errno.EACCES, errno.EPERM}
 
 
 @contextmanager
@@ -35,7 +41,8 @@ def whole(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         raise RunError(f"{path} cannot be written: {error.strerror or error}") from None
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # on a disk that is only read this fails even where there is nothing
+            part.unlink()
 
 
 def write_whole(path: Path, data: bytes) -> Path:
@@ -65,6 +72,38 @@ def moved(folder: Path, last: str = "") -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
+@contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """A hidden new folder beside `path` to write into, which is gone when the block ends, unless it was moved.
+
+    What a killed process left of one for the same path is removed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for lock in path.parent.glob(f".{glob.escape(path.name)}.*.lock"):
+        with suppress(Timeout, OSError):
+            if unfinished(lock):
+                _remove(lock, FileLock(lock, timeout=0))
+    name = f".{path.name}.{uuid.uuid4().hex[:12]}"
+    lock, folder = path.with_name(f"{name}.lock"), path.with_name(f"{name}.partial")
+    held = FileLock(lock)
+    try:
+        with suppress(NotImplementedError):  # a file system without locks
+            held.acquire()
+        folder.mkdir()
+        yield folder
+    finally:
+        held.release()
+        _remove(lock, nullcontext())
+
+
+def _remove(lock: Path, held: AbstractContextManager[object]) -> None:
+    """Remove a folder of `beside`, and its lock last."""
+    with held:
+        shutil.rmtree(lock.with_suffix(".partial"), ignore_errors=True)
+    with suppress(OSError):
+        lock.unlink()
+
+
 def unfinished(path: Path) -> bool:
     """Whether it is named as what is being written, or was when a process was killed."""
     return _LEFT.fullmatch(path.name) is not None
@@ -78,8 +117,8 @@ def clear(folder: Path) -> None:
 
 
 @contextmanager
-def full_disk_told(where: Path | str) -> Iterator[None]:
-    """Raise RunError in the place of a system error that says that the disk is full.
+def unwritable_told(where: Path | str) -> Iterator[None]:
+    """Raise RunError in the place of a system error that says that the disk is full, or takes nothing from us.
 
     Args:
         where: what was written, where the error itself does not say it.
@@ -87,7 +126,9 @@ def full_disk_told(where: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL:
+        if error.errno in _REFUSED and error.filename:  # reading or writing: the system does not say which
+            raise RunError(f"{error.filename}: {error.strerror}") from None
+        if error.errno not in _UNWRITABLE:
             raise
         raise RunError(f"{error.filename or where} cannot be written: {error.strerror}") from None
 

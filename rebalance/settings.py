@@ -229,7 +229,11 @@ class BenchFlags:
     imgsz: int = setting(256, "image size", low=32, unit="pixels")
     repeats: int = setting(10, "timed repetitions", low=3)
     device: str = setting("", "cpu, or a CUDA index; empty: CUDA where there is one")
-    out: str = setting("", "write the figures to this JSON file")
+    grow: bool = setting(
+        False,
+        "time the losses alone, over boxes an image and classes (1 to 1000) and image size, and draw it beside `out`",
+    )
+    out: str = setting("", "write the figures to this JSON file; with grow: default runs/bench-grow.json")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 from ultralytics.utils import DEFAULT_CFG_DICT
 
@@ -330,9 +331,9 @@ def sections(page: str, pattern: str) -> dict[str, str]:
     return {part.partition("\n")[0]: part for part in re.split(pattern, text, flags=re.MULTILINE)[1:]}
 
 
-FIGURES = {
-    heading: part for heading, part in sections("docs/results.md", "^## ").items() if heading not in ("Speed", "Plans")
-}
+SECTIONS = sections("docs/results.md", "^## ")
+TABLES = {heading: part for heading, part in SECTIONS.items() if "python scripts/" in part}  # of a table.csv
+FIGURES = {heading: part for heading, part in SECTIONS.items() if heading not in ("Speed", "Plans", *TABLES)}
 
 
 @pytest.mark.parametrize("heading", [heading for heading, text in FIGURES.items() if " ± " in text])
@@ -363,6 +364,26 @@ def test_every_correction_and_gap_is_that_of_the_report(heading: str) -> None:
     assert len(told) > 3
     assert {*told} <= gaps
     assert {cell for cell in found if re.fullmatch(r"± \d+\.\d", cell)} <= halves
+
+
+@pytest.mark.parametrize("heading", TABLES)
+def test_every_figure_of_a_script_is_that_of_its_table(heading: str) -> None:
+    text = TABLES[heading].replace("−", "-")
+    rows = [
+        row
+        for name in {*re.findall(r"out=runs/reference/([\w-]+)", text)}
+        for row in pandas.read_csv(package.REFERENCE / name / "table.csv").to_dict("records")
+    ]
+    means = {f"{row[name]:.1f} ± {row[f'{name} ±']:.1f}" for row in rows for name in row if f"{name} ±" in row}
+    shares = {
+        "{:.2f} ({:.2f} to {:.2f})".format(*(row[f"{metric} {end}"] for end in ("gap closed", "from", "to")))
+        for row in rows
+        for metric in ("mAP50", "mAP50-95")
+    }
+    found = re.findall(r"-?\d+\.\d ± \d+\.\d", text)
+    assert len(found) > 5
+    assert {*found} <= means
+    assert {*re.findall(r"-?\d\.\d\d \(-?\d\.\d\d to -?\d\.\d\d\)", text)} <= shares
 
 
 def test_the_figures_of_the_built_in_benchmark_are_those_of_its_runs() -> None:

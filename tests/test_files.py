@@ -11,7 +11,7 @@ import pytest
 
 from rebalance.cli import main as cli
 from rebalance.errors import RunError
-from rebalance.files import clear, full_disk_told, moved, unfinished, whole, write_whole
+from rebalance.files import clear, moved, unfinished, unwritable_told, whole, write_whole
 
 
 def full(*_: object) -> None:
@@ -84,9 +84,9 @@ def test_what_a_kill_left_is_cleared_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_an_error_of_one_line_and_other_errors_stay(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"^there cannot be written: No space left on device$"), full_disk_told("there"):
+    with pytest.raises(RunError, match=r"^there cannot be written: No space left on device$"), unwritable_told("there"):
         full()
-    with pytest.raises(FileNotFoundError), full_disk_told("there"):
+    with pytest.raises(FileNotFoundError), unwritable_told("there"):
         (tmp_path / "none").read_bytes()
 
 

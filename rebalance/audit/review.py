@@ -28,7 +28,7 @@ from rebalance.audit import crops
 from rebalance.audit.table import KINDS, Suggestion
 from rebalance.data.dataset import title
 from rebalance.data.labels import Labels
-from rebalance.files import clear, full_disk_told, write_whole
+from rebalance.files import clear, unwritable_told, write_whole
 
 PAGE = "review.html"
 CROPS = "crops"
@@ -56,7 +56,7 @@ def write(
     """
     beside, name = folder / CROPS, str(about["suggestions_sha256"])[:12]
     part = beside / f".{name}.{os.getpid()}"
-    with full_disk_told(folder):
+    with unwritable_told(folder):
         clear(beside)
         part.mkdir(parents=True)
         try:

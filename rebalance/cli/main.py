@@ -17,7 +17,7 @@ from typing import Any
 
 from rebalance import settings
 from rebalance.errors import ConfigError, RebalanceError, nearest
-from rebalance.files import full_disk_told, long_names_told, write_whole
+from rebalance.files import long_names_told, unwritable_told, write_whole
 
 
 @dataclass(frozen=True)
@@ -501,7 +501,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rest = [arg for arg in args if arg != "--debug"]
 
     def call() -> None:
-        with full_disk_told("the output"), long_names_told():
+        with unwritable_told("the output"), long_names_told():
             dispatch(rest)
 
     return guarded(call, debug=len(rest) < len(args))

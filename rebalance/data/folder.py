@@ -8,7 +8,6 @@ import itertools
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from rebalance.errors import DataError
+from rebalance.files import beside
 
 Manifest = dict[str, Any]
 
@@ -37,14 +37,9 @@ def new_folder(out: Path) -> Iterator[Path]:
     Raises:
         DataError: `out` exists, or something cannot be written.
     """
-    partial = free(out).parent / f".{out.name}.{uuid.uuid4().hex[:12]}.partial"
-    try:
-        with _told(out):
-            partial.mkdir(parents=True)
-            yield partial
-            os.rename(partial, out)
-    finally:  # gone after the rename; also on Ctrl-C
-        shutil.rmtree(partial, ignore_errors=True)
+    with _told(free(out)), beside(out) as partial:
+        yield partial
+        os.rename(partial, out)
 
 
 @contextlib.contextmanager

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from rebalance.experiments.record import load
+from rebalance.files import beside
 from rebalance.report import figures
 from rebalance.report.page import pages, state
 from rebalance.report.rounds import rounds_tables
@@ -35,8 +34,7 @@ def report(folder: str | Path, baseline: str = "", references: Sequence[str | Pa
     """
     folder = Path(folder)
     found = _results(folder, baseline, references)
-    made = Path(tempfile.mkdtemp(prefix=".report-", dir=folder))
-    try:
+    with beside(folder / "report") as made:
         (made / "plots").mkdir()
         pictures, notes = figures.draw(found, made / "plots")
         files = {"summary.csv": to_csv(found.rows), **pages(found, pictures, notes, made / "plots")}
@@ -50,8 +48,6 @@ def report(folder: str | Path, baseline: str = "", references: Sequence[str | Pa
                 (folder / "plots" / file).unlink(missing_ok=True)
         for name in files:
             os.replace(made / name, folder / name)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
     return folder / "report.html"
 
 

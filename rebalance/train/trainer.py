@@ -119,6 +119,7 @@ class RebalanceTrainer(Resumable, Scheduled):
         if isinstance(self.model, torch.nn.Module):  # built by the process that started this one
             self.host = host_of(self.model)
             self.recipe = kept(remembered(self.model).get("flags", {}), self.host.sites)
+            self._fresh = self._fresh or bool(self.starts_from)
         checkpoint = super().setup_model()
         self.args.pretrained = pretrained
         if RANK in {-1, 0}:  # with our flags `cfg=args.yaml` asks for the same training
@@ -268,14 +269,16 @@ class RebalanceTrainer(Resumable, Scheduled):
         return batch
 
     def criterion_state(self) -> dict[str, Any]:
-        """What the methods of each branch keep, too, and what was measured last."""
+        """What the methods of each branch keep, too, and what was measured first and last."""
         kept = [dict(branch.objectives[0].run.kept) for branch in branches(unwrap_model(self.model).criterion)]
-        return {**super().criterion_state(), "kept": kept, "pulls": self.pulls}
+        first = {name: self.loss_ran[name] for name in self.pulls if name in self.loss_ran}
+        return {**super().criterion_state(), "kept": kept, "pulls": self.pulls, "first_pulls": first}
 
     def restore_criterion(self, state: dict[str, Any]) -> None:
         """Put back what `criterion_state` gave."""
         super().restore_criterion(state)
         self.pulls |= state["pulls"]
+        self.loss_ran |= state.get("first_pulls", {})
         for branch, found in zip(branches(unwrap_model(self.model).criterion), state["kept"], strict=True):
             branch.objectives[0].run.kept = {name: tensor.to(self.device) for name, tensor in found.items()}
 

@@ -72,6 +72,7 @@ class Unbroken:
         model.add_callback("on_model_save", lambda t: shutil.copytree(t.save_dir, folder / f"{t.epoch}"))
         train(model, data, folder, **{**USUAL, **flags})
         self.end = state_at_the_end(model.trainer)
+        self.loss_ran = getattr(model.trainer, "loss_ran", None)
 
     def copy(self, epoch: int, to: Path) -> Path:
         """Its folder as a kill after an epoch leaves it."""
@@ -108,6 +109,7 @@ def check_same(unbroken: Unbroken, trainer: Any, folder: Path) -> None:
     end = state_at_the_end(trainer)
     assert [k for k, v in unbroken.end.items() if not torch.equal(v, end[k])] == []
     assert rows(folder) == rows(unbroken.folder)
+    assert getattr(trainer, "loss_ran", None) == unbroken.loss_ran
     assert sorted(p.name for p in (folder / "weights").iterdir()) == ["best.pt", "last.pt"]
 
 
@@ -347,6 +349,7 @@ def test_what_a_method_keeps_comes_back_as_it_was(tmp_path: Path) -> None:
         made, run = object.__new__(RebalanceTrainer), SimpleNamespace(kept=kept)
         criterion = SimpleNamespace(objectives=[SimpleNamespace(run=run)])
         made.model, made.device, made.pulls = SimpleNamespace(criterion=criterion), torch.device("cpu"), {}
+        made.loss_ran = {}
         return made, run
 
     kept = {"sum": torch.tensor([1 / 3], dtype=torch.float64), "count": torch.tensor(3)}
