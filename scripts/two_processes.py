@@ -55,7 +55,8 @@ from rebalance.train.trainer import RebalanceTrainer
 PROCESSES = 2
 SMALL = {
     "epochs": 2, "imgsz": 64, "batch": 4, "nbs": 4, "plots": False, "verbose": False, "optimizer": "SGD", "lr0": 0.01,
-    "warmup_epochs": 0, "close_mosaic": 1, "amp": False, "device": "cpu",
+    "warmup_epochs": 0, "amp": False, "device": "cpu",
+    "mosaic": 0, "scale": 0, "translate": 0,  # so that what regions cover is no matter of chance
 }  # fmt: skip
 MODELS = {
     "anchor": ("yolov5n.yaml", {"head": "anchor"}),
