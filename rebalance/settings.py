@@ -143,7 +143,15 @@ class SweepFlags:
     control: str = setting(
         "", "fractions; of every run that drops one of them at random, train the control too: drop_select=weight"
     )
-    jobs: int = setting(1, "runs at a time, each with its share of the cores", low=1)
+    jobs: int = setting(
+        1, "runs at a time (on each machine, with executor=ray), each with its share of the cores", low=1
+    )
+    executor: str = setting(
+        "local", "where: on this machine, or on a Ray cluster (pip install ray)", choices=("local", "ray")
+    )
+    address: str = setting(
+        "", "of the Ray cluster, e.g. 10.0.0.1:6379; default: this machine's, or one that is started on it"
+    )
     dry: bool = setting(False, "check everything and say what would run, on which labels; nothing is made or fetched")
     series: bool = setting(
         False,

@@ -133,7 +133,7 @@ def test_every_command_is_one_that_the_program_takes(words: list[str]) -> None:
     elif program.startswith(("./", ".ci/")):
         assert os.access(ROOT / program, os.X_OK)
     else:
-        assert program in ("source", "pip", "cp", "sed", "mkdocs", "patch", "python", "git")
+        assert program in ("source", "pip", "ray", "cp", "sed", "mkdocs", "patch", "python", "git")
 
 
 def check_training(words: list[str]) -> None:
