@@ -10,9 +10,14 @@ from typing import Any
 from torch import Tensor, distributed
 
 
+def number() -> int:
+    """How many there are."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
 def together() -> bool:
     """Whether there are several."""
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+    return number() > 1
 
 
 def summed(counts: Tensor) -> Tensor:

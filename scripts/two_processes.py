@@ -6,7 +6,8 @@ their choice, NCCL (gloo), and where the checkpoint is validated. Of each traini
     whether the weights are the same in both processes after every step, and what a loss keeps from step to step
     whether the gradient is the sum of those that one process finds on the two parts of the batch, with each part's
     draws, and with the same draws on both parts another one
-    whether the loss of `loss=ghm` is that of one process on the whole batch
+    whether the loss is that of one process on the whole batch, where it is divided by what the whole batch has
+    whether the regions of its images have a say in each of them
     whether the counts in results.csv are the sum of those of the processes, and every file has one writer
     whether it goes on from its first epoch to the same weights and the same rows
 
@@ -17,10 +18,12 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -38,9 +41,14 @@ from ultralytics.engine import validator as host_validator
 from ultralytics.utils import LOCAL_RANK, RANK
 from ultralytics.utils.torch_utils import unwrap_model
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+from small_data import make_dataset
+
 from rebalance import YOLO
+from rebalance.experiments.train import Keeper
 from rebalance.hosts import host_of
 from rebalance.hosts.host import branches, objectives
+from rebalance.match.regions import RegionBatch
 from rebalance.methods import method
 from rebalance.train.trainer import RebalanceTrainer
 
@@ -59,9 +67,8 @@ MODELS = {
 }
 DROP = {"loss": "drop", "obj_drop": 0.5, "box_drop": 0.5}
 FLAGS: dict[str, dict[str, Any]] = {"drop": DROP, "ghm": {"loss": "ghm"}, "resobj": {"head": "resobj"}}
-ABSENT = {  # methods that have no meaning there
-    ("fasterrcnn", "ghm"), ("ssd", "ghm"),
-}  # fmt: skip
+HEADS = {("ssd", "ghm"): {"head": "sigmoid"}}
+ABSENT = {("fasterrcnn", "ghm"), ("ssd", "resobj")}  # they have no meaning there
 
 
 class TwoProcesses(RebalanceTrainer):
@@ -73,6 +80,9 @@ class TwoProcesses(RebalanceTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.seen: dict[str, Any] = {"weights": [], "kept": [], "counts": []}
         self._at: dict[str, Any] = {}
+        written = self.seen["written"] = []
+        if RANK > 0:
+            sys.addaudithook(lambda event, args: written.extend(changed(event, args)))
         super().__init__(*args, **kwargs)
 
     def _setup_ddp(self) -> None:
@@ -128,9 +138,24 @@ class OnCPU(DistributedDataParallel):
         super().__init__(module, **kwargs)
 
 
+def changed(event: str, args: tuple[Any, ...]) -> list[str]:
+    """The files that a process is about to write, rename or remove; folders that are there it may ask for."""
+    if event == "open":
+        path, _, flags = args
+        args = (path,) if flags & (os.O_WRONLY | os.O_RDWR) else ()
+    elif event not in ("os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink"):
+        args = ()
+    return [os.fsdecode(path) for path in args[:2] if isinstance(path, (str, bytes))]
+
+
 def kept_by(folder: Path, rank: int) -> Path:
     """Where a process keeps what the checks look at."""
     return folder.with_name(f"{folder.name}-process{rank}.pt")
+
+
+def record_of(folder: Path) -> Path:
+    """Where a sweep would keep what it records of a run."""
+    return folder.with_name(f"{folder.name}.json")
 
 
 def after_first(folder: Path) -> Path:
@@ -175,8 +200,11 @@ class Trained:
         self.ask(len(set(first["weights"])) == len(first["weights"]) > 0, "steps without effect")
         self.ask(first["kept"] == second["kept"], "what the loss keeps differs between the processes")
         self.ask(not torch.equal(*(part["step"]["batch"]["img"] for part in self.parts)), "the same images in both")
+        within = [path for path in second["written"] if Path(path).is_relative_to(self.folder)]
+        self.ask(not within, f"the second process writes too: {within[:3]}")
         self.check_gradient()
         self.check_counts()
+        self.check_records()
         return self
 
     def check_gradient(self) -> None:
@@ -185,15 +213,20 @@ class Trained:
         self.ask(len({step["runs"][0][0] for step in steps}) == PROCESSES, "the processes draw the same")
         found = gradients(steps)
         self.ask(close(found, steps[0]["gradients"]), "the gradient is not the sum of those of the parts")
-        if steps[0]["recipe"]["loss"] == "drop":
+        for one in range(PROCESSES):
+            unsaid = {k: v for k, v in steps[one]["batch"].items() if k != "regions"}
+            other = gradients([*steps[:one], {**steps[one], "batch": unsaid}, *steps[one + 1 :]])
+            self.ask(not same(other, found), f"the regions have no say in process {one}")
+        if "drop" in steps[0]["recipe"]["loss"]:
             key = steps[0]["runs"]
-            same = gradients([{**step, "runs": key} for step in steps])
-            self.ask(not close(same, steps[0]["gradients"]), "the draws have no say")
-        if "ghm" in steps[0]["recipe"]["loss"]:
-            name = "obj_loss" if "obj_loss" in steps[0]["items"] else "cls_loss"
+            drawn = gradients([{**step, "runs": key} for step in steps])
+            self.ask(not same(drawn, found), "the draws have no say")
+        elif (divisor := steps[0]["recipe"].divisor) != "host" or "anchors" in steps[0]["recipe"].site.gives:
+            whole, items = of_whole(steps), steps[0]["items"]
+            name = "obj_loss" if "obj_loss" in items else "cls_loss"  # the gates of residual losses are of the part
             mean = sum(float(step["items"][name]) for step in steps) / PROCESSES
-            whole = float(of_whole(steps)[name])
-            self.ask(abs(mean - whole) <= 1e-5 * abs(whole), f"{name} {mean} is not {whole}, that of the whole batch")
+            right = abs(mean - whole[name]) <= 1e-5 * abs(whole[name])
+            self.ask(right, f"by {divisor} {name} {mean} is not {whole[name]}, that of the whole batch")
 
     def check_counts(self) -> None:
         """That results.csv has the sum over the processes, a row an epoch."""
@@ -204,6 +237,14 @@ class Trained:
             if summed:
                 self.ask([row[f"drop/{name}"] for name in names] == summed, f"counts {summed} are not those of {row}")
                 self.ask(summed[1] > 0 and min(c[1] for c in counts) > 0, "nothing was dropped")
+
+    def check_records(self) -> None:
+        """That a sweep's record of the run, and what it was made with, are there and say the same."""
+        kept = json.loads(record_of(self.folder).read_text("utf-8"))
+        made = json.loads((self.folder / "rebalance.json").read_text("utf-8"))
+        self.ask(sorted(kept["seconds"]) == ["1", "2"], f"the record has the times {kept['seconds']}")
+        self.ask(kept["images"] == made["data"]["train"]["images"] == 8, "the record has another number of images")
+        self.ask(kept["loss_ran"]["text"] == made["loss"]["text"], "the record has another loss")
 
     def check_going_on(self, other: Trained) -> None:
         """That another one, which went on from its first epoch, came to the same end."""
@@ -249,7 +290,7 @@ def gradients(steps: list[dict[str, Any]]) -> list[Tensor]:
 def run_part(step: dict[str, Any], of: dict[str, Any], summed: Callable[[Tensor], Tensor], *, backward: bool) -> None:
     """The loss of a part of the batch."""
     model, criterion = prepared(of, step)
-    with patch.object(method, "summed", summed):
+    with patch.object(method, "summed", summed), patch.object(method, "number", lambda: PROCESSES):
         loss = criterion(model(step["batch"]["img"]), step["batch"])[0].sum()
     if backward:
         loss.backward()
@@ -263,6 +304,10 @@ def of_whole(steps: list[dict[str, Any]]) -> dict[str, Tensor]:
     images = len(batches[0]["img"])
     batch = {key: torch.cat([one[key] for one in batches]) for key in ("img", "cls", "bboxes")}
     batch["batch_idx"] = torch.cat([one["batch_idx"] + images * i for i, one in enumerate(batches)])
+    parts = [one["regions"] for one in batches]
+    image = torch.cat([part.image + images * i for i, part in enumerate(parts)])
+    fields = [torch.cat(each) for each in list(zip(*parts, strict=True))[1:5]]
+    batch["regions"] = RegionBatch(image, *fields, max(part.most for part in parts))
     items: dict[str, Tensor] = criterion(joined(preds, images), batch)[1]
     return items
 
@@ -289,17 +334,35 @@ def close(found: list[Any], expected: list[Any]) -> bool:
     return bool((flat[0] - flat[1]).norm() <= 1e-4 * flat[1].norm()) and bool(flat[1].norm() > 0)
 
 
-def train(family: str, method: str, data: Path, folder: Path, *, go_on: bool = True, **more: Any) -> Trained:
+def same(found: list[Any], others: list[Any]) -> bool:
+    """Whether gradients are the same to the bit."""
+    return all(x is y or torch.equal(x, y) for x, y in zip(found, others, strict=True))
+
+
+def train(family: str, flags: str, data: Path, folder: Path, *, go_on: bool = True) -> Trained:
     """Train, check, go on from the first epoch, and check that."""
-    name, flags = MODELS[family]
-    arguments = {**SMALL, **flags, **FLAGS[method], "project": str(folder), "name": f"{family}-{method}", **more}
-    YOLO(name).train(data=str(data), trainer=TwoProcesses, **arguments)
-    trained = Trained(folder / f"{family}-{method}").check()
+    name, own = MODELS[family]
+    run = folder / f"{family}-{flags}"
+    model = YOLO(name)
+    Keeper(record_of(run), threads=1, began=time.perf_counter()).attach(model)
+    arguments = {**SMALL, **own, **HEADS.get((family, flags), {}), **FLAGS[flags]}
+    model.train(data=str(data), project=str(folder), name=run.name, trainer=TwoProcesses, **arguments)
+    trained = Trained(run).check()
     if go_on:
         stopped = after_first(trained.folder)
         YOLO(stopped / "weights" / "last.pt").train(resume=True, trainer=TwoProcesses, save_dir=str(stopped))
         trained.check_going_on(Trained(stopped))
     return trained
+
+
+def make_data(folder: Path) -> Path:
+    """A data set of 8 + 4 images, of whose right quarters alone it is known whether they show the first class."""
+    data = make_dataset(folder, test=1)
+    for split in ("train", "val"):
+        (folder / "regions" / split).mkdir(parents=True)
+        for labels in (folder / "labels" / split).glob("*.txt"):
+            (folder / "regions" / split / labels.name).write_text("unknown 0 0.375 0.5 0.75 1\n", "utf-8")
+    return data
 
 
 def main(arguments: list[str]) -> int:
@@ -315,19 +378,16 @@ def main(arguments: list[str]) -> int:
         if unknown := [name for name in given[key].split(",") if name not in known]:
             print(f"two_processes: {unknown[0]} is not one of {', '.join(known)}", file=sys.stderr)
             return 2
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-    from small_data import make_dataset
-
     faults = 0
     with tempfile.TemporaryDirectory(prefix="two-processes-") as place:
-        data = make_dataset(Path(place) / "data")
+        data = make_data(Path(place) / "data")
         for family in given["only"].split(","):
-            for method in given["methods"].split(","):
-                if (family, method) in ABSENT:
+            for name in given["methods"].split(","):
+                if (family, name) in ABSENT:
                     continue
-                wrong = train(family, method, data, Path(place)).wrong
+                wrong = train(family, name, data, Path(place)).wrong
                 faults += len(wrong)
-                print(f"two_processes: {family} {method}: {'; '.join(wrong) or 'right'}", flush=True)
+                print(f"two_processes: {family} {name}: {'; '.join(wrong) or 'right'}", flush=True)
     return 1 if faults else 0
 
 

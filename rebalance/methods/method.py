@@ -24,7 +24,7 @@ from torch import Tensor
 
 from rebalance.match.candidates import NEGATIVE, Candidates
 from rebalance.match.regions import NOTHING_SAID, Known
-from rebalance.processes import summed
+from rebalance.processes import number, summed
 
 DENSE, RPN, ROI = "dense", "rpn", "roi"  # stages: over every candidate at once, or the two of Faster R-CNN
 
@@ -103,6 +103,11 @@ class Run:
         In validation those of the part: there the processes may have different numbers of batches.
         """
         return summed if self.training else lambda counts: counts
+
+    @property
+    def parts(self) -> int:
+        """How many processes have a part of the batch at hand."""
+        return number() if self.training else 1
 
     def generator(self, device: torch.device, *purpose: str) -> torch.Generator:
         """The random numbers of this step for one purpose: what one draws does not change what another draws.
