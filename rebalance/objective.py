@@ -261,7 +261,8 @@ class Objective:
             ignored: (B, N) bool, what is no candidate, or (B, N, C) of each channel; None: nothing.
 
         Returns:
-            A scalar; by image (B,), the divisor of each image's sum.
+            A scalar; by image (B,), the divisor of each image's sum. Where several processes have a part of the batch
+            each, and their losses are averaged, the mean of their counts: then the loss is that of the whole batch.
         """
         by = by or self.recipe.divisor
         if by == "candidates":
@@ -275,4 +276,5 @@ class Objective:
         counted = choice.of_count(counted, gone)
         if by == "image":
             return counted.sum(1).clamp(min=1) * len(counted)
-        return (counted.sum() * (channels if by == "candidates" else 1)).clamp(min=1)
+        whole = self.run.summed(counted.sum() * (channels if by == "candidates" else 1)).clamp(min=1)
+        return whole if self.run.parts == 1 else whole / self.run.parts

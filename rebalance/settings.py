@@ -143,13 +143,41 @@ class SweepFlags:
     control: str = setting(
         "", "fractions; of every run that drops one of them at random, train the control too: drop_select=weight"
     )
-    jobs: int = setting(1, "runs at a time, each with its share of the cores", low=1)
+    jobs: int = setting(
+        1, "runs at a time (on each machine, with executor=ray), each with its share of the cores", low=1
+    )
+    executor: str = setting(
+        "local", "where: on this machine, or on a Ray cluster (pip install ray)", choices=("local", "ray")
+    )
+    address: str = setting(
+        "", "of the Ray cluster, e.g. 10.0.0.1:6379; default: this machine's, or one that is started on it"
+    )
     dry: bool = setting(False, "check everything and say what would run, on which labels; nothing is made or fetched")
     series: bool = setting(
         False,
         "vary one list at a time, not their product: obj_drop, box_drop, nrd_rate from 0, of which one value is a list "
         "too; others from 0 where it is in the list, else from the first",
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneFlags:
+    """`rebalance tune`: search flags. Every other key is a training flag; a list is choices, low..high a range."""
+
+    name: str = setting("", "folder runs/tune/<name>; the same name continues it; default: a time stamp")
+    trials: int = setting(20, "settings to try in all; more of them continue a search that is over", low=1)
+    seed: int = setting(0, "seed of the search and of each training", low=0)
+    prune: bool = setting(
+        True, "from a quarter of its epochs on, end a training whose best on val is below the median of those before"
+    )
+    protocol: str = setting("normal", "label protocol of the training split, as that of rebalance sweep")
+    rate: str = setting("0.5", "rate of percent and per_class")
+    label_seed: str = setting("", "seed of the withheld labels; default: seed")
+    extra: str = setting("0", "boxes of nothing among the training labels, see rebalance noise")
+    jitter: str = setting("0", "fraction of the training boxes that are displaced")
+    class_flip: str = setting("0", "fraction of the training boxes that get another class")
+    jitter_iou: str = setting("[0.5,0.9]", "range of the IoU of a displaced box with the true one")
+    jobs: int = setting(1, "trainings at a time, each with its share of the cores", low=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +229,11 @@ class BenchFlags:
     imgsz: int = setting(256, "image size", low=32, unit="pixels")
     repeats: int = setting(10, "timed repetitions", low=3)
     device: str = setting("", "cpu, or a CUDA index; empty: CUDA where there is one")
-    out: str = setting("", "write the figures to this JSON file")
+    grow: bool = setting(
+        False,
+        "time the losses alone, over boxes an image and classes (1 to 1000) and image size, and draw it beside `out`",
+    )
+    out: str = setting("", "write the figures to this JSON file; with grow: default runs/bench-grow.json")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ test, differences from "nothing said" paired by seed, with 95 % intervals, and t
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -128,9 +129,9 @@ def main(argv: list[str]) -> None:
         for way in (merge, cover):
             make(source, way, seed, work / way.__name__)
         for name in (COMPLETE, *(f"{way}-{what}" for way in SAID for what in ("silent", "said"))):
-            data = (source.file if name == COMPLETE else work / name / "data.yaml").resolve()
-            sets[str(data), seed] = name
-            cells.append({**RECIPE, **given, "name": out.name, "data": str(data), "seeds": str(seed)})
+            data = source.file if name == COMPLETE else work / name / "data.yaml"
+            sets[str(data.resolve()), seed] = name
+            cells.append({**RECIPE, **given, "name": out.name, "data": os.path.relpath(data), "seeds": str(seed)})
     folder = sweep(cells)
     pack(folder, out)
     values = {

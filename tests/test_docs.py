@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 from ultralytics.utils import DEFAULT_CFG_DICT
 
@@ -24,6 +25,7 @@ from rebalance.data.formats import FORMATS, TO_COCO, to_coco
 from rebalance.data.formats.record import ConvertFlags
 from rebalance.experiments.grid import read_grid, split
 from rebalance.experiments.record import load
+from rebalance.experiments.space import read_space
 from rebalance.hosts.torchvision.zoo import ZOO
 from rebalance.report.summary import results, stat
 from rebalance.report.summary import settings_of as settings
@@ -131,7 +133,7 @@ def test_every_command_is_one_that_the_program_takes(words: list[str]) -> None:
     elif program.startswith(("./", ".ci/")):
         assert os.access(ROOT / program, os.X_OK)
     else:
-        assert program in ("source", "pip", "cp", "sed", "mkdocs", "patch", "python", "git")
+        assert program in ("source", "pip", "ray", "cp", "sed", "mkdocs", "patch", "python", "git")
 
 
 def check_training(words: list[str]) -> None:
@@ -160,6 +162,8 @@ def check_own(name: str = "help", *rest: str) -> None:
             check_flag(key, value, fields, ())
     elif name in ("sweep", "benchmark", "paper"):
         check_sweep(name, list(rest))
+    elif name == "tune":
+        assert not rest or read_space(dict(word.split("=", 1) for word in rest)).corners()
     else:
         trains = name == "rounds" or (name == "audit" and any(word.startswith("folds=") for word in rest))
         for word in rest:
@@ -327,9 +331,9 @@ def sections(page: str, pattern: str) -> dict[str, str]:
     return {part.partition("\n")[0]: part for part in re.split(pattern, text, flags=re.MULTILINE)[1:]}
 
 
-FIGURES = {
-    heading: part for heading, part in sections("docs/results.md", "^## ").items() if heading not in ("Speed", "Plans")
-}
+SECTIONS = sections("docs/results.md", "^## ")
+TABLES = {heading: part for heading, part in SECTIONS.items() if "python scripts/" in part}  # of a table.csv
+FIGURES = {heading: part for heading, part in SECTIONS.items() if heading not in ("Speed", "Plans", *TABLES)}
 
 
 @pytest.mark.parametrize("heading", [heading for heading, text in FIGURES.items() if " ± " in text])
@@ -360,6 +364,26 @@ def test_every_correction_and_gap_is_that_of_the_report(heading: str) -> None:
     assert len(told) > 3
     assert {*told} <= gaps
     assert {cell for cell in found if re.fullmatch(r"± \d+\.\d", cell)} <= halves
+
+
+@pytest.mark.parametrize("heading", TABLES)
+def test_every_figure_of_a_script_is_that_of_its_table(heading: str) -> None:
+    text = TABLES[heading].replace("−", "-")
+    rows = [
+        row
+        for name in {*re.findall(r"out=runs/reference/([\w-]+)", text)}
+        for row in pandas.read_csv(package.REFERENCE / name / "table.csv").to_dict("records")
+    ]
+    means = {f"{row[name]:.1f} ± {row[f'{name} ±']:.1f}" for row in rows for name in row if f"{name} ±" in row}
+    shares = {
+        "{:.2f} ({:.2f} to {:.2f})".format(*(row[f"{metric} {end}"] for end in ("gap closed", "from", "to")))
+        for row in rows
+        for metric in ("mAP50", "mAP50-95")
+    }
+    found = re.findall(r"-?\d+\.\d ± \d+\.\d", text)
+    assert len(found) > 5
+    assert {*found} <= means
+    assert {*re.findall(r"-?\d\.\d\d \(-?\d\.\d\d to -?\d\.\d\d\)", text)} <= shares
 
 
 def test_the_figures_of_the_built_in_benchmark_are_those_of_its_runs() -> None:

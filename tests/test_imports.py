@@ -21,19 +21,22 @@ ARROWS = {
     "settings": "errors",
     "data": "rebalance errors files settings  PIL cv2 filelock numpy yaml",
     "match": "numpy torch",  # numpy: the fit of anchors to label sizes
-    "methods": "match settings  torch",
+    "processes": "torch",
+    "methods": "match processes settings  torch",
     "heads": "errors settings  torch",
     "recipe": "errors heads methods settings",
     "diagnosis": "match  torch",
     "objective": "diagnosis match methods recipe  torch",
-    "hosts": "diagnosis errors heads match methods objective recipe versions  PIL numpy torch torchvision ultralytics",
-    "train": "data errors files hosts match.regions match.withheld methods recipe settings versions"
+    "hosts": "diagnosis errors heads match methods objective processes recipe versions"
+    "  PIL numpy torch torchvision ultralytics",
+    "train": "data errors files hosts match.regions match.withheld methods processes recipe settings versions"
     "  numpy torch ultralytics",
     "experiments": "rebalance data errors files hosts.evaluation match.boxes recipe settings train versions"
-    "  cv2 faster_coco_eval filelock numpy psutil torch ultralytics yaml",
-    "report": "rebalance errors files experiments.papers experiments.record settings"
+    "  cv2 faster_coco_eval filelock numpy optuna psutil ray sqlalchemy torch ultralytics yaml",
+    "report": "rebalance data.pixels errors files experiments.papers experiments.record settings"
     "  cv2 jinja2 matplotlib numpy pandas yaml",
-    "bench": "errors experiments hosts match methods recipe settings versions  torch torchvision ultralytics yolov5",
+    "bench": "errors experiments hosts match methods recipe report.figures settings versions"
+    "  torch torchvision ultralytics yolov5",
     "audit": "data errors experiments.grid experiments.machine experiments.record experiments.sweep files"
     " hosts.evaluation report.build report.figures settings train versions"
     "  cv2 fiftyone filelock jinja2 markupsafe numpy sklearn ultralytics",

@@ -231,6 +231,21 @@ def test_by_image_each_image_has_the_mean_of_its_own() -> None:
     assert int(compose("bce").count(positive, NOTHING, by="candidates", ignored=ignored)) == 3
 
 
+def test_of_a_part_of_the_batch_it_is_divided_by_the_mean_over_the_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    # this process has 1 positive of 4 candidates, another one 4 of 4: means of 2.5 and 4; of its own two images 1 and 1
+    positive = torch.tensor([[True, False], [False, False]])
+    monkeypatch.setattr("rebalance.methods.method.number", lambda: 2)
+    monkeypatch.setattr("rebalance.methods.method.summed", lambda count: count + 4)
+    objective = compose("bce")
+    assert float(objective.count(positive, NOTHING, by="batch")) == 2.5
+    assert float(objective.count(positive, NOTHING, by="candidates", channels=1)) == 4
+    assert objective.count(positive, NOTHING, by="image").tolist() == [2, 2]
+    with torch.no_grad():  # in validation the processes do not wait for each other
+        assert int(objective.count(positive, NOTHING, by="batch")) == 1
+    monkeypatch.setattr("rebalance.methods.method.summed", lambda count: count * 0)
+    assert float(objective.count(positive, NOTHING, by="batch")) == 0.5  # nobody has one: of the whole batch 1
+
+
 # Objectness -----------------------------------------------------------------------------------------------------------
 
 

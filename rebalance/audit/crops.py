@@ -6,11 +6,11 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import cv2
 
 from rebalance.audit.table import Suggestion
+from rebalance.data.pixels import read
 from rebalance.data.progress import progress
 
 Window = tuple[int, int, int, int]  # left, top, right, bottom in pixels of the image
@@ -82,13 +82,6 @@ def _of_image(rows: Iterable[Suggestion], file: str, size: Sequence[int], folder
         data = cv2.imencode(".jpg", crop, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])[1]
         (folder / f"{row.id}.jpg").write_bytes(data.tobytes())
     return ""
-
-
-def read(file: str) -> Any:
-    """The image as it is read for training, in BGR; None where it cannot be."""
-    from ultralytics.utils.patches import imread  # brings torch: not when only the module is imported
-
-    return imread(file, cv2.IMREAD_COLOR)
 
 
 def _span(centre: float, side: float, size: int) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import os
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from itertools import accumulate
@@ -92,3 +93,9 @@ def waits(run: Run) -> str:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     return "none"
+
+
+def quartiles(values: list[float]) -> dict[str, float]:
+    """Median, and the quartiles `low` and `high`."""
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+    return {"median": median, "low": low, "high": high}

@@ -14,6 +14,7 @@ from ultralytics.nn.autobackend import AutoBackend
 from ultralytics.nn.tasks import yaml_model_load
 
 from rebalance.bench import hosts_own
+from rebalance.bench.clock import Run
 from rebalance.errors import ConfigError, nearest
 from rebalance.hosts import host_of
 from rebalance.hosts.torchvision.zoo import ZOO
@@ -29,6 +30,7 @@ from rebalance.settings import BenchFlags
 
 CLASSES = 10
 LABELS = 8  # an image, about as many as the built-in data has
+CROWD = 64  # labels an image, from which on they are smaller, so that all of them cover as much
 STEPS = 3  # most refinements that are timed
 GIVEN = {"drop": {"obj_drop": 0.75}}  # flags of the methods that do nothing by default
 CANDIDATES = 100_000  # an image of 640 pixels, of the tensor that element losses are timed on
@@ -59,18 +61,21 @@ class Contest(NamedTuple):
 # where it is done. A model is a YOLO's file, a detector of ZOO, or a key of PRESETS.
 
 
-def losses(load: BenchFlags, *, model: str, head: str = "stock", whole: bool = False) -> Contest:
+def losses(
+    load: BenchFlags, *, model: str, head: str = "stock", whole: bool = False, count: int = LABELS, nc: int = CLASSES
+) -> Contest:
     """The loss of a model's host and ours, on the same predictions, anchors and proposals.
 
     torchvision's losses match image by image, as its own models do; the labels are in its layout beforehand, which is
     time that only ours takes. Its random samples are as many as ours, but others. `whole`: torchvision's RetinaNet from
     images to losses, with our model's layers; it resizes and normalises the images and makes the anchors in every step.
+    `count` labels an image, of `nc` classes.
 
     Raises:
         ImportError: YOLOv5's loss, and the package `yolov5` or something that it imports is not installed.
     """
     name = _detector(model, load)
-    built, images, labels = _set_up(load, name, head=head)
+    built, images, labels = _set_up(load, name, count=count, nc=nc, head=head)
     host = host_of(built)
     site = host.sites.site(head)
     title, theirs, adapt = hosts_own.LOSSES[site.name if name in ZOO else name]
@@ -186,23 +191,44 @@ def _detector(name: str, load: BenchFlags) -> str:
     return PRESETS[name][load.device != "cpu"] if name in PRESETS else name
 
 
-def _set_up(load: BenchFlags, name: str, **given: Any) -> tuple[Any, Tensor, dict[str, Any]]:
-    """A model of random weights, built as `train` builds it, images and labels."""
+def _set_up(
+    load: BenchFlags, name: str, *, count: int = LABELS, nc: int = CLASSES, **given: Any
+) -> tuple[Any, Tensor, dict[str, Any]]:
+    """A model of random weights, built as `train` builds it, images and labels, where they are many smaller ones."""
     generator, host = torch.Generator().manual_seed(0), host_of(name)
-    cfg = name if name in ZOO else {**yaml_model_load(name), "nc": CLASSES}
+    cfg = name if name in ZOO else {**yaml_model_load(name), "nc": nc}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = host.build(cfg, read(given, host.sites), nc=CLASSES, ch=3, verbose=False).to(load.device).train()
+        model = host.build(cfg, read(given, host.sites), nc=nc, ch=3, verbose=False).to(load.device).train()
     model.args = get_cfg(overrides={"imgsz": load.imgsz})
     if name in ZOO:
         model.model[-1].trained_at(load.imgsz)
-    count = load.batch * LABELS
-    size = torch.rand(count, 2, generator=generator) * 0.25 + 0.05
-    centre = size / 2 + torch.rand(count, 2, generator=generator) * (1 - size)
+    total = load.batch * count
+    size = (torch.rand(total, 2, generator=generator) * 0.25 + 0.05) * min(1, (CROWD / count) ** 0.5)
+    centre = size / 2 + torch.rand(total, 2, generator=generator) * (1 - size)
     labels = {
-        "batch_idx": torch.arange(load.batch).repeat_interleave(LABELS).float(),
-        "cls": torch.randint(CLASSES, (count, 1), generator=generator).float(),
+        "batch_idx": torch.arange(load.batch).repeat_interleave(count).float(),
+        "cls": torch.randint(nc, (total, 1), generator=generator).float(),
         "bboxes": torch.cat((centre, size), 1),
     }
     images = torch.rand(load.batch, 3, load.imgsz, load.imgsz, generator=generator).to(load.device)
-    return model, images, {**{k: v.to(load.device) for k, v in labels.items()}, "most_labels": LABELS}
+    return model, images, {**{k: v.to(load.device) for k, v in labels.items()}, "most_labels": count}
+
+
+def criteria(contest: Contest) -> dict[str, Run]:
+    """By side, its loss forward and backward from what the head puts out."""
+    output = leaves(contest.model(contest.images))
+
+    def run(side: Side, preds: Any) -> None:
+        side.loss(preds).backward()
+
+    return {side.name: partial(run, side, leaves(side.adapt(output))) for side in contest.sides}
+
+
+def leaves(output: Any) -> Any:
+    """A copy of what a head put out, from which gradients are asked where it has any."""
+    if isinstance(output, dict):
+        return {k: leaves(v) for k, v in output.items()}
+    if isinstance(output, (list, tuple)):
+        return [leaves(v) for v in output]
+    return output.detach().clone().requires_grad_(output.requires_grad) if isinstance(output, Tensor) else output

@@ -6,7 +6,6 @@ One process, one model, one batch. Ratios are taken within a round, then the med
 from __future__ import annotations
 
 import gc
-import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -15,14 +14,16 @@ from typing import Any
 
 import torch
 
-from rebalance.bench import clock
+from rebalance.bench import clock, contests, growth
 from rebalance.bench.contests import Contest, Side, chosen
 from rebalance.errors import ConfigError
 from rebalance.experiments.machine import git, machine
 from rebalance.experiments.record import write_json
+from rebalance.report.figures import growth as figure
 from rebalance.settings import BenchFlags, as_dict
 from rebalance.versions import versions
 
+GROWTH = "runs/bench-grow.json"
 MEASURES = {
     "criterion": "loss, forward and backward, from the head's output",
     "step": "training step: model, loss, backward, optimiser",
@@ -67,7 +68,9 @@ def bench(flags: BenchFlags) -> dict[str, Any]:
     load, skipped = replace(flags, device=str(device)), list[str]()
     rows: list[dict[str, Any]] = []
     syncs: list[str] = []
-    for name, build in chosen(flags.only):
+    if flags.grow:
+        rows, skipped = growth.rows(load)
+    for name, build in () if flags.grow else chosen(flags.only):
         try:
             found, waits = _compare(build(load), flags.repeats)
             rows, syncs = rows + found, syncs + waits
@@ -82,8 +85,12 @@ def bench(flags: BenchFlags) -> dict[str, Any]:
         "precision": "float32", "flags": as_dict(flags), "machine": machine(torch.get_num_threads(), gpu),
         "versions": versions(), "git": git(),
     }  # fmt: skip
-    if flags.out:
-        write_json(Path(flags.out), result)
+    out = flags.out or (GROWTH if flags.grow else "")
+    if out:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        write_json(Path(out), result)
+    if flags.grow:
+        figure.write(growth.curves(result), Path(out).with_suffix(".png"), marked=growth.OURS)
     return result
 
 
@@ -95,6 +102,10 @@ def table(result: dict[str, Any]) -> str:
         f"{result['precision']}, batch {flags['batch']}, {flags['imgsz']} px, "
         f"{result.get('clock', 'wall')} time, median of {flags['repeats']} (quartiles of the ratio in brackets)"
     ]
+    if flags.get("grow"):
+        plot = Path(flags["out"] or GROWTH).with_suffix(".png")
+        skipped = ["", "skipped:", *result["skipped"]] if result["skipped"] else []
+        return "\n".join([*lines, *growth.lines(result), *skipped, "", str(plot)])
     measure = None
     for row in sorted(result["rows"], key=_order):
         if row["measure"] != measure:
@@ -116,7 +127,7 @@ def _compare(contest: Contest, repeats: int) -> tuple[list[dict[str, Any]], list
     """Rows, and for each loss on CUDA whether it makes the host wait for the device."""
     waits = []
     if contest.images.device.type == "cuda" and contest.kind in ("loss", "element"):
-        waits = [f"{contest.name}, {side}: {clock.waits(run)}" for side, run in _criteria(contest).items()]
+        waits = [f"{contest.name}, {side}: {clock.waits(run)}" for side, run in contests.criteria(contest).items()]
     return _rows(contest, repeats), waits
 
 
@@ -134,12 +145,12 @@ def _rows(contest: Contest, repeats: int) -> list[dict[str, Any]]:
                 own, hosts = taken[side.name], taken[host.name]
                 if not own:
                     continue  # this torch does not say
-                ratio = _quartiles([x / y for x, y in zip(own, hosts, strict=True)])
+                ratio = clock.quartiles([x / y for x, y in zip(own, hosts, strict=True)])
                 aim = AIMS.get((measure, host.name, side.name))
                 rows.append({
                     "model": contest.name, "host": host.name, "ours": side.name, "measure": measure,
                     "unit": "MiB" if "memory" in measure else "ms",
-                    "hosts": _quartiles(hosts), "own": _quartiles(own), "ratio": ratio,
+                    "hosts": clock.quartiles(hosts), "own": clock.quartiles(own), "ratio": ratio,
                     "aim": aim, "met": None if aim is None else ratio["median"] <= aim,
                     **({"added_parameters": side.parameters - host.parameters} if side.parameters else {}),
                 })  # fmt: skip
@@ -149,20 +160,6 @@ def _rows(contest: Contest, repeats: int) -> list[dict[str, Any]]:
 
 def _order(row: dict[str, Any]) -> int:
     return list(MEASURES).index(row["measure"])
-
-
-def _quartiles(values: list[float]) -> dict[str, float]:
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
-    return {"median": median, "low": low, "high": high}
-
-
-def _criteria(contest: Contest) -> dict[str, clock.Run]:
-    output = _leaves(contest.model(contest.images))
-
-    def run(side: Side, preds: Any) -> None:
-        side.loss(preds).backward()
-
-    return {side.name: partial(run, side, _leaves(side.adapt(output))) for side in contest.sides}
 
 
 def _steps(contest: Contest) -> dict[str, clock.Run]:
@@ -184,20 +181,15 @@ def _inference(contest: Contest) -> dict[str, clock.Run]:
 # By kind of contest, in this order: runs, and what is measured of them. The memory of a loss is that of other leaves,
 # without gradients, and comes before the steps, which throw away the gradients of layers that a loss runs.
 PLANS: dict[str, list[tuple[Callable[[Contest], dict[str, clock.Run]], tuple[str, ...]]]] = {
-    "loss": [(_criteria, ("criterion",)), (_criteria, ("criterion memory",)), (_steps, ("step", "memory"))],
+    "loss": [
+        (contests.criteria, ("criterion",)),
+        (contests.criteria, ("criterion memory",)),
+        (_steps, ("step", "memory")),
+    ],
     "step": [(_steps, ("step",))],
-    "element": [(_criteria, ("element",))],
+    "element": [(contests.criteria, ("element",))],
     "inference": [(_inference, ("inference",))],
 }
-
-
-def _leaves(output: Any) -> Any:
-    """A copy of what a head put out, from which gradients are asked where it has any."""
-    if isinstance(output, dict):
-        return {k: _leaves(v) for k, v in output.items()}
-    if isinstance(output, (list, tuple)):
-        return [_leaves(v) for v in output]
-    return output.detach().clone().requires_grad_(output.requires_grad) if isinstance(output, torch.Tensor) else output
 
 
 def _device(name: str) -> torch.device:

@@ -155,6 +155,13 @@ def run_grid(args: Any, dry: bool, **about: Any) -> None:
         show_report(sweep(args, **about))
 
 
+def tune(args: list[str]) -> None:
+    """Search for flags."""
+    from rebalance.experiments import tune
+
+    tune.tune(pairs(args, settings.TuneFlags))
+
+
 def rounds(args: list[str]) -> None:
     """Train, audit, complete and train again."""
     from rebalance.audit import rounds
@@ -381,6 +388,15 @@ COMMANDS: dict[str, Command] = {
         sweep,
         settings.SweepFlags,
         more="Flags of `rebalance train` and of Ultralytics are taken too; a comma list makes a dimension of the grid.",
+    ),
+    "tune": Command(
+        "rebalance tune loss=bce,drop obj_drop=0..0.9 lr0=1e-4..1e-2:log model=yolov5n.yaml head=anchor data=my.yaml",
+        "search flags for the best mAP50-95 on val, with Optuna (pip install optuna)",
+        tune,
+        settings.TuneFlags,
+        more="Flags of `rebalance train` and of Ultralytics are taken too: a comma list is choices, low..high a range, "
+        "low..high:log one that is even in its logarithm, low..high:int one of whole numbers. The same name continues "
+        "what was stopped.",
     ),
     "rounds": Command(
         "rebalance rounds data=my.yaml model=yolov8n.pt rounds=2 epochs=50",

@@ -145,11 +145,11 @@ def _cell(given: Mapping[str, str]) -> Grid:
     base = {key: _base(values) if sweep.series else values[0] for key, values in lists.items()}
     if sweep.series:
         for key in REMOVALS:
-            if key in lists and 0 not in lists[key] and not _is_idle(key, base):
+            if key in lists and 0 not in lists[key] and not is_idle(key, base):
                 lists[key], base[key] = [0.0, *lists[key]], 0.0
     dimensions = {key: values for key, values in lists.items() if len(values) > 1}
     points = _series(dimensions, base) if sweep.series else _product(dimensions)
-    idle = [{key for key in lists if _is_idle(key, {**base, **varied})} for varied in points]
+    idle = [{key for key in lists if is_idle(key, {**base, **varied})} for varied in points]
     everywhere = set(lists).intersection(*idle)  # stays, so that the check of the runs refuses it
     runs = []
     for seed in seeds:
@@ -344,7 +344,7 @@ def _no_point(varied: Mapping[str, Any], base: Mapping[str, Any]) -> ConfigError
     )
 
 
-def _is_idle(key: str, values: Mapping[str, Any]) -> bool:
+def is_idle(key: str, values: Mapping[str, Any]) -> bool:
     """Whether a flag is of a method that the run's `loss` (or `head`) leaves out; without these a flag chooses it."""
     owners = METHODS_OF.get(key, ())
     loss, head = str(values.get("loss") or ""), values.get("head")

@@ -139,6 +139,7 @@ def panels(flags: StepsFlags) -> list[Path]:
     imgsz = check_imgsz(flags.imgsz or model.overrides["imgsz"], stride=stride, max_dim=1)
     options = {"imgsz": imgsz, "conf": flags.conf, "device": flags.device or None, "save": False, "verbose": False}
     folder.mkdir(parents=True, exist_ok=True)
+    alone = len({file.stem.lower() for file in files}) == len(files)  # else a.jpg and a.png are two pictures
     written = []
     for file in files:
         with _named(file):
@@ -149,7 +150,7 @@ def panels(flags: StepsFlags) -> list[Path]:
                 mean = f", mean score {scores.mean():.2f}" if len(scores) else ""
                 pictures.append(_titled(_drawn(found), f"t = {step}: {len(scores)} found{mean}"))
             picture = cv2.imencode(".png", np.hstack(pictures))[1].tobytes()
-            written.append(write_whole(folder / f"{file.stem}.png", picture))
+            written.append(write_whole(folder / f"{file.stem if alone else file.name}.png", picture))
     if not written:
         raise DataError(f"source={flags.source}: no image there can be read")
     return written
@@ -175,6 +176,9 @@ def _drawn(found: Results) -> Any:
     scale = min(HEIGHT / height, max(1.0, WIDTH / width))
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
     image = cv2.resize(found.orig_img, None, fx=scale, fy=scale, interpolation=method)
+    if image.ndim == 2 or image.shape[2] != 3:  # of one channel, or of many: what is drawn has three
+        image = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR) if image.ndim == 2 else image[..., :3]
+    image = np.ascontiguousarray(image)
     boxes = found.boxes.data.clone()
     boxes[:, :4] *= scale
     return Results(image, path=found.path, names=found.names, boxes=boxes).plot()

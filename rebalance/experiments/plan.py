@@ -71,6 +71,6 @@ def read(path: Path, given: Mapping[str, str]) -> Written:
     name = path.resolve().parent.name if path.stem == "plan" else path.stem
     words = {key: told[key] for key in WORDS if told.get(key)}
     words |= {"file": shown(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    if changed := {key: text for key, text in given.items() if key not in ("name", "jobs")}:
+    if changed := {key: text for key, text in given.items() if key not in ("name", "jobs", "executor", "address")}:
         words["given"] = shlex.join(f"{key}={text}" for key, text in changed.items())
     return Written([{"name": name, **texts({**common, **cell}), **given} for cell in cells], words)

@@ -13,6 +13,8 @@ Boxes are (x1, y1, x2, y2) in pixels of the image; metrics are fractions in [0, 
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import json
 import re
 import sys
@@ -32,6 +34,7 @@ from rebalance.files import write_whole
 SCHEMA = 1
 SWEEP, RUNS, PACKED = "sweep.json", "runs", "records.jsonl"
 CONFIG, RECORD, LOG, PROGRESS = "config.json", "record.json", "log.txt", "progress.json"
+TRAIN = "train"  # folder of a run that the host writes to; its weights are below
 SPLITS = ("val", "test")
 METRICS = ("mAP50", "mAP75", "mAP50-95")
 DIAGNOSE = "diagnose/"  # of the columns of epochs that are of a diagnosis
@@ -478,6 +481,27 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
+
+
+def read_epochs(path: Path) -> list[dict[str, float]]:
+    """Return the rows of Ultralytics' results.csv; of an epoch that was trained twice, the last.
+
+    Our own columns are `drop/…`, predictions that the loss counted in the epoch (negatives, and those dropped from each
+    loss), `drop/pull` and `drop/push`, by what dropping multiplied the loss's gradient on positives and on negatives in
+    the epoch's first step, and `resobj/pos_t`, `resobj/neg_t`, the mean objectness of positives and of negatives in the
+    epoch's training images after step t = 0 … T.
+    """
+    if not path.exists():
+        return []
+    rows: dict[int, dict[str, float]] = {}
+    for row in csv.DictReader(path.read_text(encoding="utf-8").splitlines()):
+        if None in row or None in row.values():
+            continue  # half-written
+        with contextlib.suppress(ValueError):
+            numbers = {key.strip(): float(value) for key, value in row.items()}
+            epoch = int(numbers.pop("epoch"))
+            rows[epoch] = {"epoch": epoch, **numbers}
+    return [rows[epoch] for epoch in sorted(rows)]
 
 
 # where empty

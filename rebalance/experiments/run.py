@@ -26,18 +26,39 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from filelock import FileLock
 
 from rebalance.errors import RebalanceError
 from rebalance.experiments.machine import git, machine
-from rebalance.experiments.record import CONFIG, LOG, PROGRESS, RECORD, Record, Task, failed, read_file, write
+from rebalance.experiments.record import (
+    CONFIG,
+    LOG,
+    PROGRESS,
+    RECORD,
+    SPLITS,
+    TRAIN,
+    Record,
+    Task,
+    failed,
+    read_epochs,
+    read_file,
+    write,
+)
 from rebalance.files import clear
 from rebalance.versions import versions
 
+HELD = ".held"  # in a run folder: held while the run is carried out where several machines may try
+_DEVICE = "--device="
 FILLED_IN = ("epochs", "imgsz", "batch")  # host flags that a record always names
 
 
-def carry_out(folder: Path) -> Record:
+def carry_out(folder: Path, splits: Sequence[str] = SPLITS, device: str = "") -> Record:
     """Train and evaluate one run, or find out why that cannot be, and return its record.
+
+    Args:
+        folder: of the run.
+        splits: that it is evaluated on, of those that its data have.
+        device: the one that this machine gave to the run, in the place of the one asked for.
 
     Raises:
         RunError: the folder is not a run's: it has no config.json that can be read.
@@ -48,7 +69,7 @@ def carry_out(folder: Path) -> Record:
 
     keeper = Keeper(folder / PROGRESS, int(os.environ.get("OMP_NUM_THREADS", "1")), began)
     try:
-        made = _result(folder, task, keeper)
+        made = _result(folder, task, keeper, splits, device)
     except Exception as error:
         if isinstance(error, RebalanceError):
             print(f"rebalance: error: {error}", file=sys.stderr)
@@ -60,16 +81,19 @@ def carry_out(folder: Path) -> Record:
     return replace(made, versions=versions(), git=git() or {}, machine=about)
 
 
-def _result(folder: Path, task: Task, keeper: Any) -> Record:
+def _result(folder: Path, task: Task, keeper: Any, judged_on: Sequence[str], device: str) -> Record:
     from rebalance.data.dataset import load
     from rebalance.experiments.evaluate import evaluate, setting_of
     from rebalance.experiments.inspect import sample
     from rebalance.experiments.speed import speed
-    from rebalance.experiments.train import TRAIN, read_epochs, train
+    from rebalance.experiments.train import train
 
-    config, weights = task.config, train(folder, task, keeper)
+    asked, config = task.config, task.config
+    if device:
+        config = replace(config, host={**config.host, "device": device})
+    weights = train(folder, replace(task, config=config), keeper)
     began, data = time.perf_counter(), load(config.data)
-    splits = [split for split in ("val", "test") if split in data.splits]
+    splits = [split for split in judged_on if split in data.splits]
     judged = data.knowledge.about(splits)  # regions of training images alone have no say in an evaluation
     setting = setting_of(weights, config.host, config.train.get("val_regions", True) if judged else None)
     found = {split: evaluate(weights, split, config, setting, keeper.threads) for split in splits}
@@ -79,7 +103,7 @@ def _result(folder: Path, task: Task, keeper: Any) -> Record:
     fps = speed(weights, data, config, setting, keeper.threads)
     now, state = time.perf_counter(), keeper.state
     args = state.get("host_args", {})
-    host = {**{key: args[key] for key in FILLED_IN if key in args}, **config.host}
+    host = {**{key: args[key] for key in FILLED_IN if key in args}, **asked.host}
     return Record(
         run=task.run,
         status="finished",
@@ -153,9 +177,10 @@ def one_line(error: BaseException) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """`<run folder> [--watch]`: carry out a run; `--check`: read a grid from standard input, answer with its error.
+    """`<run folder>`: carry out a run; `--check`: read a grid from standard input, answer with its error.
 
-    `--check --dry` fetches nothing.
+    `--check --dry` fetches nothing. With a run folder: `--watch` ends with the sweep that started it, `--val` evaluates
+    on val alone, `--held` waits until nobody else carries the run out, `--device=0` trains there, whatever is asked.
     """
     if "--check" in argv:
         answer: dict[str, Any] = {"kind": None, "error": None}
@@ -167,10 +192,12 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if "--watch" in argv:
         end_with_parent()
-    folder = Path(argv[0])
+    folder, splits = Path(argv[0]), ("val",) if "--val" in argv else SPLITS
+    device = "".join(word.removeprefix(_DEVICE) for word in argv if word.startswith(_DEVICE))
     try:
-        made = carry_out(folder)
-        write(folder / RECORD, made)
+        with FileLock(folder / HELD) if "--held" in argv else contextlib.nullcontext():
+            made = carry_out(folder, splits, device)
+            write(folder / RECORD, made)
     except RebalanceError as error:
         print(f"rebalance: error: {error}", file=sys.stderr)
         return 2

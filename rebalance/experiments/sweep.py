@@ -42,7 +42,7 @@ from rebalance.experiments.grid import Grid, Labels, Run, as_begun, difference, 
 from rebalance.experiments.machine import threads
 from rebalance.experiments.record import CONFIG, LOG, RECORD, RUNS, SWEEP, Plan, Record, Task, failed, read_if_whole
 from rebalance.files import clear, unfinished, write_whole
-from rebalance.settings import SeafloorFlags, value_text
+from rebalance.settings import SeafloorFlags, SweepFlags, value_text
 
 ROOT = Path("runs/benchmark")
 RUNNER = (sys.executable, "-m", "rebalance.experiments.run")
@@ -99,24 +99,50 @@ def sweep(
         RunError: the folder holds another grid, another sweep works in it, or not one of the runs finished.
     """
     grid, folder, open_runs, _, _ = prepare(args, written=written, root=root, runner=runner)
+    with crew_of(grid, folder, runner, say, open_runs) as crew:
+        _work(grid, folder, crew, say, study or {}, written or {})
+    return ended(folder, grid.runs, say)
+
+
+def _work(
+    grid: Grid,
+    folder: Path,
+    crew: Crew,
+    say: Callable[[str], None],
+    study: Mapping[str, Any],
+    written: Mapping[str, str],
+) -> None:
+    """Make the folder, or go on in it, and let the crew run what is not finished."""
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         for place in (folder, folder / DATA):
             clear(place)
-        refuse_other(folder, grid, written or {})  # somebody may have made the folder since
+        refuse_other(folder, grid, written)  # somebody may have made the folder since
         runs = tuple(run.id for run in grid.runs)
-        files.write(folder / SWEEP, Plan(asked=grid.asked, runs=runs, study=study or {}, written=written or {}))
+        files.write(folder / SWEEP, Plan(asked=grid.asked, runs=runs, study=study, written=written))
         open_runs = [run for run in grid.runs if not finished(folder, run)]
-        over, jobs = len(runs) - len(open_runs), min(grid.flags.jobs, len(open_runs))
-        pace = f", {jobs} at a time, {threads(jobs)} threads each" if jobs else ""
+        over, pace = len(runs) - len(open_runs), crew.pace(len(open_runs)) if open_runs else ""
         if isinstance(grid.asked.get("label_seed"), int) and any(run.labels.protocol != "normal" for run in grid.runs):
             say(f"label_seed={grid.asked['label_seed']} for all seeds, as this sweep was begun")
         say(f"{len(runs)} runs{f', {over} finished before' if over else ''}{pace}: {folder}")
         if open_runs:
             _write_configs(folder, open_runs, {data: _made(data) for data in data_of(grid.runs)})
-            Crew(grid, folder, runner, say).work(open_runs)
+            crew.work(open_runs)
         write_results(folder, runs)
-    return ended(folder, grid.runs, say)
+
+
+@contextlib.contextmanager
+def crew_of(
+    grid: Grid, folder: Path, runner: Sequence[str], say: Callable[[str], None], runs: Sequence[Run]
+) -> Iterator[Crew]:
+    """The crew of the executor asked for, which needs no cluster where there are no runs."""
+    if grid.flags.executor == "ray" and runs:
+        from rebalance.experiments import cluster
+
+        with cluster.cluster(grid.flags.address) as ray:
+            yield cluster.RayCrew(grid, folder, runner, say, ray)
+    else:
+        yield Crew(grid, folder, runner, say)
 
 
 def ended(folder: Path, runs: Sequence[Run], say: Callable[[str], None]) -> Path:
@@ -148,6 +174,7 @@ def prepare(
         RunError: the folder holds another grid.
     """
     grid = read_grids([args] if isinstance(args, Mapping) else args)
+    require_executor(grid.flags)
     folder = root / (grid.flags.name or time_stamp(root))
     begun = read_if_whole(Plan, folder / SWEEP)
     grid = as_begun(grid, begun.asked if begun else {})
@@ -165,6 +192,16 @@ def prepare(
     return Prepared(grid, folder, open_runs, sources, told)
 
 
+def require_executor(flags: SweepFlags) -> None:
+    """Raise RunError where what the executor needs is not installed, ConfigError for an address of none."""
+    if flags.executor == "ray":
+        from rebalance.experiments import cluster
+
+        cluster.require_ray()
+    elif flags.address:
+        raise ConfigError(f"address={flags.address} has no effect with executor={flags.executor}; give executor=ray")
+
+
 def data_of(runs: Iterable[Run]) -> list[str]:
     """The data sets of runs, as they were given."""
     return list(dict.fromkeys(str(run.host["data"]) for run in runs))
@@ -173,29 +210,64 @@ def data_of(runs: Iterable[Run]) -> list[str]:
 class Crew:
     """Keeps `jobs` children at work until every run is over."""
 
+    metric = METRICS[0]  # that is told of a run that is over
+    more: Sequence[str] = ()  # that each run is asked beside its folder, see `rebalance.experiments.run.main`
+
     def __init__(self, grid: Grid, folder: Path, runner: Sequence[str], say: Callable[[str], None]) -> None:
         self.place = {run.id: f"[{index}/{len(grid.runs)}]" for index, run in enumerate(grid.runs, 1)}
         self.folder, self.runner, self.say, self.jobs = folder, runner, say, grid.flags.jobs
         self.began = dict[str, float]()
         self.seconds = list[float]()
 
+    def pace(self, count: int) -> str:
+        """How so many runs will be at work, in words."""
+        jobs = min(self.jobs, count)
+        return f", {jobs} at a time, {threads(jobs)} threads each"
+
     def work(self, runs: Sequence[Run]) -> None:
         """Run all; whatever ends this early (Ctrl-C too) stops the children first."""
-        waiting, active = deque(runs), dict[str, subprocess.Popen[bytes]]()
+        waiting = deque(run.id for run in runs)
         self.jobs = min(self.jobs, len(runs))
+        self.keep_busy(lambda: waiting.popleft() if waiting else "", lambda: len(waiting))
+
+    def keep_busy(
+        self,
+        next_run: Callable[[], str],
+        waiting: Callable[[], int],
+        judge: Callable[[str], str] = lambda run: "",
+        over: Callable[[Record], None] = lambda record: None,
+        at_once: int = 0,
+    ) -> None:
+        """As `work`, of runs that become known while others are at work.
+
+        Args:
+            next_run: the next run, whose folder is there; empty where there is none now.
+            waiting: how many are still to come.
+            judge: is asked about each run that is at work; what it answers, if anything, is why the run is stopped.
+            over: takes the record of each run that is over.
+            at_once: runs to start at once; 0: `jobs`.
+        """
+        active = dict[str, Any]()
         try:
-            while waiting or active:
-                while waiting and len(active) < self.jobs:
-                    run = waiting.popleft().id
+            while True:
+                while len(active) < (at_once or self.jobs) and (run := next_run()):
                     active[run] = self._start(run)
+                if not active:
+                    return
                 time.sleep(_POLL)
-                for run in [run for run, child in active.items() if child.poll() is not None]:
-                    self._finish(run, active.pop(run), len(waiting) + len(active))
+                for run, child in [*active.items()]:
+                    stopped = "" if child.poll() is not None else judge(run)
+                    if stopped:
+                        self._stop([child])
+                    elif child.poll() is None:
+                        continue
+                    del active[run]
+                    over(self._finish(run, child, waiting() + len(active), stopped))
         except BaseException:
-            _stop(active.values())
+            self._stop(active.values())
             raise
 
-    def _start(self, run: str) -> subprocess.Popen[bytes]:
+    def _start(self, run: str) -> Any:
         folder = self.folder / RUNS / run
         (folder / RECORD).unlink(missing_ok=True)  # of a failed attempt
         settings = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads(self.jobs)))
@@ -203,7 +275,7 @@ class Crew:
         self.began[run] = time.monotonic()
         with open(folder / LOG, "ab") as log:
             return subprocess.Popen(
-                [*self.runner, str(folder), "--watch"],
+                [*self.runner, str(folder), "--watch", *self.more],
                 stdin=subprocess.PIPE,  # closes when this process dies, however it dies; the child ends itself then
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -213,28 +285,40 @@ class Crew:
                 creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # the same on Windows
             )
 
-    def _finish(self, run: str, child: subprocess.Popen[bytes], left: int) -> None:
-        folder, seconds = self.folder / RUNS / run, time.monotonic() - self.began[run]
+    def _stop(self, children: Iterable[Any]) -> None:
+        stop(children)
+
+    def _seconds(self, run: str, child: Any) -> float:
+        """How long it was at work."""
+        return time.monotonic() - self.began[run]
+
+    def _ending(self, run: str, child: Any) -> str:
+        """How it ended without a record."""
+        return _ending(child.returncode, self.folder / RUNS / run / LOG)
+
+    def _finish(self, run: str, child: Any, left: int, stopped: str) -> Record:
+        folder, seconds = self.folder / RUNS / run, self._seconds(run, child)
         if child.stdin:
             child.stdin.close()
         try:
             record = files.read(folder / RECORD)
         except RunError as error:
             unread = child.returncode == 0 and (folder / RECORD).exists()
-            told = str(error) if unread else _ending(child.returncode, folder / LOG)
+            told = str(error) if unread else stopped or self._ending(run, child)
             record = failed(files.read_file(Task, folder / CONFIG), told, folder / LOG)
             files.write(folder / RECORD, record)
         write_results(self.folder, self.place)
         self.seconds.append(seconds)
-        told = f"FAILED {run}  {record.error}"
+        told = f"{'ended ' if stopped else 'FAILED'} {run}  {record.error}"
         if record.finished:
             split, metrics = record.headline
-            told = f"done   {run}  mAP50 {100 * metrics['mAP50']:.1f} points on {split}  {seconds:.0f} s"
+            told = f"done   {run}  {self.metric} {100 * metrics[self.metric]:.1f} points on {split}  {seconds:.0f} s"
         if left:  # the mean so far, times the rounds that are left
             s = sum(self.seconds) / len(self.seconds) * -(-left // self.jobs)
             about = f"{s:.0f} s" if s < 90 else f"{s / 60:.0f} min" if s < 5400 else f"{s / 3600:.1f} h"
             told += f"; {left} to go, about {about}"
         self.say(f"{self.place[run]} {told}")
+        return record
 
 
 def refuse_other(folder: Path, grid: Grid, written: Mapping[str, str]) -> None:
@@ -481,7 +565,7 @@ def busy(folder: Path, what: str = "sweep") -> RunError:
     return RunError(f"another {what} works in {folder} (process {number})")
 
 
-def _stop(children: Iterable[subprocess.Popen[bytes]]) -> None:
+def stop(children: Iterable[subprocess.Popen[bytes]]) -> None:
     """End our own children and what they started, politely first."""
     family, alive = list[psutil.Process](), [child for child in children if child.poll() is None]
     for child in alive:

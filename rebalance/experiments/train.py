@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import csv
 import os
 import shutil
 import sys
@@ -14,11 +12,9 @@ from typing import Any
 import psutil
 import torch
 
-from rebalance.experiments.record import NUMBERS, Task, read_json, write_json
+from rebalance.experiments.record import NUMBERS, TRAIN, Task, read_json, write_json
 from rebalance.train.api import YOLO
 from rebalance.train.checkpoint import find_state
-
-TRAIN = "train"
 
 _NOT_A_SETTING = ("save_dir", "project", "name", "exist_ok", "model", "data", "mode", "resume", "source")
 
@@ -103,7 +99,8 @@ def train(folder: Path, task: Task, keeper: Keeper) -> Path:
         model, over = found
         if not over:
             keeper.attach(model)
-            model.train(resume=True, data=data, save_dir=str((folder / TRAIN).absolute()))
+            place = {key: task.config.host[key] for key in ("device",) if key in task.config.host}
+            model.train(resume=True, data=data, save_dir=str((folder / TRAIN).absolute()), **place)
     keeper.state = read_json(keeper.path) or keeper.state  # what a multi-GPU training wrote from its own processes
     best = weights / "best.pt"
     return best if best.is_file() else weights / "last.pt"
@@ -126,27 +123,6 @@ def _begun(last: Path) -> tuple[Any, bool] | None:
         print(f"rebalance: {missing}, so it could not go on exactly: the run begins again", flush=True)
         return None
     return model, False
-
-
-def read_epochs(path: Path) -> list[dict[str, float]]:
-    """Return the rows of Ultralytics' results.csv; of an epoch that was trained twice, the last.
-
-    Our own columns are `drop/…`, predictions that the loss counted in the epoch (negatives, and those dropped from each
-    loss), `drop/pull` and `drop/push`, by what dropping multiplied the loss's gradient on positives and on negatives in
-    the epoch's first step, and `resobj/pos_t`, `resobj/neg_t`, the mean objectness of positives and of negatives in the
-    epoch's training images after step t = 0 … T.
-    """
-    if not path.exists():
-        return []
-    rows: dict[int, dict[str, float]] = {}
-    for row in csv.DictReader(path.read_text(encoding="utf-8").splitlines()):
-        if None in row or None in row.values():
-            continue  # half-written
-        with contextlib.suppress(ValueError):
-            numbers = {key.strip(): float(value) for key, value in row.items()}
-            epoch = int(numbers.pop("epoch"))
-            rows[epoch] = {"epoch": epoch, **numbers}
-    return [rows[epoch] for epoch in sorted(rows)]
 
 
 def peak_memory_mb(device: Any) -> float:

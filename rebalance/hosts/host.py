@@ -9,12 +9,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from ultralytics.engine.model import Model
-from ultralytics.utils import DEFAULT_CFG_DICT
+from ultralytics.utils import DEFAULT_CFG_DICT, YAML
+from ultralytics.utils.checks import check_yaml
 from ultralytics.utils.loss import E2ELoss
 
 from rebalance.diagnosis import values
@@ -23,11 +25,13 @@ from rebalance.hosts.state_dict import Weights
 from rebalance.methods.method import DENSE, Sites
 from rebalance.methods.resobj import means
 from rebalance.objective import Objective
+from rebalance.processes import summed
 from rebalance.recipe import Recipe
 
 KEY = "rebalance"  # of model.yaml: what a checkpoint remembers of our flags
 COCO = "coco"  # value of `pretrained` that is no file: the whole detector as published, trained on COCO
 
+USES = ("predict", "track", "export")  # of the host's models, of which one of ours may refuse some
 HOST_WEIGHTS = ("box", "cls", "dfl", "cls_pw")  # of Ultralytics' own losses, which other heads do not use
 
 
@@ -114,14 +118,16 @@ class OwnYaml(dict[str, Any]):
 
 
 def guard() -> None:
-    """Let the host's own models refuse to train or tune a model of ours before they make a folder; twice does no harm.
+    """Let the host's own models refuse what a model of ours cannot do before they make a folder; twice does no harm.
 
-    A checkpoint of ours imports this module, so whoever has one loaded has the guard too.
+    That is to train or tune it with another trainer, and what its `refuse_use` says. A checkpoint of ours imports this
+    module, so whoever has one loaded has the guard too.
     """
-    for name in ("train", "tune"):
+    guards = {"train": _guarded, "tune": _guarded, **dict.fromkeys(USES, _asked)}
+    for name, guarded in guards.items():
         stock = getattr(Model, name)
         if not hasattr(stock, "guarded"):
-            setattr(Model, name, _guarded(stock))
+            setattr(Model, name, guarded(stock))
 
 
 def _guarded(stock: Callable[..., Any]) -> Callable[..., Any]:
@@ -136,7 +142,42 @@ def _guarded(stock: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def _asked(stock: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(stock)
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if refuse := getattr(self.model, "refuse_use", None):
+            refuse({**self.overrides, **kwargs}, f"model={self.model_name}", stock.__name__)
+        if isinstance(self.model, (str, Path)) and number_as_exported not in self.callbacks["on_predict_batch_start"]:
+            self.add_callback("on_predict_batch_start", number_as_exported)
+        return stock(self, *args, **kwargs)
+
+    vars(run)["guarded"] = True
+    return run
+
+
+def number_as_exported(predictor: Any) -> None:
+    """Refuse what TorchScript would: proposals are chosen image by image, for as many as the export was made with."""
+    backend, images = predictor.model, len(predictor.batch[0])
+    one_number = backend.format == "torchscript" and "FasterRCNN" in (backend.metadata or {}).get("head", "")
+    if one_number and images != backend.batch:
+        raise ConfigError(
+            f"model={predictor.args.model} takes {backend.batch} images at a time, not {images}; give so many, or "
+            f"export with batch={images}"
+        )
+
+
 guard()
+
+
+def refuse_own_features(arguments: Mapping[str, Any], what: str) -> None:
+    """Raise where tracking would re-identify by the features of a head that has several boxes a cell."""
+    tracker = arguments.get("tracker") or DEFAULT_CFG_DICT["tracker"]
+    told = YAML.load(check_yaml(tracker))
+    if told.get("with_reid") and told.get("model", "auto") == "auto":
+        raise ConfigError(
+            f"tracker={tracker}: with_reid and model: auto take one feature a cell, and the head of {what} has several "
+            "boxes there; name another model in the tracker's file, or set with_reid: False"
+        )
 
 
 def refuse_weights(arguments: Mapping[str, Any], what: str) -> None:
@@ -260,7 +301,4 @@ def describe(model: Any) -> dict[str, Any]:
 
 def _summed(parts: list[Any]) -> Tensor:
     """Over branches and processes."""
-    total = torch.stack(parts).sum(0)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(total)
-    return total
+    return summed(torch.stack(parts).sum(0))

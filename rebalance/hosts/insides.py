@@ -232,6 +232,14 @@ ORDERS = (
         "ultralytics.utils.dist.generate_ddp_file", ('"trainer": type(trainer)', '"model": trainer.model'),
         "on several GPUs the trainer class goes along by value, flags and all",
     ),
+    Order(
+        f"{_TRAINER}._do_train", ("self._handle_nan_recovery(epoch)", "self.save_model()"),
+        "on several GPUs the random numbers of all processes are there when the first saves",
+    ),
+    Order(
+        f"{_DETECT}.val.DetectionValidator.gather_stats", ("dist.gather_object(self.metrics.stats",),
+        "on several GPUs what regions say of detections is gathered with the rest",
+    ),
 )  # fmt: skip
 
 

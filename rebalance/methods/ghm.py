@@ -5,6 +5,7 @@ Li et al. 2019, "Gradient Harmonized Single-stage Detector": GHM-C, with unit re
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,7 +20,7 @@ from rebalance.settings import setting
 
 def ghm_weights(
     logits: Tensor, targets: Tensor, counted: Tensor, *, bins: int = 30, momentum: float = 0.75, regions: str = "all",
-    average: Tensor | None = None,
+    average: Tensor | None = None, summed: Callable[[Tensor], Tensor] = lambda counts: counts,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Weight N / GD(g) of each element by its gradient norm g = |σ(x) − y|.
 
@@ -37,6 +38,7 @@ def ghm_weights(
         regions: the M that divides: "all" bins, as in the paper, or the "occupied" ones of this batch, as in
             mmdetection, whose weights have mean 1 (without a past).
         average: (bins,) the moving average so far; None at the start.
+        summed: counts of the whole batch from those of these elements, where several processes have a part of it each.
 
     Returns:
         Weights, the same shape, 0 where not counted; and (bins,) the moving average with this batch in it. No gradient.
@@ -48,6 +50,7 @@ def ghm_weights(
         place = torch.where(counted, place, bins)
         one = torch.ones((), dtype=torch.int64, device=place.device)
         found = one.new_zeros(bins + 1).scatter_add_(0, place.flatten(), one.expand(place.numel()))[:bins]
+        found = summed(found)
         now = found.to(logits.dtype)
         average = now if average is None else momentum * average.to(now) + (1 - momentum) * now
         divided = bins if regions == "all" else (found > 0).sum()
@@ -103,7 +106,7 @@ class Ghm(Method):
             counted = counted & ~candidates.unknown
         weights, average = ghm_weights(
             logits, targets, counted, bins=self.ghm_bins, momentum=self.ghm_momentum,
-            regions=self.ghm_regions, average=run.kept.get("average") if run.training else None,
+            regions=self.ghm_regions, average=run.kept.get("average") if run.training else None, summed=run.summed,
         )  # fmt: skip
         if run.training:
             run.kept["average"] = average

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from rebalance.match.candidates import NEGATIVE, Candidates
 from rebalance.match.regions import NOTHING_SAID, Known
+from rebalance.processes import number, summed
 
 DENSE, RPN, ROI = "dense", "rpn", "roi"  # stages: over every candidate at once, or the two of Faster R-CNN
 
@@ -94,6 +95,19 @@ class Run:
     def training(self) -> bool:
         """Whether gradients are recorded; they are not in validation."""
         return torch.is_grad_enabled()
+
+    @property
+    def summed(self) -> Callable[[Tensor], Tensor]:
+        """Counts of the whole batch from those of a part of it, which each of several processes has.
+
+        In validation those of the part: there the processes may have different numbers of batches.
+        """
+        return summed if self.training else lambda counts: counts
+
+    @property
+    def parts(self) -> int:
+        """How many processes have a part of the batch at hand."""
+        return number() if self.training else 1
 
     def generator(self, device: torch.device, *purpose: str) -> torch.Generator:
         """The random numbers of this step for one purpose: what one draws does not change what another draws.

@@ -107,7 +107,7 @@ def command(sweep: Sweep) -> str:
         "series": not asked.get("series"),
     }
     given = {key: ",".join(map(value_text, as_list(value))) for key, value in asked.items() if not idle.get(key)}
-    word = "rounds" if "rounds" in asked else "sweep"
+    word = next((word for key, word in (("rounds", "rounds"), ("prune", "tune")) if key in asked), "sweep")
     return shlex.join(["rebalance", word, name, *(f"{key}={text}" for key, text in given.items())])
 
 

@@ -8,19 +8,15 @@ from typing import Any, ClassVar
 
 import ultralytics
 from ultralytics.nn.tasks import DetectionModel, yaml_model_load
-from ultralytics.utils import DEFAULT_CFG_DICT, SETTINGS, YAML
-from ultralytics.utils.checks import check_yaml
+from ultralytics.utils import DEFAULT_CFG_DICT, SETTINGS
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, GITHUB_ASSETS_STEMS
 
 from rebalance.errors import ConfigError, FetchError, ModelError, RebalanceError, nearest
 from rebalance.hosts import host_of
 from rebalance.hosts.host import COCO, KEY, remembered
-from rebalance.hosts.torchvision.head import TorchvisionHead
-from rebalance.hosts.torchvision.host import detector_of
 from rebalance.hosts.torchvision.model import TorchvisionModel
 from rebalance.hosts.torchvision.published import check, missing_coco, start
 from rebalance.hosts.torchvision.zoo import ZOO
-from rebalance.hosts.ultralytics.model import AnchorDetect
 from rebalance.recipe import TRAIN
 from rebalance.settings import checked
 from rebalance.train.admission import (
@@ -105,10 +101,6 @@ class YOLO(ultralytics.YOLO):  # type: ignore[misc]
             return self
         return super().load(weights)
 
-    def _is(self, family: str) -> bool:
-        """Whether it is a detector of torchvision of this family."""
-        return isinstance(self.model, TorchvisionModel) and detector_of(self.model).startswith(family)
-
     def _ready(self) -> None:
         """Give a detector of torchvision that was only named COCO's weights: nobody wants random boxes."""
         if isinstance(self.model, TorchvisionModel) and not self.ckpt:
@@ -118,29 +110,8 @@ class YOLO(ultralytics.YOLO):  # type: ignore[misc]
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Predict, as there."""
-        if kwargs.get("visualize") and isinstance(self.model, TorchvisionModel):
-            raise ConfigError(
-                f"visualize={kwargs['visualize']}: class activation maps are made from one score a cell and class, "
-                f"which model={self.model_name}, a detector of torchvision, does not put out"
-            )
-        if isinstance(self.model, str) and _number_as_exported not in self.callbacks["on_predict_batch_start"]:
-            self.add_callback("on_predict_batch_start", _number_as_exported)
         self._ready()
         return super().predict(*args, **kwargs)
-
-    def track(self, *args: Any, **kwargs: Any) -> Any:
-        """Track, as there; re-identification by the detector's own features needs a head with one box a cell."""
-        head = self.model.model[-1] if isinstance(self.model, DetectionModel) else None
-        if isinstance(head, (AnchorDetect, TorchvisionHead)):
-            tracker = kwargs.get("tracker") or DEFAULT_CFG_DICT["tracker"]
-            told = YAML.load(check_yaml(tracker))
-            if told.get("with_reid") and told.get("model", "auto") == "auto":
-                raise ConfigError(
-                    f"tracker={tracker}: with_reid and model: auto take one feature a cell, and the head of "
-                    f"model={self.model_name} has several boxes there; name another model in the tracker's file, "
-                    "or set with_reid: False"
-                )
-        return super().track(*args, **kwargs)
 
     def val(self, validator: Any = None, *, val_regions: bool = True, **kwargs: Any) -> Any:
         """Validate, as there, but on slow machines too with every image's detections.
@@ -173,17 +144,7 @@ class YOLO(ultralytics.YOLO):  # type: ignore[misc]
         return super().val(validator=made, **kwargs)
 
     def export(self, **kwargs: Any) -> Any:
-        """Export, as there; of torchvision's detectors with images of one size."""
-        if isinstance(self.model, TorchvisionModel) and kwargs.get("dynamic"):
-            raise ConfigError(
-                f"dynamic={kwargs['dynamic']}: the anchors of model={self.model_name} are constants of an export, "
-                "for images of one size; leave dynamic away and give imgsz= and batch="
-            )
-        half = kwargs.get("half") or str(kwargs.get("quantize", "")) in ("16", "fp16")
-        if self._is("fasterrcnn") and half and kwargs.get("format") == "onnx":
-            raise ConfigError(
-                f"half=True: no runtime loads model={self.model_name} as ONNX in half precision; leave half away"
-            )
+        """Export, as there."""
         self._ready()
         return super().export(**kwargs)
 
@@ -276,17 +237,6 @@ class YOLO(ultralytics.YOLO):  # type: ignore[misc]
         elif several and isinstance(self.model, TorchvisionModel) and not self.ckpt and pretrained in (None, True):
             made.starts_from = True  # torchvision's backbone; the host would go on from this model's random numbers
         return made
-
-
-def _number_as_exported(predictor: Any) -> None:
-    """Refuse what TorchScript would: proposals are chosen image by image, for as many as the export was made with."""
-    backend, images = predictor.model, len(predictor.batch[0])
-    one_number = backend.format == "torchscript" and "FasterRCNN" in (backend.metadata or {}).get("head", "")
-    if one_number and images != backend.batch:
-        raise ConfigError(
-            f"model={predictor.args.model} takes {backend.batch} images at a time, not {images}; give so many, or "
-            f"export with batch={images}"
-        )
 
 
 def to_fetch(name: str) -> str:

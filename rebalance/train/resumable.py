@@ -1,15 +1,16 @@
 """Ultralytics' detection trainer, which goes on after a kill as if it had never stopped.
 
-With the loader in the training's own process (`workers=0`, always so on a CPU) and one device, the resumed run ends in
-the weights of the unbroken one, bit by bit. Workers of a loader have random numbers of their own, which are lost with
-them: then the order of the images goes on, and their augmentation is drawn anew. So are the numbers of every process
-but the first where several GPUs train.
+With the loader in the training's own process (`workers=0`, always so on a CPU) the resumed run ends in the weights of
+the unbroken one, bit by bit, also where several processes train, if they are as many again. Workers of a loader have
+random numbers of their own, which are lost with them: then the order of the images goes on, and their augmentation is
+drawn anew.
 """
 
 from __future__ import annotations
 
 import math
 import random
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from ultralytics.utils.torch_utils import init_seeds, unwrap_model
 
 from rebalance.errors import RunError
 from rebalance.files import clear, moved, unwritable_told, write_whole
+from rebalance.processes import gathered, met, together
 from rebalance.train.checkpoint import cut_csv, find_state, remove_states, state_of, write_state
 
 
@@ -48,6 +50,7 @@ class Resumable(DetectionTrainer):  # type: ignore[misc]
         self._since = 0.0  # batches since the optimizer's last step
         self._mosaic_closed = False
         self._passes = Passes()
+        self._draws: list[dict[str, Any]] = []  # what the images of each process are drawn by, after an epoch
         with unwritable_told("the run folder"):
             super().__init__(*args, **kwargs)
 
@@ -56,6 +59,9 @@ class Resumable(DetectionTrainer):  # type: ignore[misc]
         try:
             with unwritable_told(self.save_dir):
                 super().train()
+        except subprocess.CalledProcessError:  # of the launch of several processes
+            kept = f"; resume with model={self.last}" if self.last.exists() else ""
+            raise RunError(f"one of the {self.world_size} processes stopped, and says above why{kept}") from None
         except RunError as error:
             kept = f"; make room, then resume with model={self.last}" if self.last.exists() else ""
             raise RunError(f"{error}{kept}") from None
@@ -119,10 +125,17 @@ class Resumable(DetectionTrainer):  # type: ignore[misc]
             "since": self._since,
             "criterion": self.criterion_state(),
             "loss_names": list(self.loss_names),
+            **self._drawn_by(),
+            "others": self._draws[1:],
+            "mosaic_closed": self._mosaic_closed,
+        }
+
+    def _drawn_by(self) -> dict[str, Any]:
+        """What this process draws its images by."""
+        return {
             "random": random_state(self.device),
             "order": self._passes.state(),
             "images": images_state(self.train_loader.dataset),
-            "mosaic_closed": self._mosaic_closed,
         }
 
     def final_eval(self) -> None:
@@ -143,6 +156,7 @@ class Resumable(DetectionTrainer):  # type: ignore[misc]
             return
         checkpoint, epoch = Path(self.args.resume), ckpt.get("epoch", -1)
         state, missing = find_state(checkpoint, epoch)
+        met()  # before one of them changes what the others still read
         if RANK in {-1, 0}:
             if state:
                 write_whole(self.csv, state["csv"].encode())
@@ -165,7 +179,7 @@ class Resumable(DetectionTrainer):  # type: ignore[misc]
         if self.args.time:  # as the host estimates it after each epoch
             self.epochs = self.args.epochs = math.ceil(self.args.time * 3600 / (state["seconds"] / self.start_epoch))
             self._setup_scheduler()
-        lost = RANK != -1 or self.train_loader.num_workers
+        lost = self.train_loader.num_workers or len(state.get("others", ())) + 1 != max(self.world_size, 1)
         but = ", but for the augmentation of its images: the processes that drew it are gone" if lost else ""
         LOGGER.info(f"rebalance: goes on from {state_of(checkpoint, epoch).name} as if it had not stopped{but}")
 
@@ -196,11 +210,13 @@ class Resumable(DetectionTrainer):  # type: ignore[misc]
                 parameter.grad = state["gradients"][name].to(parameter.device)
         self.restore_criterion(state["criterion"])
         self._mosaic_closed = state["mosaic_closed"]
-        self._images = state["images"]
+        of_each = [state, *state.get("others", ())]
+        own = of_each[max(RANK, 0)] if len(of_each) > RANK else None  # None: there are more than there were
+        self._images = (own or state)["images"]
         restore_images(self.train_loader.dataset, self._images)
-        self._passes.restore(state["order"])
-        if RANK in {-1, 0}:
-            set_random_state(state["random"], self.device)
+        self._passes.restore((own or state)["order"])
+        if own:
+            set_random_state(own["random"], self.device)
         else:
             init_seeds(self.args.seed + 1 + RANK + 1000 * self.epoch, deterministic=self.args.deterministic)
 
@@ -218,6 +234,8 @@ class Resumable(DetectionTrainer):  # type: ignore[misc]
         recovered = bool(super()._handle_nan_recovery(epoch))
         if recovered:
             self._since = math.inf  # the host steps after the first batch then
+        elif self.args.save and together():  # the epoch is over in all processes, and the first is about to save
+            self._draws = gathered(self._drawn_by())
         return recovered
 
     def _build_train_pipeline(self) -> None:

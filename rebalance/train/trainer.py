@@ -119,6 +119,7 @@ class RebalanceTrainer(Resumable, Scheduled):
         if isinstance(self.model, torch.nn.Module):  # built by the process that started this one
             self.host = host_of(self.model)
             self.recipe = kept(remembered(self.model).get("flags", {}), self.host.sites)
+            self._fresh = self._fresh or bool(self.starts_from)
         checkpoint = super().setup_model()
         self.args.pretrained = pretrained
         if RANK in {-1, 0}:  # with our flags `cfg=args.yaml` asks for the same training

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from rebalance.bench import clock, contests, hosts_own, run
+from rebalance.bench import clock, contests, growth, hosts_own, run
 from rebalance.errors import ConfigError
 from rebalance.hosts import SITES
 from rebalance.hosts.torchvision import faster_rcnn, zoo
@@ -107,7 +107,7 @@ def test_both_sides_compute_the_same_loss_and_every_loss_is_there(name: str, mon
 @pytest.mark.parametrize("name", ["retinanet", "ssd", "fasterrcnn"])
 def test_only_what_had_a_gradient_gets_one(name: str) -> None:
     output = contests.CONTESTS[name][0](load(1, 64)).model(torch.rand(1, 3, 64, 64))
-    found = run._leaves(output)
+    found = contests.leaves(output)
     assert found["logits"].requires_grad
     assert found["logits"].is_leaf
     assert not found["anchors"].requires_grad
@@ -226,8 +226,8 @@ def test_table_says_which_aims_are_met() -> None:
 
 
 def test_quartiles_by_hand() -> None:
-    assert run._quartiles([4.0, 1.0, 3.0, 2.0, 5.0]) == {"low": 2.0, "median": 3.0, "high": 4.0}
-    assert run._quartiles([7.0]) == {"low": 7.0, "median": 7.0, "high": 7.0}
+    assert clock.quartiles([4.0, 1.0, 3.0, 2.0, 5.0]) == {"low": 2.0, "median": 3.0, "high": 4.0}
+    assert clock.quartiles([7.0]) == {"low": 7.0, "median": 7.0, "high": 7.0}
 
 
 def test_turns_reverse_and_the_warm_up_does_not_count() -> None:
@@ -248,9 +248,50 @@ def test_memory_is_the_peak_not_the_sum() -> None:
     assert found == [] or 2 <= found[0] < 2.1
 
 
+def test_growth_is_timed_at_every_value_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growth, "AXES", {
+        "boxes an image": ("count", (1, 70)), "classes": ("nc", (1, 30)), "pixels a side": ("imgsz", (32, 64)),
+    })  # fmt: skip
+    out = tmp_path / "new" / "grow.json"
+    given = BenchFlags(only="ultralytics,ssd", batch=2, imgsz=64, repeats=3, device="cpu", grow=True, out=str(out))
+    found = run.bench(given)
+    assert json.loads(out.read_text())["rows"] == json.loads(json.dumps(found["rows"]))
+    assert (tmp_path / "new" / "grow.png").stat().st_size > 10_000
+    at = {(row["host"], row["ours"], row["axis"], row["value"]) for row in found["rows"]}
+    losses = [("Ultralytics", "ours, loss=bce"), ("Ultralytics", "ours, loss=drop obj_drop=0.75")]
+    losses += [("torchvision SSD", "ours, loss=ohem"), ("torchvision SSD", "ours, loss=drop obj_drop=0.75")]
+    assert at == {
+        (*pair, axis, value) for pair in losses for axis, (_, values) in growth.AXES.items() for value in values
+    }
+    text = run.table(found)
+    assert "ms at 1, 70 boxes an image" in text
+    assert text.count(": grows ") == 4 * 3
+    assert text.endswith(str(out.with_suffix(".png")))
+
+
+def test_growth_by_hand() -> None:
+    def at(value: int, hosts: float, own: float) -> dict[str, Any]:
+        return {"model": "m", "host": "h", "ours": "o", "axis": "classes", "value": value, "hosts": {"median": hosts},
+                "own": {"median": own}}  # fmt: skip
+
+    told = growth.lines({"rows": [at(1000, 9, 9), at(1, 3, 3)]})
+    assert "3.00     9.00  x3.0" in told[2]
+    assert told[3].endswith("x3.0: grows as the host's or slower")
+    assert growth.lines({"rows": [at(1, 3, 3), at(10, 9, 10)]})[3].endswith("x3.3: grows faster than the host's")
+
+
+def test_many_labels_are_smaller_and_cover_as_much() -> None:
+    few, many = (contests._set_up(load(2, 64), "yolov8n.yaml", count=n, nc=3)[2] for n in (contests.CROWD, 1000))
+    areas = [x["bboxes"][:, 2:].prod(1).sum() for x in (few, many)]
+    assert areas[1] == pytest.approx(areas[0], rel=0.1)
+    assert many["most_labels"] == 1000
+    assert int(many["cls"].max()) == 2
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        ({"grow": True, "only": "element"}, "with grow element is not one of ultralytics"),
         ({"device": "tpu"}, "device=tpu is not one of cpu"),
         ({"imgsz": 100}, "imgsz=100 is not a multiple of 32"),
         ({"only": "element,retinane"}, r"only=element,retinane: retinane is not one of .*\(did you mean retinanet\?\)"),

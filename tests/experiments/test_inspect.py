@@ -164,3 +164,26 @@ def test_pictures_of_steps_pass_over_a_cut_image(tmp_path: Path, config: Config)
     with pytest.raises(ModelError, match=r"torn\.pt cannot be loaded: "):
         module.panels(replace(flags, model=str(torn), out=str(tmp_path / "not")))
     assert not (tmp_path / "not").exists()
+
+
+def test_two_images_of_one_stem_have_two_pictures(tmp_path: Path, config: Config) -> None:
+    images, weights = tmp_path / "images", checkpoint(tmp_path)
+    images.mkdir()
+    for name, grey in (("a.jpg", 40), ("a.png", 200), ("b.png", 90)):
+        cv2.imwrite(str(images / name), np.full((64, 64, 3), grey, np.uint8))
+    written = module.panels(StepsFlags(model=str(weights), source=str(images), out=str(tmp_path / "out"), imgsz=64))
+    assert [file.name for file in written] == ["a.jpg.png", "a.png.png", "b.png.png"]
+    greys = [int(cv2.imread(str(file))[-5, 5, 0]) for file in written]
+    assert greys == pytest.approx([40, 200, 90], abs=3)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_pictures_of_images_with_other_channels_are_in_colour(tmp_path: Path, channels: int) -> None:
+    from ultralytics.engine.results import Results
+
+    pixels = np.full((64, 64, channels), 90, np.uint8)
+    boxes = torch.tensor([[10.0, 10, 40, 40, 0.9, 0]])
+    found = Results(pixels, path="a.png", names={0: "kind0"}, boxes=boxes)
+    drawn = module._drawn(found)
+    assert drawn.shape[2] == 3
+    assert module._titled(drawn, "t = 0").shape[2] == 3

@@ -10,6 +10,7 @@ import torch
 
 from rebalance import YOLO
 from rebalance.experiments import train as module
+from rebalance.experiments.record import read_epochs
 from rebalance.train.checkpoint import state_of, write_state
 from rebalance.train.resumable import Resumable
 
@@ -19,10 +20,10 @@ def test_epochs_are_read_once_each_and_half_lines_are_passed_over(tmp_path: Path
     path.write_text(
         "epoch, time,train/box_loss\n1,2.0,0.5\n2,4.0,0.4\n2,4.5,0.3\n3,6.0,nan\n4,7.0\n5,x,0.1\n6,8", "utf-8"
     )
-    rows = module.read_epochs(path)
+    rows = read_epochs(path)
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     assert rows[1] == {"epoch": 2, "time": 4.5, "train/box_loss": 0.3}
-    assert module.read_epochs(tmp_path / "none.csv") == []
+    assert read_epochs(tmp_path / "none.csv") == []
 
 
 def checkpoint(folder: Path, epoch: int) -> Path:
@@ -97,5 +98,5 @@ def test_epochs_keep_every_column(tmp_path: Path) -> None:
     path = tmp_path / "results.csv"
     names = [f"resobj/{kind}_{t}" for kind in ("pos", "neg") for t in range(3)]
     path.write_text(f"epoch,train/res_loss,{','.join(names)}\n1,0.5,{','.join(['0.25'] * 6)}\n", "utf-8")
-    (row,) = module.read_epochs(path)
+    (row,) = read_epochs(path)
     assert row == {"epoch": 1, "train/res_loss": 0.5, **dict.fromkeys(names, 0.25)}

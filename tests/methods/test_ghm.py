@@ -58,6 +58,20 @@ def test_the_moving_average() -> None:
 
 
 @pytest.mark.parametrize("regions", ["all", "occupied"])
+def test_parts_that_count_together_weigh_as_the_whole(regions: str) -> None:
+    before = torch.tensor([8.0, 4, 0, 0])
+    given = {"bins": 4, "regions": regions, "average": before}
+    whole, average = ghm_weights(LOGITS, TARGETS, COUNTED, **given)
+    halves = [(LOGITS[half], TARGETS[half], COUNTED[half]) for half in (slice(2), slice(2, 6))]
+    counts: list[Tensor] = []
+    for half in halves:
+        ghm_weights(*half, **given, summed=lambda count: counts.append(count) or count)
+    parts = [ghm_weights(*half, **given, summed=lambda _: counts[0] + counts[1]) for half in halves]
+    torch.testing.assert_close(torch.cat([weights for weights, _ in parts]), whole)
+    assert [found.tolist() for _, found in parts] == [average.tolist()] * 2
+
+
+@pytest.mark.parametrize("regions", ["all", "occupied"])
 @pytest.mark.parametrize("bins", [1, 3, 30])
 def test_a_slow_reference(bins: int, regions: str) -> None:
     g = torch.Generator().manual_seed(bins)

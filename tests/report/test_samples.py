@@ -1,13 +1,15 @@
-"""Which box a detection found."""
+"""Which box a detection found, and which image is drawn."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from rebalance.experiments.record import Detection, Label, Sample
-from rebalance.report.figures.samples import iou, match
+from rebalance.report.figures.samples import iou, match, read_image
 
 
 def test_iou_by_hand() -> None:
@@ -37,3 +39,13 @@ def test_match(box: tuple[float, float, float, float], kind: str) -> None:
 def test_the_same_box_twice_counts_as_labelled() -> None:
     sample = Sample(Path("a.jpg"), (9, 9), (Label(0, (0, 0, 5, 5)),), (Label(0, (0, 0, 5, 5)),), ())
     assert match(Detection(0, 0.5, (0, 0, 5, 5)), sample) == "labelled"
+
+
+def test_an_image_of_another_size_is_not_the_one_that_was_looked_at(tmp_path: Path) -> None:
+    """As where two images of a set have one name, and one copy is in samples/."""
+    (tmp_path / "samples").mkdir()
+    cv2.imwrite(str(tmp_path / "samples" / "a.png"), np.full((20, 30, 3), (10, 20, 30), np.uint8))
+    found = read_image(Sample(Path("there/a.png"), (30, 20), (), (), ()), tmp_path)
+    assert found is not None
+    assert found[0, 0].tolist() == [30, 20, 10]
+    assert read_image(Sample(Path("there/a.png"), (20, 30), (), (), ()), tmp_path) is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -87,6 +88,8 @@ def test_torchscript_takes_any_number_of_images_or_says_how_many(tmp_path: Path,
             ConfigError, match=r"takes 1 images at a time, not 2; give so many, or export with batch=2$"
         ):
             exported.predict(images, imgsz=64, verbose=False)
+        with pytest.raises(ConfigError, match="takes 1 images at a time, not 2"):
+            ultralytics.YOLO(file, task="detect").predict(images, imgsz=64, verbose=False)
         return
     options = {"imgsz": 64, "verbose": False, "conf": 0.001}
     for mine, other in zip(model.predict(images, **options), exported.predict(images, **options), strict=True):
@@ -152,18 +155,25 @@ def test_a_detector_of_torchvision_has_no_class_activation_maps(
 # What a head cannot do ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", [YOLO, ultralytics.YOLO])
 @pytest.mark.parametrize("model", ["anchor", "retinanet_tiny", "yolov8n.yaml"])
 def test_tracking_by_the_detector_s_own_features_needs_one_box_a_cell(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, kind: Any
 ) -> None:
     tracked: list[str] = []
-    monkeypatch.setattr("ultralytics.engine.model.Model.track", lambda self, **given: tracked.append(given["tracker"]))
+    monkeypatch.setattr(
+        "ultralytics.engine.model.Model.predict", lambda self, **given: tracked.append(given["tracker"])
+    )
+    trackers = SimpleNamespace(register_tracker=lambda *_: None)  # the host's need a package that may not be there
+    monkeypatch.setitem(sys.modules, "ultralytics.trackers", trackers)
     tracker = tmp_path / "own.yaml"
     tracker.write_text("tracker_type: botsort\nwith_reid: True\nmodel: auto\n", "utf-8")
     file = tmp_path / "x.pt"
     made = AnchorDetectionModel("yolov5n.yaml", nc=2, verbose=False)
     torch.save({"model": made, "train_args": {"task": "detect", "imgsz": 64}, "epoch": -1}, file)
-    yolo = YOLO(file if model == "anchor" else model)
+    if model == "retinanet_tiny":
+        file = checkpoint(tmp_path)
+    yolo = kind(model if model == "yolov8n.yaml" else file)
     if model == "yolov8n.yaml":
         yolo.track(tracker=str(tracker))
     else:
@@ -173,6 +183,21 @@ def test_tracking_by_the_detector_s_own_features_needs_one_box_a_cell(
     yolo.track(tracker=str(tracker))
     yolo.track(tracker="botsort.yaml")
     assert len(tracked) == (3 if model == "yolov8n.yaml" else 2)
+
+
+@pytest.mark.parametrize(
+    ("use", "given", "said"),
+    [
+        ("predict", {"visualize": True}, "^visualize=True: class activation maps"),
+        ("export", {"dynamic": True}, "^dynamic=True: the anchors of model="),
+        ("export", {"format": "onnx", "half": True}, "^half=True: no runtime loads model="),
+    ],
+)
+def test_the_host_s_own_class_refuses_what_ours_refuses(
+    tmp_path: Path, use: str, given: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        getattr(ultralytics.YOLO(checkpoint(tmp_path, "fasterrcnn_tiny")), use)(**given)
 
 
 @pytest.mark.parametrize("given", [{"half": True}, {"quantize": 16}, {"quantize": "fp16"}])

@@ -29,6 +29,7 @@ from rebalance.cli.main import guarded, main
 from rebalance.errors import ConfigError, ModelError
 from rebalance.hosts.host import describe
 from rebalance.recipe import TRAIN
+from rebalance.train.trainer import RebalanceTrainer
 
 SMALL = {"imgsz": 64, "batch": 8, "workers": 0, "plots": False, "val": False, "device": "cpu", "verbose": False}
 
@@ -355,6 +356,26 @@ def test_of_several_sets_each_starts_from_torchvision_s_backbone(
     assert asked == [True, True]
 
 
+def test_so_it_does_in_a_process_of_several_that_gets_the_model_from_the_one_before(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class OfSeveralSets(RebalanceTrainer):
+        starts_from = True
+
+    asked = []
+    monkeypatch.setattr(
+        "rebalance.hosts.torchvision.published.start", lambda model, pretrained: asked.append(pretrained)
+    )
+    first, second = (
+        OfSeveralSets(overrides={"model": "retinanet_tiny", "data": data, "project": str(tmp_path), **SMALL})
+        for _ in range(2)
+    )
+    begun = YOLO("retinanet_tiny").model
+    second.model = first.get_model(weights=begun, cfg=begun.yaml)  # as the host starts processes
+    second.setup_model()
+    assert asked == [True]
+
+
 def test_every_set_of_a_list_is_checked_before_anything_is_made(data: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nowhere\.yaml: no such file"):
         YOLO("yolov8n.yaml").train(
@@ -366,7 +387,7 @@ def test_every_set_of_a_list_is_checked_before_anything_is_made(data: str, tmp_p
 # What makes a run again -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["two branches", "obj", "fasterrcnn_tiny", "ssd_tiny"])
+@pytest.mark.parametrize("name", HEADS)
 def test_a_run_is_made_again_from_its_folder_bit_for_bit(data: str, tmp_path: Path, name: str) -> None:
     head = HEADS[name]
     YOLO(head.model).train(

@@ -9,6 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from rebalance.data.pixels import read
 from rebalance.data.regions import Regions
 
 _COUNT, _COLUMNS, _SIDE = 12, 4, 320  # images, images a row, pixels of a cell
@@ -39,7 +40,7 @@ def draw(items: Sequence[tuple[Path, str, Sequence[str], Regions]], names: Seque
 
 
 def _cell(path: Path, title: str, lines: Sequence[str], regions: Regions, names: Sequence[str]) -> Any:
-    image = cv2.imread(str(path))
+    image: Any = read(path)
     if image is None:
         return None
     scale = min(_SIDE / image.shape[1], (_SIDE - 20) / image.shape[0])

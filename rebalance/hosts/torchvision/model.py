@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from ultralytics.nn.tasks import DetectionModel
 
-from rebalance.errors import ModelError, nearest
+from rebalance.errors import ConfigError, ModelError, nearest
 from rebalance.heads.objectness import unfused
-from rebalance.hosts.host import OwnYaml, remembered
+from rebalance.hosts.host import OwnYaml, refuse_own_features, remembered
 from rebalance.hosts.state_dict import Rows, follow_names, load_by_name, unnamed
 from rebalance.hosts.torchvision.zoo import ZOO, Detector
 from rebalance.recipe import Recipe, kept
@@ -92,6 +93,26 @@ class TorchvisionModel(DetectionModel):  # type: ignore[misc]
             pooled = nn.functional.adaptive_avg_pool2d(list(features.values())[-1], 1).flatten(1)
             return torch.unbind(pooled, dim=0)
         return head(neck(features), (x.shape[-2], x.shape[-1]))
+
+    def refuse_use(self, arguments: Mapping[str, Any], what: str, mode: str) -> None:
+        """Raise for what a client asks of a detector of torchvision and does not get."""
+        if mode == "track":
+            refuse_own_features(arguments, what)
+        if mode == "predict" and arguments.get("visualize"):
+            raise ConfigError(
+                f"visualize={arguments['visualize']}: class activation maps are made from one score a cell and class, "
+                f"which {what}, a detector of torchvision, does not put out"
+            )
+        if mode != "export":
+            return
+        if arguments.get("dynamic"):
+            raise ConfigError(
+                f"dynamic={arguments['dynamic']}: the anchors of {what} are constants of an export, for images of one "
+                "size; leave dynamic away and give imgsz= and batch="
+            )
+        half = arguments.get("half") or str(arguments.get("quantize", "")) in ("16", "fp16")
+        if half and arguments.get("format") == "onnx" and self.yaml[KEY].startswith("fasterrcnn"):
+            raise ConfigError(f"half=True: no runtime loads {what} as ONNX in half precision; leave half away")
 
     def load(self, weights: Any, verbose: bool = True) -> None:
         """Copy the tensors of a model, or of a checkpoint, that match by name and shape; how many is always told.

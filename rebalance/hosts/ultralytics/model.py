@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from rebalance.heads.objectness import (
     unfused,
 )
 from rebalance.hosts.evaluation import ANCHORS
-from rebalance.hosts.host import OwnYaml, remembered
+from rebalance.hosts.host import OwnYaml, refuse_own_features, remembered
 from rebalance.hosts.state_dict import Rows, follow_names
 from rebalance.hosts.ultralytics.criterion import AnchorCriterion, DetectionCriterion, ObjectnessCriterion
 from rebalance.hosts.ultralytics.sites import YoloSites
@@ -232,6 +233,11 @@ class AnchorDetectionModel(RebalancedModel):
         if isinstance(head, RefinedAnchorDetect):
             head.refined_by(channels, settings)
         return head
+
+    def refuse_use(self, arguments: Mapping[str, Any], what: str, mode: str) -> None:
+        """Raise for what a client asks of this head and does not get."""
+        if mode == "track":
+            refuse_own_features(arguments, what)
 
     def _remap_cls_by_names(self, csd: dict[str, Tensor], src_model: Any, verbose: bool = True) -> int:
         """The host's, for the rows of this head; csd holds them in this model's order then."""

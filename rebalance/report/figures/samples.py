@@ -14,6 +14,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
+from rebalance.data.pixels import read
 from rebalance.experiments.record import Box, Detection, Record, Sample
 from rebalance.report.figures.style import Drawn, key, legend_below
 from rebalance.report.summary import Results, describe, loss_text, settings_of, varying
@@ -38,7 +39,9 @@ def draw(found: Results) -> Drawn | str:
     if not shared:
         return "No sample detections: the runs were not looked at on the same images."
     record = next(iter(runs.values()))
-    pictures = [(by_image[0][image], read_image(image, record.folder, found.sweep.folder)) for image in shared]
+    pictures = [
+        (by_image[0][image], read_image(by_image[0][image], record.folder, found.sweep.folder)) for image in shared
+    ]
     there = [(sample, pixels) for sample, pixels in pictures if pixels is not None]
     if not there:
         return f"No sample detections: the images are not on this machine ({shared[0]} and {len(shared) - 1} more)."
@@ -105,7 +108,7 @@ def steps(found: Results) -> Drawn | str | None:
     if not looked_at:
         return None
     setting, record, sample = min(looked_at, key=lambda one: (-len(one[2].steps), one[1].seed))
-    pixels = read_image(sample.image, record.folder, found.sweep.folder)
+    pixels = read_image(sample, record.folder, found.sweep.folder)
     if pixels is None:
         return f"No detections after each step: the image is not on this machine ({sample.image})."
     everything = (*sample.steps, sample.detections)
@@ -205,19 +208,19 @@ def _title(panel: Any, *lines: str) -> None:
     panel.set_title("\n".join(filter(None, lines)), fontsize=10.5, fontweight="normal")
 
 
-def read_image(image: Path, *folders: Path) -> NDArray[Any] | None:
+def read_image(sample: Sample, *folders: Path) -> NDArray[Any] | None:
     """Return the image in RGB, shrunk to what is drawn; None where it is nowhere to be found or cannot be read.
 
-    Its path may be relative to one of the folders, of the run and its sweep, or the file may be in their samples/.
+    Its path may be relative to one of the folders, of the run and its sweep, or the file may be in their samples/. A
+    file of another size is another image, on which the boxes would be in the wrong places.
     """
-    relative, copies = [folder / image for folder in folders], [folder / "samples" / image.name for folder in folders]
-    for place in (image, *relative, *copies):
-        if place.is_file():
-            data = np.frombuffer(place.read_bytes(), np.uint8)
-            pixels = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-            if pixels is not None:
-                scale = _LONG_SIDE / max(pixels.shape[:2])
-                if scale < 1:
-                    pixels = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-                return np.ascontiguousarray(pixels[..., ::-1])  # BGR to RGB
+    relative = [folder / sample.image for folder in folders]
+    copies = [folder / "samples" / sample.image.name for folder in folders]
+    for place in (sample.image, *relative, *copies):
+        pixels = read(place)
+        if pixels is not None and pixels.shape[1::-1] == sample.size:
+            scale = _LONG_SIDE / max(pixels.shape[:2])
+            if scale < 1:
+                pixels = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+            return np.ascontiguousarray(pixels[..., ::-1])  # BGR to RGB
     return None
