@@ -91,7 +91,7 @@ class TwoProcesses(RebalanceTrainer):
         host_validator.get_torch_device_backend = lambda _: SimpleNamespace(current_device=lambda: 0)
         stock = host_validator.AutoBackend
         host_validator.AutoBackend = lambda *a, **k: stock(*a, **{**k, "device": torch.device("cpu")})
-        distributed.init_process_group("gloo", timeout=timedelta(seconds=120), rank=RANK, world_size=PROCESSES)
+        distributed.init_process_group("gloo", timeout=timedelta(minutes=30), rank=RANK, world_size=PROCESSES)
 
     def _do_train(self) -> None:
         super()._do_train()
