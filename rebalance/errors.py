@@ -5,7 +5,8 @@ RebalanceError          one clear line for the user: what was wrong, the value, 
 ├── DataError           a data set: missing, unreadable, or an output that would overwrite something
 ├── ModelError          a model or checkpoint that a head or loss cannot work with
 │   └── FetchError      a model that is not on this machine and cannot be fetched
-└── RunError            a sweep or a record that cannot run or be read; a file that cannot be written
+├── RunError            a sweep or a record that cannot run or be read; a file that cannot be written
+└── VersionError        a host of a version that this package does not know
 
 The command line prints the message and exits with code 2; `--debug` shows the traceback.
 """
@@ -33,6 +34,10 @@ class ConfigError(RebalanceError, ValueError):
 
 class DataError(RebalanceError):
     """A data set cannot be read or an output cannot be written."""
+
+
+class VersionError(RebalanceError, ImportError):
+    """A host is of a version that this package does not know."""
 
 
 class ModelError(RebalanceError):

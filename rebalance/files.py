@@ -13,8 +13,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from pathlib import Path
 from typing import BinaryIO
 
-from filelock import FileLock, Timeout
-
 from rebalance.errors import RunError
 
 # Names of what is being written: hidden, with the number of the process; or of `beside`, with the lock that is held
@@ -78,6 +76,8 @@ def beside(path: Path) -> Iterator[Path]:
 
     What a killed process left of one for the same path is removed.
     """
+    from filelock import FileLock, Timeout  # the start of a command does without
+
     path.parent.mkdir(parents=True, exist_ok=True)
     for lock in path.parent.glob(f".{glob.escape(path.name)}.*.lock"):
         with suppress(Timeout, OSError):

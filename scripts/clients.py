@@ -419,6 +419,27 @@ def export(case: Case, form: str, **more: Any) -> Path:
     return case.exported[key]
 
 
+@contextmanager
+def single_precision() -> Any:
+    """Let OpenVINO compute in what the file holds; by itself it takes bfloat16 where the processor has it."""
+    if find_spec("openvino") is None:
+        yield
+        return
+    import openvino
+
+    stock = openvino.Core.compile_model
+
+    def compiled(core: Any, model: Any, device_name: Any = None, config: Any = None, **more: Any) -> Any:
+        return stock(core, model, device_name, {**(config or {}), "INFERENCE_PRECISION_HINT": "f32"}, **more)
+
+    openvino.Core.compile_model = compiled
+    try:
+        yield
+    finally:
+        openvino.Core.compile_model = stock
+
+
+@single_precision()
 def exported(case: Case, form: str, **more: Any) -> None:
     """The boxes of the checkpoint, at the number of images of the export and at others."""
     model, files = case.yolo(export(case, form, **more)), [str(file) for file in case.files]

@@ -43,7 +43,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # images so small that a second costs more than it brings
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-LATE = 300  # seconds after which a command hangs
+LATE = 1200  # seconds after which a command hangs; the machine may have other work
 SMALL = """\
 nc: 3
 backbone:

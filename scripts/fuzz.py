@@ -594,7 +594,8 @@ class Watch:
         if isinstance(path, int) or path is None:
             return
         text = os.path.abspath(os.fsdecode(path))
-        if text.startswith(self.allowed + os.sep) or text == os.devnull or any(name in text for name in self.passed):
+        inside = f"{text}{os.sep}".startswith(self.allowed + os.sep)  # the folder itself may be made
+        if inside or text == os.devnull or any(name in text for name in self.passed):
             return
         self.seen.append(f"{event} {text}")
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from loaded_script import load
+from loaded_script import SCRIPTS, load
 from ultralytics.utils.checks import check_imgsz
 
 from rebalance.errors import ConfigError
 
+PAGE = SCRIPTS.parent / "docs" / "works-with.md"
 # Rows that take a moment, and what they say where it is not ok
 SHORT: dict[str, dict[str, str]] = {
     "predict tensor": {}, "predict list batch=4": {}, "pickle": {},
@@ -125,3 +126,18 @@ def test_what_it_does_not_know_is_refused(clients: ModuleType, word: str, capsys
     assert f"clients: error: {word.rpartition('=')[2] if '=' in word and 'outt' not in word else word[:4]}" in (
         capsys.readouterr().err
     )
+
+
+def test_the_page_has_the_rows_of_the_script_and_no_fault(clients: ModuleType) -> None:
+    table = PAGE.read_text("utf-8").partition(clients.START)[2].partition(clients.END)[0]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| ")]
+    heads = lines[0][1:-1]
+    assert heads == [head for head in clients.HEADS if head in heads]
+    assert {line[0] for line in lines[1:]} <= clients.rows().keys()
+    notes = {line.partition(".")[0] for line in table.splitlines() if line[:1].isdigit()}
+    for line in lines[1:]:
+        assert line[-1] == clients.rows()[line[0]].compared
+        assert len(line) == len(heads) + 2
+        for cell in line[1:-1]:
+            assert cell in ("ok", "–") or cell.startswith("not installed: ") or cell.strip("[]") in notes
+    assert "FAULT" not in table

@@ -11,7 +11,7 @@ import pytest
 
 from rebalance.cli import main as cli
 from rebalance.errors import RunError
-from rebalance.files import clear, moved, unfinished, unwritable_told, whole, write_whole
+from rebalance.files import beside, clear, moved, unfinished, unwritable_told, whole, write_whole
 
 
 def full(*_: object) -> None:
@@ -97,3 +97,46 @@ def test_a_command_that_fills_the_disk_ends_with_one_line(
     monkeypatch.setattr(cli, "dispatch", lambda _: Path("/dev/full").write_text("x", "utf-8"))
     assert cli.main(["report", "here"]) == 2
     assert capsys.readouterr().err == "rebalance: error: the output cannot be written: No space left on device\n"
+
+
+# What a killed process left -------------------------------------------------------------------------------------------
+
+
+def test_a_folder_beside_goes_with_the_next_one_for_the_same_path_unless_somebody_works_in_it(tmp_path: Path) -> None:
+    killed, other = tmp_path / ".set.0123456789ab", tmp_path / ".sets.0123456789ab"
+    for name in (killed, other):
+        (name.with_suffix(name.suffix + ".partial") / "images").mkdir(parents=True)
+        name.with_suffix(name.suffix + ".lock").touch()
+    with beside(tmp_path / "set") as first:
+        assert not killed.with_suffix(f"{killed.suffix}.partial").exists()
+        (first / "file").touch()
+        with beside(tmp_path / "set") as second:
+            assert (first / "file").exists()
+            assert second != first
+        assert (first / "file").exists()
+        first.rename(tmp_path / "set")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{other.name}.lock", f"{other.name}.partial", "set"]
+
+
+def test_a_failure_leaves_nothing_beside(tmp_path: Path) -> None:
+    def fail() -> None:
+        with beside(tmp_path / "new" / "set") as made:
+            (made / "images").mkdir()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EFBIG])
+def test_a_disk_that_takes_nothing_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number), "x")
+
+    with pytest.raises(RunError, match=r"^x cannot be written: "), unwritable_told("there"):
+        refuse()
+    monkeypatch.setattr(Path, "unlink", refuse)
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(RunError, match=r"a\.txt cannot be written: "):
+        write_whole(tmp_path / "a.txt", b"")

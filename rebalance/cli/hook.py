@@ -19,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 
 from rebalance.errors import ConfigError
+from rebalance.versions import unknown
 
 NAME = "rebalance_hook.pth"  # sorts after __editable__*.pth, which makes an editable install of ours importable
 HOST = "ultralytics.cfg"
@@ -103,6 +104,9 @@ def _replace_entrypoint(module: ModuleType) -> None:
         vars(module)["entrypoint"] = stock  # what ours finds and calls when none of our flags is given
         if debug:  # a command line given from Python, not by the user
             stock(debug)
+        elif told := unknown():
+            print(f"rebalance: warning: {told}; yolo is the host's own until then", file=sys.stderr)
+            stock()
         else:
             from rebalance.cli import host_command as command
             from rebalance.cli.main import guarded

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from rebalance.errors import VersionError
+from rebalance.versions import unknown
+
+if told := unknown():  # before the modules below, which lean on the hosts' insides
+    raise VersionError(told)
+
 from rebalance.hosts.host import Host
 from rebalance.hosts.torchvision.host import Torchvision, detector_of
 from rebalance.hosts.torchvision.zoo import ZOO

@@ -206,7 +206,7 @@ def test_a_record_that_cannot_be_written_is_one_line(
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(module, "carry_out", lambda _: Plan())  # whatever can be written
+    monkeypatch.setattr(module, "carry_out", lambda *_: Plan())  # whatever can be written
     monkeypatch.setattr("os.fsync", full)
     assert module.main([str(tmp_path)]) == 2
     told = f"rebalance: error: {tmp_path / 'record.json'} cannot be written: No space left on device\n"

@@ -177,7 +177,7 @@ def test_a_killed_process_leaves_nothing_at_the_final_name(tmp_path: Path) -> No
     process.kill()
     process.wait()
     process.stderr.close()
-    assert [path.name[0] for path in (tmp_path / "sets").iterdir()] == ["."]
+    assert {path.name[0] for path in (tmp_path / "sets").iterdir()} == {"."}
 
 
 def test_two_processes_at_once(made: Path, tmp_path: Path) -> None:
