@@ -7,6 +7,8 @@ import re
 from importlib import metadata
 from pathlib import Path
 
+from rebalance.errors import VersionError
+
 # What pyproject.toml asks pip for: the first that is known and the first that is not any more; "": there is none yet
 KNOWN = {"ultralytics": ("8.4.180", "8.5"), "torch": ("2.4", ""), "torchvision": ("0.19", "")}
 PACKAGES = ("rebalance", "torch", "ultralytics", "torchvision", "numpy")
@@ -35,6 +37,12 @@ def unknown() -> str:
             least = f"{first} or newer" + (f", before {end}" if end else "")
             return f"{name} {version} is not known to rebalance, which needs {least}: pip install '{_asked(name)}'"
     return ""
+
+
+def require_known() -> None:
+    """Raise VersionError where a host is of a version that this package does not know; called before it is imported."""
+    if told := unknown():
+        raise VersionError(told)
 
 
 def _asked(name: str) -> str:

@@ -41,7 +41,7 @@ ARROWS = {
     " hosts.evaluation report.build report.figures settings train versions"
     "  cv2 fiftyone filelock jinja2 markupsafe numpy sklearn ultralytics",
     "cli": "audit bench data errors experiments files hosts methods recipe report settings train versions  ultralytics",
-    "versions": "",
+    "versions": "errors",
     "moved": "",
     "__init__": "audit moved train",
     "__main__": "cli",

@@ -46,7 +46,8 @@ def with_host(tmp_path: Path, version: str, *command: str) -> subprocess.Complet
     facts = tmp_path / f"ultralytics-{version}.dist-info" / "METADATA"
     facts.parent.mkdir()
     facts.write_text(f"Metadata-Version: 2.1\nName: ultralytics\nVersion: {version}\n", "utf-8")
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    paths = (str(tmp_path), str(ROOT), os.environ.get("PYTHONPATH", ""))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     return subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, cwd=tmp_path)
 
 
@@ -57,3 +58,5 @@ def test_it_says_so_at_import_and_in_a_command_in_one_line(tmp_path: Path) -> No
         "pip install 'ultralytics>=8.4.180,<8.5'\n"
     )
     assert (done.returncode, done.stderr) == (2, line)
+    done = with_host(tmp_path, "8.3.8", "-c", "from rebalance import YOLO")
+    assert done.stderr.splitlines()[-1].startswith("rebalance.errors.VersionError: ultralytics 8.3.")

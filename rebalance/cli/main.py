@@ -106,6 +106,9 @@ def host(mode: str, example: str, help: str, flags: Any = dict) -> Command:
     """The command that runs a mode of Ultralytics with our flags."""
 
     def run(args: list[str]) -> None:
+        from rebalance.versions import require_known
+
+        require_known()
         from rebalance.cli import host_command as command
 
         command.run(mode, args)

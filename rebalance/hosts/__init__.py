@@ -1,14 +1,13 @@
 """The libraries whose detectors are trained. Neither of the two packages below imports the other."""
 
+# ruff: noqa: E402
 from __future__ import annotations
 
 from typing import Any
 
-from rebalance.errors import VersionError
-from rebalance.versions import unknown
+from rebalance.versions import require_known
 
-if told := unknown():  # before the modules below, which lean on the hosts' insides
-    raise VersionError(told)
+require_known()  # before the modules below, which lean on the hosts' insides
 
 from rebalance.hosts.host import Host
 from rebalance.hosts.torchvision.host import Torchvision, detector_of
