@@ -161,8 +161,8 @@ def test_a_killed_run_gives_the_figures_of_an_unbroken_one_and_a_finished_one_is
     unbroken = shutil.copytree(folder, tmp_path / "unbroken")
     rows = folder / "train" / "results.csv"
 
-    def start(folder: Path) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "rebalance.experiments.run", str(folder)]
+    def start(folder: Path, *more: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "rebalance.experiments.run", str(folder), *more]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
     with start(folder) as process:
@@ -175,13 +175,14 @@ def test_a_killed_run_gives_the_figures_of_an_unbroken_one_and_a_finished_one_is
         file.write("4,1")  # as a kill in the middle of a line leaves it
     (folder / ".record.json.99").touch()  # and of a record
 
-    with start(folder) as process, start(unbroken) as other:
+    with start(folder, "--device=cpu") as process, start(unbroken) as other:  # as a cluster goes on elsewhere
         told, _ = process.communicate()
         other.communicate()
     assert "as if it had not stopped" in told
     record, expected = (json.loads((each / "record.json").read_text("utf-8")) for each in (folder, unbroken))
     assert record["status"] == "finished"
     assert record["metrics"] == expected["metrics"]
+    assert record["config"]["host"] == expected["config"]["host"]  # as it was asked
     without_time = [[{**row, "time": 0} for row in each["epochs"]] for each in (record, expected)]
     assert without_time[0] == without_time[1]
     assert [row["epoch"] for row in record["epochs"]] == [1, 2, 3, 4, 5, 6]
@@ -192,11 +193,11 @@ def test_a_killed_run_gives_the_figures_of_an_unbroken_one_and_a_finished_one_is
     (folder / "record.json").unlink()
     best = folder / "train" / "weights" / "best.pt"
     trained = best.stat().st_mtime_ns
-    with start(folder) as process:
+    with start(folder, "--val", "--held") as process:  # as a trial of a search
         process.communicate()
     again = json.loads((folder / "record.json").read_text("utf-8"))
     assert best.stat().st_mtime_ns == trained
-    assert again["metrics"] == record["metrics"]
+    assert (again["metrics"]["val"], again["metrics"]["test"]) == (record["metrics"]["val"], None)
     assert again["timings"]["train_seconds"] == record["timings"]["train_seconds"]
 
 
