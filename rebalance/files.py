@@ -51,12 +51,13 @@ def write_whole(path: Path, data: bytes) -> Path:
 
 
 @contextmanager
-def moved(folder: Path, last: str = "") -> Iterator[Path]:
+def moved(folder: Path, last: str = "", name: str = "files") -> Iterator[Path]:
     """A folder to write files into, which are moved to `folder` when the block ends, `last` after the others.
 
-    Nothing is left of it where the block raises, but for files that had been moved.
+    Nothing is left of it where the block raises, but for files that had been moved. Two at a time in one folder need
+    names.
     """
-    part = _part(folder / "files")
+    part = _part(folder / name)
     try:
         part.mkdir(parents=True, exist_ok=True)
         yield part
