@@ -336,7 +336,8 @@ OF_RECORDS = frozenset(
 def _weights(path: Path) -> str:
     import torch
 
-    held, made = torch.load(path, map_location="cpu", weights_only=False), hashlib.sha256()
+    held = torch.load(path, map_location="cpu", weights_only=False)
+    made = hashlib.sha256(f"{held.get('epoch')}".encode())
     for part in ("model", "ema"):
         state = getattr(held.get(part), "state_dict", lambda part=part: held.get(part) or {})()
         for name, tensor in state.items():
@@ -393,9 +394,11 @@ def _read(path: Path) -> None:
 
 
 def left(place: Path) -> list[str]:
-    """What is named as temporary, anywhere in the folder."""
-    kept = {".lock"}
-    hidden = [path for path in place.rglob(".*") if path.name not in kept and path.parent.name[0] != "."]
+    """What is named as temporary, anywhere in the folder.
+
+    Not a lock alone: where a command was killed after its last move but one nothing else is, and it is empty.
+    """
+    hidden = [path for path in place.rglob(".*") if not path.name.endswith(".lock") and path.parent.name[0] != "."]
     return [f"{path.relative_to(place)} is left" for path in sorted(hidden)]
 
 

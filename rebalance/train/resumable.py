@@ -27,7 +27,7 @@ from ultralytics.utils import LOGGER, RANK
 from ultralytics.utils.torch_utils import init_seeds, unwrap_model
 
 from rebalance.errors import RunError
-from rebalance.files import clear, moved, unwritable_told, write_whole
+from rebalance.files import clear, moved, replaced, unwritable_told, write_whole
 from rebalance.processes import gathered, met, together
 from rebalance.train.checkpoint import cut_csv, find_state, remove_states, state_of, write_state
 
@@ -316,9 +316,9 @@ def _strips_whole(last: Path | None = None) -> Iterator[None]:
         file = Path(f)
         with ExitStack() as at_once:
             until = at_the_end if file == last else at_once
-            folder = until.enter_context(moved(file.parent, name=file.name))
+            part = until.enter_context(replaced(file))
             try:
-                return stock(file, s or str(folder / file.name), updates)
+                return stock(file, s or str(part), updates)
             except RuntimeError as error:  # torch's own for a file that it could not write to its end
                 raise RunError(f"{file} cannot be written: {' '.join(str(error).split())}") from None
 
