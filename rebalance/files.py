@@ -51,6 +51,21 @@ def write_whole(path: Path, data: bytes) -> Path:
 
 
 @contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A path to write a file to, moved to `path` when the block ends; where the block raises nothing is left."""
+    part = _part(path)
+    try:
+        yield part
+        if part.exists():
+            with open(part, "rb+") as opened:
+                os.fsync(opened.fileno())
+            part.replace(path)
+    finally:
+        with suppress(OSError):
+            part.unlink()
+
+
+@contextmanager
 def moved(folder: Path, last: str = "") -> Iterator[Path]:
     """A folder to write files into, which are moved to `folder` when the block ends, `last` after the others.
 

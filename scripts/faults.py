@@ -190,6 +190,10 @@ class Child:
             for stream in (1, 2):
                 os.dup2(opened, stream)
             sys.stdout, sys.stderr = (os.fdopen(n, "w", 1, "utf-8", closefd=False) for n in (1, 2))
+            from ultralytics.utils import LOGGER
+
+            for handler in LOGGER.handlers:
+                handler.setStream(sys.stderr)
             from rebalance.cli.main import guarded, main
             from rebalance.experiments import run
 
@@ -323,13 +327,17 @@ def recorded(path: Path) -> dict[str, Any]:
 CLOCKED = ("time", "train_seconds", "images_per_second", "peak_memory_mb")
 # What says when and how fast, or is written by the host for the eye
 PASSING = ("progress.json", "log.txt", "lock", ".lock", "args.yaml")
-OF_RECORDS = frozenset({".md", ".html", ".png", ".jpg", "summary.csv"})  # in a folder of runs: a report, with times
+# In a folder of runs: a report, with times; an audit, which names the bytes of weights, in which there is a date
+OF_RECORDS = frozenset(
+    {".md", ".html", ".png", ".jpg", ".cache", "summary.csv", "question.json", "audit.json", "seconds.json"}
+)
 
 
 def _weights(path: Path) -> str:
     import torch
 
-    held, made = torch.load(path, map_location="cpu", weights_only=False), hashlib.sha256()
+    held = torch.load(path, map_location="cpu", weights_only=False)
+    made = hashlib.sha256(f"{held.get('epoch')}".encode())
     for part in ("model", "ema"):
         state = getattr(held.get(part), "state_dict", lambda part=part: held.get(part) or {})()
         for name, tensor in state.items():
@@ -341,8 +349,9 @@ def results(place: Path, job: Job) -> dict[str, str]:
     """What a job made, as it is the same whenever it is made."""
     found = {}
     for path in sorted((place / job.out).rglob("*")):
+        stays = path.name.startswith("state")  # of a training that was killed after its end, which nothing resumes
         timed = job.kind == "runs" and not OF_RECORDS.isdisjoint({path.suffix, path.name})
-        if (path.is_symlink() or path.is_file()) and path.name not in PASSING and not timed:
+        if (path.is_symlink() or path.is_file()) and path.name not in PASSING and not (timed or stays):
             found[str(path.relative_to(place))] = digest(path)
         if path.name == "record.json":  # for a message that says what is another
             found |= {f"{path.relative_to(place)}: {k}": str(v) for k, v in recorded(path).items()}
@@ -385,9 +394,11 @@ def _read(path: Path) -> None:
 
 
 def left(place: Path) -> list[str]:
-    """What is named as temporary, anywhere in the folder."""
-    kept = {".lock"}
-    hidden = [path for path in place.rglob(".*") if path.name not in kept and path.parent.name[0] != "."]
+    """What is named as temporary, anywhere in the folder.
+
+    Not a lock alone: where a command was killed after its last move but one nothing else is, and it is empty.
+    """
+    hidden = [path for path in place.rglob(".*") if not path.name.endswith(".lock") and path.parent.name[0] != "."]
     return [f"{path.relative_to(place)} is left" for path in sorted(hidden)]
 
 
@@ -662,10 +673,10 @@ def checkpoint_cut(bench: Bench, name: str, random: Random) -> list[str]:
     """A checkpoint of a killed training is cut."""
     while True:
         bench.at_random(name, random, signal.SIGKILL).ended()
-        files = sorted((bench.place / JOBS[name].out).rglob("weights/[ls]*.pt"))
-        if len(files) > 1:
+        last = next((bench.place / JOBS[name].out).rglob("weights/last.pt"), None)
+        if last and (epoch := _epoch(last)) >= 0:
             break
-    file = random.choice(files)
+    file = random.choice((last, last.with_name(f"state{epoch}.pt")))
     os.truncate(file, int(random.random() * file.stat().st_size))
     before = file.read_bytes()
     line = JOBS[name].again(bench.place) if JOBS[name].again else JOBS[name].line  # type: ignore[misc]
@@ -679,6 +690,12 @@ def checkpoint_cut(bench: Bench, name: str, random: Random) -> list[str]:
     else:
         wrong += [] if file.name in ended.text else [f"{file.name} is not named"]
     return wrong + left(bench.place)
+
+
+def _epoch(last: Path) -> int:
+    import torch
+
+    return int(torch.load(last, map_location="cpu", weights_only=False)["epoch"])
 
 
 def clock(bench: Bench, name: str, random: Random) -> list[str]:

@@ -6,9 +6,9 @@
 #   TESTS="tests/train" tests/matrix.sh          other tests
 #   REBALANCE_CACHE                              where the environments are kept; default: ~/.cache/rebalance
 #
-# A combination is Python, torch, torchvision and Ultralytics. An Ultralytics alone costs a few megabytes: environments
-# of the same Python and torch share the rest. Ends with exit code 1 where one failed; one whose Python is not on this
-# machine, or which cannot be installed, is named as such and counts as failed.
+# A combination is Python, torch, torchvision and Ultralytics. An Ultralytics alone costs a few megabytes: combinations
+# of the same Python and torch share the rest, some gigabytes, and .venv is taken where it has both. Ends with exit code
+# 1 where one failed; one whose Python is not on this machine, or which cannot be installed, counts as failed.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -20,9 +20,8 @@ combinations=(
     "3.11 2.12.1 0.27.1 8.4.180"
     "3.10 2.4.1 0.19.1 8.4.180"
     "3.10 2.4.1 0.19.1 8.4.190"
-    "3.12 2.12.1 0.27.1 8.4.180"
-    "3.12 2.12.1 0.27.1 8.4.190"
-    "3.13 2.12.1 0.27.1 8.4.190"
+    "3.12 2.11.0 0.26.0 8.4.180"
+    "3.12 2.11.0 0.26.0 8.4.190"
 )
 read -r -a tests <<<"${TESTS:-tests/test_versions.py tests/hosts/test_insides.py tests/hosts/ultralytics tests/hosts/torchvision tests/train/test_api.py tests/train/test_resumable.py}"
 
@@ -32,9 +31,17 @@ python_of() { # the newest interpreter of a version
     [[ -n "$found" ]] && "$found" -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$1')" 2>/dev/null && echo "$found"
 }
 
-install() { # python torch torchvision ultralytics: an environment with all but Ultralytics, and that beside it
-    local shared="$cache/$1-$2-$3" host="$cache/ultralytics-$4" python
-    if [[ ! -e "$shared/complete" ]]; then
+shared_of() { # python torch torchvision: the environment with all but Ultralytics
+    local has
+    has="$(.venv/bin/python -c 'import sys; from importlib.metadata import version as v
+print("%d.%d" % sys.version_info[:2], v("torch").split("+")[0], v("torchvision").split("+")[0])' 2>/dev/null || true)"
+    if [[ "$has" == "$1 $2 $3" ]]; then echo "$PWD/.venv"; else echo "$cache/$1-$2-$3"; fi
+}
+
+install() { # python torch torchvision ultralytics: the two environments, where they are not there
+    local shared host="$cache/ultralytics-$4" python
+    shared="$(shared_of "$1" "$2" "$3")"
+    if [[ "$shared" != "$PWD/.venv" && ! -e "$shared/complete" ]]; then
         rm -rf "$shared"
         python="$(python_of "$1")" || { echo "no Python $1 here" && return 1; }
         "$python" -m venv "$shared"
@@ -65,7 +72,7 @@ for combination in "${combinations[@]}"; do
         told="not installed: $(tail -1 "$log")"
         failed=1
     elif PYTHONPATH="$cache/ultralytics-$ultralytics:$PWD" YOLO_CONFIG_DIR="$settings" MPLBACKEND=Agg OMP_NUM_THREADS=1 \
-        "$cache/$python-$torch-$torchvision/bin/python" -m pytest -q -p no:cacheprovider -m "not slow" "${tests[@]}" >"$log" 2>&1; then
+        "$(shared_of "$python" "$torch" "$torchvision")/bin/python" -m pytest -q -p no:cacheprovider -m "not slow" "${tests[@]}" >"$log" 2>&1; then
         told="$(tail -1 "$log")"
     else
         told="FAILED $(tail -1 "$log"), see $log"

@@ -11,7 +11,7 @@ import pytest
 
 from rebalance.cli import main as cli
 from rebalance.errors import RunError
-from rebalance.files import beside, clear, moved, unfinished, unwritable_told, whole, write_whole
+from rebalance.files import beside, clear, moved, replaced, unfinished, unwritable_told, whole, write_whole
 
 
 def full(*_: object) -> None:
@@ -140,3 +140,24 @@ def test_a_disk_that_takes_nothing_is_one_line(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("builtins.open", refuse)
     with pytest.raises(RunError, match=r"a\.txt cannot be written: "):
         write_whole(tmp_path / "a.txt", b"")
+
+
+def test_what_is_written_by_path_takes_the_place_at_the_end_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    path.write_text("old", "utf-8")
+
+    def write(then: type[BaseException] | None) -> None:
+        with replaced(path) as part:
+            part.write_text("new", "utf-8")
+            assert path.read_text("utf-8") == "old"
+            if then:
+                raise then
+
+    with pytest.raises(KeyboardInterrupt):
+        write(KeyboardInterrupt)
+    assert (path.read_text("utf-8"), list(tmp_path.iterdir())) == ("old", [path])
+    write(None)
+    assert (path.read_text("utf-8"), list(tmp_path.iterdir())) == ("new", [path])
+    with replaced(path):
+        pass  # who writes nothing takes nothing
+    assert path.read_text("utf-8") == "new"

@@ -18,7 +18,7 @@ from ultralytics.utils.patches import imread
 from rebalance.audit.explain import Detections
 from rebalance.data.progress import progress
 from rebalance.errors import ModelError, RunError, nearest
-from rebalance.files import write_whole
+from rebalance.files import clear, write_whole
 from rebalance.hosts.evaluation import evaluation_of
 from rebalance.train.api import load
 from rebalance.train.validator import suppressed
@@ -127,6 +127,8 @@ def detect_all(detector: Detector | None, images: Sequence[str], folder: Path, w
         RunError: something was not kept, and there is no detector.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if detector:
+        clear(folder)
     found: list[Seen | None] = []
     starts = range(0, len(images), CHUNK)
     for start in progress(starts, f"{what}, {CHUNK} images a step:"):

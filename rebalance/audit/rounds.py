@@ -95,6 +95,8 @@ def rounds(
         for place in (folder, folder / DATA, folder / _AUDITS):
             clear(place)
         refuse_other(folder, grid, {})
+        if not (folder / SWEEP).exists():  # before anything that a kill would leave in a folder of nobody's
+            files.write(folder / SWEEP, Plan(asked=grid.asked, runs=()))
         work = _Work(given, grid, folder, source, args, runner, look or _look, say)
         work.all()
     return ended(folder, work.planned, say)

@@ -40,7 +40,7 @@ from rebalance.data.progress import progress
 from rebalance.errors import ConfigError, DataError, RunError, nearest
 from rebalance.experiments.record import load, read_json, write_json
 from rebalance.experiments.sweep import LOCKS, locked, sweep
-from rebalance.files import clear, write_whole
+from rebalance.files import clear, unfinished, write_whole
 from rebalance.report.figures import audit as picture
 from rebalance.settings import AuditFlags, SweepFlags, as_dict, parse, require, settings_of, value_text
 from rebalance.versions import versions
@@ -215,7 +215,8 @@ def _held(folder: Path, facts: Mapping[str, Any]) -> Iterator[None]:
         RunError: it holds something else, or another process works in it.
     """
     begun = read_json(folder / QUESTION)
-    if begun is None and folder.is_dir() and any(path.name not in LOCKS for path in folder.iterdir()):
+    there = [path for path in folder.iterdir() if not unfinished(path)] if folder.is_dir() else []
+    if begun is None and any(path.name not in LOCKS for path in there):
         raise RunError(f"{folder} exists and is not an audit's; choose another name=")
     if begun is not None and begun != facts:
         changed = next(key for key in {**facts, **begun} if begun.get(key) != facts.get(key))

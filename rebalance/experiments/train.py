@@ -14,7 +14,7 @@ import torch
 
 from rebalance.experiments.record import NUMBERS, TRAIN, Task, read_json, write_json
 from rebalance.train.api import YOLO
-from rebalance.train.checkpoint import find_state
+from rebalance.train.checkpoint import find_state, remove_states
 
 _NOT_A_SETTING = ("save_dir", "project", "name", "exist_ok", "model", "data", "mode", "resume", "source")
 
@@ -117,6 +117,7 @@ def _begun(last: Path) -> tuple[Any, bool] | None:
         print(f"rebalance: {last} cannot be read ({type(error).__name__}): the run begins again", flush=True)
         return None
     if epoch < 0:  # as the host leaves it when it is through
+        remove_states(last.parent)  # the last thing that it does: it may have been killed before
         return model, True
     state, missing = find_state(last, epoch)
     if state is None:

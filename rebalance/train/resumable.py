@@ -13,7 +13,7 @@ import random
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from ultralytics.utils import LOGGER, RANK
 from ultralytics.utils.torch_utils import init_seeds, unwrap_model
 
 from rebalance.errors import RunError
-from rebalance.files import clear, moved, unwritable_told, write_whole
+from rebalance.files import clear, moved, replaced, unwritable_told, write_whole
 from rebalance.processes import gathered, met, together
 from rebalance.train.checkpoint import cut_csv, find_state, remove_states, state_of, write_state
 
@@ -139,8 +139,11 @@ class Resumable(DetectionTrainer):  # type: ignore[misc]
         }
 
     def final_eval(self) -> None:
-        """Strip and validate, as there; a checkpoint is replaced only by one that is written to its end."""
-        with _strips_whole():
+        """Strip and validate, as there; a checkpoint is replaced only by one that is written to its end.
+
+        last.pt comes after all else: stripped, it says that nothing is left to do.
+        """
+        with _strips_whole(self.last):
             super().final_eval()
         if RANK in {-1, 0}:
             remove_states(self.wdir)
@@ -305,21 +308,24 @@ class Passes:
 
 
 @contextmanager
-def _strips_whole() -> Iterator[None]:
-    """Let the host, which strips optimizers from checkpoints in place, write them beside first."""
-    stock = host.strip_optimizer
+def _strips_whole(last: Path | None = None) -> Iterator[None]:
+    """Let the host, which strips checkpoints of optimizers in place, write them beside; `last` is moved at the end."""
+    stock, at_the_end = host.strip_optimizer, ExitStack()
 
     def strip(f: Any, s: str = "", updates: Any = None) -> Any:
         file = Path(f)
-        with moved(file.parent) as folder:
+        with ExitStack() as at_once:
+            until = at_the_end if file == last else at_once
+            part = until.enter_context(replaced(file))
             try:
-                return stock(file, s or str(folder / file.name), updates)
+                return stock(file, s or str(part), updates)
             except RuntimeError as error:  # torch's own for a file that it could not write to its end
                 raise RunError(f"{file} cannot be written: {' '.join(str(error).split())}") from None
 
     host.strip_optimizer = strip
     try:
-        yield
+        with at_the_end:
+            yield
     finally:
         host.strip_optimizer = stock
 

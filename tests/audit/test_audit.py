@@ -170,6 +170,17 @@ def test_an_audit_that_works_is_left_alone(half_labelled: Path, oracles: list[Or
     assert audit(flags(half_labelled)) == folder  # what is left of holding it is no obstacle
 
 
+def test_an_audit_that_was_killed_before_its_question_was_written_goes_on(
+    half_labelled: Path, oracles: list[Oracle]
+) -> None:
+    folder = Path("runs/audit/half")
+    folder.mkdir(parents=True)
+    (folder / ".question.json.4711").write_text("{", "utf-8")
+    (folder / ".lock").touch()
+    assert audit(flags(half_labelled, name="half")) == folder
+    assert not (folder / ".question.json.4711").exists()
+
+
 def test_labels_that_changed_make_it_another_audit(tmp_path: Path, oracles: list[Oracle]) -> None:
     data = make_dataset(tmp_path / "own", train=4, val=2, test=1)
     audit(flags(data))
@@ -317,8 +328,13 @@ def test_a_killed_detection_goes_on_where_it_was(half_labelled: Path, tmp_path: 
     with pytest.raises(KeyboardInterrupt):
         detect_all(Killed(source), images, tmp_path / "d", "train")
     (tmp_path / "d" / "0000064.npz").write_bytes(b"PK cut")  # as if killed in the middle of writing in place
+    (tmp_path / "d" / ".0000128.npz.4711").write_bytes(b"PK cut")  # as it is when killed in the middle of writing
     again = Oracle(source)
     found = detect_all(again, images, tmp_path / "d", "train")
+    assert (
+        sorted(path.name for path in (tmp_path / "d").iterdir())
+        == ["0000000.npz", "0000064.npz", "0000128.npz"][: -(-len(images) // 64)]
+    )
     assert len(again.asked) == len(images) - 64
     whole = detect_all(Oracle(source), images, tmp_path / "e", "train")
     for one, other in zip(found, whole, strict=True):

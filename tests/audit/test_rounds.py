@@ -206,6 +206,8 @@ def dying_put(path, data):
 def dying_look(flags, training, root):
     (root / flags.name).mkdir(parents=True)
     die()
+if where == "beginning":
+    completed.restored = die
 if where == "complete":
     completed.put = dying_put
 if where == "audit":
@@ -218,7 +220,9 @@ rounds.rounds(args, root=Path(root), runner=runner, look=look)
 """
 
 
-@pytest.mark.parametrize("where", ["training", "audit", "after the audit", "complete", "before the training"])
+@pytest.mark.parametrize(
+    "where", ["beginning", "training", "audit", "after the audit", "complete", "before the training"]
+)
 def test_killed_anywhere_it_goes_on_and_repeats_no_finished_training(bench: Bench, where: str) -> None:
     plan = {"round=1,seed=0": ["hang", "ok"]} if where == "training" else {}
     (bench.folder / "plan.json").write_text(json.dumps(plan), "utf-8")
@@ -235,7 +239,8 @@ def test_killed_anywhere_it_goes_on_and_repeats_no_finished_training(bench: Benc
     assert "round=2,seed=0" not in done
     bench.rounds(plan)
     again = bench.started()[len(done) :]
-    assert again == ["round=1,seed=0", "round=2,seed=0"]
+    if where != "beginning":
+        assert again == ["round=1,seed=0", "round=2,seed=0"]
     data = bench.folder / "mine" / "data"
     assert count(data / "round-2-seed-0") == count(data / "complete")
     bench.rounds(plan)

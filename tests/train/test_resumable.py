@@ -224,7 +224,7 @@ def test_without_its_state_a_training_goes_on_as_the_host_does_and_says_so(
 def test_nothing_is_kept_where_nothing_is_saved(data: Path, tmp_path: Path) -> None:
     model = YOLO("yolov8n.yaml")
     seen: list[str] = []
-    model.add_callback("on_fit_epoch_end", lambda t: seen.extend(p.name for p in t.wdir.iterdir()))
+    model.add_callback("on_fit_epoch_end", lambda t: seen.extend(p.name for p in t.wdir.iterdir() if not unfinished(p)))
     train(model, data, tmp_path, obj_drop=0.5, save=False)
     assert set(seen) == {"last.pt", "best.pt"}  # of the last epoch
 
@@ -274,6 +274,29 @@ def test_an_optimizer_is_stripped_beside_the_checkpoint(tmp_path: Path, monkeypa
         host.strip_optimizer(last)
     assert (list(tmp_path.iterdir()), last.read_text("utf-8")) == ([last], "whole")
     assert host.strip_optimizer is half
+
+
+def test_a_checkpoint_says_that_it_is_finished_when_all_else_is_done(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def kill(*_: object) -> None:
+        raise Killed
+
+    monkeypatch.setattr("rebalance.train.resumable.remove_states", lambda *_, **__: None)
+    model = YOLO("yolov8n.yaml")
+    model.add_callback("on_val_end", lambda validator: kill() if not validator.training else None)
+    with pytest.raises(Killed):
+        train(model, data, tmp_path, obj_drop=0.5, epochs=1)
+    weights = tmp_path / "run" / "weights"
+    assert sorted(path.name for path in weights.iterdir()) == ["best.pt", "last.pt", "state0.pt"]
+    assert [YOLO(weights / name).ckpt["epoch"] for name in ("best.pt", "last.pt")] == [-1, 0]
+    monkeypatch.undo()
+    trainer, _ = resume(tmp_path / "run")
+    assert YOLO(trainer.last).ckpt["epoch"] == -1
+    assert sorted(path.name for path in weights.iterdir()) == ["best.pt", "last.pt"]
 
 
 # What draws -----------------------------------------------------------------------------------------------------------
