@@ -20,9 +20,12 @@ import csv
 import hashlib
 import json
 import os
+import queue
 import shutil
+import socket
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -53,6 +56,7 @@ from rebalance.methods import method
 from rebalance.train.trainer import RebalanceTrainer
 
 PROCESSES = 2
+LOOPBACK = "127.0.0.1"
 SMALL = {
     "epochs": 2, "imgsz": 64, "batch": 4, "nbs": 4, "plots": False, "verbose": False, "optimizer": "SGD", "lr0": 0.01,
     "warmup_epochs": 0, "amp": False, "device": "cpu",
@@ -91,7 +95,7 @@ class TwoProcesses(RebalanceTrainer):
         host_validator.get_torch_device_backend = lambda _: SimpleNamespace(current_device=lambda: 0)
         stock = host_validator.AutoBackend
         host_validator.AutoBackend = lambda *a, **k: stock(*a, **{**k, "device": torch.device("cpu")})
-        distributed.init_process_group("gloo", timeout=timedelta(minutes=30), rank=RANK, world_size=PROCESSES)
+        distributed.init_process_group("gloo", timeout=timedelta(minutes=5), rank=RANK, world_size=PROCESSES)
 
     def _do_train(self) -> None:
         super()._do_train()
@@ -356,6 +360,32 @@ def train(family: str, flags: str, data: Path, folder: Path, *, go_on: bool = Tr
     return trained
 
 
+def apart(seconds: float = 20) -> str:
+    """Why two processes of this machine do not reach each other, as where it has no loopback network; else nothing."""
+    limit, told = timedelta(seconds=seconds), queue.Queue[str]()
+
+    def join(rank: int, port: int) -> None:
+        try:
+            store = distributed.TCPStore(LOOPBACK, port, timeout=limit)
+            group = distributed.ProcessGroupGloo(distributed.PrefixStore("apart", store), rank, PROCESSES, limit)
+            group.allreduce([torch.ones(1)]).wait()
+            told.put("")
+        except RuntimeError as error:  # torch's own errors of networks are
+            told.put(str(error).partition("\n")[0])
+
+    try:
+        with socket.create_server((LOOPBACK, 0)) as server, socket.create_connection(server.getsockname()[:2], seconds):
+            pass
+        store = distributed.TCPStore(LOOPBACK, 0, is_master=True, timeout=limit, wait_for_workers=False)
+        for rank in range(PROCESSES):
+            threading.Thread(target=join, args=(rank, store.port), daemon=True).start()
+        return next(filter(None, [told.get(timeout=2 * seconds) for _ in range(PROCESSES)]), "")
+    except (OSError, RuntimeError) as error:
+        return str(error).partition("\n")[0]
+    except queue.Empty:
+        return f"no answer in {2 * seconds:g} s"
+
+
 def make_data(folder: Path) -> Path:
     """A data set of 8 + 4 images, of whose right quarters alone it is known whether they show the first class."""
     data = make_dataset(folder, test=1)
@@ -379,6 +409,9 @@ def main(arguments: list[str]) -> int:
         if unknown := [name for name in given[key].split(",") if name not in known]:
             print(f"two_processes: {unknown[0]} is not one of {', '.join(known)}", file=sys.stderr)
             return 2
+    if why := apart():
+        print(f"two_processes: two processes do not reach each other here: {why}", file=sys.stderr)
+        return 2
     faults = 0
     with tempfile.TemporaryDirectory(prefix="two-processes-") as place:
         data = make_data(Path(place) / "data")

@@ -6,6 +6,6 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 ./scripts/setup.sh
 if [[ "${1:-}" != --setup-only ]]; then
-    # A file's tests stay together, for what they share
-    exec .venv/bin/python -m pytest -n 2 --dist loadfile "$@"
+    # A file's tests stay together, for what they share; one that hangs fails, and the others go on
+    exec .venv/bin/python -m pytest -n 2 --dist loadfile --timeout 900 "$@"
 fi

@@ -21,7 +21,14 @@ def _found_by_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(SCRIPTS))
 
 
+@pytest.fixture(scope="module")
+def together() -> None:
+    if why := two_processes.apart():
+        pytest.skip(f"two processes do not reach each other here: {why}")
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("together")
 def test_dropping_on_the_anchor_head_with_regions_and_a_stop(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     data = two_processes.make_data(tmp_path / "data")
     assert two_processes.train("anchor", "drop", data, tmp_path).wrong == []
@@ -31,6 +38,7 @@ def test_dropping_on_the_anchor_head_with_regions_and_a_stop(tmp_path: Path, cap
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("together")
 def test_gradient_harmonizing_counts_over_both(tmp_path: Path) -> None:
     data = two_processes.make_data(tmp_path / "data")
     assert two_processes.train("stock", "ghm", data, tmp_path, go_on=False).wrong == []
