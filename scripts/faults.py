@@ -166,14 +166,17 @@ class Ended:
 
 
 class Child:
-    """A command in a process of its own, forked from this one, which has imported everything."""
+    """A command in a process of its own, forked from this one, which has imported everything.
+
+    What has had threads may not be that one: a lock that they hold, and what waits for them, waits forever.
+    """
 
     def __init__(self, line: str, place: Path, trap: Trap | None = None, *, log: Path) -> None:
         self.log, self.place, self.began = log, place, time.monotonic()
         sys.stdout.flush()
         sys.stderr.flush()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the threads of a process that forks: they are idle here
+            warnings.simplefilter("ignore")  # of threads in a process that forks: the imports' own, which are idle
             self.pid = os.fork()
         if not self.pid:
             self._work(line, trap)
@@ -183,9 +186,8 @@ class Child:
         try:
             os.setsid()
             os.chdir(self.place)
-            signal.signal(
-                signal.SIGINT, signal.SIG_IGN
-            )  # before and after a command Ctrl-C is the interpreter's affair
+            # before and after a command Ctrl-C is the interpreter's affair
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
             opened = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             for stream in (1, 2):
                 os.dup2(opened, stream)
@@ -686,10 +688,8 @@ def checkpoint_cut(bench: Bench, name: str, random: Random) -> list[str]:
     wrong = said(ended, (2,) if file.name == "last.pt" else (0,))
     if file.name == "last.pt":
         wrong += [] if str(file) in ended.text else [f"{file} is not named: {ended.told}"]
-        wrong += [] if file.read_bytes() == before else [f"{file} was changed"]
-    else:
-        wrong += [] if file.name in ended.text else [f"{file.name} is not named"]
-    return wrong + left(bench.place)
+        return wrong + ([] if file.read_bytes() == before else [f"{file} was changed"])  # nor is anything else touched
+    return wrong + ([] if file.name in ended.text else [f"{file.name} is not named"]) + left(bench.place)
 
 
 def _epoch(last: Path) -> int:
