@@ -1,7 +1,8 @@
 """What `rebalance tune` searches, from `key=value` texts.
 
     loss=bce,drop                 one of these
-    obj_drop=0..0.9               a number in this range; a whole one where the flag is one
+    obj_drop=0..0.9               a number in this range
+    epochs=10..30                 the same; whole ones where the flag, ours or the host's, is a whole number
     lr0=1e-4..1e-2:log            the same, even in its logarithm
     close_mosaic=0..10:int        a whole number
     epochs=20                     the same in all trials
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rebalance.errors import ConfigError, nearest
-from rebalance.experiments.flags import DEFAULTS, typed
+from rebalance.experiments.flags import DEFAULTS, is_whole, typed
 from rebalance.experiments.grid import LABELS, ONE_VALUE, Run, is_idle, literal, read_grid, split
 from rebalance.experiments.record import NUMBERS
 from rebalance.settings import SweepFlags, TuneFlags, parse, settings_of, value_text
@@ -28,7 +29,6 @@ _RANGE = re.compile(r"([-+.\deE]+?)\.\.([^:/\\]*)((?::.*)?)")
 _HOW = ("log", "int")
 _NO_CHOICE = {  # searched for, these would answer another question
     "data": "trials on different data cannot be compared",
-    "val": "a search goes by what val says of each epoch",
     "label_seed": "trials on different labels cannot be compared",
     **dict.fromkeys(LABELS, "trials on different labels cannot be compared"),
     **dict.fromkeys(NUMBERS, "it is of the evaluation, and trials that are evaluated differently cannot be compared"),
@@ -121,8 +121,10 @@ def read_space(given: Mapping[str, str]) -> Space:
         if key in of_sweep and key not in own:
             near = {"seeds": " (did you mean seed?)"}.get(key, "")
             raise ConfigError(f"{key}={text} is a flag of rebalance sweep, not of tune{near}")
-        kind = None if key in ONE_VALUE else _kind(key, str(text))
-        if key == "val" or (kind and key in _NO_CHOICE):
+        kind = None if key in (*ONE_VALUE, "name") else _kind(key, str(text))
+        if key == "val" and literal(str(text)) is not True:
+            raise ConfigError(f"{key}={text}: a search goes by what val says of each epoch")
+        if kind and key in _NO_CHOICE:
             raise ConfigError(f"{key}={text}: {_NO_CHOICE[key]}")
         if kind:
             searched[key] = kind
@@ -168,7 +170,7 @@ def _range(key: str, text: str, low: str, high: str, how: str) -> Range:
     for word in words:
         if word not in _HOW:
             raise ConfigError(f"{key}={text}: {word or 'nothing'} is not one of {', '.join(_HOW)}{nearest(word, _HOW)}")
-    whole = "int" in words or (type(DEFAULTS.get(key)) is int)
+    whole = "int" in words or is_whole(key)
     number: Callable[[str], float] = int if whole else float
     try:
         ends = (number(low), number(high))

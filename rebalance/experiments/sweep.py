@@ -394,12 +394,18 @@ def check(runner: Sequence[str], runs: Sequence[Run]) -> list[dict[str, Any]]:
     return list(told)
 
 
-def source_of(data: str, runs: Sequence[Run] = ()) -> Path:
+def source_of(data: str, runs: Sequence[Run] = (), judged: Sequence[str] = files.SPLITS) -> Path:
     """The data set YAML behind `data=`, generated where it is the built-in set; `runs` are to be trained on it.
+
+    Args:
+        data: as it was given.
+        runs: that are to be trained.
+        judged: the splits that they are evaluated on.
 
     Raises:
         DataError: it is not there or cannot be used, images of a split that it names are missing, it has no labels that
-            a run could be trained on, the noise of one has no meaning there, or a region file cannot be read.
+            a run could be trained or evaluated on, the noise of one has no meaning there, or a region file cannot be
+            read.
     """
     from rebalance.data.demo import seafloor
 
@@ -410,6 +416,8 @@ def source_of(data: str, runs: Sequence[Run] = ()) -> Path:
     for split in found.splits:
         found.images(split)
     found.require_labels(numbered=False)
+    if not any(found.labelled(split, numbered=False) for split in judged if split in found.splits):
+        raise DataError(f"{found.file}: no image of {' or '.join(judged)} has a label, to evaluate a training on")
     for text in dict.fromkeys(json.dumps(run.host.get("classes")) for run in runs):
         if classes := json.loads(text):
             found.require_labels([classes] if isinstance(classes, int) else classes, numbered=False)

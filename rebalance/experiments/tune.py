@@ -14,6 +14,7 @@ test.
 from __future__ import annotations
 
 import shlex
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from rebalance.data.dataset import load
-from rebalance.errors import RunError
+from rebalance.errors import RunError, not_there
 from rebalance.experiments import record as files
 from rebalance.experiments.grid import Grid
 from rebalance.experiments.record import RECORD, RUNS, SWEEP, TRAIN, Plan, Record, read_epochs, read_if_whole
@@ -84,7 +85,7 @@ def tune(
     refuse_other(folder, grid, {})
     corners = space.corners()
     told = check(runner, corners)
-    sources = {data: source_of(data, corners) for data in {str(run.host["data"]) for run in corners}}
+    sources = {data: source_of(data, corners, ("val",)) for data in {str(run.host["data"]) for run in corners}}
     check_diagnosis(corners, sources)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, "search"):
@@ -101,8 +102,8 @@ def tune(
 def _optuna() -> Any:
     try:
         import optuna
-    except ImportError:
-        raise RunError("rebalance tune needs Optuna, which is not installed: pip install optuna") from None
+    except ImportError as error:
+        raise not_there("rebalance tune needs Optuna", "optuna", error) from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 
@@ -168,13 +169,15 @@ class _Search:
         best = self._best()
         run = best.user_attrs[_RUN]
         record = read_if_whole(Record, self.folder / RUNS / run / RECORD)
-        if "test" in load(self.source).splits and (record is None or "test" not in record.metrics):
+        if _has_labels(self.source, "test") and (record is None or "test" not in record.metrics):
             self.say(f"the best is asked on test too: {run}")
             self.crew.place[run] = "[test]"
             self.crew.more = ()
             waiting = [run]
             self.crew.keep_busy(lambda: waiting.pop() if waiting else "", lambda: 0)
             self._write()
+            if not (record := files.read(self.folder / RUNS / run / RECORD)).finished:
+                raise RunError(f"the best, {run}, failed on test (the same name tries it again): {record.error}")
         self._tell(best)
 
     def _take_up(self) -> int:
@@ -216,7 +219,9 @@ class _Search:
         earlier = [trial for trial in self.study.get_trials() if _RUN in trial.user_attrs]
         number = sum(not trial.user_attrs.get(_AGAIN) for trial in earlier)
         seed = int(np.random.SeedSequence([self.space.flags.seed, number]).generate_state(1)[0])
-        self.study.sampler = self.optuna.samplers.TPESampler(seed=seed, constant_liar=self.space.flags.jobs > 1)
+        with warnings.catch_warnings():  # before version 5 the second argument was called experimental
+            warnings.simplefilter("ignore", self.optuna.exceptions.ExperimentalWarning)
+            self.study.sampler = self.optuna.samplers.TPESampler(seed=seed, constant_liar=self.space.flags.jobs > 1)
         trial, values = self.study.ask(), dict[str, Any]()
         for name, kind in self.space.searched.items():
             if self.space.counts(name, values):
@@ -235,12 +240,13 @@ class _Search:
     def _judge(self, run: str) -> str:
         """Tell a trial what val says of its epochs so far; why its training is ended, if it is."""
         trial = self.trials[run][0]
+        epochs = int(trial.params.get("epochs", self.epochs))
         for row in read_epochs(self.folder / RUNS / run / TRAIN / "results.csv")[self.told[run] :]:
             self.told[run] += 1
             epoch, value = int(row["epoch"]), row.get(_BY_EPOCH, float("nan"))
             trial.report(value, epoch)
-            if epoch < self.epochs and trial.should_prune():
-                return f"{_PRUNED}{epoch} of {self.epochs}: {METRIC} on val is below the median of the trials before"
+            if epoch < epochs and trial.should_prune():
+                return f"{_PRUNED}{epoch} of {epochs}: {METRIC} on val is below the median of the trials before"
         return ""
 
     def _over(self, record: Record) -> None:
@@ -278,6 +284,11 @@ class _Search:
         self.say(f"{told}: {self.folder / TRIALS}")
         self.say(f"the best is {run}: {_typed(best.params)}; {', '.join(points)}")
         self.say(_command(files.read_file(files.Task, self.folder / RUNS / run / files.CONFIG)))
+
+
+def _has_labels(source: Path, split: str) -> bool:
+    found = load(source)
+    return split in found.splits and found.labelled(split, numbered=False)
 
 
 def _typed(values: Mapping[str, Any]) -> str:

@@ -227,11 +227,45 @@ def test_a_bad_space_leaves_nothing(bench: Bench, given: dict[str, str], message
     assert {*bench.folder.iterdir()} - before <= {bench.folder / "plan.json"}
 
 
+@pytest.mark.parametrize(
+    ("flag", "whole"),
+    [("close_mosaic", True), ("epochs", True), ("brl_warmup", True), ("lr0", False), ("brl_t", False)],
+)
+def test_a_range_is_of_whole_numbers_where_the_flag_is(bench: Bench, flag: str, whole: bool) -> None:
+    (found,) = read_space({**bench.args(loss="brl"), "lr0": "0.1", flag: "0..1"}).searched.values()
+    assert (found.whole, all(type(end) is int for end in found.ends)) == (whole, whole)  # type: ignore[union-attr]
+
+
+def test_a_name_is_not_searched_whatever_it_is(bench: Bench) -> None:
+    space = read_space(bench.args(name="a,b 1..2", val="True"))
+    assert [*space.searched] == ["lr0"]
+    assert space.flags.name == "a,b 1..2"
+
+
+def test_the_best_that_fails_on_test_is_an_error_and_is_tried_again(bench: Bench) -> None:
+    plan = {"trial=1": ["ok", "fail", "ok"]}
+    with pytest.raises(RunError, match="the best, trial=1, failed on test .*: ValueError: as planned"):
+        bench.tune(plan, trials="1")
+    bench.tune(plan, trials="1")
+    assert [*bench.record("trial=1")["metrics"]] == ["val", "test"]
+
+
+def test_a_test_split_without_labels_is_not_asked(bench: Bench) -> None:
+    for file in bench.data.parent.glob("labels/test/*.txt"):
+        file.write_text("", "utf-8")
+    bench.tune(trials="1")
+    assert [more for _, *more in bench.started()] == [["--watch", "--val"]]
+
+
 def test_what_the_host_refuses_leaves_nothing(bench: Bench) -> None:
     with pytest.raises(ModelError, match="no such model"):
         bench.tune({"check": {"kind": "ModelError", "error": "no such model"}})
     with pytest.raises(DataError):
         bench.tune(data="none.yaml")
+    for file in bench.data.parent.glob("labels/val/*.txt"):
+        file.write_text("", "utf-8")
+    with pytest.raises(DataError, match="no image of val has a label, to evaluate a training on"):
+        bench.tune()
     assert not bench.mine.exists()
 
 
