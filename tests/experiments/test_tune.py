@@ -244,7 +244,7 @@ def test_a_name_is_not_searched_whatever_it_is(bench: Bench) -> None:
 
 def test_the_best_that_fails_on_test_is_an_error_and_is_tried_again(bench: Bench) -> None:
     plan = {"trial=1": ["ok", "fail", "ok"]}
-    with pytest.raises(RunError, match="the best, trial=1, failed on test .*: ValueError: as planned"):
+    with pytest.raises(RunError, match=r"the best, trial=1, failed on test .*: ValueError: as planned"):
         bench.tune(plan, trials="1")
     bench.tune(plan, trials="1")
     assert [*bench.record("trial=1")["metrics"]] == ["val", "test"]
