@@ -66,6 +66,7 @@ INSIDES: dict[str, dict[str, str]] = {
         f"{_DETECT}.train.DetectionTrainer._build_train_pipeline": "self",
         "ultralytics.engine.trainer.strip_optimizer": "f s updates",
         "ultralytics.data.build.InfiniteDataLoader": ATTRIBUTE,
+        "ultralytics.engine.trainer.generate_ddp_command": "trainer",
         "ultralytics.utils.torch_utils.init_seeds": "seed deterministic",
     },
     "every image is validated, and regions count in no way (train/validator.py, train/unjudged.py)": {
