@@ -178,6 +178,7 @@ class TuneFlags:
     class_flip: str = setting("0", "fraction of the training boxes that get another class")
     jitter_iou: str = setting("[0.5,0.9]", "range of the IoU of a displaced box with the true one")
     jobs: int = setting(1, "trainings at a time, each with its share of the cores", low=1)
+    dry: bool = setting(False, "check everything and say what would run, on which labels; nothing is made or fetched")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,6 +216,7 @@ class RoundsFlags:
     )
     folds: int = setting(0, "audits ask so many models that have not seen the image; 0: the one of the round", low=0)
     jobs: int = setting(1, "trainings at a time, each with its share of the cores", low=1)
+    dry: bool = setting(False, "check everything and say what would run, on which labels; nothing is made or fetched")
 
 
 @dataclass(frozen=True, kw_only=True)

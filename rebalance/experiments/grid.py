@@ -50,6 +50,8 @@ SET_BY_SWEEP = {  # host keys that a sweep decides, and what to give instead
     "missing": "give protocol=percent rate=",
 }
 
+NOT_DRY = "dry=True is for the command line, where it asks what would run; it is no part of a grid"
+
 _SEEDS = {"seeds": "a list of whole numbers such as 0,1,2", "label_seed": "a whole number"}
 _OPEN, _CLOSE = "([{", ")]}"
 _ABSENT = "\0"  # what no value is
@@ -129,7 +131,7 @@ def _cell(given: Mapping[str, str]) -> Grid:
     if sweep.plan:
         raise ConfigError(f"plan={sweep.plan} is for rebalance sweep: it has cells of its own")
     if sweep.dry:
-        raise ConfigError("dry=True is for the command line, where it asks what would run; it is no part of a grid")
+        raise ConfigError(NOT_DRY)
     if sweep.name and (sweep.name.startswith(".") or re.search(r'[/\\:*?"<>|\x00-\x1f]', sweep.name)):
         raise ConfigError(f'name={sweep.name} is not a folder name: no slash, no leading dot, none of : * ? " < > |')
     lists = {key: _values(key, str(text)) for key, text in given.items() if key not in own or key in LABELS}

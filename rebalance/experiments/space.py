@@ -20,7 +20,7 @@ from typing import Any
 
 from rebalance.errors import ConfigError, nearest
 from rebalance.experiments.flags import DEFAULTS, is_whole, typed
-from rebalance.experiments.grid import LABELS, ONE_VALUE, Run, is_idle, literal, read_grid, split
+from rebalance.experiments.grid import LABELS, NOT_DRY, ONE_VALUE, Run, is_idle, literal, read_grid, split
 from rebalance.experiments.record import NUMBERS
 from rebalance.settings import SweepFlags, TuneFlags, parse, settings_of, value_text
 
@@ -46,6 +46,9 @@ class Choices:
         """Values that stand for all."""
         return self.texts
 
+    def __str__(self) -> str:
+        return ", ".join(self.texts)
+
     def suggest(self, trial: Any, name: str) -> Any:
         """Let a trial choose."""
         return trial.suggest_categorical(name, self.texts)
@@ -65,6 +68,10 @@ class Range:
         """Values that stand for all: both ends, and one between them that is no whole number where that may be."""
         between = () if self.whole else (self.low + 0.6180339887 * (self.high - self.low),)
         return (self.low, self.high, *between)
+
+    def __str__(self) -> str:
+        how = ", even in its logarithm" * self.log
+        return f"{value_text(self.low)} to {value_text(self.high)}{', whole' * self.whole}{how}"
 
     def suggest(self, trial: Any, name: str) -> Any:
         """Let a trial choose."""
@@ -87,20 +94,20 @@ class Space:
     def run(self, values: Mapping[str, Any]) -> Run:
         """The run of a trial that chose these values; its id is not a trial's yet."""
         given = {**self.fixed, **{name: value_text(value) for name, value in values.items()}}
-        nowhere = [name for name in given if not any(self.counts(name, first) for first in self._firsts())]
+        nowhere = [name for name in given if not any(self.counts(name, first) for first in self.firsts())]
         kept = {key: text for key, text in given.items() if key in nowhere or self.counts(key, values)}
         return read_grid(kept).runs[0]
 
     def corners(self) -> list[Run]:
         """Runs that stand for all: with every head and loss, each other flag at its ends while the rest is at one."""
         found, others = [], {name: kind for name, kind in self.searched.items() if name not in FIRST}
-        for first in self._firsts():
+        for first in self.firsts():
             base = {**first, **{name: kind.ends[0] for name, kind in others.items()}}
             found.append(self.run(base))
             found += [self.run({**base, name: end}) for name, kind in others.items() for end in kind.ends[1:]]
         return found
 
-    def _firsts(self) -> list[dict[str, Any]]:
+    def firsts(self) -> list[dict[str, Any]]:
         """All choices of head and loss."""
         kinds = {name: self.searched[name].ends for name in FIRST if name in self.searched}
         return [dict(zip(kinds, values, strict=True)) for values in itertools.product(*kinds.values())]
@@ -114,6 +121,8 @@ def read_space(given: Mapping[str, str]) -> Space:
     """
     own, of_sweep = settings_of(TuneFlags), settings_of(SweepFlags)
     flags = parse(TuneFlags, {key: text for key, text in given.items() if key in own})
+    if flags.dry:
+        raise ConfigError(NOT_DRY)
     fixed, searched = {"seeds": str(flags.seed)}, dict[str, Choices | Range]()
     for key, text in given.items():
         if key in own and key not in (*LABELS, "label_seed", "name"):

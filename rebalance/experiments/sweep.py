@@ -126,7 +126,7 @@ def _work(
             say(f"label_seed={grid.asked['label_seed']} for all seeds, as this sweep was begun")
         say(f"{len(runs)} runs{f', {over} finished before' if over else ''}{pace}: {folder}")
         if open_runs:
-            _write_configs(folder, open_runs, {data: _made(data) for data in data_of(grid.runs)})
+            _write_configs(folder, open_runs, {data: made(data) for data in data_of(grid.runs)})
             crew.work(open_runs)
         write_results(folder, runs)
 
@@ -183,9 +183,7 @@ def prepare(
     told, sources = list[dict[str, Any]](), dict[str, Source]()
     if open_runs:
         told = check([*runner, *["--dry"] * dry], open_runs)
-        for data in data_of(grid.runs):
-            own = [run for run in open_runs if run.host["data"] == data]
-            sources[data] = (_unmade(data) if dry else None) or source_of(data, own)
+        sources = sources_of(open_runs, dry=dry, data=data_of(grid.runs))
         check_diagnosis(open_runs, sources)
         if grid.flags.complete:
             _require_complete(sources)
@@ -427,13 +425,31 @@ def source_of(data: str, runs: Sequence[Run] = (), judged: Sequence[str] = files
     return found.file.absolute()
 
 
+def sources_of(
+    runs: Sequence[Run], judged: Sequence[str] = files.SPLITS, *, dry: bool = False, data: Sequence[str] = ()
+) -> dict[str, Source]:
+    """The data sets of runs, by `data=`; errors as of `source_of`.
+
+    Args:
+        runs: that are to be trained.
+        judged: the splits that they are evaluated on.
+        dry: leave the built-in set unmade, where it is.
+        data: those that are asked for; default: those of the runs.
+    """
+    found = dict[str, Source]()
+    for name in data or data_of(runs):
+        own = [run for run in runs if run.host["data"] == name]
+        found[name] = (_unmade(name) if dry else None) or source_of(name, own, judged)
+    return found
+
+
 def _unmade(data: str) -> SeafloorFlags | None:
     from rebalance.data.demo import seafloor
 
     return seafloor.unmade(data)
 
 
-def _made(data: str) -> Path:
+def made(data: str) -> Path:
     """The data set YAML behind `data=` of a grid that was prepared."""
     from rebalance.data.demo import seafloor
 
@@ -475,9 +491,9 @@ def _require_complete(sources: Mapping[str, Source]) -> None:
 
 def _write_configs(folder: Path, runs: Sequence[Run], sources: Mapping[str, Path]) -> None:
     """Make the training sets and then, for each run, its folder with config.json."""
-    made = [training_set(folder, sources[str(run.host["data"])], run.labels, len(sources) > 1) for run in runs]
+    sets = [training_set(folder, sources[str(run.host["data"])], run.labels, len(sources) > 1) for run in runs]
     known = cache(has_withheld)  # once a data set
-    for run, data in zip(runs, made, strict=True):
+    for run, data in zip(runs, sets, strict=True):
         write_config(folder, run, sources[str(run.host["data"])], data, withheld=known)
 
 

@@ -13,6 +13,7 @@ test.
 
 from __future__ import annotations
 
+import csv
 import shlex
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,11 +35,13 @@ from rebalance.experiments.sweep import (
     RUNNER,
     SAY,
     Crew,
+    Prepared,
     check,
     check_diagnosis,
     locked,
+    made,
     refuse_other,
-    source_of,
+    sources_of,
     time_stamp,
     training_set,
     write_config,
@@ -78,25 +81,49 @@ def tune(
         RunError: Optuna is not installed; the folder holds something else; another process works in it; or not one of
             the trials finished.
     """
-    optuna = _optuna()
-    space = read_space(args)
-    folder = root / (space.flags.name or time_stamp(root))
-    grid = Grid(SweepFlags(jobs=space.flags.jobs), (), space.asked)
-    refuse_other(folder, grid, {})
-    corners = space.corners()
-    told = check(runner, corners)
-    sources = {data: source_of(data, corners, ("val",)) for data in {str(run.host["data"]) for run in corners}}
-    check_diagnosis(corners, sources)
+    optuna, (space, ready) = _optuna(), prepare(args, root=root, runner=runner)
+    grid, folder = ready.grid, ready.folder
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, "search"):
         for place in (folder, folder / DATA):
             clear(place)
         refuse_other(folder, grid, {})
         files.write(folder / SWEEP, Plan(asked=space.asked))
-        (source,) = sources.values()
+        (source,) = map(made, ready.sources)
         with _stored(optuna, folder):
-            _Search(optuna, space, grid, folder, source, runner, say, max(one["epochs"] for one in told)).all()
+            _Search(optuna, space, grid, folder, source, runner, say, most_epochs(ready)).all()
     return folder
+
+
+def prepare(
+    args: Mapping[str, str], *, root: Path = ROOT, runner: Sequence[str] = RUNNER, dry: bool = False
+) -> tuple[Space, Prepared]:
+    """Check all that can be checked before anything is made; the runs are the corners of the space.
+
+    Arguments and errors as of `tune`; `dry` as of `rebalance.experiments.sweep.prepare`.
+    """
+    _optuna()
+    space = read_space(args)
+    folder = root / (space.flags.name or time_stamp(root))
+    grid = Grid(SweepFlags(jobs=space.flags.jobs), (), space.asked)
+    refuse_other(folder, grid, {})
+    corners = space.corners()
+    told = check([*runner, *["--dry"] * dry], corners)
+    sources = sources_of(corners, ("val",), dry=dry)
+    check_diagnosis(corners, sources)
+    return space, Prepared(grid, folder, corners, sources, told)
+
+
+def most_epochs(ready: Prepared) -> int:
+    """Of a trial."""
+    return max(int(one["epochs"]) for one in ready.told)
+
+
+def over_before(folder: Path) -> int:
+    """Trials of a search that are finished or pruned, by its table."""
+    path = folder / TRIALS
+    rows = path.read_text("utf-8").splitlines() if path.is_file() else []
+    return sum(row["state"] in ("COMPLETE", "PRUNED") for row in csv.DictReader(rows))
 
 
 def _optuna() -> Any:
@@ -234,8 +261,8 @@ class _Search:
 
     def _prepare(self, run: str, values: Mapping[str, Any]) -> None:
         """The run's folder, with config.json."""
-        made = replace(self.space.run(values), id=run, varied=values)
-        write_config(self.folder, made, self.source, training_set(self.folder, self.source, made.labels, False))
+        one = replace(self.space.run(values), id=run, varied=values)
+        write_config(self.folder, one, self.source, training_set(self.folder, self.source, one.labels, False))
 
     def _judge(self, run: str) -> str:
         """Tell a trial what val says of its epochs so far; why its training is ended, if it is."""
