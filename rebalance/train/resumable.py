@@ -8,13 +8,13 @@ drawn anew.
 
 from __future__ import annotations
 
-import logging
 import math
 import random
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from logging import LogRecord
 from pathlib import Path
 from typing import Any
 
@@ -332,11 +332,18 @@ def _strips_whole(last: Path | None = None) -> Iterator[None]:
         with ExitStack() as at_once:
             until = at_the_end if file == last else at_once
             part = until.enter_context(replaced(file))
-            at_once.enter_context(_unlogged(f" saved as {part},"))  # the name that it has for a moment
+
+            def shown(record: LogRecord) -> bool:
+                record.msg = str(record.msg).replace(f" saved as {part},", "")  # it does not stay there
+                return True
+
+            LOGGER.addFilter(shown)
             try:
                 return stock(file, s or str(part), updates)
             except RuntimeError as error:  # torch's own for a file that it could not write to its end
                 raise RunError(f"{file} cannot be written: {' '.join(str(error).split())}") from None
+            finally:
+                LOGGER.removeFilter(shown)
 
     host.strip_optimizer = strip
     try:
@@ -344,21 +351,6 @@ def _strips_whole(last: Path | None = None) -> Iterator[None]:
             yield
     finally:
         host.strip_optimizer = stock
-
-
-@contextmanager
-def _unlogged(text: str) -> Iterator[None]:
-    """Leave a text out of what the host logs."""
-
-    def cut(record: logging.LogRecord) -> bool:
-        record.msg = str(record.msg).replace(text, "")
-        return True
-
-    LOGGER.addFilter(cut)
-    try:
-        yield
-    finally:
-        LOGGER.removeFilter(cut)
 
 
 # Random numbers -------------------------------------------------------------------------------------------------------

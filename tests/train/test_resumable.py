@@ -276,14 +276,6 @@ def test_an_optimizer_is_stripped_beside_the_checkpoint(tmp_path: Path, monkeypa
     assert host.strip_optimizer is half
 
 
-def test_the_name_that_a_stripped_checkpoint_has_for_a_moment_is_not_logged(tmp_path: Path) -> None:
-    last = tmp_path / "last.pt"
-    torch.save({"model": torch.nn.Linear(1, 1), "train_args": {}}, last)
-    with log() as lines, _strips_whole(last):
-        host.strip_optimizer(last)
-    assert lines == [f"Optimizer stripped from {last}, {last.stat().st_size / 1e6:.1f}MB"]
-
-
 def test_a_checkpoint_says_that_it_is_finished_when_all_else_is_done(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -302,8 +294,12 @@ def test_a_checkpoint_says_that_it_is_finished_when_all_else_is_done(
     assert sorted(path.name for path in weights.iterdir()) == ["best.pt", "last.pt", "state0.pt"]
     assert [YOLO(weights / name).ckpt["epoch"] for name in ("best.pt", "last.pt")] == [-1, 0]
     monkeypatch.undo()
-    trainer, _ = resume(tmp_path / "run")
+    with log() as told:
+        trainer, _ = resume(tmp_path / "run")
     assert YOLO(trainer.last).ckpt["epoch"] == -1
+    stripped = [line for line in told if "Optimizer stripped" in line]
+    assert [line.partition("from ")[2].split(",")[0] for line in stripped] == [str(trainer.last), str(trainer.best)]
+    assert not any("saved as" in line for line in stripped)  # under a name that nobody finds
     assert sorted(path.name for path in weights.iterdir()) == ["best.pt", "last.pt"]
 
 
