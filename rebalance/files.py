@@ -50,6 +50,19 @@ def write_whole(path: Path, data: bytes) -> Path:
     return path
 
 
+def require_writable(path: Path) -> None:
+    """Make the folder of a file that takes long to come; RunError where it could not be written then."""
+    part = _part(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.touch()
+        part.unlink()
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
     """A path to write a file to, moved to `path` when the block ends; where the block raises nothing is left."""

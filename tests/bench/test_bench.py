@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from rebalance.bench import clock, contests, growth, hosts_own, run
-from rebalance.errors import ConfigError
+from rebalance.errors import ConfigError, RunError
 from rebalance.hosts import SITES
 from rebalance.hosts.torchvision import faster_rcnn, zoo
 from rebalance.methods import METHODS
@@ -293,6 +293,7 @@ def test_many_labels_are_smaller_and_cover_as_much() -> None:
     [
         ({"grow": True, "only": "element"}, "with grow element is not one of ultralytics"),
         ({"device": "tpu"}, "device=tpu is not one of cpu"),
+        ({"grow": True, "out": "a/b.png"}, "out=a/b.png is for the figures; the plot is written beside"),
         ({"imgsz": 100}, "imgsz=100 is not a multiple of 32"),
         ({"only": "element,retinane"}, r"only=element,retinane: retinane is not one of .*\(did you mean retinanet\?\)"),
     ],
@@ -300,3 +301,15 @@ def test_many_labels_are_smaller_and_cover_as_much() -> None:
 def test_bad_flags_are_refused(flags: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         run.bench(BenchFlags(**{"device": "cpu", **flags}))
+
+
+@pytest.mark.parametrize(("out", "why"), [("file/x.json", "File exists"), ("", "Is a directory")])
+@pytest.mark.parametrize("grow", [False, True])
+def test_figures_that_could_not_be_written_are_not_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str, why: str, grow: bool
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(clock, "take_turns", None)  # nobody times anything
+    with pytest.raises(RunError, match=re.escape(f"{tmp_path / out} cannot be written: {why}")):
+        run.bench(BenchFlags(only="ssd" if grow else "element", device="cpu", grow=grow, out=f"{tmp_path / out}"))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
