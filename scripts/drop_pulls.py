@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ import pandas
 import yaml
 
 from rebalance import YOLO
+from rebalance.cli.main import guarded, pairs
 from rebalance.data import dataset
-from rebalance.files import write_whole
+from rebalance.files import require_writable, write_whole
+from rebalance.settings import parse, require, setting
 
 MODELS: dict[str, dict[str, Any]] = {
     "yolov5n.yaml": {"head": "anchor"}, "yolov8n.yaml": {}, "yolo26n.yaml": {}, "retinanet_tiny": {}, "ssd_tiny": {},
@@ -35,6 +38,16 @@ STEP: dict[str, Any] = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """See above."""
+
+    data: str = setting("", "data set YAML")
+    out: str = setting("", "folder of the table")
+    images: int = setting(16, "how many", low=1)
+    imgsz: int = setting(320, "image size", low=32, unit="pixels")
+
+
 def measured(model: str, flags: dict[str, Any], data: Path, images: int, imgsz: int, folder: Path) -> dict[str, Any]:
     """The row of a step."""
     detector = YOLO(model)
@@ -46,26 +59,22 @@ def measured(model: str, flags: dict[str, Any], data: Path, images: int, imgsz: 
 
 def main(argv: list[str]) -> None:
     """`data=` and `out=`, see above."""
-    given = dict(part.partition("=")[::2] for part in argv)
-    if missing := {"data", "out"} - {*given}:
-        sys.exit(f"missing: {', '.join(sorted(missing))}; see the first lines of this file")
-    source, out = dataset.load(given.pop("data")), Path(given.pop("out"))
-    images, imgsz = int(given.pop("images", "16")), int(given.pop("imgsz", "320"))
-    if given:
-        sys.exit(f"{next(iter(given))}= is not one of data, out, images, imgsz")
-    rows = []
+    given = parse(Flags, pairs(argv, Flags))
+    require(given, "data", "out")
+    source, out, rows = dataset.load(given.data), Path(given.out, "pulls.csv"), list[dict[str, Any]]()
+    require_writable(out)
     with tempfile.TemporaryDirectory() as work:
         listed, data = Path(work, "train.txt"), Path(work, "data.yaml")
-        listed.write_text("\n".join(sorted(source.images("train"))[:images]) + "\n", "utf-8")
+        listed.write_text("\n".join(sorted(source.images("train"))[: given.images]) + "\n", "utf-8")
         content = {"train": str(listed), "val": list(source.splits["val"]), "names": dict(source.names)}
         data.write_text(yaml.safe_dump(content, allow_unicode=True), "utf-8")
         for model, own in MODELS.items():
             for way, flags in WAYS.items():
-                rows.append({"way": way, **measured(model, {**own, **flags}, data, images, imgsz, Path(work))})
+                row = measured(model, {**own, **flags}, data, given.images, given.imgsz, Path(work))
+                rows.append({"way": way, **row})
                 print(rows[-1], flush=True)
-    out.mkdir(parents=True, exist_ok=True)
-    write_whole(out / "pulls.csv", pandas.DataFrame(rows).to_csv(index=False, lineterminator="\n").encode())
+    write_whole(out, pandas.DataFrame(rows).to_csv(index=False, lineterminator="\n").encode())
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(guarded(lambda: main(sys.argv[1:])))
