@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +29,8 @@ from rebalance.errors import ConfigError, DataError, ModelError, RunError
 from rebalance.experiments.grid import read_grid
 from rebalance.experiments.sweep import locked
 from rebalance.settings import AuditFlags, CompleteFlags, SparsifyFlags
+
+FAKE = Path(__file__).parents[1] / "experiments" / "fake_run.py"
 
 
 class Oracle:
@@ -224,7 +227,9 @@ def cells(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
         return SimpleNamespace(finished=made, failed=[])
 
     monkeypatch.setattr(run, "sweep", trained)
+    monkeypatch.setattr(run, "check", lambda runner, runs: None)
     monkeypatch.setattr(run, "load", records)
+    monkeypatch.setattr(run, "check", lambda runner, runs: None)
     return cells
 
 
@@ -301,11 +306,20 @@ def test_what_cannot_be_read_is_said_and_passed_over(
     assert "1 images with a label file that cannot be read are passed over" in about(folder)["notes"]
 
 
-def test_flags_without_effect_and_bad_ones_are_refused(half_labelled: Path, oracles: list[Oracle]) -> None:
+def test_flags_without_effect_and_bad_ones_are_refused(
+    half_labelled: Path, oracles: list[Oracle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(ConfigError, match=r"fold=3 is no flag of data, model, .* \(did you mean folds\?\)"):
         audit(flags(half_labelled), {"fold": "3"})
     with pytest.raises(ConfigError, match=r"protocol=easy is no flag; it belongs to rebalance sweep"):
         audit(flags(half_labelled, folds=2), {"protocol": "easy"})
+    with pytest.raises(ConfigError, match=r"loss=brl,drop: an audit trains one setting, and takes no list of them"):
+        audit(flags(half_labelled, folds=2), {"loss": "brl,drop"})
+    monkeypatch.setattr(run, "RUNNER", (sys.executable, str(FAKE), str(tmp_path / "plan.json")))
+    told = {"check": {"kind": "ConfigError", "error": "epochs=x is no number"}}
+    (tmp_path / "plan.json").write_text(json.dumps(told), "utf-8")
+    with pytest.raises(ConfigError, match=r"epochs=x is no number"):
+        audit(flags(half_labelled, folds=2), {"epochs": "x"})
     with pytest.raises(ConfigError, match=r"folds=1: 0, or 2 to 60"):
         audit(flags(half_labelled, folds=1))
     with pytest.raises(ConfigError, match=r"model= is missing"):
