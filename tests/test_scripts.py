@@ -92,3 +92,12 @@ def test_the_table_of_completed_labels_is_that_of_its_records(protocol: str) -> 
     assert [*found.trained] == [*own.trained]
     for name in own.select_dtypes("number"):
         assert found[name].to_numpy() == pytest.approx(own[name].to_numpy(), abs=0.06, nan_ok=True)
+
+
+def test_the_page_of_dropping_has_the_pulls_of_the_record() -> None:
+    found = pandas.read_csv(SCRIPTS.parent / "runs/reference/drop-pulls/pulls.csv").set_index(["model", "way"])
+    page = (SCRIPTS.parent / "docs/methods/drop.md").read_text("utf-8")
+    for model in load("drop_pulls").MODELS:
+        (row,) = re.findall(rf"^\| {model.removesuffix('.yaml')}(?:, anchor head)? \|(.*)\|$", page, re.MULTILINE)
+        ways = [found.loc[(model, way)] for way in ("kept", "host", "confident", "control")]
+        assert [cell.strip() for cell in row.split("|")] == [f"{way.pull:.2f}, {way.push:.2f}" for way in ways]
