@@ -32,7 +32,17 @@ from rebalance.data.protocols import uses_rate
 from rebalance.errors import ConfigError
 from rebalance.experiments.flags import DEFAULTS, HEADS, METHODS_OF, REMOVALS, typed
 from rebalance.experiments.record import NOISE
-from rebalance.settings import NoiseFlags, SparsifyFlags, SweepFlags, checked, convert, parse, settings_of, value_text
+from rebalance.settings import (
+    LARGEST_SEED,
+    NoiseFlags,
+    SparsifyFlags,
+    SweepFlags,
+    checked,
+    convert,
+    parse,
+    settings_of,
+    value_text,
+)
 
 LABELS = ("protocol", "rate", *NOISE)
 _DETAILS = ("rate", "jitter_iou")  # of a protocol, of a kind of noise
@@ -304,6 +314,8 @@ def _unique(key: str, values: list[Any]) -> list[Any]:
 def _seed(key: str, text: str) -> int:
     if not re.fullmatch(r"[0-9]+", text):
         raise ConfigError(f"{key}={text} is not {_SEEDS[key]}")
+    if key == "seeds" and int(text) > LARGEST_SEED:
+        raise ConfigError(f"{key}={text} is out of range: 0 to {LARGEST_SEED}")
     return int(text)
 
 

@@ -208,6 +208,7 @@ def test_labels_can_be_withheld(bench: Bench) -> None:
         ({"drop_select": "0..1"}, "drop_select=0 is not one of"),
         ({"obj_drop": "0.1,x"}, "obj_drop=x is not a number"),
         ({"trials": "0"}, "trials=0 is out of range"),
+        ({"seed": "4294967295"}, "seed=4294967295 is out of range: 0 to 4294967294"),
         ({"seeds": "0,1"}, "seeds=0,1 is a flag of rebalance sweep, not of tune (did you mean seed?)"),
         ({"complete": "True"}, "complete=True is a flag of rebalance sweep, not of tune"),
         ({"protocol": "percent,extreme"}, "protocol=percent,extreme: trials on different labels"),
