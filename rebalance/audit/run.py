@@ -81,6 +81,7 @@ def audit(given: AuditFlags, training: Mapping[str, str] | None = None, root: Pa
     facts = {
         "data": str(source.file.absolute()),
         "data_sha256": items.labels_sha256(source),
+        "regions_sha256": items.regions_sha256(source),
         "model": given.model,
         "model_sha256": _file_hash(given.model),
         **{key: value for key, value in as_dict(given).items() if key not in _SHOWN},
@@ -236,6 +237,8 @@ def _held(folder: Path, facts: Mapping[str, Any]) -> Iterator[None]:
         RunError: it holds something else, or another process works in it.
     """
     begun = read_json(folder / QUESTION)
+    if begun is not None:  # an earlier version did not say of regions
+        begun = {"regions_sha256": facts["regions_sha256"], **begun}
     there = [path for path in folder.iterdir() if not unfinished(path)] if folder.is_dir() else []
     if begun is None and any(path.name not in LOCKS for path in there):
         raise RunError(f"{folder} exists and is not an audit's; choose another name=")

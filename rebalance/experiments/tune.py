@@ -209,8 +209,7 @@ class _Search:
 
     def _take_up(self) -> int:
         """Let trials that were broken off or failed be tried again, in their run folders; return how many are over."""
-        trials = self.study.get_trials()
-        latest = {trial.user_attrs[_RUN]: trial for trial in trials if _RUN in trial.user_attrs}
+        trials, latest = self.study.get_trials(), self._latest()
         for trial in trials:
             if trial.state == self.states.RUNNING:
                 self.study.tell(trial.number, state=self.states.FAIL)
@@ -218,6 +217,10 @@ class _Search:
             if trial.state in (self.states.RUNNING, self.states.FAIL):
                 self.study.enqueue_trial(trial.params, user_attrs={_RUN: run, _AGAIN: True})
         return sum(trial.state in (self.states.COMPLETE, self.states.PRUNED) for trial in trials)
+
+    def _latest(self) -> dict[str, Any]:
+        """The last trial of each run."""
+        return {trial.user_attrs[_RUN]: trial for trial in self.study.get_trials() if _RUN in trial.user_attrs}
 
     def _next(self) -> str:
         """The run of the next trial whose values no other has; what is over already is told at once."""
@@ -306,6 +309,8 @@ class _Search:
         run, states = best.user_attrs[_RUN], [trial.state for trial in self.study.get_trials()]
         counts = ((self.states.COMPLETE, "finished"), (self.states.PRUNED, "pruned"))
         told = ", ".join(f"{states.count(state)} {name}" for state, name in counts if state in states)
+        if failed := sum(trial.state == self.states.FAIL for trial in self._latest().values()):
+            told += f", {failed} failed (the same command tries them again)"
         record = files.read(self.folder / RUNS / run / RECORD)
         points = [f"{METRIC} {100 * found[METRIC]:.1f} points on {split}" for split, found in record.metrics.items()]
         self.say(f"{told}: {self.folder / TRIALS}")

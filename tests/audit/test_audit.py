@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -229,7 +230,6 @@ def cells(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
     monkeypatch.setattr(run, "sweep", trained)
     monkeypatch.setattr(run, "check", lambda runner, runs: None)
     monkeypatch.setattr(run, "load", records)
-    monkeypatch.setattr(run, "check", lambda runner, runs: None)
     return cells
 
 
@@ -304,6 +304,30 @@ def test_what_cannot_be_read_is_said_and_passed_over(
     assert about(folder)["images"] == 4
     assert "00.jpg cannot be read; it is passed over" in capsys.readouterr().err
     assert "1 images with a label file that cannot be read are passed over" in about(folder)["notes"]
+
+
+def test_an_audit_goes_on_and_is_completed_with_the_regions_that_it_began_with_alone(
+    half_labelled: Path, oracles: list[Oracle], tmp_path: Path
+) -> None:
+    shutil.copytree(half_labelled.parent, tmp_path / "own", symlinks=True)
+    data, regions = tmp_path / "own" / "data.yaml", tmp_path / "own" / "regions" / "train"
+    folder = audit(flags(data))
+    regions.mkdir(parents=True)
+    (regions / "00.txt").write_text("unknown * 0.5 0.5 1 1\n", "utf-8")
+    with pytest.raises(RunError, match=r"holds another audit: regions_sha256 was , is [0-9a-f]+; choose another name="):
+        audit(flags(data))
+    with pytest.raises(DataError, match=r"the regions of .* are not those that were audited in .*: audit them"):
+        complete(CompleteFlags(data=str(data), audit=str(folder), out="completed"))
+    again = audit(flags(data, name="again"))
+    data.write_text(data.read_text("utf-8") + "unknown_below: 3\n", "utf-8")
+    with pytest.raises(RunError, match="holds another audit: regions_sha256 was "):
+        audit(flags(data, name="again"))
+    for path in (again / "question.json", folder / "audit.json"):  # an earlier version did not say
+        text = json.loads(path.read_text("utf-8"))
+        del text["regions_sha256"]
+        path.write_text(json.dumps(text), "utf-8")
+    audit(flags(data, name="again"))
+    complete(CompleteFlags(data=str(data), audit=str(folder), out="completed"))
 
 
 def test_flags_without_effect_and_bad_ones_are_refused(

@@ -173,10 +173,12 @@ def test_a_failed_trial_is_tried_again_with_its_values(bench: Bench) -> None:
     bench.tune({"trial=2": ["fail", "ok"]}, trials="3")
     values = bench.values()
     assert bench.record("trial=2")["status"] == "failed"
+    assert bench.said[-3].startswith("2 finished, 1 failed (the same command tries them again): ")
     bench.tune({"trial=2": ["fail", "ok"]}, trials="3")
     assert bench.values() == values
     assert [run for run, *_ in bench.started()].count("trial=2") >= 2
     assert bench.record("trial=2")["status"] == "finished"
+    assert bench.said[-3].startswith("3 finished: ")
 
 
 def test_a_search_in_which_nothing_finished_is_an_error(bench: Bench) -> None:
