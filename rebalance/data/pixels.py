@@ -20,8 +20,8 @@ _BY_PILLOW = (".avif", ".heic", ".heif")  # which it turns upright, and OpenCV d
 def read(file: str | Path) -> NDArray[Any] | None:
     """(H, W, 3) BGR; None where there is no such file, or it cannot be read.
 
-    Of a TIFF the first page and of it the first three bands; of sixteen bits the higher eight; numbers that are no whole
-    ones, which the host leaves as they are, are cut to eight bits.
+    Of a TIFF the first page and of it the first three bands; of sixteen bits the higher eight; numbers that are no
+    whole ones, which the host leaves as they are, are cut to eight bits.
     """
     path = Path(file)
     try:

@@ -336,7 +336,14 @@ class Crew:
 
 
 def refuse_other(folder: Path, grid: Grid, written: Mapping[str, str]) -> None:
-    """Raise RunError where runs of other values or another plan are in the folder, or things that no sweep makes."""
+    """Raise RunError where runs of other values or another plan are in the folder, or things that no sweep makes.
+
+    So it does of a place from which the host loads no checkpoint, which would be found out after the first training.
+    """
+    if "?" in str(folder.absolute()):
+        raise RunError(
+            f"{folder.absolute()} has a ?, at which Ultralytics ends the path of a checkpoint: work elsewhere"
+        )
     made = read_if_whole(Plan, folder / SWEEP)
     found = [path for path in folder.iterdir() if not unfinished(path)] if folder.exists() else []
     if made is None and {path.name for path in found} - LOCKS:

@@ -326,6 +326,14 @@ def test_data_without_a_label_to_evaluate_on_leave_nothing(bench: Bench) -> None
     assert not (bench.folder / "mine").exists()
 
 
+def test_a_place_from_which_no_checkpoint_loads_is_refused(bench: Bench) -> None:
+    bench.folder = bench.folder / "what?"
+    bench.folder.mkdir()
+    with pytest.raises(RunError, match=r"what\?/mine has a \?, at which Ultralytics ends the path of a checkpoint"):
+        bench.sweep()
+    assert not (bench.folder / "mine").exists()
+
+
 def test_a_folder_of_another_grid_is_refused(bench: Bench) -> None:
     bench.sweep(epochs="7")
     before = sorted(bench.folder.rglob("mine/**"))
