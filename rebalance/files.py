@@ -19,7 +19,7 @@ from rebalance.errors import RunError
 _LEFT = re.compile(r"\..+\.(\d+|[0-9a-f]{12}\.(partial|lock))")
 # No space on the device, none left to this user, a file that is longer than allowed, a disk that is only read
 _UNWRITABLE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG, errno.EROFS}
-_REFUSED = {errno.EACCES, errno.EPERM}
+_REFUSED = {errno.EACCES, errno.EPERM, errno.ENOTDIR}  # the last: a file where a folder belongs
 
 
 @contextmanager
