@@ -41,7 +41,8 @@ def read(file: str | Path) -> NDArray[Any] | None:
         pixels = cv2.imdecode(data, cv2.IMREAD_COLOR)
     if pixels is None or pixels.dtype == np.uint8:
         return pixels
-    return (pixels >> 8 if pixels.dtype == np.uint16 else pixels.clip(0, 255)).astype(np.uint8)
+    eight: NDArray[Any] = pixels >> 8 if pixels.dtype == np.uint16 else pixels.clip(0, 255)
+    return eight.astype(np.uint8)
 
 
 def _by_pillow(path: Path) -> NDArray[Any] | None:
