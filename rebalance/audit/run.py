@@ -72,7 +72,8 @@ def audit(given: AuditFlags, training: Mapping[str, str] | None = None, root: Pa
     given = parse(AuditFlags, as_dict(given))
     training = _training(given, training or {})
     tools = export.check(given.export)
-    source = completed.given(dataset.load(built_in(given.data)))  # against its own additions nothing is found
+    asked = dataset.load(built_in(given.data))
+    source = completed.given(asked)  # against its own additions nothing is found
     source.knowledge.require_matched()
     images, skipped = _images(source, "train")
     val, _ = _images(source, "val")
@@ -93,7 +94,7 @@ def audit(given: AuditFlags, training: Mapping[str, str] | None = None, root: Pa
     if given.folds:
         _check(given, training, source, begun=(folder / QUESTION).is_file())
     with _held(folder, facts):
-        parts, models = _models(given, training, source, images, folder)
+        parts, models = _models(given, training, asked, images, folder)
         detectors = detectors or [_detector(given, source, model) for model in models]
         known = frozenset(source.names).intersection(*(detector.known for detector in detectors))
         looks, judged = _look(source, parts, val, folder, detectors)
@@ -254,19 +255,22 @@ def _held(folder: Path, facts: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _models(
-    given: AuditFlags, training: Mapping[str, str], source: DataSet, images: Sequence[Image], folder: Path
+    given: AuditFlags, training: Mapping[str, str], asked: DataSet, images: Sequence[Image], folder: Path
 ) -> tuple[list[list[Image]], list[str]]:
-    """The images in parts, and for each part the model that looks at it."""
+    """The images in parts, and for each part the model that looks at it, trained on the other labels as they are now.
+
+    Of a completed set that is with what was added, or every round would ask the same models again.
+    """
     if not given.folds:
         return [list(images)], [given.model]
     parts = fold(images, given.folds, given.seed)
     places = [folder / "data" / str(number) for number in range(given.folds)]
-    files = [] if all(place.exists() for place in places) else items.read(source)
+    files = [] if all(place.exists() for place in places) else items.read(asked)
     cells, data = [], []
     for left_out, place in zip(parts, places, strict=True):
         if not place.exists():  # it appears whole or not at all
             out = {os.path.abspath(dataset.label_path(image.path)) for image in left_out}
-            part(source, [item for item in files if item.source not in out], place)
+            part(asked, [item for item in files if item.source not in out], place)
         data.append(str((place / "data.yaml").resolve()))
         cells.append({**training, **_cell(given, data[-1])})
     done = load(sweep(cells, root=folder))

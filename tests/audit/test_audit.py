@@ -210,6 +210,11 @@ def test_an_audit_of_a_completed_set_asks_about_the_labels_that_were_given(
     assert 0 <= remaining(second, made.data) < 0.5 * missing
 
 
+def dataset_boxes(file: Path) -> int:
+    source = dataset.load(file)
+    return sum(len(source.labels(image)) for image in source.images("train"))
+
+
 @pytest.fixture
 def cells(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
     """The trainings of folds, which are stood in for."""
@@ -254,16 +259,16 @@ def test_folds_ask_about_an_image_only_a_model_that_was_not_trained_on_it(
     assert about(folder)["folds"] == 3
 
 
-def test_folds_of_a_completed_set_are_trained_on_the_labels_that_were_given(
+def test_folds_of_a_completed_set_are_trained_on_what_was_added_and_asked_about_what_was_given(
     half_labelled: Path, oracles: list[Oracle], cells: list[dict[str, str]]
 ) -> None:
     made = complete(CompleteFlags(data=str(half_labelled), audit=str(audit(flags(half_labelled))), out="completed"))
     assert made.manifest["total"]["added"] > 20
     folder = audit(flags(made.data, folds=2))
-    given = tree(half_labelled.parent / "labels" / "train")
     seen = [tree(folder / "data" / fold / "labels" / "train") for fold in "01"]
-    assert {**seen[0], **seen[1]} == given
+    assert {**seen[0], **seen[1]} == tree(Path("completed/labels/train")) != tree(half_labelled.parent / "labels/train")
     assert len(seen[0]) == len(seen[1]) == 30
+    assert about(folder)["total"]["labels"] == dataset_boxes(half_labelled)
 
 
 def test_an_unlabelled_place_and_a_verified_one_have_no_suggestions(tmp_path: Path, oracles: list[Oracle]) -> None:
