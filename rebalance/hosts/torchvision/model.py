@@ -110,6 +110,11 @@ class TorchvisionModel(DetectionModel):  # type: ignore[misc]
                 f"dynamic={arguments['dynamic']}: the anchors of {what} are constants of an export, for images of one "
                 "size; leave dynamic away and give imgsz= and batch="
             )
+        if arguments.get("format") == "ncnn":
+            raise ConfigError(
+                f"format=ncnn: {what}, a detector of torchvision, chooses its boxes by what ncnn's converter does not "
+                "know; give onnx, openvino, torchscript or mnn"
+            )
         half = arguments.get("half") or str(arguments.get("quantize", "")) in ("16", "fp16")
         if half and arguments.get("format") == "onnx" and self.yaml[KEY].startswith("fasterrcnn"):
             raise ConfigError(f"half=True: no runtime loads {what} as ONNX in half precision; leave half away")
