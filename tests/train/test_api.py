@@ -226,6 +226,8 @@ def test_tracking_by_the_detector_s_own_features_needs_one_box_a_cell(
     ("use", "given", "said"),
     [
         ("predict", {"visualize": True}, "^visualize=True: class activation maps"),
+        ("predict", {"embed": [0]}, r"^embed=\[0\]: model=.* gives the last features of its backbone alone"),
+        ("embed", {"embed": [0, 2]}, r"^embed=\[0, 2\]: model=.* gives the last features of its backbone alone"),
         ("export", {"dynamic": True}, "^dynamic=True: the anchors of model="),
         ("export", {"format": "onnx", "half": True}, "^half=True: no runtime loads model="),
     ],

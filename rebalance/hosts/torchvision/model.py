@@ -103,6 +103,11 @@ class TorchvisionModel(DetectionModel):  # type: ignore[misc]
                 f"visualize={arguments['visualize']}: class activation maps are made from one score a cell and class, "
                 f"which {what}, a detector of torchvision, does not put out"
             )
+        if mode == "predict" and arguments.get("embed") not in (None, [], [1], (1,)):  # [1]: the host's default
+            raise ConfigError(
+                f"embed={arguments['embed']}: {what}, a detector of torchvision, gives the last features of its backbone "
+                "alone; leave embed away"
+            )
         if mode != "export":
             return
         if arguments.get("dynamic"):
