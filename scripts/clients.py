@@ -141,7 +141,9 @@ def make_model(head: Head, images: torch.Tensor) -> Any:
     if isinstance(model.model[-1], AnchorHead):  # of its one layer the rows of boxes stay as they are
         last = [p.view(model.model[-1].na, -1, p[0].numel())[:, 4:] for p in last]
     for p in last:
-        torch.nn.init.normal_(p, std=0.5 / (p[0, 0] if p.ndim == 3 else p[0]).numel() ** 0.5)
+        # the softmax of Faster R-CNN's linear layer begins with a quarter each, which is the threshold
+        first = 5.0 if p.ndim == 2 else 0.5
+        torch.nn.init.normal_(p, std=first / (p[0, 0] if p.ndim == 3 else p[0]).numel() ** 0.5)
     for _ in range(12):
         if sum(len(found) for found in raw_boxes(model, images)) >= ENOUGH * len(images):
             return model
