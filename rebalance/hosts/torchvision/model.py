@@ -105,8 +105,8 @@ class TorchvisionModel(DetectionModel):  # type: ignore[misc]
             )
         if mode == "predict" and arguments.get("embed") not in (None, [], [1], (1,)):  # [1]: the host's default
             raise ConfigError(
-                f"embed={arguments['embed']}: {what}, a detector of torchvision, gives the last features of its backbone "
-                "alone; leave embed away"
+                f"embed={arguments['embed']}: {what}, a detector of torchvision, gives the last features of its "
+                "backbone alone; leave embed away"
             )
         if mode != "export":
             return
