@@ -87,11 +87,19 @@ def _check(words: list[str], theirs: dict[str, str], *, trained: bool) -> None:
         raise ConfigError("model= is missing, e.g. model=yolov8n.yaml, model=retinanet_tiny, or a checkpoint (.pt)")
     if not trained:
         check_arguments({name: value for name, value in given.items() if name in DEFAULT_CFG_DICT})
+        _check_source(given.get("source"))
         data = given.get("data")
         # a classification data set may be the name of one to fetch; resolving makes the built-in set where it is not
         missing = isinstance(data, str) and Path(data).is_absolute() and not Path(data).exists()
         if missing or str(data).endswith((".yaml", ".yml")):
             data_yaml(built_in(str(data)))
+
+
+def _check_source(source: Any) -> None:
+    """Refuse a path that leads nowhere; a URL, a pattern, a camera's number and the screen are for the host to find."""
+    path = isinstance(source, str) and "://" not in source and "*" not in source
+    if path and not source.isnumeric() and not source.lower().startswith("screen") and not Path(source).exists():
+        raise ConfigError(f"source={source}: no such file or folder")
 
 
 @contextmanager

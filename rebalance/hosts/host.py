@@ -6,6 +6,7 @@ torchvision's detectors. The trainer, the admission and the benchmark know hosts
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
@@ -31,7 +32,7 @@ from rebalance.recipe import Recipe
 KEY = "rebalance"  # of model.yaml: what a checkpoint remembers of our flags
 COCO = "coco"  # value of `pretrained` that is no file: the whole detector as published, trained on COCO
 
-USES = ("predict", "track", "export")  # of the host's models, of which one of ours may refuse some
+USES = ("predict", "track", "val", "export")  # of the host's models, of which one of ours may refuse some
 HOST_WEIGHTS = ("box", "cls", "dfl", "cls_pw")  # of Ultralytics' own losses, which other heads do not use
 
 
@@ -147,12 +148,32 @@ def _asked(stock: Callable[..., Any]) -> Callable[..., Any]:
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
         if refuse := getattr(self.model, "refuse_use", None):
             refuse({**self.overrides, **kwargs}, f"model={self.model_name}", stock.__name__)
-        if isinstance(self.model, (str, Path)) and number_as_exported not in self.callbacks["on_predict_batch_start"]:
-            self.add_callback("on_predict_batch_start", number_as_exported)
+        if isinstance(self.model, (str, Path)):
+            if {**self.overrides, **kwargs}.get("dnn"):
+                refuse_opencv(self.model)
+            if number_as_exported not in self.callbacks["on_predict_batch_start"]:
+                self.add_callback("on_predict_batch_start", number_as_exported)
         return stock(self, *args, **kwargs)
 
     vars(run)["guarded"] = True
     return run
+
+
+# Of an ONNX file's metadata, its last part: the head, as the host's export names it
+TORCHVISION_HEAD = re.compile(rb"\x04head\x12.\w*(RetinaNet|FasterRCNN|SSD)Detect", re.DOTALL)
+
+
+def refuse_opencv(model: str | Path) -> None:
+    """Refuse an ONNX file of one of torchvision's detectors, whose operators OpenCV's own runtime does not know."""
+    file = Path(model)
+    if file.suffix == ".onnx" and file.is_file():
+        with file.open("rb") as opened:
+            opened.seek(max(0, file.stat().st_size - 2**16))
+            if TORCHVISION_HEAD.search(opened.read()):
+                raise ConfigError(
+                    f"dnn=True: OpenCV's own runtime does not know the operators of model={model}, a detector of "
+                    "torchvision; leave dnn away"
+                )
 
 
 def number_as_exported(predictor: Any) -> None:

@@ -107,6 +107,19 @@ def test_the_model_has_to_be_named(
     assert len(trained) == 1
 
 
+@pytest.mark.parametrize("mode", ["predict", "track"])
+def test_a_source_that_is_not_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked: list[str] = []
+    monkeypatch.setattr("ultralytics.cfg.entrypoint", lambda: asked.append(sys.argv[-1]))
+    for source in ("none.jpg", "none/at/all", "-"):
+        with pytest.raises(ConfigError, match=f"^source={source}: no such file or folder$"):
+            command.run(mode, ["model=yolov8n.yaml", f"source={source}"])
+    for source in (".", "0", "screen", "*.png", "rtsp://none", "['a.jpg','b.jpg']"):
+        command.run(mode, ["model=yolov8n.yaml", f"source={source}"])
+    assert len(asked) == 6
+
+
 def test_a_training_flag_is_refused_by_the_other_modes() -> None:
     for name, (_, item) in TRAIN.items():
         value = value_text(item.default or (isinstance(item.default, bool) or 1))

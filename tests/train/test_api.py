@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import zipfile
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from rebalance import YOLO
 from rebalance.cli import host_command
 from rebalance.cli.main import guarded, main
 from rebalance.errors import ConfigError, ModelError
+from rebalance.hosts.host import refuse_opencv
 from rebalance.hosts.torchvision.model import TorchvisionModel
 from rebalance.hosts.ultralytics.model import AnchorDetectionModel, ObjectnessDetectionModel
 from rebalance.methods.resobj import ResObj
@@ -95,6 +97,41 @@ def test_torchscript_takes_any_number_of_images_or_says_how_many(tmp_path: Path,
     for mine, other in zip(model.predict(images, **options), exported.predict(images, **options), strict=True):
         assert len(mine.boxes)
         torch.testing.assert_close(other.boxes.data, mine.boxes.data, rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("program", ["rebalance", "yolo"])
+@pytest.mark.parametrize("name", ["retinanet_tiny", "fasterrcnn_tiny", "ssd_tiny"])
+def test_ncnn_does_not_take_torchvision_s_detectors(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, name: str, program: str
+) -> None:
+    file = checkpoint(tmp_path, name)
+    line = refused(capfd, program, "export", f"model={file}", "format=ncnn")
+    assert line.startswith(f"format=ncnn: model={file}, a detector of torchvision, chooses its boxes by what")
+    assert [found.name for found in tmp_path.glob("*.*")] == [file.name]
+
+
+@pytest.mark.parametrize("head", ["RetinaNetDetect", "RefinedFasterRCNNDetect", "SigmoidSSDDetect", "Detect"])
+def test_opencv_s_runtime_does_not_take_torchvision_s_detectors(tmp_path: Path, head: str) -> None:
+    file = tmp_path / "model.onnx"
+    onnx = pytest.importorskip("onnx")
+    graph = onnx.helper.make_graph([], "empty", [], [])
+    model = onnx.helper.make_model(graph)
+    onnx.helper.set_model_props(model, {"description": "x" * 99, "head": head, "names": str({0: "RetinaNetDetect"})})
+    onnx.save(model, file)
+    if head == "Detect":
+        refuse_opencv(file)
+        return
+    for kind, use in product((YOLO, ultralytics.YOLO), ("predict", "track", "val")):
+        with pytest.raises(ConfigError, match=rf"^dnn=True: OpenCV's own runtime does not know .*{file.name}, a det"):
+            getattr(kind(str(file), task="detect"), use)(dnn=True)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning:torchvision", "ignore::torch.jit.TracerWarning")
+def test_the_host_names_the_head_in_an_export(tmp_path: Path) -> None:
+    file = YOLO(checkpoint(tmp_path, "ssd_tiny")).export(format="onnx", imgsz=64, verbose=False)
+    with pytest.raises(ConfigError, match=r"^dnn=True: OpenCV's own runtime does not know"):
+        ultralytics.YOLO(file, task="detect").predict(np.zeros((64, 64, 3), np.uint8), dnn=True)
 
 
 def test_other_exports_are_the_host_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,6 +226,8 @@ def test_tracking_by_the_detector_s_own_features_needs_one_box_a_cell(
     ("use", "given", "said"),
     [
         ("predict", {"visualize": True}, "^visualize=True: class activation maps"),
+        ("predict", {"embed": [0]}, r"^embed=\[0\]: model=.* gives the last features of its backbone alone"),
+        ("embed", {"embed": [0, 2]}, r"^embed=\[0, 2\]: model=.* gives the last features of its backbone alone"),
         ("export", {"dynamic": True}, "^dynamic=True: the anchors of model="),
         ("export", {"format": "onnx", "half": True}, "^half=True: no runtime loads model="),
     ],

@@ -103,12 +103,22 @@ class TorchvisionModel(DetectionModel):  # type: ignore[misc]
                 f"visualize={arguments['visualize']}: class activation maps are made from one score a cell and class, "
                 f"which {what}, a detector of torchvision, does not put out"
             )
+        if mode == "predict" and arguments.get("embed") not in (None, [], [1], (1,)):  # [1]: the host's default
+            raise ConfigError(
+                f"embed={arguments['embed']}: {what}, a detector of torchvision, gives the last features of its "
+                "backbone alone; leave embed away"
+            )
         if mode != "export":
             return
         if arguments.get("dynamic"):
             raise ConfigError(
                 f"dynamic={arguments['dynamic']}: the anchors of {what} are constants of an export, for images of one "
                 "size; leave dynamic away and give imgsz= and batch="
+            )
+        if arguments.get("format") == "ncnn":
+            raise ConfigError(
+                f"format=ncnn: {what}, a detector of torchvision, chooses its boxes by what ncnn's converter does not "
+                "know; give onnx, openvino, torchscript or mnn"
             )
         half = arguments.get("half") or str(arguments.get("quantize", "")) in ("16", "fp16")
         if half and arguments.get("format") == "onnx" and self.yaml[KEY].startswith("fasterrcnn"):
