@@ -124,8 +124,10 @@ def panels(flags: StepsFlags) -> list[Path]:
         DataError: there are no images, or none that can be read.
     """
     source, folder = Path(flags.source), Path(flags.out)
-    files = sorted(f for f in source.iterdir() if f.suffix[1:].lower() in IMG_FORMATS) if source.is_dir() else [source]
-    if not files or not all(file.is_file() for file in files):
+    files = [source] if source.is_file() else []
+    if source.is_dir():  # with links that lead nowhere, which are named like images that cannot be read
+        files = sorted(f for f in source.iterdir() if f.suffix[1:].lower() in IMG_FORMATS and not f.is_dir())
+    if not files:
         raise DataError(f"source={flags.source}: no image there")
     if not Path(flags.model).is_file():
         raise ModelError(f"model={flags.model}: no such file")

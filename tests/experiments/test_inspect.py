@@ -151,6 +151,11 @@ def test_pictures_of_steps_pass_over_a_cut_image(tmp_path: Path, config: Config)
     weights, source = checkpoint(tmp_path, resobj_steps=1), config.data.parent / "images" / "test"
     cut(source / "00.jpg")
     (source / "01.jpg").write_bytes(b"")
+    (source / "folder.jpg").mkdir()
+    try:
+        (source / "gone.jpg").symlink_to(source / "nowhere.jpg")
+    except OSError:  # Windows lets few make links
+        pass
     flags = StepsFlags(model=str(weights), source=str(source), out=str(tmp_path / "out"))
     with log() as lines:
         written = module.panels(flags)
