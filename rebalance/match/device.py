@@ -1,8 +1,45 @@
 """Where the number of elements that a mask holds may be asked for."""
 
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def free_to_read(x: Tensor) -> bool:
     """Whether its values can be read without waiting: on a CPU, where a shorter way may depend on them."""
     return x.is_cpu
+
+
+def places(mask: Tensor) -> Tensor:
+    """(K,) int64 where a flattened mask, free to read, is set; NumPy finds that several times faster than torch."""
+    return torch.from_numpy(np.flatnonzero(mask.numpy()))
+
+
+def rows(x: Tensor, place: Tensor) -> Tensor:
+    """(1, K, …) of (B, N, …) what is at places (K,) of the flattened first two dimensions, each at most once."""
+    if not x.requires_grad:
+        return x.flatten(0, 1).index_select(0, place).unsqueeze(0)
+    found: Tensor = _Rows.apply(x, place)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _Rows(torch.autograd.Function):
+    """As by indices, whose gradient is added up row by row; here no row is there twice."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, place: Tensor) -> Tensor:
+        ctx.shape = x.shape
+        ctx.save_for_backward(place)
+        return x.flatten(0, 1).index_select(0, place).unsqueeze(0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        found = gradient.new_zeros(ctx.shape)
+        found.flatten(0, 1).index_copy_(0, ctx.saved_tensors[0], gradient.squeeze(0))
+        return found, None

@@ -13,6 +13,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -64,18 +65,24 @@ def _lowest(key: Tensor, eligible: Tensor, total: int, count: int) -> Tensor | N
     """(N,) bool: the `count` of `total` eligible elements of lowest key, of equal ones the first.
 
     Keys are uniform below KEYS, so the highest key among them is known to within six standard deviations, and only what
-    lies in between is sorted. None where it does not lie there, as in one of many millions of calls.
+    lies in between is looked for it. None where it does not lie there, as in one of many millions of calls. NumPy
+    compares and finds several times faster than torch.
     """
-    part = count / max(total, 1)
+    keys, part = key.numpy(), count / max(total, 1)
     wide = (6 * math.sqrt(part * (1 - part) * total) + 6) / max(total, 1)
     low, high = (min(max(int(x * KEYS), 0), KEYS) for x in (part - wide, part + wide))
-    chosen = (key < low) & eligible
-    near = ((key < high) & eligible & ~chosen).nonzero().squeeze(1)
-    more = count - int(chosen.sum())
+    there = eligible.numpy()
+    chosen = (keys < low) & there
+    near = np.flatnonzero((keys < high) & there & ~chosen)
+    more = count - np.count_nonzero(chosen)
     if not 0 <= more <= len(near):
         return None
-    chosen[near[key[near].argsort(stable=True)[:more]]] = True
-    return chosen
+    if more:
+        found = keys[near]
+        last = np.partition(found, more - 1)[more - 1]  # the highest key that is chosen
+        chosen[near[found < last]] = True
+        chosen[near[found == last][: count - np.count_nonzero(chosen)]] = True
+    return torch.from_numpy(chosen)
 
 
 def part_of(count: Tensor, rate: float) -> Tensor:
