@@ -6,7 +6,7 @@ A candidate is an (anchor, row, column) of a level; candidates are numbered leve
 A label goes to every anchor whose sides are within a factor `anchor_t` of its own, at the cell that holds its centre
 and at the nearest cell across, and the nearest above or below (offset 0.5): up to 5 slots for each (level, anchor,
 label). All slots are kept, with a flag that says which are real: their number depends on shapes alone, so nothing is
-read back from the device.
+read back from the device; on a CPU many slots are cut down to the real ones.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rebalance.match.device import free_to_read, places
+
 # own cell, then left, up, right, down: (column, row) steps, in YOLOv5's order
+MANY = 2**12  # slots, from which on it pays to look which are matches
 NEIGHBOURS = ((0, 0), (-1, 0), (0, -1), (1, 0), (0, 1))
 
 
 class Matches(NamedTuple):
-    """Slots of (candidate, label) pairs, by level; K = 5·M·T slots a level."""
+    """Slots of (candidate, label) pairs, by level; K = 5·M·T slots a level, or on a CPU the most matches of a level."""
 
     valid: Tensor  # (L, K) bool: the slot is a match; the other fields mean nothing where False, but stay in range
     image: Tensor  # (L, K) int64
@@ -88,11 +91,14 @@ def match(labels: Tensor, anchors: Tensor, shapes: Sequence[tuple[int, int]], an
     column, row = cell[:, :, None].unbind(-1)  # (L, 5, 1, T)
     candidate = grid.first + (row * grid.columns + column)
 
+    there, index = _present(valid)
+
     def spread(x: Tensor) -> Tensor:
-        return x.expand(*valid.shape, *x.shape[4:]).flatten(1, 3)
+        x = x.expand(*valid.shape, *x.shape[4:])
+        return x.flatten(1, 3) if index is None else x[index]
 
     return Matches(
-        valid=valid.flatten(1),
+        valid=there,
         image=spread(labels[:, 0].long()),
         anchor=spread(grid.anchor),
         row=spread(row),
@@ -102,6 +108,22 @@ def match(labels: Tensor, anchors: Tensor, shapes: Sequence[tuple[int, int]], an
         boxes_xywh=spread(boxes),
         anchor_wh=spread(anchors[:, None, :, None]),
     )
+
+
+def _present(valid: Tensor) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+    """(L, K) which slots are matches, and where in (L, 5, M, T) each is; None: all of them, in order.
+
+    Where most of many slots are no match, and their number is free to read, only those that are stay: K is the most of
+    a level.
+    """
+    if valid.numel() < MANY or not free_to_read(valid):
+        return valid.flatten(1), None
+    found = [places(level) for level in valid]
+    there = torch.zeros(len(found), max(1, *(len(x) for x in found)), dtype=torch.bool)
+    place = torch.zeros(there.shape, dtype=torch.int64)
+    for row, slots in enumerate(found):
+        there[row, : len(slots)], place[row, : len(slots)] = True, slots
+    return there, (torch.arange(len(found)).unsqueeze(1), *torch.unravel_index(place, valid.shape[1:]))
 
 
 def set_in_part(place: Tensor, loose: Tensor, part: float | Tensor) -> Tensor:

@@ -46,7 +46,8 @@ class Candidates(NamedTuple):
 
     def at(self, place: Tensor) -> Candidates:
         """Those at places (K,) of all B·N, each at most once, as of one image."""
-        return Candidates(*(rows(x, place) if isinstance(x, Tensor) else x for x in self))
+        found = (rows(x, place) if isinstance(x, Tensor) else x for x in self)
+        return Candidates(*found)  # type: ignore[arg-type]
 
     def settled(self) -> Candidates:
         """With the say of `unknown` where nothing is matched to a label, and of `sure` where it is a negative.

@@ -43,3 +43,30 @@ class _Rows(torch.autograd.Function):
         found = gradient.new_zeros(ctx.shape)
         found.flatten(0, 1).index_copy_(0, ctx.saved_tensors[0], gradient.squeeze(0))
         return found, None
+
+
+def zeroed(x: Tensor, mask: Tensor) -> Tensor:
+    """As masked_fill(mask, 0) of at least float32, whatever is there, which takes thrice as long on a CPU."""
+    found: Tensor = _Zeroed.apply(x, mask)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _Zeroed(torch.autograd.Function):
+    """By bits: no branch, and no number."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mask: Tensor) -> Tensor:
+        kept = mask.to(torch.int64 if x.dtype == torch.float64 else torch.int32) - 1  # no bit where set, else all
+        if kept.numel() < x.numel():
+            kept = kept.expand_as(x).contiguous()  # two short passes are as long as this one
+        ctx.save_for_backward(kept)
+        return _masked(x, kept)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _masked(gradient, ctx.saved_tensors[0]), None
+
+
+def _masked(x: Tensor, kept: Tensor) -> Tensor:
+    return (x.view(kept.dtype) & kept).view(x.dtype)

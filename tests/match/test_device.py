@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rebalance.match.device import places, rows, zeroed
+
+
+def random(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def test_places_are_those_of_nonzero_in_the_flattened_mask() -> None:
+    mask = random(3, 40) > 0.5
+    assert torch.equal(places(mask), mask.flatten().nonzero().squeeze(1))
+    assert places(torch.zeros(2, 3, dtype=torch.bool)).tolist() == []
+
+
+def test_rows_are_those_by_index_with_its_gradient() -> None:
+    x, place = random(2, 9, 3).requires_grad_(), torch.tensor([17, 0, 4, 9])
+    assert torch.equal(rows(x, place), x.flatten(0, 1)[place].unsqueeze(0))
+    assert torch.equal(rows(x.detach(), place), rows(x, place))
+    weights = random(1, 4, 3)
+    expected = torch.autograd.grad((x.flatten(0, 1)[place] * weights[0]).sum(), x)[0]
+    assert torch.equal(torch.autograd.grad((rows(x, place) * weights).sum(), x)[0], expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_zeroed_is_masked_fill_whatever_is_there(dtype: torch.dtype, channels: int) -> None:
+    x, mask = random(2, 9, channels).to(dtype), random(2, 9, 1) > 0
+    x[mask.squeeze(-1)] = torch.tensor([torch.inf, torch.nan, -torch.inf], dtype=dtype)[:channels]
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    found, expected = zeroed(ours, mask), theirs.masked_fill(mask, 0)
+    assert torch.equal(found, expected)
+    assert not torch.signbit(found[mask.expand_as(found)]).any()
+    for y in (found, expected):
+        (y * random(2, 9, channels).to(dtype)).sum().backward()
+    assert torch.equal(ours.grad, theirs.grad)
+    assert torch.equal(x.isfinite(), ours.isfinite())  # its input is as it was
