@@ -93,7 +93,7 @@ def ciou(pred_xywh: Tensor, gt_xywh: Tensor) -> Tensor:
 
     It is in [-1.5, 1], and differentiable in `pred_xywh` with the trade-off alpha held constant as in the paper.
     """
-    (p, size), (g, gt_size) = upcast(pred_xywh).split(2, -1), upcast(gt_xywh).split(2, -1)  # (..., 2) each: x and y
+    (p, size), (g, gt_size) = (torch.split(upcast(x), 2, -1) for x in (pred_xywh, gt_xywh))  # (..., 2) each: x and y
     low, high = p - size / 2, p + size / 2
     gt_low, gt_high = g - gt_size / 2, g + gt_size / 2
     width, height = (torch.minimum(high, gt_high) - torch.maximum(low, gt_low)).clamp(min=0).unbind(-1)
@@ -105,7 +105,8 @@ def ciou(pred_xywh: Tensor, gt_xywh: Tensor) -> Tensor:
     v = 4 / math.pi**2 * (torch.atan(gw / (gh + EPS)) - torch.atan(pw / (ph + EPS))) ** 2  # aspect ratio
     with torch.no_grad():
         alpha = v / (v - iou + (1 + EPS))
-    return iou - distance / diagonal - alpha * v
+    found: Tensor = iou - distance / diagonal - alpha * v
+    return found
 
 
 def own_overlap(boxes: Tensor, gt_boxes: Tensor) -> Tensor:

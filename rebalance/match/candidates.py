@@ -45,7 +45,7 @@ class Candidates(NamedTuple):
     hidden: Tensor | None = None
 
     def at(self, place: Tensor) -> Candidates:
-        """Those at places (K,) of all B·N, each at most once, as of one image."""
+        """Those at places (K,) of all B·N, as of one image; see `rows`."""
         found = (rows(x, place) if isinstance(x, Tensor) else x for x in self)
         return Candidates(*found)  # type: ignore[arg-type]
 

@@ -7,13 +7,11 @@ learns to suppress it.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,7 +49,7 @@ def drop_mask(
     if confidence is None:
         # 32-bit integers sort by radix on the CPU, some 15 times faster than floats
         key = torch.randint(KEYS, flat.shape, dtype=torch.int32, device=flat.device, generator=generator)
-        if device.free_to_read(key) and (found := _lowest(key, flat, int(total), int(count))) is not None:
+        if device.free_to_read(key) and (found := device.lowest(key, flat, int(total), int(count), KEYS)) is not None:
             return found.view_as(eligible)
     else:
         bits = confidence.detach().float().flatten().view(torch.int32)
@@ -59,30 +57,6 @@ def drop_mask(
     order = torch.where(flat, key, KEYS).argsort(stable=True)
     chosen = torch.arange(flat.numel(), device=flat.device) < count
     return torch.empty_like(flat).scatter_(0, order, chosen).view_as(eligible) & eligible
-
-
-def _lowest(key: Tensor, eligible: Tensor, total: int, count: int) -> Tensor | None:
-    """(N,) bool: the `count` of `total` eligible elements of lowest key, of equal ones the first.
-
-    Keys are uniform below KEYS, so the highest key among them is known to within six standard deviations, and only what
-    lies in between is looked for it. None where it does not lie there, as in one of many millions of calls. NumPy
-    compares and finds several times faster than torch.
-    """
-    keys, part = key.numpy(), count / max(total, 1)
-    wide = (6 * math.sqrt(part * (1 - part) * total) + 6) / max(total, 1)
-    low, high = (min(max(int(x * KEYS), 0), KEYS) for x in (part - wide, part + wide))
-    there = eligible.numpy()
-    chosen = (keys < low) & there
-    near = np.flatnonzero((keys < high) & there & ~chosen)
-    more = count - np.count_nonzero(chosen)
-    if not 0 <= more <= len(near):
-        return None
-    if more:
-        found = keys[near]
-        last = np.partition(found, more - 1)[more - 1]  # the highest key that is chosen
-        chosen[near[found < last]] = True
-        chosen[near[found == last][: count - np.count_nonzero(chosen)]] = True
-    return torch.from_numpy(chosen)
 
 
 def part_of(count: Tensor, rate: float) -> Tensor:

@@ -16,14 +16,13 @@ from torch.nn.functional import logsigmoid
 
 from rebalance.match.boxes import upcast
 from rebalance.match.candidates import BACKGROUND, SIGMOID, Candidates
-from rebalance.match.device import free_to_read, places
+from rebalance.match.device import filled_up, free_to_read, places
 from rebalance.methods.bce import bce, softmax_cross_entropy
 from rebalance.methods.method import Golden, Method, Run, Site
 from rebalance.settings import setting
 
 MANY = 16  # times as many elements as targets that are not 0
 PART = 2**17  # elements that are computed at a time on a CPU: half a MiB a temporary
-LANES = 64
 TINY = 1e-12  # least distance from the target where gamma < 1, whose power has no finite slope at 0
 
 
@@ -69,7 +68,7 @@ class _Focal(torch.autograd.Function):
             ctx.few, ctx.weight, weights = None, 1.0, None if alpha < 0 else balance(targets, alpha)
             ctx.save_for_backward(slope, weights)
             return loss if weights is None else loss.mul_(weights)
-        few = torch.cat((few, few[:1].expand(-len(few) % LANES)))  # a processor's vectors and its rest differ by a bit
+        few = filled_up(few)
         ctx.few, ctx.weight = few, 1.0 if alpha < 0 else 1 - alpha
         loss, slope = torch.empty_like(logits), torch.empty_like(logits)
         flat, flat_loss, flat_slope = logits.view(-1), loss.view(-1), slope.view(-1)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from rebalance.match.candidates import NEGATIVE, Candidates
-from rebalance.match.device import free_to_read, places, zeroed
+from rebalance.match.device import filled_up, free_to_read, places, zeroed
 from rebalance.match.regions import NOTHING_SAID, Known
 from rebalance.processes import number, summed
 
@@ -174,11 +174,11 @@ class Choice(NamedTuple):
     def stays(self) -> Tensor | None:
         """(K,) places of the B·N candidates that keep their loss, where the others need not be looked at; else None.
 
-        So it is on a CPU where what leaves does so as a whole, in all its classes.
+        So it is on a CPU where what leaves does so as a whole, in all its classes. A place may be there several times.
         """
         if self.left is None or self.rest is not None or self.sure is not None or not free_to_read(self.left):
             return None
-        return places(~self.left)
+        return filled_up(places(~self.left))
 
     def trained(self, loss: Callable[[Choice], Tensor]) -> Tensor:
         """Losses of candidates that are trained as this choice says; of what becomes background in part, the mean.

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rebalance.match.device import places, rows, zeroed
+from rebalance.match.device import LANES, filled_up, places, put_back, rows, zeroed
 
 
 def random(*shape: int) -> torch.Tensor:
@@ -23,6 +23,18 @@ def test_rows_are_those_by_index_with_its_gradient() -> None:
     weights = random(1, 4, 3)
     expected = torch.autograd.grad((x.flatten(0, 1)[place] * weights[0]).sum(), x)[0]
     assert torch.equal(torch.autograd.grad((rows(x, place) * weights).sum(), x)[0], expected)
+
+
+def test_what_is_put_back_is_where_it_was_with_its_gradient() -> None:
+    x, place = random(2, 9, 3).requires_grad_(), filled_up(torch.tensor([17, 0, 4, 9]))
+    assert len(place) == LANES
+    assert place[4:].eq(17).all()
+    kept = torch.zeros(18, 1).index_fill(0, place, 1).view(2, 9, 1)
+    found = put_back(rows(x, place).square(), place, x.shape[:2])
+    assert torch.equal(found, x.square() * kept)
+    assert torch.equal(torch.autograd.grad((found * random(2, 9, 3)).sum(), x)[0], 2 * x * kept * random(2, 9, 3))
+    assert torch.equal(filled_up(place), place)
+    assert filled_up(place[:0]).tolist() == []
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -21,6 +21,7 @@ from rebalance.heads.objectness import flatten_steps
 from rebalance.match.anchor import Matches, match, set_in_part
 from rebalance.match.boxes import ciou, inside, max_iou, own_overlap, upcast, xywh_to_xyxy
 from rebalance.match.candidates import POSITIVE, SIGMOID, Candidates, candidate_state
+from rebalance.match.device import LANES, put_back
 from rebalance.match.padded import padded_boxes
 from rebalance.match.regions import Known
 from rebalance.methods.bce import bce
@@ -102,9 +103,6 @@ class DetectionCriterion(v8DetectionLoss):  # type: ignore[misc]
         return assigned
 
     def _classification(self, logits: Tensor, targets: Tensor) -> Tensor:
-        # by image they are divided apart, and a diagnosis follows all
-        apart = self.recipe.divisor == "image" or self.objective.diagnosis is not None
-
         def loss(logits: Tensor, choice: Choice) -> Tensor:
             def cost(choice: Choice, place: Tensor | None = None) -> Tensor:
                 trained = targets
@@ -114,9 +112,11 @@ class DetectionCriterion(v8DetectionLoss):  # type: ignore[misc]
                 candidates = Candidates(logits, trained, state, self._overlap, SIGMOID, *self._known)
                 return self.objective.loss(candidates if place is None else candidates.at(place))
 
-            place = None if apart else choice.stays()
-            found = choice.of_loss(choice.trained(cost)) if place is None else cost(choice, place)
-            return self._divide(found, targets, choice)
+            # a diagnosis follows all of them; with a rest of elements the last bit of some would depend on who asks
+            place = choice.stays() if self.objective.diagnosis is None and logits.numel() % LANES == 0 else None
+            if place is None:
+                return self._divide(choice.of_loss(choice.trained(cost)), targets, choice)
+            return self._divide(put_back(cost(choice, place), place, self._state.shape), targets, choice)
 
         def total(logits: Tensor, choice: Choice) -> Tensor:
             found = loss(logits, choice)
