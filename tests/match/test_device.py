@@ -20,6 +20,8 @@ def test_rows_are_those_by_index_with_its_gradient() -> None:
     x, place = random(2, 9, 3).requires_grad_(), torch.tensor([17, 0, 4, 9])
     assert torch.equal(rows(x, place), x.flatten(0, 1)[place].unsqueeze(0))
     assert torch.equal(rows(x.detach(), place), rows(x, place))
+    same = torch.ones(()).expand(2, 9)
+    assert torch.equal(rows(same, place), torch.ones(1, 4))
     weights = random(1, 4, 3)
     expected = torch.autograd.grad((x.flatten(0, 1)[place] * weights[0]).sum(), x)[0]
     assert torch.equal(torch.autograd.grad((rows(x, place) * weights).sum(), x)[0], expected)
