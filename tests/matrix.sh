@@ -25,10 +25,15 @@ combinations=(
 )
 read -r -a tests <<<"${TESTS:-tests/test_versions.py tests/hosts/test_insides.py tests/hosts/ultralytics tests/hosts/torchvision tests/train/test_api.py tests/train/test_resumable.py}"
 
-python_of() { # the newest interpreter of a version
+python_of() { # an interpreter of a version; what pyenv has on PATH may be a name without one
     local found
-    found="$(command -v "python$1" || ls -d "$HOME"/.pyenv/versions/"$1".*/bin/python 2>/dev/null | sort -V | tail -1)"
-    [[ -n "$found" ]] && "$found" -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$1')" 2>/dev/null && echo "$found"
+    for found in "python$1" $(ls -d "$HOME"/.pyenv/versions/"$1".*/bin/python 2>/dev/null | sort -rV); do
+        if "$found" -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$1')" 2>/dev/null; then
+            echo "$found"
+            return
+        fi
+    done
+    return 1
 }
 
 shared_of() { # python torch torchvision: the environment with all but Ultralytics

@@ -33,6 +33,7 @@ from rebalance.experiments.machine import git, machine
 from rebalance.experiments.record import (
     CONFIG,
     LOG,
+    PIXELS,
     PROGRESS,
     RECORD,
     SPLITS,
@@ -52,13 +53,14 @@ _DEVICE = "--device="
 FILLED_IN = ("epochs", "imgsz", "batch")  # host flags that a record always names
 
 
-def carry_out(folder: Path, splits: Sequence[str] = SPLITS, device: str = "") -> Record:
+def carry_out(folder: Path, splits: Sequence[str] = SPLITS, device: str = "", pixels: Path | None = None) -> Record:
     """Train and evaluate one run, or find out why that cannot be, and return its record.
 
     Args:
         folder: of the run.
         splits: that it is evaluated on, of those that its data have.
         device: the one that this machine gave to the run, in the place of the one asked for.
+        pixels: where runs share the images that they keep in memory; None: they do not.
 
     Raises:
         RunError: the folder is not a run's: it has no config.json that can be read.
@@ -69,7 +71,7 @@ def carry_out(folder: Path, splits: Sequence[str] = SPLITS, device: str = "") ->
 
     keeper = Keeper(folder / PROGRESS, int(os.environ.get("OMP_NUM_THREADS", "1")), began)
     try:
-        made = _result(folder, task, keeper, splits, device)
+        made = _result(folder, task, keeper, splits, device, pixels)
     except Exception as error:
         if isinstance(error, RebalanceError):
             print(f"rebalance: error: {error}", file=sys.stderr)
@@ -81,9 +83,12 @@ def carry_out(folder: Path, splits: Sequence[str] = SPLITS, device: str = "") ->
     return replace(made, versions=versions(), git=git() or {}, machine=about)
 
 
-def _result(folder: Path, task: Task, keeper: Any, judged_on: Sequence[str], device: str) -> Record:
+def _result(
+    folder: Path, task: Task, keeper: Any, judged_on: Sequence[str], device: str, pixels: Path | None
+) -> Record:
     from rebalance.data.dataset import load
     from rebalance.experiments.evaluate import evaluate, setting_of
+    from rebalance.experiments.image_cache import shared
     from rebalance.experiments.inspect import sample
     from rebalance.experiments.speed import speed
     from rebalance.experiments.train import train
@@ -91,7 +96,8 @@ def _result(folder: Path, task: Task, keeper: Any, judged_on: Sequence[str], dev
     asked, config = task.config, task.config
     if device:
         config = replace(config, host={**config.host, "device": device})
-    weights = train(folder, replace(task, config=config), keeper)
+    with shared(pixels) if pixels else contextlib.nullcontext():
+        weights = train(folder, replace(task, config=config), keeper)
     began, data = time.perf_counter(), load(config.data)
     splits = [split for split in judged_on if split in data.splits]
     judged = data.knowledge.about(splits)  # regions of training images alone have no say in an evaluation
@@ -180,7 +186,8 @@ def main(argv: Sequence[str]) -> int:
     """`<run folder>`: carry out a run; `--check`: read a grid from standard input, answer with its error.
 
     `--check --dry` fetches nothing. With a run folder: `--watch` ends with the sweep that started it, `--val` evaluates
-    on val alone, `--held` waits until nobody else carries the run out, `--device=0` trains there, whatever is asked.
+    on val alone, `--held` waits until nobody else carries the run out, `--device=0` trains there, whatever is asked;
+    with `--share` it shares images that are kept in memory with the other runs of its sweep.
     """
     if "--check" in argv:
         answer: dict[str, Any] = {"kind": None, "error": None}
@@ -196,7 +203,7 @@ def main(argv: Sequence[str]) -> int:
     device = "".join(word.removeprefix(_DEVICE) for word in argv if word.startswith(_DEVICE))
     try:
         with FileLock(folder / HELD) if "--held" in argv else contextlib.nullcontext():
-            made = carry_out(folder, splits, device)
+            made = carry_out(folder, splits, device, folder.parents[1] / PIXELS if "--share" in argv else None)
             write(folder / RECORD, made)
     except RebalanceError as error:
         print(f"rebalance: error: {error}", file=sys.stderr)

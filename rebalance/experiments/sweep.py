@@ -6,6 +6,7 @@ runs/benchmark/<name>/
     data/           training sets with withheld labels, made once
     runs/<run id>/  config.json, log.txt, train/ and, when the run is over, record.json
     results.csv     one row a run that is over
+    pixels/         while it is at work: images that runs keep in memory (cache=ram), decoded once for all
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import io
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -40,7 +42,19 @@ from rebalance.errors import ConfigError, DataError, RunError
 from rebalance.experiments import record as files
 from rebalance.experiments.grid import Grid, Labels, Run, as_begun, difference, drawn, read_grids, withholds
 from rebalance.experiments.machine import threads
-from rebalance.experiments.record import CONFIG, LOG, RECORD, RUNS, SWEEP, Plan, Record, Task, failed, read_if_whole
+from rebalance.experiments.record import (
+    CONFIG,
+    LOG,
+    PIXELS,
+    RECORD,
+    RUNS,
+    SWEEP,
+    Plan,
+    Record,
+    Task,
+    failed,
+    read_if_whole,
+)
 from rebalance.files import clear, unfinished, write_whole
 from rebalance.settings import SeafloorFlags, SweepFlags, value_text
 
@@ -266,6 +280,8 @@ class Crew:
         except BaseException:
             self._stop(active.values())
             raise
+        finally:
+            shutil.rmtree(self.folder / PIXELS, ignore_errors=True)  # large, and soon made again
 
     def _start(self, run: str) -> Any:
         folder = self.folder / RUNS / run
@@ -275,7 +291,7 @@ class Crew:
         self.began[run] = time.monotonic()
         with open(folder / LOG, "ab") as log:
             return subprocess.Popen(
-                [*self.runner, str(folder), "--watch", *self.more],
+                [*self.runner, str(folder), "--watch", "--share", *self.more],
                 stdin=subprocess.PIPE,  # closes when this process dies, however it dies; the child ends itself then
                 stdout=log,
                 stderr=subprocess.STDOUT,

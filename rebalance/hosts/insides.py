@@ -68,6 +68,9 @@ INSIDES: dict[str, dict[str, str]] = {
         "ultralytics.data.build.InfiniteDataLoader": ATTRIBUTE,
         "ultralytics.utils.torch_utils.init_seeds": "seed deterministic",
     },
+    "runs of a sweep share the images that they keep in memory (experiments/image_cache.py)": {
+        "ultralytics.data.base.BaseDataset.cache_images": "self",
+    },
     "every image is validated, and regions count in no way (train/validator.py, train/unjudged.py)": {
         "ultralytics.engine.validator.BaseValidator.build_dataset": "self img_path",
         "ultralytics.engine.validator.BaseValidator.init_metrics": "self model",

@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from logging import LogRecord
 from pathlib import Path
 from typing import Any
 
@@ -317,10 +318,18 @@ def _strips_whole(last: Path | None = None) -> Iterator[None]:
         with ExitStack() as at_once:
             until = at_the_end if file == last else at_once
             part = until.enter_context(replaced(file))
+
+            def shown(record: LogRecord) -> bool:
+                record.msg = str(record.msg).replace(f" saved as {part},", "")  # it does not stay there
+                return True
+
+            LOGGER.addFilter(shown)
             try:
                 return stock(file, s or str(part), updates)
             except RuntimeError as error:  # torch's own for a file that it could not write to its end
                 raise RunError(f"{file} cannot be written: {' '.join(str(error).split())}") from None
+            finally:
+                LOGGER.removeFilter(shown)
 
     host.strip_optimizer = strip
     try:

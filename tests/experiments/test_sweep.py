@@ -210,6 +210,20 @@ def test_children_share_the_cores(bench: Bench) -> None:
     assert max(at_once) == 2
 
 
+def test_children_share_images_in_memory_and_none_are_left(bench: Bench) -> None:
+    left = bench.folder / "mine" / "pixels" / "4711.pixels"  # of a sweep that was killed
+    hang = {RUNS[1]: ["hang", "ok"]}
+    sweep = bench.start(hang)
+    assert until(lambda: len(bench.log("start")) == 2)
+    assert all("--share" in words for words in bench.log("start"))
+    sweep.kill()
+    sweep.communicate()
+    left.parent.mkdir()
+    left.touch()
+    bench.sweep(hang)
+    assert not left.parent.exists()
+
+
 def test_a_killed_child_does_not_stop_the_sweep(bench: Bench) -> None:
     process = bench.start({RUNS[1]: "hang"})
     assert until(lambda: len(bench.log("start")) == 2)

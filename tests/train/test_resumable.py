@@ -294,8 +294,12 @@ def test_a_checkpoint_says_that_it_is_finished_when_all_else_is_done(
     assert sorted(path.name for path in weights.iterdir()) == ["best.pt", "last.pt", "state0.pt"]
     assert [YOLO(weights / name).ckpt["epoch"] for name in ("best.pt", "last.pt")] == [-1, 0]
     monkeypatch.undo()
-    trainer, _ = resume(tmp_path / "run")
+    with log() as told:
+        trainer, _ = resume(tmp_path / "run")
     assert YOLO(trainer.last).ckpt["epoch"] == -1
+    stripped = [line for line in told if "Optimizer stripped" in line]
+    assert [line.partition("from ")[2].split(",")[0] for line in stripped] == [str(trainer.last), str(trainer.best)]
+    assert not any("saved as" in line for line in stripped)  # under a name that nobody finds
     assert sorted(path.name for path in weights.iterdir()) == ["best.pt", "last.pt"]
 
 
