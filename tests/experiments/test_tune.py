@@ -90,7 +90,7 @@ def test_val_alone_decides_and_only_the_best_is_asked_on_test(bench: Bench) -> N
     values = bench.values()
     best = max(values, key=lambda run: values[run])
     assert [*values] == runs
-    assert bench.started() == [*([run, "--watch", "--val"] for run in runs), [best, "--watch"]]
+    assert bench.started() == [*([run, "--watch", "--share", "--val"] for run in runs), [best, "--watch"]]
     for run in runs:
         made = bench.record(run)
         assert (made["status"], made["metrics"]["val"]["mAP50-95"]) == ("finished", values[run])
@@ -257,7 +257,7 @@ def test_a_test_split_without_labels_is_not_asked(bench: Bench) -> None:
     for file in bench.data.parent.glob("labels/test/*.txt"):
         file.write_text("", "utf-8")
     bench.tune(trials="1")
-    assert [more for _, *more in bench.started()] == [["--watch", "--val"]]
+    assert [more for _, *more in bench.started()] == [["--watch", "--share", "--val"]]
 
 
 def test_what_the_host_refuses_leaves_nothing(bench: Bench) -> None:

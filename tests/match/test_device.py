@@ -39,7 +39,7 @@ def test_what_is_put_back_is_where_it_was_with_its_gradient() -> None:
     assert filled_up(place[:0]).tolist() == []
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_zeroed_is_masked_fill_whatever_is_there(dtype: torch.dtype, channels: int) -> None:
     x, mask = random(2, 9, channels).to(dtype), random(2, 9, 1) > 0
