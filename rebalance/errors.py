@@ -56,3 +56,10 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     """Return ' (did you mean X?)' for the choice closest to `name`, or '' where none is close."""
     found = get_close_matches(name, list(choices), n=1, cutoff=0.75)
     return f" (did you mean {found[0]}?)" if found else ""
+
+
+def not_there(needs: str, package: str, error: ImportError) -> RunError:
+    """The error where a package that not everybody needs is missing, or is there and cannot be imported."""
+    if error.name == package:
+        return RunError(f"{needs}, which is not installed: pip install {package}")
+    return RunError(f"{needs}, which cannot be imported: {error}")

@@ -19,7 +19,7 @@ from rebalance.errors import RunError
 _LEFT = re.compile(r"\..+\.(\d+|[0-9a-f]{12}\.(partial|lock))")
 # No space on the device, none left to this user, a file that is longer than allowed, a disk that is only read
 _UNWRITABLE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG, errno.EROFS}
-_REFUSED = {errno.EACCES, errno.EPERM}
+_REFUSED = {errno.EACCES, errno.EPERM, errno.ENOTDIR}  # the last: a file where a folder belongs
 
 
 @contextmanager
@@ -48,6 +48,19 @@ def write_whole(path: Path, data: bytes) -> Path:
     with whole(path) as file:
         file.write(data)
     return path
+
+
+def require_writable(path: Path) -> None:
+    """Make the folder of a file that takes long to come; RunError where it could not be written then."""
+    part = _part(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.touch()
+        part.unlink()
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
 @contextmanager

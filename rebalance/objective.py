@@ -17,6 +17,7 @@ from torch import Tensor
 from rebalance.diagnosis import IGNORED, LOW, LOWERED, RECALIBRATED, Diagnosis
 from rebalance.match.boxes import upcast
 from rebalance.match.candidates import IGNORE, NEGATIVE, POSITIVE, Candidates
+from rebalance.match.device import zeroed
 from rebalance.match.regions import NOTHING_SAID, Known, RegionBatch, known
 from rebalance.match.withheld import Withheld, present
 from rebalance.methods.bce import Bce, bce
@@ -188,7 +189,7 @@ class Objective:
                 weights = torch.where(candidates.sure, weights.clamp(min=1), weights)
             loss = loss * weights
         elif self.ignores:
-            loss = torch.where((candidates.state == IGNORE).unsqueeze(-1), 0.0, loss)
+            loss = zeroed(loss, (candidates.state == IGNORE).unsqueeze(-1))
         self._diagnose(candidates, loss, weights)
         return loss
 

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from rebalance.errors import ConfigError, nearest
 
 T = TypeVar("T")
+LARGEST_SEED = 2**32 - 2  # of a training: the host adds 1, and NumPy takes 32 bits
 
 
 def setting(
@@ -98,7 +99,7 @@ class AuditFlags:
     folds: int = setting(
         0, "train so many models, each without a part of the images, and ask it about that; 0: none", low=0
     )
-    seed: int = setting(0, "seed of the folds, of their trainings and of the intervals", low=0)
+    seed: int = setting(0, "seed of the folds, of their trainings and of the intervals", low=0, high=LARGEST_SEED)
     imgsz: int = setting(0, "image size; 0: the one that the model was trained with", low=0, unit="pixels")
     batch: int = setting(16, "images at a time", low=1)
     device: str = setting("", "cpu, or a CUDA index; empty: CUDA where there is one")
@@ -166,7 +167,7 @@ class TuneFlags:
 
     name: str = setting("", "folder runs/tune/<name>; the same name continues it; default: a time stamp")
     trials: int = setting(20, "settings to try in all; more of them continue a search that is over", low=1)
-    seed: int = setting(0, "seed of the search and of each training", low=0)
+    seed: int = setting(0, "seed of the search and of each training", low=0, high=LARGEST_SEED)
     prune: bool = setting(
         True, "from a quarter of its epochs on, end a training whose best on val is below the median of those before"
     )
@@ -178,6 +179,7 @@ class TuneFlags:
     class_flip: str = setting("0", "fraction of the training boxes that get another class")
     jitter_iou: str = setting("[0.5,0.9]", "range of the IoU of a displaced box with the true one")
     jobs: int = setting(1, "trainings at a time, each with its share of the cores", low=1)
+    dry: bool = setting(False, "check everything and say what would run, on which labels; nothing is made or fetched")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,6 +217,7 @@ class RoundsFlags:
     )
     folds: int = setting(0, "audits ask so many models that have not seen the image; 0: the one of the round", low=0)
     jobs: int = setting(1, "trainings at a time, each with its share of the cores", low=1)
+    dry: bool = setting(False, "check everything and say what would run, on which labels; nothing is made or fetched")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,8 +314,8 @@ def span(facts: Mapping[str, Any]) -> str:
     """The allowed range in words, e.g. '0 to 1', 'at least 0', or '' where there is none."""
     low, high = facts["low"], facts["high"]
     if math.isinf(high):
-        return "" if math.isinf(low) else f"at least {low:g}"
-    return f"{low:g} to {high:g}"
+        return "" if math.isinf(low) else f"at least {value_text(low)}"
+    return f"{value_text(low)} to {value_text(high)}"
 
 
 def described(items: Mapping[str, dataclasses.Field[Any]]) -> list[tuple[str, str, str, str]]:

@@ -20,14 +20,20 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas
 
+from rebalance.cli.main import guarded, pairs
+from rebalance.data import dataset
+from rebalance.errors import ConfigError, DataError, RunError
 from rebalance.experiments.record import RECORD, RUNS, SWEEP, Plan, Record, load, pack, read_json, write, write_json
+from rebalance.files import require_writable, write_whole
 from rebalance.report.evidence import compare, gap_closed, stat
+from rebalance.settings import SparsifyFlags, parse, require, setting, settings_of
 
 RECIPE = {
     "model": "yolov5n.yaml", "head": "stock", "epochs": "12", "imgsz": "320", "batch": "16", "nbs": "16",
@@ -37,8 +43,22 @@ RECIPE = {
 METHODS = {"dropping": {"loss": "drop", "obj_drop": "0.75"}, "BRL": {"loss": "brl"}}
 HOST = {"loss": "bce"}
 GIVEN, COMPLETE = "as labelled", "complete labels"
+PROTOCOLS = settings_of(SparsifyFlags)["protocol"].metadata["choices"][1:]
 RATE, FOLDS = "0.5", "3"
 METRICS = ("mAP50", "mAP50-95")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """See above."""
+
+    data: str = setting("", "data set YAML with complete labels")
+    out: str = setting("", "folder of the records and the table")
+    protocols: str = setting("extreme,percent,hard", "how labels are taken away, comma separated")
+    seeds: str = setting("0,1,2", "training seeds, comma separated")
+    rounds: int = setting(2, "how often labels are completed", low=1)
+    workers: int = setting(1, "commands at a time; 0: none", low=0)
+
 
 Command = tuple[Path, list[str]]  # the folder that it makes, and what follows `rebalance`
 
@@ -129,35 +149,44 @@ def rows(protocol: str, records: Sequence[Record]) -> Iterator[dict[str, Any]]:
 
 def main(argv: list[str]) -> None:
     """`data=` and `out=`, see above."""
-    given = dict(part.partition("=")[::2] for part in argv)
-    if missing := {"data", "out"} - {*given}:
-        sys.exit(f"missing: {', '.join(sorted(missing))}; see the first lines of this file")
-    out, seeds = Path(given.pop("out")), given.pop("seeds", "0,1,2").split(",")
-    protocols = given.pop("protocols", "extreme,percent,hard").split(",")
-    rounds, workers = given.pop("rounds", "2"), int(given.pop("workers", "1"))
-    recipe = {**RECIPE, **given}
-    asked = {protocol: commands(out.name, protocol, seeds, rounds, recipe) for protocol in protocols}
+    own = settings_of(Flags)
+    given = pairs(argv, Flags)
+    asked = parse(Flags, {key: text for key, text in given.items() if key in own})
+    require(asked, "data", "out")
+    if unknown := set(asked.protocols.split(",")) - {*PROTOCOLS}:
+        raise ConfigError(f"protocols={asked.protocols}: {min(unknown)} is not one of {', '.join(PROTOCOLS)}")
+    source, out = dataset.load(asked.data), Path(asked.out)
+    if "test" not in source.splits or not source.labelled("test"):
+        raise DataError(f"{source.file}: no test image has a label, and the table is of test")
+    require_writable(out / "table.csv")
+    recipe = {**RECIPE, **{key: text for key, text in given.items() if key not in own}, "data": asked.data}
+    words = {
+        protocol: commands(out.name, protocol, asked.seeds.split(","), str(asked.rounds), recipe)
+        for protocol in asked.protocols.split(",")
+    }
 
     def run(command: list[str]) -> int:
         return subprocess.run([sys.executable, "-m", "rebalance", *command], check=False).returncode
 
     codes = [0]
-    if workers:
-        with ThreadPoolExecutor(workers) as pool:
-            codes = list(pool.map(run, [command for own in asked.values() for _, command in own]))
+    if asked.workers:
+        with ThreadPoolExecutor(asked.workers) as pool:
+            codes = list(pool.map(run, [command for own in words.values() for _, command in own]))
     table = list[dict[str, Any]]()
-    for protocol, own in asked.items():
-        folders = [folder for folder, _ in own if any(folder.glob(f"{RUNS}/*/{RECORD}"))]
+    for protocol, made in words.items():
+        folders = [folder for folder, _ in made if any(folder.glob(f"{RUNS}/*/{RECORD}"))]
         if folders:
             merge(folders, out / protocol)
             table += rows(protocol, load(out / protocol).finished)
-    frame = pandas.DataFrame(table)
-    shares = [name for name in frame if name.endswith((" p", " gap closed", " from", " to"))]
-    frame = frame.round({name: 3 if name in shares else 1 for name in frame.select_dtypes("number")})
-    frame.to_csv(out / "table.csv", index=False, lineterminator="\n")
-    print((out / "table.csv").read_text("utf-8"))
-    sys.exit(max(codes))
+    if table:
+        frame = pandas.DataFrame(table)
+        shares = [name for name in frame if name.endswith((" p", " gap closed", " from", " to"))]
+        frame = frame.round({name: 3 if name in shares else 1 for name in frame.select_dtypes("number")})
+        write_whole(out / "table.csv", frame.to_csv(index=False, lineterminator="\n").encode())
+        print((out / "table.csv").read_text("utf-8"))
+    if not table or any(codes):
+        raise RunError(f"{sum(map(bool, codes))} of {len(codes)} commands failed, and {len(table)} rows have two seeds")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(guarded(lambda: main(sys.argv[1:])))

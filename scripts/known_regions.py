@@ -19,6 +19,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,18 @@ import numpy as np
 import pandas
 from numpy.typing import NDArray
 
+from rebalance.cli.main import guarded, pairs
 from rebalance.data import dataset, regions
 from rebalance.data.dataset import DataSet
-from rebalance.data.derive import finish, new_folder, put
+from rebalance.data.folder import finish, link, new_folder, put
 from rebalance.data.labels import Labels
 from rebalance.data.regions import Regions
+from rebalance.errors import ConfigError, DataError, RunError
 from rebalance.experiments.record import load, pack
 from rebalance.experiments.sweep import sweep
+from rebalance.files import require_writable, write_whole
 from rebalance.report.evidence import gap_closed, stat
+from rebalance.settings import parse, require, setting, settings_of
 
 RECIPE = {
     "model": "yolov5n.yaml", "loss": "bce", "head": "stock", "freeze": "10", "epochs": "12", "imgsz": "320",
@@ -44,6 +49,16 @@ RECIPE = {
 SAID = {"merge": "annotated", "cover": "region files"}  # what says it
 COMPLETE = "complete"
 COVERED = 1 / 3  # of an image's area
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """See above."""
+
+    data: str = setting("", "data set YAML with complete labels")
+    out: str = setting("", "folder of the records and the table")
+    seeds: str = setting("0,1,2", "training seeds, comma separated")
+
 
 Made = tuple[NDArray[np.bool_], Regions, str]  # which labels (n,) stay, what a region file says, the half of the image
 
@@ -70,14 +85,14 @@ def make(source: DataSet, way: Callable[..., Made], seed: int, out: Path) -> Non
         if place.exists():
             continue
         with new_folder(place) as folder:
-            for image in source.images("train"):
+            images = source.images("train")
+            above = os.path.commonpath([os.path.dirname(image) for image in images])
+            for image in images:
                 found = source.labels(image)
                 draw = np.random.default_rng([seed, *Path(image).stem.encode()])
                 stays, known, part = way(source, found, draw)
-                name = f"train/{part}{Path(image).name}"
-                link = folder / "images" / name
-                link.parent.mkdir(parents=True, exist_ok=True)
-                link.symlink_to(Path(image).resolve())
+                name = f"train/{part}{os.path.relpath(image, above)}"
+                link(str(Path(image).resolve()), folder / "images" / name)
                 put((folder / "labels" / name).with_suffix(".txt"), found.pick(stays).data)
                 if said and len(known):
                     put((folder / "regions" / name).with_suffix(".txt"), regions.text(known))
@@ -118,11 +133,16 @@ def table(values: dict[tuple[str, int], dict[str, float]], seeds: list[int]) -> 
 
 def main(argv: list[str]) -> None:
     """`data=` and `out=`, see above."""
-    given = dict(part.partition("=")[::2] for part in argv)
-    if missing := {"data", "out"} - {*given}:
-        sys.exit(f"missing: {', '.join(sorted(missing))}; see the first lines of this file")
-    source, out = dataset.load(given.pop("data")), Path(given.pop("out"))
-    seeds = [int(seed) for seed in given.pop("seeds", "0,1,2").split(",")]
+    own, given = settings_of(Flags), pairs(argv, Flags)
+    asked = parse(Flags, {key: text for key, text in given.items() if key in own})
+    require(asked, "data", "out")
+    if not all(seed.isdecimal() for seed in asked.seeds.split(",")):
+        raise ConfigError(f"seeds={asked.seeds} is not a list of whole numbers such as 0,1,2")
+    source, out, seeds = dataset.load(asked.data), Path(asked.out), [int(seed) for seed in asked.seeds.split(",")]
+    if "test" not in source.splits or not source.labelled("test"):
+        raise DataError(f"{source.file}: no test image has a label, and the table is of test")
+    require_writable(out / "table.csv")
+    recipe = {**RECIPE, **{key: text for key, text in given.items() if key not in own}, "name": out.name}
     cells, sets = [], {}
     for seed in seeds:
         work = Path("runs", out.name, str(seed))
@@ -131,16 +151,20 @@ def main(argv: list[str]) -> None:
         for name in (COMPLETE, *(f"{way}-{what}" for way in SAID for what in ("silent", "said"))):
             data = source.file if name == COMPLETE else work / name / "data.yaml"
             sets[str(data.resolve()), seed] = name
-            cells.append({**RECIPE, **given, "name": out.name, "data": os.path.relpath(data), "seeds": str(seed)})
+            cells.append({**recipe, "data": os.path.relpath(data), "seeds": str(seed)})
     folder = sweep(cells)
+    if failed := load(folder).failed:
+        count = f"{len(failed)} run{'s' * (len(failed) > 1)} failed"
+        raise RunError(f"{count} (the same command tries again), the first: {failed[0].error}")
     pack(folder, out)
     values = {
         (sets[str(Path(record.host["data"]).resolve()), record.seed], record.seed): record.metrics["test"]
         for record in load(folder).finished
     }
-    pandas.DataFrame(table(values, seeds)).to_csv(out / "table.csv", index=False, lineterminator="\n")
-    print((out / "table.csv").read_text("utf-8"))
+    rows = pandas.DataFrame(table(values, seeds)).to_csv(index=False, lineterminator="\n")
+    write_whole(out / "table.csv", rows.encode())
+    print(rows)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(guarded(lambda: main(sys.argv[1:])))

@@ -90,6 +90,13 @@ def test_a_full_disk_is_an_error_of_one_line_and_other_errors_stay(tmp_path: Pat
         (tmp_path / "none").read_bytes()
 
 
+def test_a_file_where_a_folder_belongs_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "runs").touch()
+    for ask in (lambda path: path.mkdir(parents=True, exist_ok=True), lambda path: [*path.iterdir()]):
+        with pytest.raises(RunError, match=r"runs/mine: Not a directory$"), unwritable_told("there"):
+            ask(tmp_path / "runs" / "mine")
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_a_command_that_fills_the_disk_ends_with_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

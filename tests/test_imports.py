@@ -35,10 +35,10 @@ ARROWS = {
     "  cv2 faster_coco_eval filelock numpy optuna psutil ray sqlalchemy torch ultralytics yaml",
     "report": "rebalance data.pixels errors files experiments.papers experiments.record settings"
     "  cv2 jinja2 matplotlib numpy pandas yaml",
-    "bench": "errors experiments hosts match methods recipe report.figures settings versions"
+    "bench": "errors experiments files hosts match methods recipe report.figures settings versions"
     "  torch torchvision ultralytics yolov5",
-    "audit": "data errors experiments.grid experiments.machine experiments.record experiments.sweep files"
-    " hosts.evaluation report.build report.figures settings train versions"
+    "audit": "data errors experiments.dry experiments.grid experiments.machine experiments.record experiments.sweep"
+    " files hosts.evaluation report.build report.figures settings train versions"
     "  cv2 fiftyone filelock jinja2 markupsafe numpy sklearn ultralytics",
     "cli": "audit bench data errors experiments files hosts methods recipe report settings train versions  ultralytics",
     "versions": "errors",

@@ -117,6 +117,8 @@ def complete(given: CompleteFlags) -> Completed:
     found = items.read(source)
     if items.labels_sha256(source) != about["data_sha256"]:
         raise DataError(f"the training labels of {asked.file} are not those that were audited in {folder}: audit them")
+    if "regions_sha256" in about and items.regions_sha256(source) != about["regions_sha256"]:
+        raise DataError(f"the regions of {asked.file} are not those that were audited in {folder}: audit them")
     thresholds = _thresholds(about)
     left: Counter[str] = Counter()
     rule = Rule(given.complete_add, given.complete_ignore, thresholds)

@@ -36,25 +36,37 @@ from rebalance.experiments.sweep import (
     RUNNER,
     SAY,
     Crew,
+    Prepared,
+    Source,
     check,
     check_diagnosis,
     ended,
     finished,
+    has_withheld,
     locked,
+    made,
     refuse_other,
-    source_of,
+    sources_of,
     time_stamp,
     training_set,
     write_config,
     write_results,
 )
 from rebalance.files import clear
-from rebalance.settings import AuditFlags, CompleteFlags, RoundsFlags, SweepFlags, parse, settings_of
+from rebalance.settings import (
+    AuditFlags,
+    CompleteFlags,
+    RoundsFlags,
+    SeafloorFlags,
+    SweepFlags,
+    parse,
+    settings_of,
+)
 
 ROOT = Path("runs/rounds")
 MOST = 5  # rounds that rounds=auto makes
 
-_AUDITS, _SECONDS = "audits", "seconds.json"
+AUDITS, SECONDS = "audits", "seconds.json"
 _OURS = ("rounds", "complete_add", "complete_ignore", "folds")
 Look = Callable[[AuditFlags, Mapping[str, str], Path], Path]
 
@@ -80,19 +92,11 @@ def rounds(
         ConfigError, ModelError, DataError: it cannot run; nothing was made.
         RunError: the folder holds something else, another process works in it, or not one training finished.
     """
-    given, grid = _read(args)
-    folder = root / (given.name or time_stamp(root))
-    refuse_other(folder, grid, {})
-    source = source_of(str(grid.runs[0].host["data"]), grid.runs)
-    if completed.is_completed(source.parent):
-        origin = (read_json(source.parent / "manifest.json") or {}).get("origin", {}).get("data")
-        raise DataError(f"data={args['data']} was completed before: give the set that it was made from: data={origin}")
-    if not all(finished(folder, replace(run, id=_id(0, run))) for run in grid.runs):
-        check(runner, grid.runs)
-        check_diagnosis(grid.runs, {str(run.host["data"]): source for run in grid.runs})
+    given, ready = prepare(args, root=root, runner=runner)
+    grid, folder, (source,) = ready.grid, ready.folder, map(made, ready.sources)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
-        for place in (folder, folder / DATA, folder / _AUDITS):
+        for place in (folder, folder / DATA, folder / AUDITS):
             clear(place)
         refuse_other(folder, grid, {})
         if not (folder / SWEEP).exists():  # before anything that a kill would leave in a folder of nobody's
@@ -100,6 +104,48 @@ def rounds(
         work = _Work(given, grid, folder, source, args, runner, look or _look, say)
         work.all()
     return ended(folder, work.planned, say)
+
+
+def prepare(
+    args: Mapping[str, str], *, root: Path = ROOT, runner: Sequence[str] = RUNNER, dry: bool = False
+) -> tuple[RoundsFlags, Prepared]:
+    """Check all that can be checked before anything is made; of the runs none is of a round yet.
+
+    Arguments and errors as of `rounds`; `dry` as of `rebalance.experiments.sweep.prepare`.
+    """
+    given, grid = _read(args)
+    folder = root / (given.name or time_stamp(root))
+    refuse_other(folder, grid, {})
+    sources, told = sources_of(grid.runs, dry=dry), list[dict[str, Any]]()
+    (source,) = sources.values()
+    if isinstance(source, Path) and completed.is_completed(source.parent):
+        origin = (read_json(source.parent / "manifest.json") or {}).get("origin", {}).get("data")
+        raise DataError(f"data={args['data']} was completed before: give the set that it was made from: data={origin}")
+    open_runs = [run for run in grid.runs if not finished(folder, replace(run, id=id_of(0, run)))]
+    if open_runs:
+        told = check([*runner, *["--dry"] * dry], open_runs)
+        check_diagnosis(open_runs, sources)
+    return given, Prepared(grid, folder, open_runs, sources, told)
+
+
+def most(given: RoundsFlags) -> int:
+    """How many rounds there are, at most."""
+    return MOST if given.rounds == "auto" else int(given.rounds)
+
+
+def first_runs(run: Run, source: Source) -> tuple[Run, Run | None]:
+    """The first run of a seed, and the one on complete labels, where it is known what is missing.
+
+    Args:
+        run: of the grid.
+        source: its data set.
+    """
+    labels = as_made(source) if run.labels == Labels() else run.labels
+    first, whole = replace(run, id=id_of(0, run), varied={"round": 0}, labels=labels), None
+    if withholds(labels) or labels.noise:
+        name = f"protocol=normal,seed={run.seed}"
+        whole = replace(run, id=name, varied={"protocol": "normal"}, labels=Labels())
+    return first, whole
 
 
 @dataclass
@@ -132,7 +178,6 @@ class _Work:
     ) -> None:
         self.given, self.grid, self.folder, self.source = given, grid, folder, source
         self.args, self.runner, self.look, self.say = args, runner, look, say
-        self.most = MOST if given.rounds == "auto" else int(given.rounds)
         self.chains = [self._begin(run) for run in grid.runs]
 
     @property
@@ -144,25 +189,19 @@ class _Work:
         """Every chain to its end."""
         whole = [chain.truth for chain in self.chains if chain.truth]
         self._train([*(chain.runs[0] for chain in self.chains), *whole])
-        for number in range(1, self.most + 1):
+        for number in range(1, most(self.given) + 1):
             going = [chain for chain in self.chains if len(chain.runs) == number and self._complete(chain)]
             self._train([chain.runs[number] for chain in going])
         write_results(self.folder, [run.id for run in self.planned])
 
     def _begin(self, run: Run) -> _Chain:
         """The first run of a seed, and the one on complete labels."""
-        if run.labels == Labels():
-            run, data = replace(run, labels=_as_made(self.source)), self.source
-        else:
-            data = training_set(self.folder, self.source, run.labels, several=False)
-        first = replace(run, id=_id(0, run), varied={"round": 0})
+        first, whole = first_runs(run, self.source)
+        data = training_set(self.folder, self.source, run.labels, several=False)
         self._config(first, data)
-        chain = _Chain([first], [data])
-        if withholds(run.labels) or run.labels.noise:
-            name = f"protocol=normal,seed={run.seed}"
-            chain.truth = replace(run, id=name, varied={"protocol": "normal"}, labels=Labels())
-            self._config(chain.truth, self._whole())
-        return chain
+        if whole:
+            self._config(whole, self._whole())
+        return _Chain([first], [data], truth=whole)
 
     def _config(self, run: Run, data: Path, **more: Any) -> None:
         if not finished(self.folder, run):
@@ -170,7 +209,7 @@ class _Work:
 
     def _whole(self) -> Path:
         """The YAML with complete labels: the source, or what it was before labels were withheld from it."""
-        if _as_made(self.source) == Labels():
+        if as_made(self.source) == Labels():
             return self.source
         out = self.folder / DATA / "complete"
         if not out.exists():
@@ -233,7 +272,7 @@ class _Work:
             "audit_seconds": seconds,
         }
         labels = replace(last.labels, round=number)
-        run = replace(last, id=_id(number, last), varied={"round": number}, labels=labels)
+        run = replace(last, id=id_of(number, last), varied={"round": number}, labels=labels)
         rate = files.read_file(files.Task, self.folder / RUNS / last.id / files.CONFIG).config.labels["rate"]
         self._config(run, out / "data.yaml", rate=rate, completed=told)
         chain.runs.append(run)
@@ -244,8 +283,8 @@ class _Work:
 
     def _audit(self, run: Run, data: Path) -> tuple[Path, float]:
         """The folder of a run's audit, and the seconds that it took."""
-        folder = self.folder / _AUDITS / run.id
-        took = read_json(folder / _SECONDS)
+        folder = self.folder / AUDITS / run.id
+        took = read_json(folder / SECONDS)
         if took is None:
             record, began = files.read(self.folder / RUNS / run.id / files.RECORD), time.monotonic()
             weights = self.folder / RUNS / run.id / "train" / "weights" / record.weights
@@ -261,9 +300,9 @@ class _Work:
             mine = {*settings_of(RoundsFlags), "model", "data", "device"} - {"jobs"}
             training = {key: text for key, text in self.args.items() if key not in mine} if self.given.folds else {}
             self.say(f"audit  {run.id}")
-            self.look(flags, training, self.folder / _AUDITS)
+            self.look(flags, training, self.folder / AUDITS)
             took = {"seconds": round(time.monotonic() - began, 1)}
-            write_json(folder / _SECONDS, took)
+            write_json(folder / SECONDS, took)
         return folder, float(took["seconds"])
 
 
@@ -290,12 +329,14 @@ def _read(args: Mapping[str, str]) -> tuple[RoundsFlags, Grid]:
     return given, Grid(grid.flags, grid.runs, asked)
 
 
-def _id(number: int, run: Run) -> str:
+def id_of(number: int, run: Run) -> str:
     return f"round={number},seed={run.seed}"
 
 
-def _as_made(source: Path) -> Labels:
+def as_made(source: Source) -> Labels:
     """What was done to the labels of a data set from which some were withheld, or that `rebalance noise` made."""
+    if isinstance(source, SeafloorFlags):  # the built-in one, which is not there yet
+        return Labels(protocol="percent", rate=1 - source.labelled) if has_withheld(source) else Labels()
     manifest: dict[str, Any] = read_json(source.parent / "manifest.json") or {}
     protocol, rate, seed = manifest.get("protocol"), manifest.get("asked"), manifest.get("seed")
     if protocol not in PROTOCOLS:

@@ -38,8 +38,9 @@ from rebalance.data.demo.seafloor import built_in
 from rebalance.data.part import part
 from rebalance.data.progress import progress
 from rebalance.errors import ConfigError, DataError, RunError, nearest
+from rebalance.experiments.grid import read_grid
 from rebalance.experiments.record import load, read_json, write_json
-from rebalance.experiments.sweep import LOCKS, locked, sweep
+from rebalance.experiments.sweep import LOCKS, RUNNER, check, locked, sweep
 from rebalance.files import clear, unfinished, write_whole
 from rebalance.report.figures import audit as picture
 from rebalance.settings import AuditFlags, SweepFlags, as_dict, parse, require, settings_of, value_text
@@ -63,7 +64,7 @@ def audit(given: AuditFlags, training: Mapping[str, str] | None = None, root: Pa
         root: where the folder `name` is made.
 
     Raises:
-        ConfigError: a flag is missing, or has no effect.
+        ConfigError: a flag is missing, has no effect, or is one that no training has.
         DataError, ModelError: the data set cannot be used, or not the model; nothing was made.
         RunError: the folder holds another audit, another process works in it, or a training failed.
     """
@@ -71,7 +72,8 @@ def audit(given: AuditFlags, training: Mapping[str, str] | None = None, root: Pa
     given = parse(AuditFlags, as_dict(given))
     training = _training(given, training or {})
     tools = export.check(given.export)
-    source = completed.given(dataset.load(built_in(given.data)))  # against its own additions nothing is found
+    asked = dataset.load(built_in(given.data))
+    source = completed.given(asked)  # against its own additions nothing is found
     source.knowledge.require_matched()
     images, skipped = _images(source, "train")
     val, _ = _images(source, "val")
@@ -80,6 +82,7 @@ def audit(given: AuditFlags, training: Mapping[str, str] | None = None, root: Pa
     facts = {
         "data": str(source.file.absolute()),
         "data_sha256": items.labels_sha256(source),
+        "regions_sha256": items.regions_sha256(source),
         "model": given.model,
         "model_sha256": _file_hash(given.model),
         **{key: value for key, value in as_dict(given).items() if key not in _SHOWN},
@@ -88,8 +91,10 @@ def audit(given: AuditFlags, training: Mapping[str, str] | None = None, root: Pa
     # where no model is trained, before anything is made
     detectors = [] if given.folds else [_detector(given, source, given.model)]
     folder = root / (given.name or dataset.title(source.file))
+    if given.folds:
+        _check(given, training, source, begun=(folder / QUESTION).is_file())
     with _held(folder, facts):
-        parts, models = _models(given, training, source, images, folder)
+        parts, models = _models(given, training, asked, images, folder)
         detectors = detectors or [_detector(given, source, model) for model in models]
         known = frozenset(source.names).intersection(*(detector.known for detector in detectors))
         looks, judged = _look(source, parts, val, folder, detectors)
@@ -182,6 +187,24 @@ def _training(given: AuditFlags, training: Mapping[str, str]) -> dict[str, str]:
     return {"val": "False", "plots": "False", **shared, **training} if given.folds else {}
 
 
+def _check(given: AuditFlags, training: Mapping[str, str], source: DataSet, *, begun: bool) -> None:
+    """Refuse trainings of folds that could not be, before anything is made; one that was begun was asked before.
+
+    Raises:
+        ConfigError, ModelError: a flag that is none, or a list of settings; a model that cannot be trained so.
+    """
+    grid = read_grid({**training, **_cell(given, str(source.file))})
+    for key in (key for run in grid.runs for key in run.varied):
+        raise ConfigError(f"{key}={training[key]}: an audit trains one setting, and takes no list of them")
+    if not begun:
+        check(RUNNER, grid.runs)
+
+
+def _cell(given: AuditFlags, data: str) -> dict[str, str]:
+    """What a training of the folds has beside the flags of all; quoted: a comma in a path begins no list."""
+    return {"model": repr(given.model), "data": repr(data), "name": _FOLDS, "seeds": str(given.seed)}
+
+
 def _images(source: DataSet, split: str) -> tuple[list[Image], Counter[str]]:
     """Images of a split, each once, with what is said of them; and how many are passed over, by the reason."""
     paths, found, skipped = sorted(set(source.images(split))), [], Counter[str]()
@@ -215,6 +238,8 @@ def _held(folder: Path, facts: Mapping[str, Any]) -> Iterator[None]:
         RunError: it holds something else, or another process works in it.
     """
     begun = read_json(folder / QUESTION)
+    if begun is not None:  # an earlier version did not say of regions
+        begun = {"regions_sha256": facts["regions_sha256"], **begun}
     there = [path for path in folder.iterdir() if not unfinished(path)] if folder.is_dir() else []
     if begun is None and any(path.name not in LOCKS for path in there):
         raise RunError(f"{folder} exists and is not an audit's; choose another name=")
@@ -230,23 +255,24 @@ def _held(folder: Path, facts: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _models(
-    given: AuditFlags, training: Mapping[str, str], source: DataSet, images: Sequence[Image], folder: Path
+    given: AuditFlags, training: Mapping[str, str], asked: DataSet, images: Sequence[Image], folder: Path
 ) -> tuple[list[list[Image]], list[str]]:
-    """The images in parts, and for each part the model that looks at it."""
+    """The images in parts, and for each part the model that looks at it, trained on the other labels as they are now.
+
+    Of a completed set that is with what was added, or every round would ask the same models again.
+    """
     if not given.folds:
         return [list(images)], [given.model]
     parts = fold(images, given.folds, given.seed)
     places = [folder / "data" / str(number) for number in range(given.folds)]
-    files = [] if all(place.exists() for place in places) else items.read(source)
+    files = [] if all(place.exists() for place in places) else items.read(asked)
     cells, data = [], []
     for left_out, place in zip(parts, places, strict=True):
         if not place.exists():  # it appears whole or not at all
             out = {os.path.abspath(dataset.label_path(image.path)) for image in left_out}
-            part(source, [item for item in files if item.source not in out], place)
+            part(asked, [item for item in files if item.source not in out], place)
         data.append(str((place / "data.yaml").resolve()))
-        # quoted: a comma in a path begins no list
-        fixed = {"model": repr(given.model), "data": repr(data[-1]), "name": _FOLDS, "seeds": str(given.seed)}
-        cells.append({**training, **fixed})
+        cells.append({**training, **_cell(given, data[-1])})
     done = load(sweep(cells, root=folder))
     weights = {
         str(Path(record.host["data"]).resolve()): str(record.folder / "train" / "weights" / record.weights)

@@ -32,6 +32,7 @@ CLASSES = 10
 LABELS = 8  # an image, about as many as the built-in data has
 CROWD = 64  # labels an image, from which on they are smaller, so that all of them cover as much
 STEPS = 3  # most refinements that are timed
+NARROW = 0.25  # of a class tower: subnets of which a few convolutions are hardly felt
 GIVEN = {"drop": {"obj_drop": 0.75}}  # flags of the methods that do nothing by default
 CANDIDATES = 100_000  # an image of 640 pixels, of the tensor that element losses are timed on
 MATCHED, FAR = 0.001, 0.9  # shares of those candidates: matched, and nowhere near a label
@@ -139,9 +140,13 @@ def inference(load: BenchFlags, *, model: str) -> Contest:
     As `predict` runs them: fused and, on CPUs that Ultralytics does it for, with channels last.
     """
     name, images, sides = _detector(model, load), torch.empty(0), []
-    own = "anchor" if "anchors" in host_of(name).sites.site("obj").gives else "stock"
+    gives = host_of(name).sites.site("obj").gives
+    own = "anchor" if "anchors" in gives else "stock"
     heads: list[dict[str, Any]] = [{"head": own}, {"head": "obj"}]
-    for given in [*heads, *({"head": "resobj", "resobj_steps": t + 1} for t in range(STEPS))]:
+    heads += [{"head": "resobj", "resobj_steps": t + 1} for t in range(STEPS)]
+    if "subnet" in gives:
+        heads.append({"head": "resobj", "resobj_steps": 2, "obj_width": NARROW})
+    for given in heads:
         built, images, _ = _set_up(load, name, **given)
         parameters = sum(p.numel() for p in built.parameters())
         backend = AutoBackend(built.eval(), device=images.device, verbose=False)

@@ -25,20 +25,26 @@ AXES: Mapping[str, tuple[str, tuple[int, ...]]] = {
 SLOWER = 1.1  # ours grows faster than the host's where it grows by more than this times as much
 
 
+def chosen(only: str) -> list[str]:
+    """The losses that `only=` names, by default all.
+
+    Raises:
+        ConfigError: it names something that is no loss.
+    """
+    names = [name.strip() for name in only.split(",")] if only else list(LOSSES)
+    for name in names:
+        if name not in LOSSES:
+            raise ConfigError(f"only={only}: with grow {name} is not one of {', '.join(LOSSES)}{nearest(name, LOSSES)}")
+    return list(dict.fromkeys(names))
+
+
 def rows(load: BenchFlags) -> tuple[list[dict[str, Any]], list[str]]:
     """Time of the criterion, forward and backward, at each value of each axis; and what could not be timed.
 
-    Raises:
-        ConfigError: `only` names something that is no loss.
+    Errors as of `chosen`.
     """
-    names = [name.strip() for name in load.only.split(",")] if load.only else list(LOSSES)
-    for name in names:
-        if name not in LOSSES:
-            raise ConfigError(
-                f"only={load.only}: with grow {name} is not one of {', '.join(LOSSES)}{nearest(name, LOSSES)}"
-            )
     found, skipped = list[dict[str, Any]](), list[str]()
-    for name in dict.fromkeys(names):
+    for name in chosen(load.only):
         try:
             for axis, (argument, values) in AXES.items():
                 for value in values:

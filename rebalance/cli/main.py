@@ -150,26 +150,42 @@ def run_grid(args: Any, dry: bool, **about: Any) -> None:
     if dry:
         from rebalance.experiments.dry import tell
 
-        told = tell(args, written=about.get("written"))
-        print(*told.lines, "", table(told.runs), sep="\n")
+        show_dry(tell(args, written=about.get("written")))
     else:
         from rebalance.experiments.sweep import sweep
 
         show_report(sweep(args, **about))
 
 
-def tune(args: list[str]) -> None:
-    """Search for flags."""
-    from rebalance.experiments import tune
+def show_dry(told: Any) -> None:
+    """Print what would run, see `rebalance.experiments.dry.Told`."""
+    print(*told.lines, "", table(told.runs), sep="\n")
 
-    tune.tune(pairs(args, settings.TuneFlags))
+
+def tune(args: list[str]) -> None:
+    """Search for flags, or with `dry` say what would be searched."""
+    given = pairs(args, settings.TuneFlags)
+    if asked_dry(given):
+        from rebalance.experiments.dry import tell_search
+
+        show_dry(tell_search(given))
+    else:
+        from rebalance.experiments import tune
+
+        tune.tune(given)
 
 
 def rounds(args: list[str]) -> None:
-    """Train, audit, complete and train again."""
-    from rebalance.audit import rounds
+    """Train, audit, complete and train again, or with `dry` say what would be trained."""
+    given = pairs(args, settings.RoundsFlags)
+    if asked_dry(given):
+        from rebalance.audit.dry import tell
 
-    show_report(rounds.rounds(pairs(args, settings.RoundsFlags)))
+        show_dry(tell(given))
+    else:
+        from rebalance.audit import rounds
+
+        show_report(rounds.rounds(given))
 
 
 def paper(args: list[str]) -> None:

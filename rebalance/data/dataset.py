@@ -98,15 +98,20 @@ class DataSet:
         Raises:
             DataError: there is none, or as `images`.
         """
+        if not self.labelled("train", classes, numbered=numbered):
+            of = "" if classes is None else f" of classes={','.join(map(str, classes))}"
+            raise DataError(f"{self.file}: no training image has a label{of}")
+
+    def labelled(self, split: str, classes: Collection[int] | None = None, *, numbered: bool = True) -> bool:
+        """Whether an image of a split has a label; arguments as of `require_labels`, errors as of `images`."""
         count = len(self.names) if numbered else sys.maxsize
-        for image in self.images("train"):
+        for image in self.images(split):
             path = label_path(image)
             with contextlib.suppress(DataError):  # the host leaves such an image out
                 found = labels.parse(self.file_bytes(path) or b"", classes=count, keypoints=self.keypoints, name=path)
                 if len(found) if classes is None else {*found.classes.tolist()} & {*classes}:
-                    return
-        of = "" if classes is None else f" of classes={','.join(map(str, classes))}"
-        raise DataError(f"{self.file}: no training image has a label{of}")
+                    return True
+        return False
 
     def withheld(self, image: str) -> Labels:
         """Boxes that were withheld from an image's labels when the data set was made; none for most data sets."""

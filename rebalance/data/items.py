@@ -218,3 +218,19 @@ def labels_sha256(source: DataSet) -> str:
         own = "-" if data is None else hashlib.sha256(data).hexdigest()
         digest.update(f"{name}\n{own}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
+
+
+def regions_sha256(source: DataSet) -> str:
+    """As `labels_sha256`, over what is known of the training images beside their labels; "" where that is nothing."""
+    known, names = source.knowledge, _new_names(source)
+    first: dict[str, str] = {}
+    for image in source.images(SPLIT):
+        first.setdefault(names[_label_key(image)], image)
+    rows = list[str]()
+    for name, image in sorted(first.items()):
+        data, classes = source.regions(image)[0], known.labelled_classes(image)
+        if data or classes is not None:
+            rows.append(f"{name}\n{hashlib.sha256(data or b'').hexdigest()}\n{sorted(classes or ())}\n")
+    if not rows and not known.facts:
+        return ""
+    return hashlib.sha256("".join([*rows, f"{known.facts}"]).encode("utf-8", "surrogateescape")).hexdigest()

@@ -20,7 +20,8 @@ _BY_PILLOW = (".avif", ".heic", ".heif")  # which it turns upright, and OpenCV d
 def read(file: str | Path) -> NDArray[Any] | None:
     """(H, W, 3) BGR; None where there is no such file, or it cannot be read.
 
-    Of a TIFF the first page and of it the first three bands; of sixteen bits the higher eight.
+    Of a TIFF the first page and of it the first three bands; of sixteen bits the higher eight; numbers that are no
+    whole ones, which the host leaves as they are, are cut to eight bits.
     """
     path = Path(file)
     try:
@@ -38,7 +39,10 @@ def read(file: str | Path) -> NDArray[Any] | None:
         pixels = _by_pillow(path)
     if pixels is None:
         pixels = cv2.imdecode(data, cv2.IMREAD_COLOR)
-    return (pixels >> 8).astype(np.uint8) if pixels is not None and pixels.dtype == np.uint16 else pixels
+    if pixels is None or pixels.dtype == np.uint8:
+        return pixels
+    eight: NDArray[Any] = pixels >> 8 if pixels.dtype == np.uint16 else pixels.clip(0, 255)
+    return eight.astype(np.uint8)
 
 
 def _by_pillow(path: Path) -> NDArray[Any] | None:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rebalance.errors import ConfigError, RunError
+from rebalance.errors import ConfigError, RunError, not_there
 from rebalance.experiments.grid import Grid, Run
 from rebalance.experiments.record import CONFIG, LOG, RECORD, RUNS, Record, read_if_whole
 from rebalance.experiments.sweep import Crew, stop
@@ -34,12 +34,12 @@ def require_ray() -> Any:
     """Return the package `ray`.
 
     Raises:
-        RunError: it is not installed.
+        RunError: it is not installed, or cannot be imported.
     """
     try:
         import ray
-    except ImportError:
-        raise RunError("executor=ray needs Ray, which is not installed: pip install ray") from None
+    except ImportError as error:
+        raise not_there("executor=ray needs Ray", "ray", error) from None
     return ray
 
 

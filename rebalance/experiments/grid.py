@@ -32,7 +32,17 @@ from rebalance.data.protocols import uses_rate
 from rebalance.errors import ConfigError
 from rebalance.experiments.flags import DEFAULTS, HEADS, METHODS_OF, REMOVALS, typed
 from rebalance.experiments.record import NOISE
-from rebalance.settings import NoiseFlags, SparsifyFlags, SweepFlags, checked, convert, parse, settings_of, value_text
+from rebalance.settings import (
+    LARGEST_SEED,
+    NoiseFlags,
+    SparsifyFlags,
+    SweepFlags,
+    checked,
+    convert,
+    parse,
+    settings_of,
+    value_text,
+)
 
 LABELS = ("protocol", "rate", *NOISE)
 _DETAILS = ("rate", "jitter_iou")  # of a protocol, of a kind of noise
@@ -49,6 +59,8 @@ SET_BY_SWEEP = {  # host keys that a sweep decides, and what to give instead
     "save": "a sweep evaluates the checkpoint that training saves",
     "missing": "give protocol=percent rate=",
 }
+
+NOT_DRY = "dry=True is for the command line, where it asks what would run; it is no part of a grid"
 
 _SEEDS = {"seeds": "a list of whole numbers such as 0,1,2", "label_seed": "a whole number"}
 _OPEN, _CLOSE = "([{", ")]}"
@@ -129,7 +141,7 @@ def _cell(given: Mapping[str, str]) -> Grid:
     if sweep.plan:
         raise ConfigError(f"plan={sweep.plan} is for rebalance sweep: it has cells of its own")
     if sweep.dry:
-        raise ConfigError("dry=True is for the command line, where it asks what would run; it is no part of a grid")
+        raise ConfigError(NOT_DRY)
     if sweep.name and (sweep.name.startswith(".") or re.search(r'[/\\:*?"<>|\x00-\x1f]', sweep.name)):
         raise ConfigError(f'name={sweep.name} is not a folder name: no slash, no leading dot, none of : * ? " < > |')
     lists = {key: _values(key, str(text)) for key, text in given.items() if key not in own or key in LABELS}
@@ -302,6 +314,8 @@ def _unique(key: str, values: list[Any]) -> list[Any]:
 def _seed(key: str, text: str) -> int:
     if not re.fullmatch(r"[0-9]+", text):
         raise ConfigError(f"{key}={text} is not {_SEEDS[key]}")
+    if key == "seeds" and int(text) > LARGEST_SEED:
+        raise ConfigError(f"{key}={text} is out of range: 0 to {LARGEST_SEED}")
     return int(text)
 
 

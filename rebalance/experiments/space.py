@@ -1,7 +1,8 @@
 """What `rebalance tune` searches, from `key=value` texts.
 
     loss=bce,drop                 one of these
-    obj_drop=0..0.9               a number in this range; a whole one where the flag is one
+    obj_drop=0..0.9               a number in this range
+    epochs=10..30                 the same; whole ones where the flag, ours or the host's, is a whole number
     lr0=1e-4..1e-2:log            the same, even in its logarithm
     close_mosaic=0..10:int        a whole number
     epochs=20                     the same in all trials
@@ -18,8 +19,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rebalance.errors import ConfigError, nearest
-from rebalance.experiments.flags import DEFAULTS, typed
-from rebalance.experiments.grid import LABELS, ONE_VALUE, Run, is_idle, literal, read_grid, split
+from rebalance.experiments.flags import DEFAULTS, is_whole, typed
+from rebalance.experiments.grid import LABELS, NOT_DRY, ONE_VALUE, Run, is_idle, literal, read_grid, split
 from rebalance.experiments.record import NUMBERS
 from rebalance.settings import SweepFlags, TuneFlags, parse, settings_of, value_text
 
@@ -28,7 +29,6 @@ _RANGE = re.compile(r"([-+.\deE]+?)\.\.([^:/\\]*)((?::.*)?)")
 _HOW = ("log", "int")
 _NO_CHOICE = {  # searched for, these would answer another question
     "data": "trials on different data cannot be compared",
-    "val": "a search goes by what val says of each epoch",
     "label_seed": "trials on different labels cannot be compared",
     **dict.fromkeys(LABELS, "trials on different labels cannot be compared"),
     **dict.fromkeys(NUMBERS, "it is of the evaluation, and trials that are evaluated differently cannot be compared"),
@@ -45,6 +45,9 @@ class Choices:
     def ends(self) -> tuple[Any, ...]:
         """Values that stand for all."""
         return self.texts
+
+    def __str__(self) -> str:
+        return ", ".join(self.texts)
 
     def suggest(self, trial: Any, name: str) -> Any:
         """Let a trial choose."""
@@ -65,6 +68,10 @@ class Range:
         """Values that stand for all: both ends, and one between them that is no whole number where that may be."""
         between = () if self.whole else (self.low + 0.6180339887 * (self.high - self.low),)
         return (self.low, self.high, *between)
+
+    def __str__(self) -> str:
+        how = ", even in its logarithm" * self.log
+        return f"{value_text(self.low)} to {value_text(self.high)}{', whole' * self.whole}{how}"
 
     def suggest(self, trial: Any, name: str) -> Any:
         """Let a trial choose."""
@@ -87,20 +94,20 @@ class Space:
     def run(self, values: Mapping[str, Any]) -> Run:
         """The run of a trial that chose these values; its id is not a trial's yet."""
         given = {**self.fixed, **{name: value_text(value) for name, value in values.items()}}
-        nowhere = [name for name in given if not any(self.counts(name, first) for first in self._firsts())]
+        nowhere = [name for name in given if not any(self.counts(name, first) for first in self.firsts())]
         kept = {key: text for key, text in given.items() if key in nowhere or self.counts(key, values)}
         return read_grid(kept).runs[0]
 
     def corners(self) -> list[Run]:
         """Runs that stand for all: with every head and loss, each other flag at its ends while the rest is at one."""
         found, others = [], {name: kind for name, kind in self.searched.items() if name not in FIRST}
-        for first in self._firsts():
+        for first in self.firsts():
             base = {**first, **{name: kind.ends[0] for name, kind in others.items()}}
             found.append(self.run(base))
             found += [self.run({**base, name: end}) for name, kind in others.items() for end in kind.ends[1:]]
         return found
 
-    def _firsts(self) -> list[dict[str, Any]]:
+    def firsts(self) -> list[dict[str, Any]]:
         """All choices of head and loss."""
         kinds = {name: self.searched[name].ends for name in FIRST if name in self.searched}
         return [dict(zip(kinds, values, strict=True)) for values in itertools.product(*kinds.values())]
@@ -114,6 +121,8 @@ def read_space(given: Mapping[str, str]) -> Space:
     """
     own, of_sweep = settings_of(TuneFlags), settings_of(SweepFlags)
     flags = parse(TuneFlags, {key: text for key, text in given.items() if key in own})
+    if flags.dry:
+        raise ConfigError(NOT_DRY)
     fixed, searched = {"seeds": str(flags.seed)}, dict[str, Choices | Range]()
     for key, text in given.items():
         if key in own and key not in (*LABELS, "label_seed", "name"):
@@ -121,8 +130,10 @@ def read_space(given: Mapping[str, str]) -> Space:
         if key in of_sweep and key not in own:
             near = {"seeds": " (did you mean seed?)"}.get(key, "")
             raise ConfigError(f"{key}={text} is a flag of rebalance sweep, not of tune{near}")
-        kind = None if key in ONE_VALUE else _kind(key, str(text))
-        if key == "val" or (kind and key in _NO_CHOICE):
+        kind = None if key in (*ONE_VALUE, "name") else _kind(key, str(text))
+        if key == "val" and literal(str(text)) is not True:
+            raise ConfigError(f"{key}={text}: a search goes by what val says of each epoch")
+        if kind and key in _NO_CHOICE:
             raise ConfigError(f"{key}={text}: {_NO_CHOICE[key]}")
         if kind:
             searched[key] = kind
@@ -168,7 +179,7 @@ def _range(key: str, text: str, low: str, high: str, how: str) -> Range:
     for word in words:
         if word not in _HOW:
             raise ConfigError(f"{key}={text}: {word or 'nothing'} is not one of {', '.join(_HOW)}{nearest(word, _HOW)}")
-    whole = "int" in words or (type(DEFAULTS.get(key)) is int)
+    whole = "int" in words or is_whole(key)
     number: Callable[[str], float] = int if whole else float
     try:
         ends = (number(low), number(high))

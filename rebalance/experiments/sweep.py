@@ -140,7 +140,7 @@ def _work(
             say(f"label_seed={grid.asked['label_seed']} for all seeds, as this sweep was begun")
         say(f"{len(runs)} runs{f', {over} finished before' if over else ''}{pace}: {folder}")
         if open_runs:
-            _write_configs(folder, open_runs, {data: _made(data) for data in data_of(grid.runs)})
+            _write_configs(folder, open_runs, {data: made(data) for data in data_of(grid.runs)})
             crew.work(open_runs)
         write_results(folder, runs)
 
@@ -197,9 +197,7 @@ def prepare(
     told, sources = list[dict[str, Any]](), dict[str, Source]()
     if open_runs:
         told = check([*runner, *["--dry"] * dry], open_runs)
-        for data in data_of(grid.runs):
-            own = [run for run in open_runs if run.host["data"] == data]
-            sources[data] = (_unmade(data) if dry else None) or source_of(data, own)
+        sources = sources_of(open_runs, dry=dry, data=data_of(grid.runs))
         check_diagnosis(open_runs, sources)
         if grid.flags.complete:
             _require_complete(sources)
@@ -338,7 +336,14 @@ class Crew:
 
 
 def refuse_other(folder: Path, grid: Grid, written: Mapping[str, str]) -> None:
-    """Raise RunError where runs of other values or another plan are in the folder, or things that no sweep makes."""
+    """Raise RunError where runs of other values or another plan are in the folder, or things that no sweep makes.
+
+    So it does of a place from which the host loads no checkpoint, which would be found out after the first training.
+    """
+    if "?" in str(folder.absolute()):
+        raise RunError(
+            f"{folder.absolute()} has a ?, at which Ultralytics ends the path of a checkpoint: work elsewhere"
+        )
     made = read_if_whole(Plan, folder / SWEEP)
     found = [path for path in folder.iterdir() if not unfinished(path)] if folder.exists() else []
     if made is None and {path.name for path in found} - LOCKS:
@@ -410,12 +415,18 @@ def check(runner: Sequence[str], runs: Sequence[Run]) -> list[dict[str, Any]]:
     return list(told)
 
 
-def source_of(data: str, runs: Sequence[Run] = ()) -> Path:
+def source_of(data: str, runs: Sequence[Run] = (), judged: Sequence[str] = files.SPLITS) -> Path:
     """The data set YAML behind `data=`, generated where it is the built-in set; `runs` are to be trained on it.
+
+    Args:
+        data: as it was given.
+        runs: that are to be trained.
+        judged: the splits that they are evaluated on.
 
     Raises:
         DataError: it is not there or cannot be used, images of a split that it names are missing, it has no labels that
-            a run could be trained on, the noise of one has no meaning there, or a region file cannot be read.
+            a run could be trained or evaluated on, the noise of one has no meaning there, or a region file cannot be
+            read.
     """
     from rebalance.data.demo import seafloor
 
@@ -426,6 +437,8 @@ def source_of(data: str, runs: Sequence[Run] = ()) -> Path:
     for split in found.splits:
         found.images(split)
     found.require_labels(numbered=False)
+    if not any(found.labelled(split, numbered=False) for split in judged if split in found.splits):
+        raise DataError(f"{found.file}: no image of {' or '.join(judged)} has a label, to evaluate a training on")
     for text in dict.fromkeys(json.dumps(run.host.get("classes")) for run in runs):
         if classes := json.loads(text):
             found.require_labels([classes] if isinstance(classes, int) else classes, numbered=False)
@@ -435,13 +448,31 @@ def source_of(data: str, runs: Sequence[Run] = ()) -> Path:
     return found.file.absolute()
 
 
+def sources_of(
+    runs: Sequence[Run], judged: Sequence[str] = files.SPLITS, *, dry: bool = False, data: Sequence[str] = ()
+) -> dict[str, Source]:
+    """The data sets of runs, by `data=`; errors as of `source_of`.
+
+    Args:
+        runs: that are to be trained.
+        judged: the splits that they are evaluated on.
+        dry: leave the built-in set unmade, where it is.
+        data: those that are asked for; default: those of the runs.
+    """
+    found = dict[str, Source]()
+    for name in data or data_of(runs):
+        own = [run for run in runs if run.host["data"] == name]
+        found[name] = (_unmade(name) if dry else None) or source_of(name, own, judged)
+    return found
+
+
 def _unmade(data: str) -> SeafloorFlags | None:
     from rebalance.data.demo import seafloor
 
     return seafloor.unmade(data)
 
 
-def _made(data: str) -> Path:
+def made(data: str) -> Path:
     """The data set YAML behind `data=` of a grid that was prepared."""
     from rebalance.data.demo import seafloor
 
@@ -483,9 +514,9 @@ def _require_complete(sources: Mapping[str, Source]) -> None:
 
 def _write_configs(folder: Path, runs: Sequence[Run], sources: Mapping[str, Path]) -> None:
     """Make the training sets and then, for each run, its folder with config.json."""
-    made = [training_set(folder, sources[str(run.host["data"])], run.labels, len(sources) > 1) for run in runs]
+    sets = [training_set(folder, sources[str(run.host["data"])], run.labels, len(sources) > 1) for run in runs]
     known = cache(has_withheld)  # once a data set
-    for run, data in zip(runs, made, strict=True):
+    for run, data in zip(runs, sets, strict=True):
         write_config(folder, run, sources[str(run.host["data"])], data, withheld=known)
 
 

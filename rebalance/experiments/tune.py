@@ -13,7 +13,9 @@ test.
 
 from __future__ import annotations
 
+import csv
 import shlex
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from rebalance.data.dataset import load
-from rebalance.errors import RunError
+from rebalance.errors import RunError, not_there
 from rebalance.experiments import record as files
 from rebalance.experiments.grid import Grid
 from rebalance.experiments.record import RECORD, RUNS, SWEEP, TRAIN, Plan, Record, read_epochs, read_if_whole
@@ -33,11 +35,13 @@ from rebalance.experiments.sweep import (
     RUNNER,
     SAY,
     Crew,
+    Prepared,
     check,
     check_diagnosis,
     locked,
+    made,
     refuse_other,
-    source_of,
+    sources_of,
     time_stamp,
     training_set,
     write_config,
@@ -77,32 +81,56 @@ def tune(
         RunError: Optuna is not installed; the folder holds something else; another process works in it; or not one of
             the trials finished.
     """
-    optuna = _optuna()
-    space = read_space(args)
-    folder = root / (space.flags.name or time_stamp(root))
-    grid = Grid(SweepFlags(jobs=space.flags.jobs), (), space.asked)
-    refuse_other(folder, grid, {})
-    corners = space.corners()
-    told = check(runner, corners)
-    sources = {data: source_of(data, corners) for data in {str(run.host["data"]) for run in corners}}
-    check_diagnosis(corners, sources)
+    optuna, (space, ready) = _optuna(), prepare(args, root=root, runner=runner)
+    grid, folder = ready.grid, ready.folder
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, "search"):
         for place in (folder, folder / DATA):
             clear(place)
         refuse_other(folder, grid, {})
         files.write(folder / SWEEP, Plan(asked=space.asked))
-        (source,) = sources.values()
+        (source,) = map(made, ready.sources)
         with _stored(optuna, folder):
-            _Search(optuna, space, grid, folder, source, runner, say, max(one["epochs"] for one in told)).all()
+            _Search(optuna, space, grid, folder, source, runner, say, most_epochs(ready)).all()
     return folder
+
+
+def prepare(
+    args: Mapping[str, str], *, root: Path = ROOT, runner: Sequence[str] = RUNNER, dry: bool = False
+) -> tuple[Space, Prepared]:
+    """Check all that can be checked before anything is made; the runs are the corners of the space.
+
+    Arguments and errors as of `tune`; `dry` as of `rebalance.experiments.sweep.prepare`.
+    """
+    _optuna()
+    space = read_space(args)
+    folder = root / (space.flags.name or time_stamp(root))
+    grid = Grid(SweepFlags(jobs=space.flags.jobs), (), space.asked)
+    refuse_other(folder, grid, {})
+    corners = space.corners()
+    told = check([*runner, *["--dry"] * dry], corners)
+    sources = sources_of(corners, ("val",), dry=dry)
+    check_diagnosis(corners, sources)
+    return space, Prepared(grid, folder, corners, sources, told)
+
+
+def most_epochs(ready: Prepared) -> int:
+    """Of a trial."""
+    return max(int(one["epochs"]) for one in ready.told)
+
+
+def over_before(folder: Path) -> int:
+    """Trials of a search that are finished or pruned, by its table."""
+    path = folder / TRIALS
+    rows = path.read_text("utf-8").splitlines() if path.is_file() else []
+    return sum(row["state"] in ("COMPLETE", "PRUNED") for row in csv.DictReader(rows))
 
 
 def _optuna() -> Any:
     try:
         import optuna
-    except ImportError:
-        raise RunError("rebalance tune needs Optuna, which is not installed: pip install optuna") from None
+    except ImportError as error:
+        raise not_there("rebalance tune needs Optuna", "optuna", error) from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 
@@ -168,19 +196,20 @@ class _Search:
         best = self._best()
         run = best.user_attrs[_RUN]
         record = read_if_whole(Record, self.folder / RUNS / run / RECORD)
-        if "test" in load(self.source).splits and (record is None or "test" not in record.metrics):
+        if _has_labels(self.source, "test") and (record is None or "test" not in record.metrics):
             self.say(f"the best is asked on test too: {run}")
             self.crew.place[run] = "[test]"
             self.crew.more = ()
             waiting = [run]
             self.crew.keep_busy(lambda: waiting.pop() if waiting else "", lambda: 0)
             self._write()
+            if not (record := files.read(self.folder / RUNS / run / RECORD)).finished:
+                raise RunError(f"the best, {run}, failed on test (the same name tries it again): {record.error}")
         self._tell(best)
 
     def _take_up(self) -> int:
         """Let trials that were broken off or failed be tried again, in their run folders; return how many are over."""
-        trials = self.study.get_trials()
-        latest = {trial.user_attrs[_RUN]: trial for trial in trials if _RUN in trial.user_attrs}
+        trials, latest = self.study.get_trials(), self._latest()
         for trial in trials:
             if trial.state == self.states.RUNNING:
                 self.study.tell(trial.number, state=self.states.FAIL)
@@ -188,6 +217,10 @@ class _Search:
             if trial.state in (self.states.RUNNING, self.states.FAIL):
                 self.study.enqueue_trial(trial.params, user_attrs={_RUN: run, _AGAIN: True})
         return sum(trial.state in (self.states.COMPLETE, self.states.PRUNED) for trial in trials)
+
+    def _latest(self) -> dict[str, Any]:
+        """The last trial of each run."""
+        return {trial.user_attrs[_RUN]: trial for trial in self.study.get_trials() if _RUN in trial.user_attrs}
 
     def _next(self) -> str:
         """The run of the next trial whose values no other has; what is over already is told at once."""
@@ -216,7 +249,9 @@ class _Search:
         earlier = [trial for trial in self.study.get_trials() if _RUN in trial.user_attrs]
         number = sum(not trial.user_attrs.get(_AGAIN) for trial in earlier)
         seed = int(np.random.SeedSequence([self.space.flags.seed, number]).generate_state(1)[0])
-        self.study.sampler = self.optuna.samplers.TPESampler(seed=seed, constant_liar=self.space.flags.jobs > 1)
+        with warnings.catch_warnings():  # before version 5 the second argument was called experimental
+            warnings.simplefilter("ignore", self.optuna.exceptions.ExperimentalWarning)
+            self.study.sampler = self.optuna.samplers.TPESampler(seed=seed, constant_liar=self.space.flags.jobs > 1)
         trial, values = self.study.ask(), dict[str, Any]()
         for name, kind in self.space.searched.items():
             if self.space.counts(name, values):
@@ -229,18 +264,19 @@ class _Search:
 
     def _prepare(self, run: str, values: Mapping[str, Any]) -> None:
         """The run's folder, with config.json."""
-        made = replace(self.space.run(values), id=run, varied=values)
-        write_config(self.folder, made, self.source, training_set(self.folder, self.source, made.labels, False))
+        one = replace(self.space.run(values), id=run, varied=values)
+        write_config(self.folder, one, self.source, training_set(self.folder, self.source, one.labels, False))
 
     def _judge(self, run: str) -> str:
         """Tell a trial what val says of its epochs so far; why its training is ended, if it is."""
         trial = self.trials[run][0]
+        epochs = int(trial.params.get("epochs", self.epochs))
         for row in read_epochs(self.folder / RUNS / run / TRAIN / "results.csv")[self.told[run] :]:
             self.told[run] += 1
             epoch, value = int(row["epoch"]), row.get(_BY_EPOCH, float("nan"))
             trial.report(value, epoch)
-            if epoch < self.epochs and trial.should_prune():
-                return f"{_PRUNED}{epoch} of {self.epochs}: {METRIC} on val is below the median of the trials before"
+            if epoch < epochs and trial.should_prune():
+                return f"{_PRUNED}{epoch} of {epochs}: {METRIC} on val is below the median of the trials before"
         return ""
 
     def _over(self, record: Record) -> None:
@@ -273,11 +309,18 @@ class _Search:
         run, states = best.user_attrs[_RUN], [trial.state for trial in self.study.get_trials()]
         counts = ((self.states.COMPLETE, "finished"), (self.states.PRUNED, "pruned"))
         told = ", ".join(f"{states.count(state)} {name}" for state, name in counts if state in states)
+        if failed := sum(trial.state == self.states.FAIL for trial in self._latest().values()):
+            told += f", {failed} failed (the same command tries them again)"
         record = files.read(self.folder / RUNS / run / RECORD)
         points = [f"{METRIC} {100 * found[METRIC]:.1f} points on {split}" for split, found in record.metrics.items()]
         self.say(f"{told}: {self.folder / TRIALS}")
         self.say(f"the best is {run}: {_typed(best.params)}; {', '.join(points)}")
         self.say(_command(files.read_file(files.Task, self.folder / RUNS / run / files.CONFIG)))
+
+
+def _has_labels(source: Path, split: str) -> bool:
+    found = load(source)
+    return split in found.splits and found.labelled(split, numbered=False)
 
 
 def _typed(values: Mapping[str, Any]) -> str:

@@ -124,10 +124,11 @@ class AnchorHead(nn.Module):
             parts = torch.split(y, [self.na * x.shape[-2] * x.shape[-1] for x in maps], 2)
             for x, part in zip(maps, parts, strict=True):  # (B, M, 4, H, W) -> (B, 4, M·H·W)
                 x = x[:, :, :4].sigmoid().transpose(1, 2)  # not into y: in another layout the last bit may differ
-                part.view(x.shape).copy_(x)
+                torch.sub(x[:, :2], 0.25, out=part[:, :2].view(x[:, :2].shape))
+                torch.square(x[:, 2:], out=part[:, 2:].view(x[:, 2:].shape))
             centre, half = torch.split(y, 2, 1)
-            centre.mul_(2).sub_(0.5).add_(grid).mul_(stride[level])
-            half.pow_(2).mul_(halves)
+            centre.add_(grid).mul_(stride[level] * 2)  # (2y - 0.5 + cell) · stride
+            half.mul_(halves)
             found = torch.empty_like(y)
             torch.sub(centre, half, out=found[:, :2])
             torch.add(centre, half, out=found[:, 2:])
@@ -138,7 +139,7 @@ class AnchorHead(nn.Module):
 def _grid(
     shapes: tuple[tuple[int, int], ...], per_level: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each of the N candidates: (2, N) column and row, (N,) level, (N,) anchor numbered over all levels."""
+    """Of each of the N candidates: (2, N) half its column and row, (N,) level, (N,) anchor numbered over all levels."""
     parts = []
     for level, (h, w) in enumerate(shapes):
         anchor, row, column = (torch.arange(n, device=device) for n in (per_level, h, w))
@@ -146,7 +147,7 @@ def _grid(
         anchor = (level * per_level + anchor).repeat_interleave(h * w, output_size=per_level * h * w)
         parts.append((place.flatten(1).to(dtype), torch.full_like(anchor, level), anchor))
     grid, levels, anchors = zip(*parts, strict=True)
-    return torch.cat(grid, 1), torch.cat(levels), torch.cat(anchors)
+    return torch.cat(grid, 1) / 2, torch.cat(levels), torch.cat(anchors)
 
 
 def objectness(maps: Sequence[Tensor]) -> Tensor:
@@ -154,9 +155,15 @@ def objectness(maps: Sequence[Tensor]) -> Tensor:
     return torch.cat([x[:, :, 4].flatten(1) for x in maps], 1)
 
 
-def taken(maps: Sequence[Tensor], image: Tensor, anchor: Tensor, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
-    """What the loss reads of raw predictions: (L, K, 5 + C) those at (L, K) places, and `objectness`."""
-    found: tuple[Tensor, Tensor]
+def taken(
+    maps: Sequence[Tensor], image: Tensor, anchor: Tensor, row: Tensor, column: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the loss reads of raw predictions.
+
+    Returns:
+        Those at (L, K) places: (L, K, 4) of the box and (L, K, C) of the classes; and `objectness`.
+    """
+    found: tuple[Tensor, Tensor, Tensor]
     found = _Taken.apply(image, anchor, row, column, *maps)  # type: ignore[no-untyped-call]
     return found
 
@@ -167,16 +174,18 @@ class _Taken(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, image: Tensor, anchor: Tensor, row: Tensor, column: Tensor, *maps: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.save_for_backward(image, anchor, row, column)
         ctx.maps = [(x.shape, x.dtype) for x in maps]
         levels = zip(maps, image, anchor, row, column, strict=True)
-        return torch.stack([x[i, a, :, r, c] for x, i, a, r, c in levels]), objectness(maps)
+        slots = torch.stack([x[i, a, :, r, c] for x, i, a, r, c in levels])
+        return slots[..., :4], slots[..., 5:], objectness(maps)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slots: Tensor, all_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, boxes: Tensor, classes: Tensor, all_: Tensor) -> tuple[Tensor | None, ...]:
         sizes = [math.prod(shape) // shape[0] // shape[2] for shape, _ in ctx.maps]
+        slots = torch.cat((boxes, boxes.new_zeros(*boxes.shape[:-1], 1), classes), -1)
         gradients = []
         levels = zip(ctx.maps, slots, torch.split(all_, sizes, 1), *ctx.saved_tensors, strict=True)
         for (shape, dtype), at_slots, at_all, image, anchor, row, column in levels:

@@ -66,6 +66,7 @@ INSIDES: dict[str, dict[str, str]] = {
         f"{_DETECT}.train.DetectionTrainer._build_train_pipeline": "self",
         "ultralytics.engine.trainer.strip_optimizer": "f s updates",
         "ultralytics.data.build.InfiniteDataLoader": ATTRIBUTE,
+        "ultralytics.engine.trainer.generate_ddp_command": "trainer",
         "ultralytics.utils.torch_utils.init_seeds": "seed deterministic",
     },
     "runs of a sweep share the images that they keep in memory (experiments/image_cache.py)": {
@@ -183,6 +184,8 @@ INSIDES: dict[str, dict[str, str]] = {
         "torchvision.models.detection.retinanet.RetinaNetHead": "in_channels num_anchors num_classes norm_layer",
         "torchvision.models.detection.rpn.RPNHead": "in_channels num_anchors conv_depth",
         "torchvision.models.detection.ssd.SSDHead": "in_channels num_anchors num_classes",
+        "torchvision.ops.poolers.LevelMapper.__call__": "self boxlists",
+        "torchvision.ops.poolers.MultiScaleRoIAlign.forward": "self x boxes image_shapes",
     },
 }
 ORDERS = (

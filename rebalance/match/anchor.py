@@ -6,7 +6,7 @@ A candidate is an (anchor, row, column) of a level; candidates are numbered leve
 A label goes to every anchor whose sides are within a factor `anchor_t` of its own, at the cell that holds its centre
 and at the nearest cell across, and the nearest above or below (offset 0.5): up to 5 slots for each (level, anchor,
 label). All slots are kept, with a flag that says which are real: their number depends on shapes alone, so nothing is
-read back from the device.
+read back from the device; on a CPU many slots are cut down to the real ones.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rebalance.match.device import free_to_read, places
+
 # own cell, then left, up, right, down: (column, row) steps, in YOLOv5's order
+MANY = 2**12  # slots, from which on it pays to look which are matches
 NEIGHBOURS = ((0, 0), (-1, 0), (0, -1), (1, 0), (0, 1))
 
 
 class Matches(NamedTuple):
-    """Slots of (candidate, label) pairs, by level; K = 5·M·T slots a level."""
+    """Slots of (candidate, label) pairs, by level; K = 5·M·T slots a level, or on a CPU the most matches of a level."""
 
     valid: Tensor  # (L, K) bool: the slot is a match; the other fields mean nothing where False, but stay in range
     image: Tensor  # (L, K) int64
@@ -36,14 +39,27 @@ class Matches(NamedTuple):
     anchor_wh: Tensor  # (L, K, 2) anchor width, height in cells
 
 
+class _Grid(NamedTuple):
+    """What depends on the shapes of the levels alone."""
+
+    size: Tensor  # (L, 1, 2) columns and rows
+    last: Tensor  # (L, 1, 1, 2) int64 the last of them
+    first: Tensor  # (L, 1, M, 1) int64 an anchor's first candidate
+    columns: Tensor  # (L, 1, 1, 1) int64
+    anchor: Tensor  # (1, 1, M, 1) int64
+    half_step: Tensor  # (5, 1, 2) half a step to each neighbour
+
+
 @lru_cache(maxsize=64)  # a copy from the host to the device would wait for the device at every step
-def _constants(
-    shapes: tuple[tuple[int, int], ...], per_level: int, device: torch.device, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(L, 1, 2) columns and rows of each level, (L,) its first candidate, (5, 1, 2) steps to the neighbours."""
-    grid = torch.tensor([[w, h] for h, w in shapes], device=device, dtype=dtype)[:, None]
-    start = torch.tensor([0, *(per_level * h * w for h, w in shapes[:-1])], device=device).cumsum(0)
-    return grid, start, torch.tensor(NEIGHBOURS, device=device, dtype=dtype)[:, None]
+def _grid(shapes: tuple[tuple[int, int], ...], per_level: int, device: torch.device, dtype: torch.dtype) -> _Grid:
+    size = torch.tensor([[w, h] for h, w in shapes], device=device, dtype=dtype)[:, None]
+    starts = torch.tensor([0, *(per_level * h * w for h, w in shapes[:-1])], device=device).cumsum(0)
+    anchor = torch.arange(per_level, device=device).view(1, 1, -1, 1)
+    columns, rows = size.long().view(-1, 2, 1, 1, 1).unbind(1)
+    return _Grid(
+        size, size.long()[:, None] - 1, starts.view(-1, 1, 1, 1) + anchor * rows * columns, columns, anchor,
+        torch.tensor(NEIGHBOURS, device=device, dtype=dtype)[:, None] / 2,
+    )  # fmt: skip
 
 
 def match(labels: Tensor, anchors: Tensor, shapes: Sequence[tuple[int, int]], anchor_t: float = 4.0) -> Matches:
@@ -55,37 +71,36 @@ def match(labels: Tensor, anchors: Tensor, shapes: Sequence[tuple[int, int]], an
         shapes: (rows, columns) of each level.
         anchor_t: an anchor fits a label when both side ratios lie strictly between 1/anchor_t and anchor_t.
     """
-    device, (levels, per_level) = labels.device, anchors.shape[:2]
     anchors = anchors.to(labels.dtype)
-    grid, start, step = _constants(tuple(shapes), per_level, device, labels.dtype)
+    grid = _grid(tuple(shapes), anchors.shape[1], labels.device, labels.dtype)
 
-    xy, wh = labels[:, 2:4] * grid, labels[:, 4:6] * grid  # (L, T, 2) in cells
+    xy, wh = labels[:, 2:4] * grid.size, labels[:, 4:6] * grid.size  # (L, T, 2) in cells
     ratio = wh[:, None] / anchors[:, :, None]  # (L, M, T, 2)
     fits = torch.maximum(ratio, 1 / ratio).amax(-1) < anchor_t
 
-    rest = grid - xy  # distance from the far border
-    near_start = (xy % 1 < 0.5) & (xy > 1)  # left or upper half of its cell, and there is a cell before
-    near_end = (rest % 1 < 0.5) & (rest > 1)
-    side = torch.cat((torch.ones_like(near_start[..., :1]), near_start, near_end), -1)  # (L, T, 5) as NEIGHBOURS
+    border = torch.cat((xy, grid.size - xy), -1)  # (L, T, 4) distance from the near borders, then from the far ones
+    near = (border % 1 < 0.5) & (border > 1)  # that half of its cell, and there is a cell across
+    side = torch.cat((torch.ones_like(near[..., :1]), near), -1)  # (L, T, 5) as NEIGHBOURS
     valid = side.transpose(1, 2)[:, :, None] & fits[:, None]  # (L, 5, M, T)
 
-    cell = (xy[:, None] + step * 0.5).long().clamp_(min=0)  # (L, 5, T, 2): half a step crosses into the neighbour
-    cell = torch.minimum(cell, grid.long()[:, None] - 1)
+    cell = (xy[:, None] + grid.half_step).long().clamp_(min=0)  # (L, 5, T, 2): half a step crosses into the neighbour
+    cell = torch.minimum(cell, grid.last)
     centre = xy[:, None] - cell
     boxes = torch.cat((centre, wh[:, None].expand_as(centre)), -1)[:, :, None]
 
     column, row = cell[:, :, None].unbind(-1)  # (L, 5, 1, T)
-    anchor = torch.arange(per_level, device=device).view(1, 1, -1, 1)
-    columns, rows = grid.long().view(levels, 2, 1, 1, 1).unbind(1)
-    candidate = start.view(-1, 1, 1, 1) + (anchor * rows + row) * columns + column
+    candidate = grid.first + (row * grid.columns + column)
+
+    there, index = _present(valid)
 
     def spread(x: Tensor) -> Tensor:
-        return x.expand(*valid.shape, *x.shape[4:]).flatten(1, 3)
+        x = x.expand(*valid.shape, *x.shape[4:])
+        return x.flatten(1, 3) if index is None else x[index]
 
     return Matches(
-        valid=valid.flatten(1),
+        valid=there,
         image=spread(labels[:, 0].long()),
-        anchor=spread(anchor),
+        anchor=spread(grid.anchor),
         row=spread(row),
         column=spread(column),
         candidate=spread(candidate),
@@ -93,6 +108,22 @@ def match(labels: Tensor, anchors: Tensor, shapes: Sequence[tuple[int, int]], an
         boxes_xywh=spread(boxes),
         anchor_wh=spread(anchors[:, None, :, None]),
     )
+
+
+def _present(valid: Tensor) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+    """(L, K) which slots are matches, and where in (L, 5, M, T) each is; None: all of them, in order.
+
+    Where most of many slots are no match, and their number is free to read, only those that are stay: K is the most of
+    a level.
+    """
+    if valid.numel() < MANY or not free_to_read(valid):
+        return valid.flatten(1), None
+    found = [places(level) for level in valid]
+    there = torch.zeros(len(found), max(1, *(len(x) for x in found)), dtype=torch.bool)
+    place = torch.zeros(there.shape, dtype=torch.int64)
+    for row, slots in enumerate(found):
+        there[row, : len(slots)], place[row, : len(slots)] = True, slots
+    return there, (torch.arange(len(found)).unsqueeze(1), *torch.unravel_index(place, valid.shape[1:]))
 
 
 def set_in_part(place: Tensor, loose: Tensor, part: float | Tensor) -> Tensor:

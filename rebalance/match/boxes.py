@@ -93,20 +93,20 @@ def ciou(pred_xywh: Tensor, gt_xywh: Tensor) -> Tensor:
 
     It is in [-1.5, 1], and differentiable in `pred_xywh` with the trade-off alpha held constant as in the paper.
     """
-    (px, py, pw, ph), (gx, gy, gw, gh) = upcast(pred_xywh).unbind(-1), upcast(gt_xywh).unbind(-1)
-    px1, px2, py1, py2 = px - pw / 2, px + pw / 2, py - ph / 2, py + ph / 2
-    gx1, gx2, gy1, gy2 = gx - gw / 2, gx + gw / 2, gy - gh / 2, gy + gh / 2
-    width = (torch.minimum(px2, gx2) - torch.maximum(px1, gx1)).clamp(min=0)
-    height = (torch.minimum(py2, gy2) - torch.maximum(py1, gy1)).clamp(min=0)
+    (p, size), (g, gt_size) = (torch.split(upcast(x), 2, -1) for x in (pred_xywh, gt_xywh))  # (..., 2) each: x and y
+    low, high = p - size / 2, p + size / 2
+    gt_low, gt_high = g - gt_size / 2, g + gt_size / 2
+    width, height = (torch.minimum(high, gt_high) - torch.maximum(low, gt_low)).clamp(min=0).unbind(-1)
     inter = width * height
+    (pw, ph), (gw, gh) = size.unbind(-1), gt_size.unbind(-1)
     iou = inter / (pw * ph + gw * gh - inter + EPS)
-    diagonal = (torch.maximum(px2, gx2) - torch.minimum(px1, gx1)) ** 2
-    diagonal = diagonal + (torch.maximum(py2, gy2) - torch.minimum(py1, gy1)) ** 2 + EPS
-    distance = (gx - px) ** 2 + (gy - py) ** 2
+    diagonal = ((torch.maximum(high, gt_high) - torch.minimum(low, gt_low)) ** 2).sum(-1) + EPS
+    distance = ((g - p) ** 2).sum(-1)
     v = 4 / math.pi**2 * (torch.atan(gw / (gh + EPS)) - torch.atan(pw / (ph + EPS))) ** 2  # aspect ratio
     with torch.no_grad():
         alpha = v / (v - iou + (1 + EPS))
-    return iou - distance / diagonal - alpha * v
+    found: Tensor = iou - distance / diagonal - alpha * v
+    return found
 
 
 def own_overlap(boxes: Tensor, gt_boxes: Tensor) -> Tensor:

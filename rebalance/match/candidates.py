@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rebalance.match.device import rows
+
 POSITIVE, NEGATIVE, IGNORE = 1, 0, -1  # int8; IGNORE: no loss and no gradient, whatever the prediction
 SIGMOID, SOFTMAX = "sigmoid", "softmax"  # what makes probabilities of logits
 BACKGROUND = 0  # its channel on a softmax
@@ -41,6 +43,11 @@ class Candidates(NamedTuple):
     sure: Tensor | None = None
     # the same shape, bool: whether an object is there whose label was withheld; for a diagnosis, no loss knows of it
     hidden: Tensor | None = None
+
+    def at(self, place: Tensor) -> Candidates:
+        """Those at places (K,) of all B·N, as of one image; see `rows`."""
+        found = (rows(x, place) if isinstance(x, Tensor) else x for x in self)
+        return Candidates(*found)  # type: ignore[arg-type]
 
     def settled(self) -> Candidates:
         """With the say of `unknown` where nothing is matched to a label, and of `sure` where it is a negative.

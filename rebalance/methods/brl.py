@@ -156,8 +156,8 @@ class Brl(Method):
         "-1", low=-1, high=1, number=float,
     )  # fmt: skip
     brl_warmup: int | str = setting(
-        "auto", "its base alone until after this; auto: a tenth of the epochs where targets are scores", low=0,
-        unit="epochs", number=int,
+        "auto", "its base alone until after this; auto: a tenth of the epochs where targets are scores, and none with "
+        "time=", low=0, unit="epochs", number=int,
     )  # fmt: skip
 
     def at(self, site: Site) -> Brl:
@@ -177,8 +177,7 @@ class Brl(Method):
 
     def tells(self, run: Run) -> tuple[Mapping[str, Any], str]:
         """How long the warm-up is, and that focal loss takes from the positives where their targets are scores."""
-        settled = {"brl_warmup": self.warmup(run)} if run.epochs else {}
-        return settled, start(run.site, *self._settings(run.site)[1])
+        return {"brl_warmup": self.warmup(run)}, start(run.site, *self._settings(run.site)[1])
 
     def cost(self, candidates: Candidates, run: Run) -> Tensor:
         """Its base, recalibrated far from the labels once the warm-up is over."""

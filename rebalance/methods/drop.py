@@ -7,7 +7,6 @@ learns to suppress it.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -50,7 +49,7 @@ def drop_mask(
     if confidence is None:
         # 32-bit integers sort by radix on the CPU, some 15 times faster than floats
         key = torch.randint(KEYS, flat.shape, dtype=torch.int32, device=flat.device, generator=generator)
-        if device.free_to_read(key) and (found := _lowest(key, flat, int(total), int(count))) is not None:
+        if device.free_to_read(key) and (found := device.lowest(key, flat, int(total), int(count), KEYS)) is not None:
             return found.view_as(eligible)
     else:
         bits = confidence.detach().float().flatten().view(torch.int32)
@@ -58,24 +57,6 @@ def drop_mask(
     order = torch.where(flat, key, KEYS).argsort(stable=True)
     chosen = torch.arange(flat.numel(), device=flat.device) < count
     return torch.empty_like(flat).scatter_(0, order, chosen).view_as(eligible) & eligible
-
-
-def _lowest(key: Tensor, eligible: Tensor, total: int, count: int) -> Tensor | None:
-    """(N,) bool: the `count` of `total` eligible elements of lowest key, of equal ones the first.
-
-    Keys are uniform below KEYS, so the highest key among them is known to within six standard deviations, and only what
-    lies in between is sorted. None where it does not lie there, as in one of many millions of calls.
-    """
-    part = count / max(total, 1)
-    wide = (6 * math.sqrt(part * (1 - part) * total) + 6) / max(total, 1)
-    low, high = (min(max(int(x * KEYS), 0), KEYS) for x in (part - wide, part + wide))
-    chosen = (key < low) & eligible
-    near = ((key < high) & eligible & ~chosen).nonzero().squeeze(1)
-    more = count - int(chosen.sum())
-    if not 0 <= more <= len(near):
-        return None
-    chosen[near[key[near].argsort(stable=True)[:more]]] = True
-    return chosen
 
 
 def part_of(count: Tensor, rate: float) -> Tensor:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from rebalance.match.candidates import NEGATIVE, Candidates
+from rebalance.match.device import filled_up, free_to_read, places, zeroed
 from rebalance.match.regions import NOTHING_SAID, Known
 from rebalance.processes import number, summed
 
@@ -170,6 +171,15 @@ class Choice(NamedTuple):
         """(B, N) int8: the state, with what is trained as background negative."""
         return state if self.background is None else state.masked_fill(self.background, NEGATIVE)
 
+    def stays(self) -> Tensor | None:
+        """(K,) places of the B·N candidates that keep their loss, where the others need not be looked at; else None.
+
+        So it is on a CPU where what leaves does so as a whole, in all its classes. A place may be there several times.
+        """
+        if self.left is None or self.rest is not None or self.sure is not None or not free_to_read(self.left):
+            return None
+        return filled_up(places(~self.left))
+
     def trained(self, loss: Callable[[Choice], Tensor]) -> Tensor:
         """Losses of candidates that are trained as this choice says; of what becomes background in part, the mean.
 
@@ -213,9 +223,11 @@ def _without(values: Tensor, chosen: Tensor | None, rest: float | Tensor | None)
     if chosen is None:
         return values
     chosen = chosen.view(*chosen.shape, *(1,) * (values.dim() - chosen.dim()))
-    if rest is None and values.dtype == torch.bool:
+    if rest is not None:
+        return torch.where(chosen, values * rest, values)
+    if values.dtype == torch.bool:
         return values & ~chosen
-    return torch.where(chosen, 0.0 if rest is None else values * rest, values)  # its backward is twice masked_fill's
+    return zeroed(values, chosen)
 
 
 NOTHING = Choice()

@@ -13,10 +13,10 @@ from ultralytics.cfg import get_cfg
 from ultralytics.utils.torch_utils import MODELOPT_REQUIREMENTS, parse_device
 
 from rebalance.errors import ConfigError, nearest
+from rebalance.settings import LARGEST_SEED
 
 OPTIMIZERS = ("auto", "SGD", "MuSGD", "Adam", "Adamax", "AdamW", "NAdam", "RAdam", "RMSprop")
 COMPILE = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
-SEED = 2**32 - 2  # the largest: the host adds 1, and NumPy takes 32 bits
 
 
 def check_arguments(arguments: Mapping[str, Any]) -> Any:
@@ -84,7 +84,7 @@ _KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "imgsz": (lambda value: _several(_is_size)(value) and value != [], "a whole number of pixels"),
     "batch": (_is_batch, "a whole number of images, -1 (as many as fit), or a fraction of the GPU's memory"),
     "workers": (_whole(0), "a whole number from 0"),
-    "seed": (_whole(0, SEED), f"a whole number from 0 to {SEED}"),
+    "seed": (_whole(0, LARGEST_SEED), f"a whole number from 0 to {LARGEST_SEED}"),
     "freeze": (
         lambda value: value is None or _several(_whole(-sys.maxsize), (str,))(value),
         "a number of layers, or a list of layers such as [0,1]",

@@ -30,6 +30,7 @@ from ultralytics.utils.torch_utils import init_seeds, unwrap_model
 from rebalance.errors import RunError
 from rebalance.files import clear, moved, replaced, unwritable_told, write_whole
 from rebalance.processes import gathered, met, together
+from rebalance.train import launch
 from rebalance.train.checkpoint import cut_csv, find_state, remove_states, state_of, write_state
 
 
@@ -52,11 +53,22 @@ class Resumable(DetectionTrainer):  # type: ignore[misc]
         self._mosaic_closed = False
         self._passes = Passes()
         self._draws: list[dict[str, Any]] = []  # what the images of each process are drawn by, after an epoch
-        with unwritable_told("the run folder"):
+        with launch.told(), unwritable_told("the run folder"):
             super().__init__(*args, **kwargs)
 
     def train(self) -> None:
-        """Train, as there; where the disk is full, say so in one line, and what is kept."""
+        """Train, as there; where the disk is full, or a process of several stops, say so in one line."""
+        with launch.told():
+            self._train()
+
+    def _train(self) -> None:
+        stock = host.generate_ddp_command
+
+        def generate(trainer: Any) -> tuple[list[str], str]:
+            command, file = stock(trainer)
+            return launch.command(command), file
+
+        host.generate_ddp_command = generate
         try:
             with unwritable_told(self.save_dir):
                 super().train()
@@ -66,6 +78,8 @@ class Resumable(DetectionTrainer):  # type: ignore[misc]
         except RunError as error:
             kept = f"; make room, then resume with model={self.last}" if self.last.exists() else ""
             raise RunError(f"{error}{kept}") from None
+        finally:
+            host.generate_ddp_command = stock
 
     def _do_train(self) -> None:
         try:

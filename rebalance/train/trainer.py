@@ -189,8 +189,12 @@ class RebalanceTrainer(Resumable, Scheduled):
     def _set_criterion(self, model: Any) -> None:
         model.criterion = self.host.criterion(model, self.recipe, self.args.seed)
         restore(model.criterion, self._kept)
-        # `time=` sets the number of epochs anew after each of them
-        begin_epoch(model.criterion, self.start_epoch, 0 if self.args.time else self.epochs)
+        begin_epoch(model.criterion, self.start_epoch, self._known_epochs)
+
+    @property
+    def _known_epochs(self) -> int:
+        """How many there are; 0: nobody knows, as `time=` sets the number anew after each of them."""
+        return 0 if self.args.time else self.epochs
 
     def get_validator(self) -> Validator:
         """The host's validator, with every image's detections also on a slow machine, and with regions."""
@@ -213,7 +217,7 @@ class RebalanceTrainer(Resumable, Scheduled):
         """Tell the criterion where the run stands, then run the callbacks."""
         if event == "on_train_epoch_start":
             for model in (unwrap_model(self.model), self.ema.ema):  # the EMA's criterion gives the validation loss
-                begin_epoch(model.criterion, self.epoch, self.epochs)
+                begin_epoch(model.criterion, self.epoch, self._known_epochs)
         elif event == "on_train_epoch_end":
             self.drop_counts = counts(unwrap_model(self.model).criterion)
             self._weigh_up(pulls(unwrap_model(self.model).criterion))

@@ -6,6 +6,8 @@ import csv
 import hashlib
 import json
 import os
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +30,8 @@ from rebalance.errors import ConfigError, DataError, ModelError, RunError
 from rebalance.experiments.grid import read_grid
 from rebalance.experiments.sweep import locked
 from rebalance.settings import AuditFlags, CompleteFlags, SparsifyFlags
+
+FAKE = Path(__file__).parents[1] / "experiments" / "fake_run.py"
 
 
 class Oracle:
@@ -206,6 +210,11 @@ def test_an_audit_of_a_completed_set_asks_about_the_labels_that_were_given(
     assert 0 <= remaining(second, made.data) < 0.5 * missing
 
 
+def dataset_boxes(file: Path) -> int:
+    source = dataset.load(file)
+    return sum(len(source.labels(image)) for image in source.images("train"))
+
+
 @pytest.fixture
 def cells(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
     """The trainings of folds, which are stood in for."""
@@ -224,6 +233,7 @@ def cells(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
         return SimpleNamespace(finished=made, failed=[])
 
     monkeypatch.setattr(run, "sweep", trained)
+    monkeypatch.setattr(run, "check", lambda runner, runs: None)
     monkeypatch.setattr(run, "load", records)
     return cells
 
@@ -249,16 +259,16 @@ def test_folds_ask_about_an_image_only_a_model_that_was_not_trained_on_it(
     assert about(folder)["folds"] == 3
 
 
-def test_folds_of_a_completed_set_are_trained_on_the_labels_that_were_given(
+def test_folds_of_a_completed_set_are_trained_on_what_was_added_and_asked_about_what_was_given(
     half_labelled: Path, oracles: list[Oracle], cells: list[dict[str, str]]
 ) -> None:
     made = complete(CompleteFlags(data=str(half_labelled), audit=str(audit(flags(half_labelled))), out="completed"))
     assert made.manifest["total"]["added"] > 20
     folder = audit(flags(made.data, folds=2))
-    given = tree(half_labelled.parent / "labels" / "train")
     seen = [tree(folder / "data" / fold / "labels" / "train") for fold in "01"]
-    assert {**seen[0], **seen[1]} == given
+    assert {**seen[0], **seen[1]} == tree(Path("completed/labels/train")) != tree(half_labelled.parent / "labels/train")
     assert len(seen[0]) == len(seen[1]) == 30
+    assert about(folder)["total"]["labels"] == dataset_boxes(half_labelled)
 
 
 def test_an_unlabelled_place_and_a_verified_one_have_no_suggestions(tmp_path: Path, oracles: list[Oracle]) -> None:
@@ -301,11 +311,44 @@ def test_what_cannot_be_read_is_said_and_passed_over(
     assert "1 images with a label file that cannot be read are passed over" in about(folder)["notes"]
 
 
-def test_flags_without_effect_and_bad_ones_are_refused(half_labelled: Path, oracles: list[Oracle]) -> None:
+def test_an_audit_goes_on_and_is_completed_with_the_regions_that_it_began_with_alone(
+    half_labelled: Path, oracles: list[Oracle], tmp_path: Path
+) -> None:
+    shutil.copytree(half_labelled.parent, tmp_path / "own", symlinks=True)
+    data, regions = tmp_path / "own" / "data.yaml", tmp_path / "own" / "regions" / "train"
+    folder = audit(flags(data))
+    regions.mkdir(parents=True)
+    (regions / "00.txt").write_text("unknown * 0.5 0.5 1 1\n", "utf-8")
+    with pytest.raises(RunError, match=r"holds another audit: regions_sha256 was , is [0-9a-f]+; choose another name="):
+        audit(flags(data))
+    with pytest.raises(DataError, match=r"the regions of .* are not those that were audited in .*: audit them"):
+        complete(CompleteFlags(data=str(data), audit=str(folder), out="completed"))
+    again = audit(flags(data, name="again"))
+    data.write_text(data.read_text("utf-8") + "unknown_below: 3\n", "utf-8")
+    with pytest.raises(RunError, match="holds another audit: regions_sha256 was "):
+        audit(flags(data, name="again"))
+    for path in (again / "question.json", folder / "audit.json"):  # an earlier version did not say
+        text = json.loads(path.read_text("utf-8"))
+        del text["regions_sha256"]
+        path.write_text(json.dumps(text), "utf-8")
+    audit(flags(data, name="again"))
+    complete(CompleteFlags(data=str(data), audit=str(folder), out="completed"))
+
+
+def test_flags_without_effect_and_bad_ones_are_refused(
+    half_labelled: Path, oracles: list[Oracle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(ConfigError, match=r"fold=3 is no flag of data, model, .* \(did you mean folds\?\)"):
         audit(flags(half_labelled), {"fold": "3"})
     with pytest.raises(ConfigError, match=r"protocol=easy is no flag; it belongs to rebalance sweep"):
         audit(flags(half_labelled, folds=2), {"protocol": "easy"})
+    with pytest.raises(ConfigError, match=r"loss=brl,drop: an audit trains one setting, and takes no list of them"):
+        audit(flags(half_labelled, folds=2), {"loss": "brl,drop"})
+    monkeypatch.setattr(run, "RUNNER", (sys.executable, str(FAKE), str(tmp_path / "plan.json")))
+    told = {"check": {"kind": "ConfigError", "error": "epochs=x is no number"}}
+    (tmp_path / "plan.json").write_text(json.dumps(told), "utf-8")
+    with pytest.raises(ConfigError, match=r"epochs=x is no number"):
+        audit(flags(half_labelled, folds=2), {"epochs": "x"})
     with pytest.raises(ConfigError, match=r"folds=1: 0, or 2 to 60"):
         audit(flags(half_labelled, folds=1))
     with pytest.raises(ConfigError, match=r"model= is missing"):

@@ -97,12 +97,16 @@ class Bench:
         return found
 
 
+def make_bench(folder: Path) -> Bench:
+    """Of 12 images, each with up to 3 boxes, of which one is labelled."""
+    whole = make_dataset(folder / "whole", train=12, seed=21)  # no box is in another
+    sparsify(SparsifyFlags(data=str(whole), out=str(folder / "set"), protocol="extreme", seed=3))
+    return Bench(folder, folder / "set" / "data.yaml")
+
+
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
-    """Of 12 images, each with up to 3 boxes, of which one is labelled."""
-    whole = make_dataset(tmp_path / "whole", train=12, seed=21)  # no box is in another
-    sparsify(SparsifyFlags(data=str(whole), out=str(tmp_path / "set"), protocol="extreme", seed=3))
-    return Bench(tmp_path, tmp_path / "set" / "data.yaml")
+    return make_bench(tmp_path)
 
 
 def count(data: Path, kind: str = "labels") -> int:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from rebalance.bench import clock, contests, growth, hosts_own, run
-from rebalance.errors import ConfigError
+from rebalance.errors import ConfigError, RunError
 from rebalance.hosts import SITES
 from rebalance.hosts.torchvision import faster_rcnn, zoo
 from rebalance.methods import METHODS
@@ -121,7 +121,7 @@ def test_torchvision_s_whole_retinanet_has_our_layers_and_our_loss() -> None:
     assert found["ours, loss=focal"] == pytest.approx(found["torchvision RetinaNet"], rel=1e-4)
     rows = run._rows(contest, 3)
     assert [(row["ours"], row["measure"], row["aim"]) for row in rows] == [
-        ("ours, loss=focal", "step", 0.95), ("ours, loss=brl", "step", None)
+        ("ours, loss=focal", "step", 1.02), ("ours, loss=brl", "step", 1.02)
     ]  # fmt: skip
 
 
@@ -145,13 +145,15 @@ def test_inference_rows_tell_what_each_step_adds() -> None:
     steps = [f"head=resobj resobj_steps={t}" for t in (1, 2, 3)]
     for name, found in rows.items():
         assert {row["host"] for row in found} == {"head=anchor" if name == "yolov5n" else "head=stock"}
-        assert [row["ours"] for row in found] == ["head=obj", *steps]
-        assert [row["aim"] for row in found] == [None, None, 1.03, None]
+        narrow = ["head=resobj resobj_steps=2 obj_width=0.25"] * (name in ("yolov8n", "retinanet_tiny"))
+        assert [row["ours"] for row in found] == ["head=obj", *steps, *narrow]
+        assert [row["aim"] for row in found] == [None, None, 1.03, None, *[None for _ in narrow]]
         counts = [row["added_parameters"] for row in found]
         # the anchor head and the RPN have an objectness already
         assert (counts[0] == 0) == (name in ("yolov5n", "fasterrcnn_tiny"))
         assert counts[1] > counts[0] >= 0
         assert counts[3] - counts[2] == counts[2] - counts[1] > 0
+        assert all(count < counts[2] for count in counts[4:])
     for contest in races:
         heads = [side.loss.backend.model.model[-1] for side in contest.sides]
         assert [getattr(head, "steps", 0) > 0 for head in heads] == [False, False, True, True, True]
@@ -293,6 +295,7 @@ def test_many_labels_are_smaller_and_cover_as_much() -> None:
     [
         ({"grow": True, "only": "element"}, "with grow element is not one of ultralytics"),
         ({"device": "tpu"}, "device=tpu is not one of cpu"),
+        ({"grow": True, "out": "a/b.png"}, "out=a/b.png is for the figures; the plot is written beside"),
         ({"imgsz": 100}, "imgsz=100 is not a multiple of 32"),
         ({"only": "element,retinane"}, r"only=element,retinane: retinane is not one of .*\(did you mean retinanet\?\)"),
     ],
@@ -300,3 +303,15 @@ def test_many_labels_are_smaller_and_cover_as_much() -> None:
 def test_bad_flags_are_refused(flags: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         run.bench(BenchFlags(**{"device": "cpu", **flags}))
+
+
+@pytest.mark.parametrize(("out", "why"), [("file/x.json", "File exists"), ("", "Is a directory")])
+@pytest.mark.parametrize("grow", [False, True])
+def test_figures_that_could_not_be_written_are_not_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str, why: str, grow: bool
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(clock, "take_turns", None)  # nobody times anything
+    with pytest.raises(RunError, match=re.escape(f"{tmp_path / out} cannot be written: {why}")):
+        run.bench(BenchFlags(only="ssd" if grow else "element", device="cpu", grow=grow, out=f"{tmp_path / out}"))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -57,6 +57,15 @@ def test_it_is_read_as_the_host_reads_it(tmp_path: Path, name: str, write: Any) 
     assert np.array_equal(found, expected)
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_numbers_that_are_no_whole_ones_are_cut_to_eight_bits(tmp_path: Path, kind: Any) -> None:
+    file = tmp_path / "float.tif"
+    written(SMALL.astype(kind) * 2 - 100.5)(file)
+    found = read(file)
+    assert found is not None
+    assert (found.dtype, found.min(), found.max()) == (np.uint8, 0, 255)
+
+
 @pytest.mark.parametrize("content", [b"", b"no image", None])
 def test_what_is_no_image_is_nothing(tmp_path: Path, content: bytes | None) -> None:
     for suffix in (".jpg", ".tif", ".avif"):

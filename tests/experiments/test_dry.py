@@ -16,8 +16,8 @@ from test_sweep import RUNS, Bench
 from rebalance.cli.main import main
 from rebalance.data.demo import seafloor
 from rebalance.errors import ConfigError, DataError, ModelError, RunError
-from rebalance.experiments import papers, run
-from rebalance.experiments.dry import Told, tell
+from rebalance.experiments import papers, run, tune
+from rebalance.experiments.dry import Told, tell, tell_search
 
 SETS = {"protocol": "percent,extreme", "rate": "0.5", "extra": "0,0.5", "obj_drop": "0"}
 
@@ -271,3 +271,63 @@ def test_a_plan_is_asked_about_and_cannot_ask(
     assert main(["sweep", "plan=asked.yaml"]) == 2
     assert "dry=True is for the command line" in capsys.readouterr().err
     assert not Path("runs").exists()
+
+
+# Searches -------------------------------------------------------------------------------------------------------------
+
+
+def searched(bench: Bench, **given: str) -> Told:
+    """As `dry`, of a search."""
+    pytest.importorskip("optuna", reason="optuna is not installed")
+    bench.plan.write_text("{}", "utf-8")
+    asked = {**SEARCH, "model": "m.yaml", "data": str(bench.data), "name": "mine", **given}
+    before = tree(bench.folder)
+    try:
+        return tell_search(asked, root=bench.folder, runner=bench.runner)
+    finally:
+        assert tree(bench.folder) == before
+
+
+SEARCH = {"loss": "bce,drop", "obj_drop": "0..0.9", "lr0": "1e-4..1e-2:log", "epochs": "4", "trials": "3"}
+
+
+def test_what_would_be_searched_is_told_and_nothing_is_made(bench: Bench) -> None:
+    told = searched(bench, head="anchor", jobs="2", protocol="extreme")
+    assert not (bench.folder / "mine").exists()
+    assert told.lines[0] == f"dry=True: nothing was made. 3 trials, 2 at a time: {bench.folder / 'mine'}"
+    assert told.lines[1] == "epochs to train: at most 12 (3 x 4)"
+    given = f"head=anchor protocol=extreme epochs=4 model=m.yaml data={bench.data} imgsz=640 batch=16 seed=0"
+    assert told.lines[2] == f"all trials: {given}"
+    assert any(line.startswith(f"  {bench.folder / 'mine/data/extreme-0-0'} would be made: ") for line in told.lines)
+    assert told.runs[1:] == [
+        ("loss", "bce, drop", "all"),
+        ("obj_drop", "0 to 0.9", "loss=drop"),
+        ("lr0", "0.0001 to 0.01, even in its logarithm", "all"),
+    ]
+    assert searched(bench, prune="False").lines[1] == "epochs to train: 12 (3 x 4)"
+
+
+def test_what_a_search_refuses_is_refused_in_the_same_words(bench: Bench) -> None:
+    for given in ({"lr0": "2..1"}, {"data": "nowhere.yaml"}, {"loss": "bce", "obj_drop": "0"}):
+        one, other = {**SEARCH, **given}, {"model": "m.yaml", "data": str(bench.data), "name": "mine", **given}
+        if given.get("loss"):
+            one["lr0"] = "0.1"  # nothing is left to search
+        with pytest.raises((ConfigError, DataError)) as told:
+            searched(bench, **one)
+        with pytest.raises((ConfigError, DataError)) as real:
+            tune.tune({**other, **one, "data": other["data"]}, root=bench.folder, runner=bench.runner)
+        assert str(told.value) == str(real.value)
+    with pytest.raises(ConfigError, match="dry=True is for the command line"):
+        searched(bench, dry="True")
+
+
+def test_trials_that_are_over_are_told(bench: Bench) -> None:
+    asked = {**SEARCH, "model": "m.yaml", "data": str(bench.data), "name": "mine", "prune": "False"}
+    bench.plan.write_text('{"score": "lr0"}', "utf-8")
+    folder = tune.tune(asked, root=bench.folder, runner=bench.runner, say=lambda line: None)
+    told = searched(bench, prune="False", trials="5")
+    assert "5 trials, 3 over before: " in told.lines[0]
+    assert told.lines[1] == "epochs to train: 8 (2 x 4)"
+    assert searched(bench, prune="False").lines[1] == "epochs to train: none"
+    with FileLock(folder / ".lock"), pytest.raises(RunError, match="another search works in"):
+        searched(bench, prune="False")

@@ -296,6 +296,7 @@ def test_ids_are_safe_as_folder_names_unique_and_stable() -> None:
         ({"seeds": "0,0"}, "seeds: 0 is given twice"),
         ({"seeds": "0,1.5"}, "seeds=1.5 is not"),
         ({"seeds": "-1"}, "seeds=-1 is not"),
+        ({"seeds": "0,4294967295"}, "seeds=4294967295 is out of range: 0 to 4294967294"),
         ({"seed": "3"}, "give seeds="),
         ({"project": "x"}, "give name="),
         ({"jobs": "0"}, "jobs=0 is out of range"),

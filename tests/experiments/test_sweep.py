@@ -316,6 +316,24 @@ def test_data_without_a_single_training_label_leave_nothing(bench: Bench) -> Non
     assert not (bench.folder / "mine").exists()
 
 
+def test_data_without_a_label_to_evaluate_on_leave_nothing(bench: Bench) -> None:
+    for split in ("val", "test"):
+        bench.sweep(name=split)  # one that has labels is enough
+        for path in bench.data.parent.glob(f"labels/{split}/*.txt"):
+            path.unlink()
+    with pytest.raises(DataError, match="no image of val or test has a label, to evaluate a training on"):
+        bench.sweep()
+    assert not (bench.folder / "mine").exists()
+
+
+def test_a_place_from_which_no_checkpoint_loads_is_refused(bench: Bench) -> None:
+    bench.folder = bench.folder / "what?"
+    bench.folder.mkdir()
+    with pytest.raises(RunError, match=r"what\?/mine has a \?, at which Ultralytics ends the path of a checkpoint"):
+        bench.sweep()
+    assert not (bench.folder / "mine").exists()
+
+
 def test_a_folder_of_another_grid_is_refused(bench: Bench) -> None:
     bench.sweep(epochs="7")
     before = sorted(bench.folder.rglob("mine/**"))

@@ -90,7 +90,7 @@ def test_val_alone_decides_and_only_the_best_is_asked_on_test(bench: Bench) -> N
     values = bench.values()
     best = max(values, key=lambda run: values[run])
     assert [*values] == runs
-    assert bench.started() == [*([run, "--watch", "--val"] for run in runs), [best, "--watch"]]
+    assert bench.started() == [*([run, "--watch", "--share", "--val"] for run in runs), [best, "--watch"]]
     for run in runs:
         made = bench.record(run)
         assert (made["status"], made["metrics"]["val"]["mAP50-95"]) == ("finished", values[run])
@@ -173,10 +173,12 @@ def test_a_failed_trial_is_tried_again_with_its_values(bench: Bench) -> None:
     bench.tune({"trial=2": ["fail", "ok"]}, trials="3")
     values = bench.values()
     assert bench.record("trial=2")["status"] == "failed"
+    assert bench.said[-3].startswith("2 finished, 1 failed (the same command tries them again): ")
     bench.tune({"trial=2": ["fail", "ok"]}, trials="3")
     assert bench.values() == values
     assert [run for run, *_ in bench.started()].count("trial=2") >= 2
     assert bench.record("trial=2")["status"] == "finished"
+    assert bench.said[-3].startswith("3 finished: ")
 
 
 def test_a_search_in_which_nothing_finished_is_an_error(bench: Bench) -> None:
@@ -208,6 +210,7 @@ def test_labels_can_be_withheld(bench: Bench) -> None:
         ({"drop_select": "0..1"}, "drop_select=0 is not one of"),
         ({"obj_drop": "0.1,x"}, "obj_drop=x is not a number"),
         ({"trials": "0"}, "trials=0 is out of range"),
+        ({"seed": "4294967295"}, "seed=4294967295 is out of range: 0 to 4294967294"),
         ({"seeds": "0,1"}, "seeds=0,1 is a flag of rebalance sweep, not of tune (did you mean seed?)"),
         ({"complete": "True"}, "complete=True is a flag of rebalance sweep, not of tune"),
         ({"protocol": "percent,extreme"}, "protocol=percent,extreme: trials on different labels"),
@@ -227,11 +230,45 @@ def test_a_bad_space_leaves_nothing(bench: Bench, given: dict[str, str], message
     assert {*bench.folder.iterdir()} - before <= {bench.folder / "plan.json"}
 
 
+@pytest.mark.parametrize(
+    ("flag", "whole"),
+    [("close_mosaic", True), ("epochs", True), ("brl_warmup", True), ("lr0", False), ("brl_t", False)],
+)
+def test_a_range_is_of_whole_numbers_where_the_flag_is(bench: Bench, flag: str, whole: bool) -> None:
+    (found,) = read_space({**bench.args(loss="brl"), "lr0": "0.1", flag: "0..1"}).searched.values()
+    assert (found.whole, all(type(end) is int for end in found.ends)) == (whole, whole)  # type: ignore[union-attr]
+
+
+def test_a_name_is_not_searched_whatever_it_is(bench: Bench) -> None:
+    space = read_space(bench.args(name="a,b 1..2", val="True"))
+    assert [*space.searched] == ["lr0"]
+    assert space.flags.name == "a,b 1..2"
+
+
+def test_the_best_that_fails_on_test_is_an_error_and_is_tried_again(bench: Bench) -> None:
+    plan = {"trial=1": ["ok", "fail", "ok"]}
+    with pytest.raises(RunError, match=r"the best, trial=1, failed on test .*: ValueError: as planned"):
+        bench.tune(plan, trials="1")
+    bench.tune(plan, trials="1")
+    assert [*bench.record("trial=1")["metrics"]] == ["val", "test"]
+
+
+def test_a_test_split_without_labels_is_not_asked(bench: Bench) -> None:
+    for file in bench.data.parent.glob("labels/test/*.txt"):
+        file.write_text("", "utf-8")
+    bench.tune(trials="1")
+    assert [more for _, *more in bench.started()] == [["--watch", "--share", "--val"]]
+
+
 def test_what_the_host_refuses_leaves_nothing(bench: Bench) -> None:
     with pytest.raises(ModelError, match="no such model"):
         bench.tune({"check": {"kind": "ModelError", "error": "no such model"}})
     with pytest.raises(DataError):
         bench.tune(data="none.yaml")
+    for file in bench.data.parent.glob("labels/val/*.txt"):
+        file.write_text("", "utf-8")
+    with pytest.raises(DataError, match="no image of val has a label, to evaluate a training on"):
+        bench.tune()
     assert not bench.mine.exists()
 
 

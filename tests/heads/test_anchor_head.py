@@ -182,16 +182,17 @@ def test_what_is_taken_of_the_maps_has_the_gradient_of_indices_and_slices() -> N
     maps = [torch.randn(2, 3, 8, h, 4, generator=g, dtype=torch.float64, requires_grad=True) for h in (4, 2, 6)]
     image, anchor, row, column = (torch.randint(0, n, (3, 30), generator=g) for n in (2, 3, 2, 4))  # some twice
 
-    def by_index(*maps: Tensor) -> tuple[Tensor, Tensor]:
+    def by_index(*maps: Tensor) -> tuple[Tensor, ...]:
         places = zip(maps, image, anchor, row, column, strict=True)
-        return torch.stack([x[i, a, :, r, c] for x, i, a, r, c in places]), objectness(maps)
+        slots = torch.stack([x[i, a, :, r, c] for x, i, a, r, c in places])
+        return slots[..., :4], slots[..., 5:], objectness(maps)
 
-    def ours(*maps: Tensor) -> tuple[Tensor, Tensor]:
+    def ours(*maps: Tensor) -> tuple[Tensor, ...]:
         return taken(maps, image, anchor, row, column)
 
     assert all(torch.equal(x, y) for x, y in zip(ours(*maps), by_index(*maps), strict=True))
     weights = [torch.randn(x.shape, generator=g, dtype=torch.float64) for x in by_index(*maps)]
-    for outputs in ((0, 1), (0,), (1,)):
+    for outputs in ((0, 1, 2), (0,), (1,), (2,)):
         found = [
             torch.autograd.grad(sum((of(*maps)[k] * weights[k]).sum() for k in outputs), maps)  # type: ignore[arg-type]
             for of in (ours, by_index)

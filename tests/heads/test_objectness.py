@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from rebalance.heads.objectness import (
+    Narrow,
     ObjectnessSubnet,
     ResidualObjectness,
     ResidualSubnets,
@@ -68,6 +69,16 @@ def test_steps_are_independent_subnets(anchors: int) -> None:
             part = slice(t * rows, (t + 1) * rows)
             conv.load_state_dict({k: v[part] for k, v in source.state_dict().items()})
         torch.testing.assert_close(found[:, t], second(nn.functional.silu(first(X))))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
+def test_a_narrow_convolution_is_a_convolution(channels: int, form: torch.memory_format) -> None:
+    conv = Narrow(12, channels, 3, padding=1)
+    x = X.to(memory_format=form)
+    with torch.no_grad():
+        torch.testing.assert_close(conv(x), nn.Conv2d.forward(conv, x), rtol=1e-4, atol=1e-5)
+        assert not torch.equal(conv(x), nn.Conv2d.forward(conv, x.flip(2)))
 
 
 def test_residuals_start_near_zero() -> None:

@@ -7,6 +7,7 @@ import torch
 from slow_match import slow_match
 from torch import Tensor
 
+import rebalance.match.anchor as module
 from rebalance.heads.anchor import COCO_ANCHORS
 from rebalance.match.anchor import Matches, match, set_in_part
 
@@ -71,6 +72,18 @@ def shapes_of(levels: int, height: int, width: int) -> list[tuple[int, int]]:
 def test_random_labels_on_any_shape(levels: int, height: int, width: int) -> None:
     total = check(random_labels(60, seed=levels), anchors_in_cells(levels), shapes_of(levels, height, width))
     assert total > 100
+
+
+@pytest.mark.parametrize("levels", [2, 3, 4])
+def test_of_many_slots_those_that_are_no_match_are_left_out(levels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = random_labels(60, seed=levels), anchors_in_cells(levels), shapes_of(levels, 128, 192)
+    whole = match(*given)
+    monkeypatch.setattr(module, "MANY", 1)
+    check(*given)
+    few = match(*given)
+    assert few.valid.shape[1] == int(whole.valid.sum(1).max()) < whole.valid.shape[1]
+    assert int(few.valid.sum()) == int(whole.valid.sum())
+    check(random_labels(60)[:, [0, 1, 2, 3, 4, 4]] * torch.tensor([1, 1, 1, 1, 0, 0]), *given[1:])  # none fits
 
 
 def test_one_label_by_hand() -> None:

@@ -172,6 +172,19 @@ def test_a_few_images_at_a_time_give_the_same(rescue: str, monkeypatch: pytest.M
         assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
 
 
+@pytest.mark.parametrize("scene", SCENES)
+@pytest.mark.parametrize("rescue", ["", "ties", "first"])
+def test_what_is_not_free_to_read_is_matched_alike(scene: str, rescue: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = grid(), pad(SCENES[scene])
+    read = match_by_iou(*given, high=0.5, low=0.4, rescue=rescue)
+    monkeypatch.setattr(module, "free_to_read", lambda _: False)
+    found = match_by_iou(*given, high=0.5, low=0.4, rescue=rescue)
+    assert torch.equal(found.state, read.state)
+    assert torch.equal(found.overlap, read.overlap)
+    positive = found.state == POSITIVE
+    assert torch.equal(found.label[positive], read.label[positive])
+
+
 def test_candidates_of_each_image() -> None:
     """(B, A, 4): each image has its own, as proposals are."""
     labels = pad(SCENES["random"])

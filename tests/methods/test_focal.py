@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torchvision.ops import sigmoid_focal_loss
 
+import rebalance.methods.focal as module
 from rebalance.methods.bce import bce
 from rebalance.methods.focal import focal
 
@@ -41,6 +42,26 @@ def test_gamma_0_without_alpha_is_bce_to_the_last_bit() -> None:
     expected.sum().backward()
     assert torch.equal(ours.grad, theirs.grad)
     torch.testing.assert_close(focal(logits, targets, gamma=0.0, alpha=0.5), bce(logits, targets) / 2)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0, 3.0])
+@pytest.mark.parametrize("alpha", [0.25, -1.0])
+@pytest.mark.parametrize("count", [0, 1, 70])
+def test_where_few_targets_are_not_0_value_and_gradient_are_the_same(
+    gamma: float, alpha: float, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits, targets = (x.float() for x in random(2, 64, 32))
+    targets.view(-1)[torch.randperm(4096, generator=torch.Generator().manual_seed(1))[count:]] = 0
+    monkeypatch.setattr(module, "PART", 1024)
+
+    def both() -> list[Tensor]:
+        x = logits.clone().requires_grad_()
+        loss = focal(x, targets, gamma=gamma, alpha=alpha)
+        return [loss, *torch.autograd.grad((loss * logits).sum(), x)]
+
+    few = both()
+    monkeypatch.setattr(module, "free_to_read", lambda _: False)
+    assert all(torch.equal(a, b) for a, b in zip(few, both(), strict=True))
 
 
 @pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0, 5.0])

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 import ultralytics
@@ -429,3 +430,33 @@ def test_what_a_run_was_made_with_is_compared_when_it_is_made_again(tmp_path: Pa
     assert made.differences(tmp_path, made.made_with(trainer)) == [
         "loss bce -> focal", "train images or labels", "val images or labels"
     ]  # fmt: skip
+
+
+def test_regions_that_are_others_than_those_a_run_was_made_with_are_told(tmp_path: Path) -> None:
+    from rebalance.train import made
+    from rebalance.train.regions import row_type
+
+    file, image = make_dataset(tmp_path / "data"), str(tmp_path / "data/images/train/00.jpg")
+    boxes, rows = np.array([[0.5, 0.5, 0.2, 0.2], [0, 0, 1, 1]], np.float32), np.zeros(2, row_type(2))
+    rows["withheld"][1] = True  # which is no region
+    splits = [SimpleNamespace(dataset=SimpleNamespace(labels=[], known={image: (boxes, rows)})) for _ in range(2)]
+    splits[1].dataset.known = {}
+    trainer = SimpleNamespace(
+        data={"path": tmp_path / "data", "yaml_file": file}, train_loader=splits[0], test_loader=splits[1],
+        args=SimpleNamespace(split="val"), loss_ran={"loss": "bce"}, weights_matched=None,
+    )  # fmt: skip
+    first = made.made_with(trainer)
+    assert [*first["regions"]] == ["train"]
+    assert first["regions"]["train"]["regions"] == 1
+    made.write(tmp_path, first)
+    boxes[1] = 0.5
+    assert made.differences(tmp_path, made.made_with(trainer)) == []
+    for change in (boxes[0], rows[0]["classes"]):
+        change[1] += 1
+        assert made.differences(tmp_path, made.made_with(trainer)) == ["train regions"]
+        change[1] -= 1
+    splits[0].dataset.known, splits[1].dataset.known = {}, {image: (boxes, rows)}
+    assert made.differences(tmp_path, made.made_with(trainer)) == ["train regions", "val regions"]
+    del first["regions"]  # an earlier version did not say
+    made.write(tmp_path, first)
+    assert made.differences(tmp_path, made.made_with(trainer)) == []

@@ -201,6 +201,14 @@ def test_stock_yolo_with_our_trainer(data: Path, tmp_path: Path) -> None:
         rebalance.trainer(obj_dorp=0.5)
 
 
+def test_a_training_limited_by_hours_has_no_warm_up_that_is_a_share_of_epochs(data: Path, tmp_path: Path) -> None:
+    model, known = YOLO("yolov8n.yaml"), list[int]()
+    model.add_callback("on_train_batch_start", lambda t: known.append(objectives(t.model.criterion)[0].run.epochs))
+    train(model, data, tmp_path, loss="brl", epochs=40, time=1e-9)
+    assert known == [0]  # one step: the time is over then
+    assert model.trainer.loss_ran["settings"]["brl_warmup"] == 0
+
+
 def test_without_a_flag_of_ours_training_is_stock(data: Path, tmp_path: Path) -> None:
     model = train("yolov8n.yaml", data, tmp_path, epochs=1)
     assert type(model.trainer) is ultralytics.models.yolo.detect.DetectionTrainer

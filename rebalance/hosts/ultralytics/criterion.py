@@ -21,6 +21,7 @@ from rebalance.heads.objectness import flatten_steps
 from rebalance.match.anchor import Matches, match, set_in_part
 from rebalance.match.boxes import ciou, inside, max_iou, own_overlap, upcast, xywh_to_xyxy
 from rebalance.match.candidates import POSITIVE, SIGMOID, Candidates, candidate_state
+from rebalance.match.device import LANES, put_back
 from rebalance.match.padded import padded_boxes
 from rebalance.match.regions import Known
 from rebalance.methods.bce import bce
@@ -103,14 +104,19 @@ class DetectionCriterion(v8DetectionLoss):  # type: ignore[misc]
 
     def _classification(self, logits: Tensor, targets: Tensor) -> Tensor:
         def loss(logits: Tensor, choice: Choice) -> Tensor:
-            def cost(choice: Choice) -> Tensor:
+            def cost(choice: Choice, place: Tensor | None = None) -> Tensor:
                 trained = targets
                 if choice.background is not None:
                     trained = targets.masked_fill(choice.background.unsqueeze(-1), 0)
                 state = choice.seen(self._state)
-                return self.objective.loss(Candidates(logits, trained, state, self._overlap, SIGMOID, *self._known))
+                candidates = Candidates(logits, trained, state, self._overlap, SIGMOID, *self._known)
+                return self.objective.loss(candidates if place is None else candidates.at(place))
 
-            return self._divide(choice.of_loss(choice.trained(cost)), targets, choice)
+            # a diagnosis follows all of them; with a rest of elements the last bit of some would depend on who asks
+            place = choice.stays() if self.objective.diagnosis is None and logits.numel() % LANES == 0 else None
+            if place is None:
+                return self._divide(choice.of_loss(choice.trained(cost)), targets, choice)
+            return self._divide(put_back(cost(choice, place), place, self._state.shape), targets, choice)
 
         def total(logits: Tensor, choice: Choice) -> Tensor:
             found = loss(logits, choice)
@@ -243,9 +249,8 @@ class AnchorCriterion:
         shapes = [(x.shape[-2], x.shape[-1]) for x in maps]
         found = match(labels.float(), self.head.anchors, shapes, self.settings.anchor_t)
 
-        chosen, objects = taken(maps, found.image, found.anchor, found.row, found.column)
-        chosen = upcast(chosen)  # (L, K, 5 + C)
-        sigmoid = chosen[..., :4].sigmoid()
+        boxes, classes, objects = taken(maps, found.image, found.anchor, found.row, found.column)
+        sigmoid = upcast(boxes).sigmoid()  # (L, K, 4)
         matched = torch.cat((sigmoid[..., :2] * 2 - 0.5, (sigmoid[..., 2:] * 2) ** 2 * found.anchor_wh), -1)
         iou = ciou(matched, found.boxes_xywh)
 
@@ -293,7 +298,7 @@ class AnchorCriterion:
             choice, state, logits, lambda x, choice: objects_of(x, residuals[:0], choice)["obj_loss"]
         )
         of_objects = objects_of(logits, residuals, choice)
-        parts = {"box_loss": box, "obj_loss": of_objects["obj_loss"], "cls_loss": self._classes(chosen[..., 5:], found)}
+        parts = {"box_loss": box, "obj_loss": of_objects["obj_loss"], "cls_loss": self._classes(upcast(classes), found)}
         parts |= of_objects  # residual losses have the gain of the objectness loss
         gains = (*self.gains, self.gains[1])
         loss = torch.stack([x * gain for x, gain in zip(parts.values(), gains, strict=False)])

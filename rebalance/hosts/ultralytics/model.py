@@ -98,11 +98,20 @@ class RefinedAnchorDetect(Refined, AnchorDetect):
         )  # fmt: skip
 
     def raw(self, features: list[Tensor]) -> dict[str, Any]:
-        """Maps, and for each level the residual logits (B, T, M, H, W)."""
+        """Maps, and for each level the residual logits (B, T, M, H, W); once fused they are in the maps."""
+        raw = super().raw(features)
+        if self.fused and self.shown == 0:
+            return raw
         residuals = [subnet(x) for subnet, x in zip(self.residual, features, strict=True)]
-        return {**super().raw(features), "residuals": residuals}
+        if not self.fused or self.export:
+            return {**raw, "residuals": residuals}
+        for x, residual in zip(raw["maps"], residuals, strict=True):
+            x[:, :, 4] += residual[:, 0]
+        return raw
 
     def decoded(self, raw: dict[str, Any]) -> Tensor:
+        if "residuals" not in raw:
+            return super().decoded(raw)
         pairs = zip(raw["maps"], raw["residuals"], strict=True)
         logits = [refined(x[:, :, 4], r, self.shown).unsqueeze(2) for x, r in pairs]
         return self.decode(raw["maps"], refined=logits)

@@ -13,12 +13,13 @@ from ultralytics.utils.loss import v8DetectionLoss
 from ultralytics.utils.metrics import bbox_iou
 from yolo_heads import CLASSES, SIZE, Branch, assigned, batch, build, hosts, leaves, overlaps, parts, predictions, reach
 
+import rebalance.hosts.ultralytics.criterion as module
 from rebalance.hosts.host import begin_epoch, branches, counts
 from rebalance.hosts.ultralytics.criterion import DetectionCriterion
 from rebalance.hosts.ultralytics.model import criterion_of
 from rebalance.match.candidates import candidate_state
 from rebalance.methods.drop import Drop
-from rebalance.methods.method import Predictions, Run
+from rebalance.methods.method import Choice, Predictions, Run
 from rebalance.recipe import Recipe
 
 # With and without distances in bins, with one branch and with two
@@ -229,6 +230,20 @@ def test_equals_the_slow_reference(name: str, rates: dict[str, Any], scope: str,
     torch.testing.assert_close(found[0], expected, rtol=1e-4, atol=1e-6)
     for a, b in zip(found[2], gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["drop", "focal+drop", "brl+drop"])
+def test_what_left_may_be_left_out_or_made_0(loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("yolov8n.yaml")
+    flags = {"loss": loss, "obj_drop": 0.5}
+    monkeypatch.setattr(module, "LANES", 1)  # however many there are
+    left_out = run(ours(model, **flags), model, batch())
+    monkeypatch.setattr(Choice, "stays", lambda _: None)
+    made_0 = run(ours(model, **flags), model, batch())
+    torch.testing.assert_close(left_out[0], made_0[0])
+    for a, b in zip(left_out[2], made_0[2], strict=True):
+        assert torch.equal(a == 0, b == 0)
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-9)  # the last bit of a few
 
 
 def test_equals_the_slow_reference_with_class_weights() -> None:

@@ -1,0 +1,103 @@
+"""The experiments of scripts/ start, and say in a line what is wrong with what they were given."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas
+import pytest
+from loaded_script import SCRIPTS, load
+from small_data import make_dataset
+
+from rebalance.cli.main import guarded
+from rebalance.data import dataset
+from rebalance.experiments import sweep as module
+from rebalance.experiments.record import load as records
+
+FAKE = Path(__file__).parent / "experiments" / "fake_run.py"
+EXPERIMENTS = ("completion", "drop_pulls", "known_regions")
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in SCRIPTS.glob("*.py")))
+def test_every_script_finds_what_it_imports(name: str) -> None:
+    assert load(name).main
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ([], "data= is missing"),
+        (["data=none.yaml", "out=o"], "data=none.yaml does not exist"),
+        (["data"], "'data' is not key=value"),
+        (["data={data}", "out={data}/x"], "data.yaml/x/{file} cannot be written: Not a directory"),
+    ],
+)
+def test_bad_words_are_one_line_and_make_nothing(
+    name: str, words: list[str], line: str, elsewhere: Path, tiny_dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = load(name)
+    given = [word.format(data=tiny_dataset) for word in words]
+    assert guarded(lambda: script.main(given)) == 2
+    file = "pulls.csv" if name == "drop_pulls" else "table.csv"
+    assert re.search(re.escape(line.format(file=file)), capsys.readouterr().err)
+    assert [*elsewhere.iterdir()] == []
+
+
+def test_what_regions_are_worth_is_asked_on_five_sets_a_seed(
+    elsewhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_dataset(tmp_path / "tiny", train=12)
+    nested = tmp_path / "tiny/images/train"
+    for kind, suffix in (("images", "jpg"), ("labels", "txt")):  # two images of one name
+        place = nested.parents[1] / kind / "train" / "more"
+        place.mkdir()
+        (nested.parents[1] / kind / "train" / f"00.{suffix}").rename(place / f"01.{suffix}")
+    script: Any = load("known_regions")
+    (tmp_path / "plan.json").write_text("{}", "utf-8")
+    runner = [sys.executable, str(FAKE), str(tmp_path / "plan.json")]
+    monkeypatch.setattr(script, "sweep", lambda cells: module.sweep(cells, runner=runner))
+    script.main([f"data={data}", "out=kept", "seeds=0,1", "epochs=1"])
+    found = pandas.read_csv("kept/table.csv")
+    assert [*found.said] == ["complete labels", "nothing", "annotated", "complete labels", "nothing", "region files"]
+    assert (found.seeds == 2).all()
+    assert len(records(Path("kept")).finished) == 10
+    whole = {Path(image).name: len(dataset.load(data).labels(image)) for image in dataset.load(data).images("train")}
+    for seed, way in ((seed, way) for seed in (0, 1) for way in ("merge", "cover")):
+        silent, said = (dataset.load(Path(f"runs/kept/{seed}/{way}-{what}/data.yaml")) for what in ("silent", "said"))
+        assert len(silent.images("train")) == 12
+        boxes = [sum(len(one.labels(image)) for image in one.images("train")) for one in (silent, said)]
+        assert boxes[0] == boxes[1] < sum(whole.values())
+        assert (said.knowledge.any, silent.knowledge.any) == (True, False)
+    run = next(Path("runs/benchmark/kept/runs").iterdir())
+    (run / "record.json").unlink()
+    (tmp_path / "plan.json").write_text(json.dumps({run.name: "fail"}), "utf-8")
+    capsys.readouterr()
+    assert guarded(lambda: script.main([f"data={data}", "out=kept", "seeds=0,1", "epochs=1"])) == 2
+    assert capsys.readouterr().err.endswith(
+        "1 run failed (the same command tries again), the first: ValueError: as planned\n"
+    )
+
+
+@pytest.mark.parametrize("protocol", ["extreme", "percent"])
+def test_the_table_of_completed_labels_is_that_of_its_records(protocol: str) -> None:
+    kept = SCRIPTS.parent / "runs" / "reference" / "completion-deeppcb"
+    table = pandas.read_csv(kept / "table.csv")
+    found = pandas.DataFrame(load("completion").rows(protocol, records(kept / protocol).finished))
+    own = table[table.protocol == protocol].reset_index(drop=True)
+    assert [*found.trained] == [*own.trained]
+    for name in own.select_dtypes("number"):
+        assert found[name].to_numpy() == pytest.approx(own[name].to_numpy(), abs=0.06, nan_ok=True)
+
+
+def test_the_page_of_dropping_has_the_pulls_of_the_record() -> None:
+    found = pandas.read_csv(SCRIPTS.parent / "runs/reference/drop-pulls/pulls.csv").set_index(["model", "way"])
+    page = (SCRIPTS.parent / "docs/methods/drop.md").read_text("utf-8")
+    for model in load("drop_pulls").MODELS:
+        (row,) = re.findall(rf"^\| {model.removesuffix('.yaml')}(?:, anchor head)? \|(.*)\|$", page, re.MULTILINE)
+        ways = [found.loc[(model, way)] for way in ("kept", "host", "confident", "control")]
+        assert [cell.strip() for cell in row.split("|")] == [f"{way.pull:.2f}, {way.push:.2f}" for way in ways]
