@@ -41,7 +41,8 @@ def clients() -> ModuleType:
 def case(clients: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Any]]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield cache(lambda name: clients.Case(name, tmp_path_factory.mktemp(name)))
+    made = clients.Case  # which a test puts another one in the place of
+    yield cache(lambda name: made(name, tmp_path_factory.mktemp(name)))
     torch.set_num_threads(threads)
 
 
