@@ -184,6 +184,8 @@ INSIDES: dict[str, dict[str, str]] = {
         "torchvision.models.detection.retinanet.RetinaNetHead": "in_channels num_anchors num_classes norm_layer",
         "torchvision.models.detection.rpn.RPNHead": "in_channels num_anchors conv_depth",
         "torchvision.models.detection.ssd.SSDHead": "in_channels num_anchors num_classes",
+        "torchvision.ops.poolers.LevelMapper.__call__": "self boxlists",
+        "torchvision.ops.poolers.MultiScaleRoIAlign.forward": "self x boxes image_shapes",
     },
 }
 ORDERS = (

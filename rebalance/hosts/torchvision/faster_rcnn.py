@@ -24,11 +24,13 @@ from torchvision.ops import MultiScaleRoIAlign, batched_nms, clip_boxes_to_image
 from ultralytics.utils import RANK
 
 from rebalance.heads.objectness import Refined, SharedResiduals, flatten_steps, logit, objectness_prior
+from rebalance.heads.roi_align import roi_align
 from rebalance.hosts.evaluation import RCNN
 from rebalance.hosts.torchvision.dense import Batch, Result, labels_of, of_label, plainly, predictions
 from rebalance.hosts.torchvision.head import Anchors, Raw, TorchvisionHead, best_pairs, by_cell, take
 from rebalance.match.boxes import decode_deltas, encode_deltas, upcast
 from rebalance.match.candidates import BACKGROUND, IGNORE, NEGATIVE, POSITIVE, SIGMOID, SOFTMAX, Candidates
+from rebalance.match.device import free_to_read
 from rebalance.match.iou import Matched, match_by_iou
 from rebalance.match.padded import Padded
 from rebalance.match.regions import NOTHING_SAID, Known
@@ -431,11 +433,26 @@ class FasterRCNNDetect(TorchvisionHead):
         """
         maps = {name: upcast(x) for name, x in features.items()}
         dtype = next(iter(maps.values())).dtype
-        pooled = self.pool(maps, list(boxes.to(dtype).unbind(0)), [size] * len(boxes))
+        pooled = self._pooled(maps, boxes.to(dtype), size)
         with counted(self.mlp, there):
             logits, deltas = self.predictor(self.mlp(pooled.to(self.predictor.cls_score.weight.dtype)))
         shape = (len(boxes), boxes.shape[1], 1 + self.nc)
         return logits.view(shape), deltas.view(*shape, 4)
+
+    def _pooled(self, maps: dict[str, Tensor], boxes: Tensor, size: tuple[int, int]) -> Tensor:
+        """(B·S, channels, …) what the RoIs (B, S, 4) see of the maps."""
+        pool, sizes = self.pool, [size] * len(boxes)
+        if not (self.training and free_to_read(boxes) and pool.sampling_ratio > 0):
+            found: Tensor = pool(maps, list(boxes.unbind(0)), sizes)
+            return found
+        if pool.scales is None or pool.map_levels is None:
+            pool(maps, list(boxes[:, :0].unbind(0)), sizes)  # it takes note of them
+        flat, image = boxes.flatten(0, 1), torch.arange(len(boxes)).repeat_interleave(boxes.shape[1])
+        levels = [x for name, x in maps.items() if name in pool.featmap_names]
+        return roi_align(
+            levels, flat, image, pool.map_levels([flat]), scales=pool.scales, bins=pool.output_size,
+            samples=pool.sampling_ratio,
+        )  # fmt: skip
 
     def decode(self, raw: Raw) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes, scores and classes of the best pairs of proposal and class; padding scores 0."""
