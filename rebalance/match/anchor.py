@@ -18,7 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rebalance.match.device import free_to_read, places
+from rebalance.match import device
+from rebalance.match.device import places
 
 # own cell, then left, up, right, down: (column, row) steps, in YOLOv5's order
 MANY = 2**12  # slots, from which on it pays to look which are matches
@@ -116,7 +117,7 @@ def _present(valid: Tensor) -> tuple[Tensor, tuple[Tensor, ...] | None]:
     Where most of many slots are no match, and their number is free to read, only those that are stay: K is the most of
     a level.
     """
-    if valid.numel() < MANY or not free_to_read(valid):
+    if valid.numel() < MANY or not device.free_to_read(valid):
         return valid.flatten(1), None
     found = [places(level) for level in valid]
     there = torch.zeros(len(found), max(1, *(len(x) for x in found)), dtype=torch.bool)

@@ -14,7 +14,10 @@ LANES = 32  # elements that any processor computes as vectors, without a rest
 
 
 def free_to_read(x: Tensor) -> bool:
-    """Whether its values can be read without waiting: on a CPU, where a shorter way may depend on them."""
+    """Whether its values can be read without waiting: on a CPU, where a shorter way may depend on them.
+
+    It is asked as `device.free_to_read`, so that a test can take the way of a GPU.
+    """
     return x.is_cpu
 
 

@@ -10,9 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rebalance.match import device
 from rebalance.match.boxes import pair_iou, upcast
 from rebalance.match.candidates import NEGATIVE, POSITIVE
-from rebalance.match.device import free_to_read, places
+from rebalance.match.device import places
 from rebalance.match.padded import Padded
 
 # (label, candidate) pairs compared at a time, as whole images
@@ -76,7 +77,7 @@ def _match(boxes: Tensor, gt_boxes: Tensor, high: float, low: float, rescue: str
 
 def _nearest(iou: Tensor, overlap: Tensor, positive: Tensor) -> Tensor:
     """(B, A) the first label of a candidate's `overlap`; where that is free to read of the positive alone, else 0."""
-    if free_to_read(iou):
+    if device.free_to_read(iou):
         place, label = places(positive), torch.zeros(positive.shape, dtype=torch.int64)
         candidates = iou.shape[2]
         own = iou[place.div(candidates, rounding_mode="floor"), :, place % candidates]  # (K, G)
@@ -89,7 +90,7 @@ def _nearest(iou: Tensor, overlap: Tensor, positive: Tensor) -> Tensor:
 
 def _set_any(mask: Tensor, pairs: Tensor) -> None:
     """Set (B, A) where any label of (B, G, A) is."""
-    if not free_to_read(pairs):
+    if not device.free_to_read(pairs):
         mask |= pairs.any(1)
         return
     place, (labels, candidates) = places(pairs), pairs.shape[1:]

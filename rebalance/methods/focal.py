@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import logsigmoid
 
+from rebalance.match import device
 from rebalance.match.boxes import upcast
 from rebalance.match.candidates import BACKGROUND, SIGMOID, Candidates
-from rebalance.match.device import filled_up, free_to_read, places
+from rebalance.match.device import filled_up, places
 from rebalance.methods.bce import bce, softmax_cross_entropy
 from rebalance.methods.method import Golden, Method, Run, Site
 from rebalance.settings import setting
@@ -62,7 +63,7 @@ class _Focal(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, gamma: float, alpha: float) -> Tensor:
-        few = places(targets != 0) if free_to_read(targets) and logits.is_contiguous() else None
+        few = places(targets != 0) if device.free_to_read(targets) and logits.is_contiguous() else None
         if few is None or len(few) * MANY > logits.numel():
             loss, slope = _with_slope(logits, targets, gamma)
             ctx.few, ctx.weight, weights = None, 1.0, None if alpha < 0 else balance(targets, alpha)

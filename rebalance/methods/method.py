@@ -22,8 +22,9 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from rebalance.match import device
 from rebalance.match.candidates import NEGATIVE, Candidates
-from rebalance.match.device import filled_up, free_to_read, places, zeroed
+from rebalance.match.device import filled_up, places, zeroed
 from rebalance.match.regions import NOTHING_SAID, Known
 from rebalance.processes import number, summed
 
@@ -176,7 +177,7 @@ class Choice(NamedTuple):
 
         So it is on a CPU where what leaves does so as a whole, in all its classes. A place may be there several times.
         """
-        if self.left is None or self.rest is not None or self.sure is not None or not free_to_read(self.left):
+        if self.left is None or self.rest is not None or self.sure is not None or not device.free_to_read(self.left):
             return None
         return filled_up(places(~self.left))
 

@@ -90,7 +90,7 @@ def test_val_alone_decides_and_only_the_best_is_asked_on_test(bench: Bench) -> N
     values = bench.values()
     best = max(values, key=lambda run: values[run])
     assert [*values] == runs
-    assert bench.started() == [*([run, "--watch", "--share", "--val"] for run in runs), [best, "--watch"]]
+    assert bench.started() == [*([run, "--watch", "--share", "--val"] for run in runs), [best, "--watch", "--share"]]
     for run in runs:
         made = bench.record(run)
         assert (made["status"], made["metrics"]["val"]["mAP50-95"]) == ("finished", values[run])

@@ -8,6 +8,7 @@ from torch import Tensor
 from torchvision.models.detection._utils import Matcher, SSDMatcher
 from torchvision.ops import box_iou
 
+from rebalance.match import device
 from rebalance.match import iou as module
 from rebalance.match.boxes import max_iou
 from rebalance.match.candidates import IGNORE, NEGATIVE, POSITIVE
@@ -177,7 +178,7 @@ def test_a_few_images_at_a_time_give_the_same(rescue: str, monkeypatch: pytest.M
 def test_what_is_not_free_to_read_is_matched_alike(scene: str, rescue: str, monkeypatch: pytest.MonkeyPatch) -> None:
     given = grid(), pad(SCENES[scene])
     read = match_by_iou(*given, high=0.5, low=0.4, rescue=rescue)
-    monkeypatch.setattr(module, "free_to_read", lambda _: False)
+    monkeypatch.setattr(device, "free_to_read", lambda _: False)
     found = match_by_iou(*given, high=0.5, low=0.4, rescue=rescue)
     assert torch.equal(found.state, read.state)
     assert torch.equal(found.overlap, read.overlap)

@@ -28,9 +28,9 @@ from rebalance.heads.roi_align import roi_align
 from rebalance.hosts.evaluation import RCNN
 from rebalance.hosts.torchvision.dense import Batch, Result, labels_of, of_label, plainly, predictions
 from rebalance.hosts.torchvision.head import Anchors, Raw, TorchvisionHead, best_pairs, by_cell, take
+from rebalance.match import device
 from rebalance.match.boxes import decode_deltas, encode_deltas, upcast
 from rebalance.match.candidates import BACKGROUND, IGNORE, NEGATIVE, POSITIVE, SIGMOID, SOFTMAX, Candidates
-from rebalance.match.device import free_to_read
 from rebalance.match.iou import Matched, match_by_iou
 from rebalance.match.padded import Padded
 from rebalance.match.regions import NOTHING_SAID, Known
@@ -442,7 +442,7 @@ class FasterRCNNDetect(TorchvisionHead):
     def _pooled(self, maps: dict[str, Tensor], boxes: Tensor, size: tuple[int, int]) -> Tensor:
         """(B·S, channels, …) what the RoIs (B, S, 4) see of the maps."""
         pool, sizes = self.pool, [size] * len(boxes)
-        if not (self.training and free_to_read(boxes) and pool.sampling_ratio > 0):
+        if not (self.training and device.free_to_read(boxes) and pool.sampling_ratio > 0):
             found: Tensor = pool(maps, list(boxes.unbind(0)), sizes)
             return found
         if pool.scales is None or pool.map_levels is None:
