@@ -91,11 +91,8 @@ class Mapped:
     def __init__(self, file: Path, shapes: NDArray[np.int64]) -> None:
         self.file, self.shapes = file, shapes
         self.ends = shapes.prod(1).cumsum()
-        self._open()
-
-    def _open(self) -> None:
-        with open(self.file, "rb") as file:
-            self.pixels = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), np.uint8)
+        with open(file, "rb") as opened:
+            self.pixels = np.frombuffer(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY), np.uint8)
 
     def __len__(self) -> int:
         return len(self.shapes)
@@ -104,8 +101,5 @@ class Mapped:
         end = self.ends[i]
         return self.pixels[end - self.shapes[i].prod() : end].reshape(self.shapes[i])
 
-    def __getstate__(self) -> tuple[Path, NDArray[np.int64]]:
-        return self.file, self.shapes  # for a worker that is not forked: it maps the file anew
-
-    def __setstate__(self, state: tuple[Path, NDArray[np.int64]]) -> None:
-        self.__init__(*state)  # type: ignore[misc]
+    def __reduce__(self) -> tuple[type[Mapped], tuple[Path, NDArray[np.int64]]]:
+        return Mapped, (self.file, self.shapes)  # for a worker that is not forked: it maps the file anew

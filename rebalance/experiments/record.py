@@ -34,9 +34,7 @@ from rebalance.files import write_whole
 SCHEMA = 1
 SWEEP, RUNS, PACKED = "sweep.json", "runs", "records.jsonl"
 CONFIG, RECORD, LOG, PROGRESS = "config.json", "record.json", "log.txt", "progress.json"
-PIXELS = (
-    "pixels"  # folder of a sweep at work: images that its runs keep in memory, see `rebalance.experiments.image_cache`
-)
+PIXELS = "pixels"  # folder of a sweep at work: images that its runs keep in memory, see `image_cache`
 TRAIN = "train"  # folder of a run that the host writes to; its weights are below
 SPLITS = ("val", "test")
 METRICS = ("mAP50", "mAP75", "mAP50-95")
