@@ -103,7 +103,9 @@ class DataSet:
             raise DataError(f"{self.file}: no training image has a label{of}")
 
     def labelled(self, split: str, classes: Collection[int] | None = None, *, numbered: bool = True) -> bool:
-        """Whether an image of a split has a label; arguments as of `require_labels`, errors as of `images`."""
+        """Whether a split is there and an image of it has a label; arguments and other errors as of `require_labels`."""
+        if split not in self.splits:
+            return False
         count = len(self.names) if numbered else sys.maxsize
         for image in self.images(split):
             path = label_path(image)

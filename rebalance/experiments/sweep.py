@@ -437,7 +437,7 @@ def source_of(data: str, runs: Sequence[Run] = (), judged: Sequence[str] = files
     for split in found.splits:
         found.images(split)
     found.require_labels(numbered=False)
-    if not any(found.labelled(split, numbered=False) for split in judged if split in found.splits):
+    if not any(found.labelled(split, numbered=False) for split in judged):
         raise DataError(f"{found.file}: no image of {' or '.join(judged)} has a label, to evaluate a training on")
     for text in dict.fromkeys(json.dumps(run.host.get("classes")) for run in runs):
         if classes := json.loads(text):

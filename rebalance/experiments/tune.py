@@ -196,7 +196,7 @@ class _Search:
         best = self._best()
         run = best.user_attrs[_RUN]
         record = read_if_whole(Record, self.folder / RUNS / run / RECORD)
-        if _has_labels(self.source, "test") and (record is None or "test" not in record.metrics):
+        if load(self.source).labelled("test", numbered=False) and (record is None or "test" not in record.metrics):
             self.say(f"the best is asked on test too: {run}")
             self.crew.place[run] = "[test]"
             self.crew.more = ()
@@ -316,11 +316,6 @@ class _Search:
         self.say(f"{told}: {self.folder / TRIALS}")
         self.say(f"the best is {run}: {_typed(best.params)}; {', '.join(points)}")
         self.say(_command(files.read_file(files.Task, self.folder / RUNS / run / files.CONFIG)))
-
-
-def _has_labels(source: Path, split: str) -> bool:
-    found = load(source)
-    return split in found.splits and found.labelled(split, numbered=False)
 
 
 def _typed(values: Mapping[str, Any]) -> str:
