@@ -103,7 +103,7 @@ class DataSet:
             raise DataError(f"{self.file}: no training image has a label{of}")
 
     def labelled(self, split: str, classes: Collection[int] | None = None, *, numbered: bool = True) -> bool:
-        """Whether a split is there and an image of it has a label; arguments and other errors as of `require_labels`."""
+        """Whether a split is there and an image of it has a label; arguments and errors as of `require_labels`."""
         if split not in self.splits:
             return False
         count = len(self.names) if numbered else sys.maxsize
