@@ -5,7 +5,7 @@ Two ways in which labels are missing, made from a data set whose training labels
     merge   two halves of the images: in one the classes of even number were labelled, in the other those of odd number,
             as where two data sets are joined. `annotated:` in the YAML says so, or nothing does.
     cover   in each image a strip of a third of its area, anywhere, was not looked at: boxes of which half or more lies
-            in it are gone. A region file says so, or nothing does.
+            in it are gone. A region file says so, or nothing does, or the strip is painted over: no object, no label.
 
     python scripts/known_regions.py data=<complete data set>.yaml out=<folder> [pretrained=<weights>] [seeds=0,1,2]
 
@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pandas
 from numpy.typing import NDArray
@@ -46,9 +47,13 @@ RECIPE = {
     "mosaic": "0", "cache": "ram", "val": "False", "plots": "False", "amp": "False", "workers": "0", "device": "cpu",
     "jobs": "2",
 }  # fmt: skip
-SAID = {"merge": "annotated", "cover": "region files"}  # what says it
+SETS = {
+    "merge": {"silent": "nothing", "said": "annotated"},
+    "cover": {"silent": "nothing", "said": "region files", "painted": "painted over"},
+}  # the data sets of a way, and what says in each that labels are missing
 COMPLETE = "complete"
 COVERED = 1 / 3  # of an image's area
+GREY = 114  # that letterboxes are filled with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,10 +83,21 @@ def cover(source: DataSet, found: Labels, draw: np.random.Generator) -> Made:
     return inside < width / 2, Regions(np.array([True]), np.ones((1, len(source.names)), np.bool_), strip), ""
 
 
+def painted(image: str, strips: Regions) -> bytes:
+    """An image as PNG, grey where regions are."""
+    pixels = cv2.imread(image)
+    if pixels is None:
+        raise DataError(f"{image} is no image")
+    width = pixels.shape[1]
+    for x, _, w, _ in strips.boxes_xywh_norm:
+        pixels[:, round((x - w / 2) * width) : round((x + w / 2) * width)] = GREY
+    return bytes(cv2.imencode(".png", pixels)[1])
+
+
 def make(source: DataSet, way: Callable[..., Made], seed: int, out: Path) -> None:
-    """Data sets `<out>-silent` and `<out>-said`, with the same labels; the second says what is not known of them."""
-    for said in (False, True):
-        place = out.with_name(f"{out.name}-{'said' if said else 'silent'}")
+    """Data sets `<out>-<name>` of a way, with the same labels, which differ in what is said of those that are gone."""
+    for what in SETS[way.__name__]:
+        place, said = out.with_name(f"{out.name}-{what}"), what == "said"
         if place.exists():
             continue
         with new_folder(place) as folder:
@@ -92,7 +108,10 @@ def make(source: DataSet, way: Callable[..., Made], seed: int, out: Path) -> Non
                 draw = np.random.default_rng([seed, *Path(image).stem.encode()])
                 stays, known, part = way(source, found, draw)
                 name = f"train/{part}{os.path.relpath(image, above)}"
-                link(str(Path(image).resolve()), folder / "images" / name)
+                if what == "painted":
+                    put((folder / "images" / name).with_suffix(".png"), painted(image, known))
+                else:
+                    link(str(Path(image).resolve()), folder / "images" / name)
                 put((folder / "labels" / name).with_suffix(".txt"), found.pick(stays).data)
                 if said and len(known):
                     put((folder / "regions" / name).with_suffix(".txt"), regions.text(known))
@@ -116,16 +135,16 @@ def table(values: dict[tuple[str, int], dict[str, float]], seeds: list[int]) -> 
         mean = stat(found.tolist())
         return {name: round(mean.mean, 1), f"{name} ±": mean.half and round(mean.half, 1)}
 
-    for way, words in SAID.items():
-        silent, said = f"{way}-silent", f"{way}-said"
-        for name, shown in ((COMPLETE, "complete labels"), (silent, "nothing"), (said, words)):
+    for way, sets in SETS.items():
+        silent = f"{way}-silent"
+        for name, shown in ((COMPLETE, "complete labels"), *((f"{way}-{what}", said) for what, said in sets.items())):
             row: dict[str, Any] = {"missing": way, "said": shown, "seeds": len(seeds)}
             for metric in ("mAP50", "mAP50-95"):
                 row |= told(metric, points(name, metric))
                 gained, gap = (points(one, metric) - points(silent, metric) for one in (name, COMPLETE))
                 if name != silent:
                     row |= told(f"{metric} vs nothing", gained)
-                if name == said and (closed := gap_closed(gained.tolist(), gap.tolist())):
+                if name not in (silent, COMPLETE) and (closed := gap_closed(gained.tolist(), gap.tolist())):
                     shares = {"gap closed": closed.share, "from": closed.low, "to": closed.high}
                     row |= {f"{metric} {end}": share and round(share, 2) for end, share in shares.items()}
             yield row
@@ -148,7 +167,7 @@ def main(argv: list[str]) -> None:
         work = Path("runs", out.name, str(seed))
         for way in (merge, cover):
             make(source, way, seed, work / way.__name__)
-        for name in (COMPLETE, *(f"{way}-{what}" for way in SAID for what in ("silent", "said"))):
+        for name in (COMPLETE, *(f"{way}-{what}" for way, sets in SETS.items() for what in sets)):
             data = source.file if name == COMPLETE else work / name / "data.yaml"
             sets[str(data.resolve()), seed] = name
             cells.append({**recipe, "data": os.path.relpath(data), "seeds": str(seed)})

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import cv2
 import pandas
 import pytest
 from loaded_script import SCRIPTS, load
@@ -48,7 +49,7 @@ def test_bad_words_are_one_line_and_make_nothing(
     assert [*elsewhere.iterdir()] == []
 
 
-def test_what_regions_are_worth_is_asked_on_five_sets_a_seed(
+def test_what_regions_are_worth_is_asked_on_six_sets_a_seed(
     elsewhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = make_dataset(tmp_path / "tiny", train=12)
@@ -63,9 +64,10 @@ def test_what_regions_are_worth_is_asked_on_five_sets_a_seed(
     monkeypatch.setattr(script, "sweep", lambda cells: module.sweep(cells, runner=runner))
     script.main([f"data={data}", "out=kept", "seeds=0,1", "epochs=1"])
     found = pandas.read_csv("kept/table.csv")
-    assert [*found.said] == ["complete labels", "nothing", "annotated", "complete labels", "nothing", "region files"]
+    said = ["complete labels", "nothing", "annotated", "complete labels", "nothing", "region files", "painted over"]
+    assert [*found.said] == said
     assert (found.seeds == 2).all()
-    assert len(records(Path("kept")).finished) == 10
+    assert len(records(Path("kept")).finished) == 12
     whole = {Path(image).name: len(dataset.load(data).labels(image)) for image in dataset.load(data).images("train")}
     for seed, way in ((seed, way) for seed in (0, 1) for way in ("merge", "cover")):
         silent, said = (dataset.load(Path(f"runs/kept/{seed}/{way}-{what}/data.yaml")) for what in ("silent", "said"))
@@ -73,6 +75,10 @@ def test_what_regions_are_worth_is_asked_on_five_sets_a_seed(
         boxes = [sum(len(one.labels(image)) for image in one.images("train")) for one in (silent, said)]
         assert boxes[0] == boxes[1] < sum(whole.values())
         assert (said.knowledge.any, silent.knowledge.any) == (True, False)
+    over = dataset.load(Path("runs/kept/0/cover-painted/data.yaml"))
+    for image in over.images("train"):
+        grey = (cv2.imread(image) == 114).all(axis=(0, 2))
+        assert grey.mean() == pytest.approx(1 / 3, abs=2 / len(grey))
     run = next(Path("runs/benchmark/kept/runs").iterdir())
     (run / "record.json").unlink()
     (tmp_path / "plan.json").write_text(json.dumps({run.name: "fail"}), "utf-8")
