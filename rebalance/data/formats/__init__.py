@@ -26,7 +26,7 @@ from rebalance.settings import require
 
 FORMATS: dict[str, Format] = {
     "voc": Format("Pascal VOC, XML", "source=VOCdevkit out=data/voc", voc.VocFlags, voc.read),
-    "coco": Format("COCO, JSON", "source=coco/annotations images=coco/images out=data/coco", ConvertFlags, coco.read),
+    "coco": Format("COCO, JSON", "source=coco/annotations images=coco/images out=data/coco", coco.CocoFlags, coco.read),
     "lvis": Format("LVIS, JSON", "source=lvis images=coco out=data/lvis", ConvertFlags, lvis.read),
     "open-images": Format(
         "Open Images, CSV", "source=oid images=oid/images out=data/oid", ConvertFlags, open_images.read

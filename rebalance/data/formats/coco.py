@@ -1,8 +1,10 @@
 """COCO JSON: images, categories, annotations, one file a split.
 
-A crowd (`iscrowd: 1`) is an unknown region of its class: there are many, and they are not labelled one by one. An
-image without annotations was looked at: it gets an empty label file. Class numbers follow the order of the category
-ids, which may have gaps. The split is in the name of the file or of its folder.
+A crowd (`iscrowd: 1`) is an unknown region of its class: there are many, and they are not labelled one by one; some
+tools, CVAT among them, mark each mask so (`crowd=keep`). So is what is to be ignored (`ignore: 1`, as in person and
+face sets). An image without annotations was looked at: it gets an empty label file. Class numbers follow the order of
+the category ids, which may have gaps and be there once an image, as VIA writes them. The split is in the name of the
+file or of its folder. A polygon without a `bbox` stands for the box around it.
 
 Several files whose categories differ: each was labelled for its own, and data.yaml says so (`annotated`).
 """
@@ -10,27 +12,52 @@ Several files whose categories differ: each was labelled for its own, and data.y
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rebalance.data.formats.reading import (
     Images,
     entry,
     files_of,
     folder_names,
+    identifier,
     image_folders,
+    mark,
     number,
     read_json,
     shared_names,
     source_path,
 )  # fmt: skip
-from rebalance.data.formats.record import Box, ConvertFlags, Found, Record, Region, guess_split
+from rebalance.data.formats.record import Box, ConvertFlags, Found, Record, Region, enclosing, guess_split
 from rebalance.data.progress import progress
 from rebalance.errors import DataError
+from rebalance.settings import setting
 
-_NUMBERS = 4
+_NUMBERS, _SHOWN = 4, 10
 _OTHER = ("captions_", "person_keypoints_", "panoptic_", "stuff_", "image_info_")  # COCO's own files of other tasks
+
+
+@dataclass(frozen=True, kw_only=True)
+class CocoFlags(ConvertFlags):
+    """`rebalance convert coco`."""
+
+    crowd: str = setting(
+        "unknown",
+        "annotations marked as crowds: unknown regions, labels, or neither",
+        choices=("unknown", "keep", "drop"),
+    )
+
+
+class Annotation(NamedTuple):
+    """One annotation, checked."""
+
+    where: str
+    category: int | str  # its id
+    box: tuple[float, float, float, float]  # left, top, right, bottom
+    crowd: bool
+    ignored: bool
 
 
 @dataclass(frozen=True)
@@ -38,12 +65,12 @@ class File:
     """One file, checked."""
 
     path: Path
-    names: dict[int, str]  # category id -> name, by id
-    images: list[dict[str, Any]]
-    annotations: dict[int, list[tuple[str, dict[str, Any]]]]  # image id -> place and annotation
+    names: dict[int | str, str]  # category id -> name, by id
+    images: dict[int | str, dict[str, Any]]  # by id
+    annotations: dict[int | str, list[Annotation]]  # by the id of the image
 
 
-def read(given: ConvertFlags) -> Found:
+def read(given: CocoFlags) -> Found:
     """Read COCO's files; DataError as every format."""
     source = source_path(given.source)
     files = [read_file(path) for path in annotation_files(source)]
@@ -55,28 +82,43 @@ def read(given: ConvertFlags) -> Found:
     for file in files:
         prefix = prefixes[file.path] if differ else ""
         images = folders(given.images, file.path, source)
-        for image in progress(file.images, f"convert: reading {file.path.name}"):
-            record = record_of(image, image.get("file_name"), file, images, source)
+        for number_, image in progress([*file.images.items()], f"convert: reading {file.path.name}"):
+            record = record_of(number_, image, [image.get("file_name")], file, images, source)
             record.name = f"{prefix}/{record.name}" if prefix else record.name
-            for where, annotation in file.annotations.get(image["id"], ()):
-                box, name = box_of(annotation, where), file.names[annotation["category_id"]]
-                if annotation.get("iscrowd", 0):
-                    record.regions.append(Region(True, [name], box))
+            for one in file.annotations.get(number_, ()):
+                name, way = file.names[one.category], given.crowd if one.crowd else "keep"
+                if way == "unknown" or one.ignored:
+                    record.regions.append(Region(True, [name], one.box))
+                elif way == "keep":
+                    record.boxes.append(Box(name, *one.box))
                 else:
-                    record.boxes.append(Box(name, *box))
+                    found.left_out["crowds"] += 1
             found.records.append(record)
+        crowds = [one.crowd for many in file.annotations.values() for one in many]
+        if crowds and all(crowds) and given.crowd == "unknown":
+            found.notes.append(
+                f"{file.path.name}: every annotation is a crowd ({len(crowds)}), so none is a label; some tools mark "
+                "each mask so: crowd=keep"
+            )
         if differ:
             found.annotated[prefix] = list(dict.fromkeys(file.names.values()))
     return found
 
 
 def annotation_files(source: Path) -> list[Path]:
-    """The files of a source; of a folder those with COCO's name for boxes, if there are any."""
+    """The files of a source; of a folder those with COCO's name for boxes, if there are any.
+
+    Raises:
+        DataError: there is none, or only such of other tasks.
+    """
     files = files_of(source, ".json", "COCO annotations")
     if source.is_file():
         return files
     own = [path for path in files if path.name.startswith("instances_")]
-    return own or [path for path in files if not path.name.startswith(_OTHER)]
+    kept = own or [path for path in files if not path.name.startswith(_OTHER)]
+    if not kept:
+        raise DataError(f"source={source} has files of other tasks alone, as {files[0].name}; name one that has boxes")
+    return kept
 
 
 def folders(images: str, file: Path, source: Path) -> Images:
@@ -90,42 +132,57 @@ def folders(images: str, file: Path, source: Path) -> Images:
 def read_file(path: Path) -> File:
     """Read and check one file."""
     content = read_json(path)
-    names: dict[int, str] = {}
-    images: dict[int, dict[str, Any]] = {}
+    names: dict[int | str, str] = {}
+    images: dict[int | str, dict[str, Any]] = {}
     for i, category in enumerate(entry(content, "categories", list, str(path))):
         where = f"{path}, categories[{i}]"
-        number_, name = entry(category, "id", int, where), entry(category, "name", str, where)
-        if number_ in names:
-            raise DataError(f"{where}: id {number_} is there twice")
-        names[number_] = name  # two ids of one name are one class
+        number_, name = identifier(category, "id", where), entry(category, "name", str, where)
+        if names.setdefault(number_, name) != name:  # two ids of one name are one class
+            raise DataError(f"{where}: id {number_} is {name} here and {names[number_]} before")
     for i, image in enumerate(entry(content, "images", list, str(path))):
         where = f"{path}, images[{i}]"
-        if entry(image, "id", int, where) in images:
-            raise DataError(f"{where}: id {image['id']} is there twice")
-        images[image["id"]] = image
-    annotations: dict[int, list[tuple[str, dict[str, Any]]]] = defaultdict(list)
+        number_ = identifier(image, "id", where)
+        if number_ in images:
+            raise DataError(f"{where}: id {number_} is there twice")
+        images[number_] = image
+    annotations: dict[int | str, list[Annotation]] = defaultdict(list)
     for i, annotation in enumerate(entry(content, "annotations", list, str(path))):
         where = f"{path}, annotations[{i}]"
-        if entry(annotation, "image_id", int, where) not in images:
-            raise DataError(f"{where}: image_id {annotation['image_id']} is not among the images")
-        if entry(annotation, "category_id", int, where) not in names:
-            raise DataError(f"{where}: category_id {annotation['category_id']} is not among the categories")
-        annotations[annotation["image_id"]].append((where, annotation))
-    return File(path, dict(sorted(names.items())), list(images.values()), annotations)
+        image_id, category_id = identifier(annotation, "image_id", where), identifier(annotation, "category_id", where)
+        if image_id not in images:
+            raise DataError(f"{where}: image_id {image_id} is not among the images")
+        if category_id not in names:
+            told = ", ".join(map(str, [*names][:_SHOWN]))
+            raise DataError(f"{where}: category_id {category_id} is not among the categories ({told})")
+        crowd, ignored = (mark(annotation.get(key), key, where) for key in ("iscrowd", "ignore"))
+        annotations[image_id].append(Annotation(where, category_id, _box(annotation, where), crowd, ignored))
+    by_id = sorted(names.items(), key=lambda item: (isinstance(item[0], str), item[0]))
+    return File(path, dict(by_id), images, annotations)
 
 
-def record_of(image: dict[str, Any], name: Any, file: File, images: Images, source: Path) -> Record:
-    """The record of an image, still without annotations."""
-    where = f"{file.path}, image {image['id']}"
-    if not isinstance(name, str) or not name:
+def record_of(
+    number_: int | str, image: dict[str, Any], names: Sequence[Any], file: File, images: Images, source: Path
+) -> Record:
+    """The record of an image, still without annotations; it is called by the first of its names."""
+    where = f"{file.path}, image {number_}"
+    told = [name for name in names if isinstance(name, str) and name]
+    if not told:
         raise DataError(f"{where}: no file_name")
-    size = (number(image.get("width", 0), "width", where), number(image.get("height", 0), "height", where))
+    size = (number(image.get("width") or 0, "width", where), number(image.get("height") or 0, "height", where))
     split = guess_split(file.path.stem) or guess_split(file.path.parent.name if source.is_dir() else "")
-    return Record(name, images.find(name, where), where, size if min(size) > 0 else None, split=split)
+    found = next(filter(None, (images.find(name, where) for name in told)), None)
+    return Record(told[0], found, where, size if min(size) > 0 else None, split=split)
 
 
-def box_of(annotation: dict[str, Any], where: str) -> tuple[float, float, float, float]:
+def _box(annotation: dict[str, Any], where: str) -> tuple[float, float, float, float]:
     """Left, top, right, bottom of an annotation."""
+    polygons = annotation.get("segmentation")
+    if not annotation.get("bbox") and isinstance(polygons, list) and polygons:
+        flat = [v for one in polygons for v in one] if isinstance(polygons[0], list) else polygons
+        values = [number(value, "segmentation", where) for value in flat]
+        if not values or len(values) % 2:
+            raise DataError(f"{where}: no 'bbox', and its segmentation is not x, y, x, y, ...")
+        return enclosing([*zip(values[::2], values[1::2], strict=True)])
     box = entry(annotation, "bbox", list, where)
     if len(box) != _NUMBERS:
         raise DataError(f"{where}: bbox has {len(box)} numbers, not 4: x, y, width, height")

@@ -5,14 +5,14 @@ label file (`empty=unknown` where the task is not finished). Videos: a `<track>`
 `outside="1"` the object is not there. All frames of a task were looked at, from `start_frame` to `stop_frame`; they
 are cut out of the video, or taken from a folder in which they are called `frame_000012.png`, as CVAT exports them.
 
-A polygon, a polyline, a mask and an ellipse stand for the box around them, as does a box that is turned; points, tags
-and cuboids have none. Several tasks with different labels: each was labelled for its own, and data.yaml says so
-(`annotated`).
+A polygon, a polyline, a mask, an ellipse, a cuboid and a skeleton stand for the box around them, as does a box that is
+turned. Points have none: where an object is marked by them alone, its class is unknown in the whole image. Tags are of
+the image; labels of tags, and those of the points of a skeleton, are no classes. Several tasks with different labels:
+each was labelled for its own, and data.yaml says so (`annotated`).
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,12 +33,22 @@ from rebalance.data.formats.reading import (
     source_path,
     whole,
 )  # fmt: skip
-from rebalance.data.formats.record import Box, ConvertFlags, Found, Frame, Record, enclosing, guess_split
+from rebalance.data.formats.record import (
+    Box,
+    ConvertFlags,
+    Found,
+    Frame,
+    Record,
+    enclosing,
+    guess_split,
+    turned,
+)
 from rebalance.errors import DataError
 from rebalance.settings import setting
 
-_SHAPES = ("box", "polygon", "polyline", "mask", "ellipse")
-_WITHOUT = ("points", "tag", "cuboid", "skeleton")
+_SHAPES = ("box", "polygon", "polyline", "mask", "ellipse", "cuboid", "skeleton")
+_WITHOUT = ("points", "tag")
+_CUBOID = [f"{end}{face}" for face in (1, 2) for end in ("tl", "bl", "tr", "br")]  # x and y of its eight corners
 _BLOCK = 50  # frames of a video that stay together where splits are drawn
 
 
@@ -82,7 +92,11 @@ def root_of(path: Path) -> Element:
 
 def labels_of(path: Path, root: Element) -> list[str]:
     """The labels of a task or project, or those that are used, where it names none."""
-    named = [label.findtext("name") or "" for label in root.iter("label")]
+    named = [
+        label.findtext("name") or ""
+        for label in root.iter("label")
+        if label.find("parent") is None and label.findtext("type") != "tag"
+    ]
     used = [shape.get("label") or "" for shape in root.iter() if shape.tag in ("track", *_SHAPES)]
     return list(dict.fromkeys(filter(None, named or used)))
 
@@ -95,10 +109,12 @@ def corners(path: Path, element: Element) -> tuple[float, float, float, float]:
         return number(attribute(path, element, name), name, where)
 
     if element.tag in ("polygon", "polyline"):
-        pairs = [pair.split(",") for pair in attribute(path, element, "points").split(";") if pair]
-        if not pairs or any(len(pair) != 2 for pair in pairs):
-            raise DataError(f"{where}: points='{element.get('points')}' are not x,y;x,y;...")
-        return enclosing([(number(x, "points", where), number(y, "points", where)) for x, y in pairs])
+        return enclosing(_points(path, element))
+    if element.tag == "skeleton":
+        seen = [part for part in children(element, "points") if part.get("outside") != "1"]
+        return enclosing([point for part in seen or [element] for point in _points(path, part)])
+    if element.tag == "cuboid":
+        return enclosing([(value(f"x{corner}"), value(f"y{corner}")) for corner in _CUBOID])
     if element.tag == "mask":
         left, top = value("left"), value("top")
         return left, top, left + value("width"), top + value("height")
@@ -112,15 +128,23 @@ def corners(path: Path, element: Element) -> tuple[float, float, float, float]:
     return turned(box, number(element.get("rotation", "0"), "rotation", where))
 
 
-def turned(box: tuple[float, float, float, float], degrees: float) -> tuple[float, float, float, float]:
-    """The box around a box that is turned about its centre."""
-    if not degrees:
-        return box
-    cos, sin = abs(math.cos(math.radians(degrees))), abs(math.sin(math.radians(degrees)))
-    width, height = box[2] - box[0], box[3] - box[1]
-    x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
-    half, tall = (width * cos + height * sin) / 2, (width * sin + height * cos) / 2
-    return x - half, y - tall, x + half, y + tall
+def _points(path: Path, element: Element) -> list[tuple[float, float]]:
+    """The points of a shape."""
+    where = at(path, element)
+    pairs = [pair.split(",") for pair in attribute(path, element, "points").split(";") if pair]
+    if not pairs or any(len(pair) != 2 for pair in pairs):
+        raise DataError(f"{where}: points='{element.get('points')}' are not x,y;x,y;...")
+    return [(number(x, "points", where), number(y, "points", where)) for x, y in pairs]
+
+
+def _annotate(record: Record, path: Path, shape: Element, label: str, found: Found) -> None:
+    """Add a shape to an image: its box, or what is not known without one."""
+    if shape.tag in _SHAPES:
+        record.boxes.append(Box(label, *corners(path, shape)))
+    elif shape.tag in _WITHOUT:
+        found.left_out[f"annotations without a box (<{shape.tag}>)"] += 1
+        if shape.tag == "points":
+            record.add_unknown(label)
 
 
 def _images(path: Path, root: Element, given: CvatFlags, found: Found) -> list[Record]:
@@ -133,10 +157,8 @@ def _images(path: Path, root: Element, given: CvatFlags, found: Found) -> list[R
         split = guess_split(element.get("subset") or "")
         record = Record(name, images.find(name, where), where, (size[0], size[1]), split=split)
         for shape in element:
-            if isinstance(shape, Element) and shape.tag in _SHAPES:
-                record.boxes.append(Box(attribute(path, shape, "label"), *corners(path, shape)))
-            elif shape.tag in _WITHOUT:
-                found.left_out[f"annotations without a box (<{shape.tag}>)"] += 1
+            if isinstance(shape, Element) and shape.tag in (*_SHAPES, *_WITHOUT):
+                _annotate(record, path, shape, attribute(path, shape, "label"), found)
         records.append(record)
     return records
 
@@ -178,14 +200,14 @@ def _video(path: Path, root: Element, task: str, given: CvatFlags, found: Found)
     for track in children(root, "track"):
         label = attribute(path, track, "label")
         for shape in track:
-            if shape.tag in _WITHOUT:
-                found.left_out[f"annotations without a box (<{shape.tag}>)"] += 1
-            elif shape.tag in _SHAPES and isinstance(shape, Element) and shape.get("outside") != "1":
+            known = isinstance(shape, Element) and shape.tag in (*_SHAPES, *_WITHOUT)
+            if known and shape.get("outside") != "1":
+                assert isinstance(shape, Element)
                 frame = whole(attribute(path, shape, "frame"), "frame", at(path, shape))
                 if not span[0] <= frame <= span[1]:
                     raise DataError(f"{at(path, shape)}: frame {frame} is not one of {span[0]} to {span[1]}")
                 if frame in records:
-                    records[frame].boxes.append(Box(label, *corners(path, shape)))
+                    _annotate(records[frame], path, shape, label, found)
     return list(records.values())
 
 

@@ -5,7 +5,8 @@
 
 A line: type, truncated, occluded, alpha, left, top, right, bottom (pixels), and 7 or 8 values of the object in space.
 `DontCare` marks far objects that nobody labelled: an unknown region of all classes. A file without lines says:
-nothing there; an image without a file is of the hidden test set, and left out.
+nothing there; an image without a file is of the hidden test set, and left out. Other sets are written so, too: where
+none of the classes is KITTI's, they are those that are there, by name.
 """
 
 from __future__ import annotations
@@ -30,12 +31,19 @@ def read(given: ConvertFlags) -> Found:
     images = image_folders(given.images, folder.parent / "image_2")
     lists = _lists(source)
     found = Found(names=list(NAMES), records=[], files=files)
+    first: dict[str, str] = {}  # class -> where it is first
     for path in files:
         split = lists.get(path.stem, "")
         if lists and not split:
             found.left_out["images in none of the lists"] += 1
             continue
-        found.records.append(_record(path, images, split))
+        found.records.append(_record(path, images, split, first))
+    if first and not first.keys() & {*NAMES}:
+        found.names = sorted(first)
+        found.notes.append(f"no class is one of KITTI's, so that they are those of the files: {', '.join(found.names)}")
+    for name, where in first.items():
+        if name not in found.names:
+            raise DataError(f"{where}: '{name}' is not one of {', '.join(NAMES)}, DontCare{nearest(name, NAMES)}")
     return found
 
 
@@ -53,7 +61,7 @@ def _lists(source: Path) -> dict[str, str]:
     return found
 
 
-def _record(path: Path, images: Images, split: str) -> Record:
+def _record(path: Path, images: Images, split: str, first: dict[str, str]) -> Record:
     image = images.find(path.stem, str(path), any_suffix=True)
     record = Record(image.name if image else f"{path.stem}.png", image, str(path), split=split)
     for where, line in lines_of(path):
@@ -61,10 +69,9 @@ def _record(path: Path, images: Images, split: str) -> Record:
         if len(values) + 1 not in _VALUES:
             raise DataError(f"{where}: {len(values) + 1} values; a line of KITTI has 15, or 16 with a score")
         left, top, right, bottom = (number(value, "box", where) for value in values[3:7])
-        if kind == "DontCare":
+        if kind.lower() == "dontcare":
             record.regions.append(Region(True, None, (left, top, right, bottom)))
-        elif kind in NAMES:
-            record.boxes.append(Box(kind, left, top, right, bottom))
         else:
-            raise DataError(f"{where}: '{kind}' is not one of {', '.join(NAMES)}, DontCare{nearest(kind, NAMES)}")
+            first.setdefault(kind, where)
+            record.boxes.append(Box(kind, left, top, right, bottom))
     return record

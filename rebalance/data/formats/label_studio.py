@@ -1,18 +1,20 @@
 """Label Studio's JSON exports: JSON (tasks with annotations) and JSON-MIN (tasks with their results).
 
 Boxes are in percent of the image. A box that is turned, a polygon and an ellipse stand for the box around them;
-brushes, points and classes of the whole image have none. A task without a finished annotation (none, or cancelled)
-was looked at by nobody: no label file. A finished one without boxes says: nothing there. Of several annotations of a
-task the one marked as ground truth counts, else the latest. Predictions do not count.
+brushes and points have none: where an object is marked by them alone, its class is unknown in the whole image. Classes
+of the whole image are left out. A task without a finished annotation (none, or cancelled) was looked at by nobody: no
+label file. A finished one without boxes says: nothing there. Of several annotations of a task the one marked as ground
+truth counts, else the latest. Predictions do not count.
 
 Images are found by their names: `/data/upload/3/0a1b2c3d-x.jpg` is x.jpg or 0a1b2c3d-x.jpg, `/data/local-
-files/?d=a/x.jpg` is a/x.jpg, of a URL the path.
+files/?d=a/x.jpg` is a/x.jpg, of a URL the path. Where `image` has no suffix, any image of that name is it.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -22,8 +24,13 @@ from rebalance.data.formats.reading import Images, entry, files_of, image_folder
 from rebalance.data.formats.record import Box, ConvertFlags, Found, Record, enclosing
 from rebalance.errors import DataError
 
-_KINDS = ("rectanglelabels", "polygonlabels", "ellipselabels")
+_SHAPES = {
+    "polygon": {"points"},
+    "ellipse": {"x", "y", "radiusX", "radiusY"},
+    "rectangle": {"x", "y", "width", "height"},
+}
 _TASK = ("data", "annotations", "completions")  # completions: before version 1
+_SHAPED = ("labels", *(f"{shape}labels" for shape in _SHAPES))  # the keys of classes that a shape stands beside
 _UPLOADED = re.compile(r"^[0-9a-f]{8}-")
 
 
@@ -50,9 +57,22 @@ def _record(task: Any, where: str, images: Images, found: Found) -> Record:
     record = Record(name, image, where)
     results = _results(task, where, found) if full else _minimal(task)
     record.labelled = results is not None
+    classed = {result.get("id") for _, result in results or () if isinstance(result, dict) and _classes(result)}
     for i, (place, result) in enumerate(results or ()):
-        _annotate(record, result, f"{where}, {place}[{i}]", found)
+        _annotate(record, result, f"{where}, {place}[{i}]", classed, found)
     return record
+
+
+def _value(result: dict[str, Any]) -> dict[str, Any]:
+    """What a result says; of JSON-MIN the result itself."""
+    return result["value"] if isinstance(result.get("value"), dict) else result
+
+
+def _classes(result: dict[str, Any]) -> str:
+    """The key of the classes of a result: `rectanglelabels`, or `labels`, whatever the shape; empty: it has none."""
+    return next(
+        (key for key, names in _value(result).items() if key.endswith("labels") and isinstance(names, list)), ""
+    )
 
 
 def _image(data: Any, where: str, images: Images) -> tuple[str, Path | None]:
@@ -66,6 +86,10 @@ def _image(data: Any, where: str, images: Images) -> tuple[str, Path | None]:
         name = Path(path).name
         short = _UPLOADED.sub("", name)
         return short, images.find(path, where) or (images.find(short, where) if short != name else None)
+    plain = data.get("image") if isinstance(data, dict) else None
+    name = Path(urlsplit(plain).path).name if isinstance(plain, str) else ""
+    if name and (file := images.find(name, where, any_suffix=True)):
+        return file.name, file
     raise DataError(f"{where}: none of its data is the name of an image")
 
 
@@ -90,13 +114,17 @@ def _minimal(task: dict[str, Any]) -> list[tuple[str, Any]] | None:
     return [(key, result) for key, value in lists.items() for result in value] if "annotator" in task or lists else None
 
 
-def _annotate(record: Record, result: Any, where: str, found: Found) -> None:
+def _annotate(record: Record, result: Any, where: str, classed: Collection[Any], found: Found) -> None:
     if not isinstance(result, dict):
         raise DataError(f"{where}: not an object with keys")
-    value = result["value"] if isinstance(result.get("value"), dict) else result
-    kind = next((kind for kind in _KINDS if kind in value), "")
-    if not kind:
+    value, kind = _value(result), _classes(result)
+    shape = next((shape for shape, keys in _SHAPES.items() if keys <= {*value}), "")
+    if kind not in _SHAPED or not shape:
+        if not kind and result.get("type") in _SHAPES and result.get("id") in classed:
+            return  # the plain shape of <Rectangle>, whose classes are another result, of <Labels>
         found.left_out[f"annotations without a box ({result.get('type', 'of another kind')})"] += 1
+        for name in value[kind] if kind else ():
+            record.add_unknown(str(name))
         return
     size = tuple(number(result.get(f"original_{side}"), f"original_{side}", where) for side in ("width", "height"))
     if min(size) <= 0:
@@ -111,7 +139,7 @@ def _annotate(record: Record, result: Any, where: str, found: Found) -> None:
     def percent(key: str) -> float:
         return number(entry(value, key, (int, float), where), key, where) * scale[key in ("y", "height", "radiusY")]
 
-    if kind == "polygonlabels":
+    if shape == "polygon":
         points = entry(value, "points", list, where)
         if not points or any(not isinstance(point, list) or len(point) != 2 for point in points):
             raise DataError(f"{where}: points are not pairs of x and y")
@@ -120,7 +148,7 @@ def _annotate(record: Record, result: Any, where: str, found: Found) -> None:
         x, y = percent("x"), percent("y")
         angle = math.radians(number(value.get("rotation") or 0, "rotation", where))
         cos, sin = math.cos(angle), math.sin(angle)
-        if kind == "rectanglelabels":  # x, y is the upper left corner, about which it is turned
+        if shape == "rectangle":  # x, y is the upper left corner, about which it is turned
             w, h = percent("width"), percent("height")
             box = enclosing([(x + a * cos - b * sin, y + a * sin + b * cos) for a in (0, w) for b in (0, h)])
         else:

@@ -30,21 +30,25 @@ def read(given: ConvertFlags) -> Found:
     found = Found(names=list(dict.fromkeys(names.values())), records=[], files=[file.path for file in files])
     for file in files:
         images = coco.folders(given.images, file.path, source)
-        for image in progress(file.images, f"convert: reading {file.path.name}"):
-            record = coco.record_of(image, _file_name(image, file.path), file, images, source)
-            _annotate(record, image, file, names)
+        for number, image in progress([*file.images.items()], f"convert: reading {file.path.name}"):
+            record = coco.record_of(number, image, _file_names(image, file.path), file, images, source)
+            _annotate(record, image, file.annotations.get(number, []), names)
             found.records.append(record)
     return found
 
 
-def _file_name(image: dict[str, Any], path: Path) -> Any:
-    """The name with the folder of COCO's split; that of version 0.5 begins with `COCO_val2014_` and the like."""
+def _file_names(image: dict[str, Any], path: Path) -> list[Any]:
+    """The name with the folder of COCO's split, then the plain one: version 0.5 has `COCO_val2014_` and the like."""
+    told = [image.get("file_name")]
     if "coco_url" in image:
-        return "/".join(entry(image, "coco_url", str, f"{path}, image {image['id']}").split("/")[-2:])
-    return image.get("file_name")
+        url: str = entry(image, "coco_url", str, f"{path}, image {image['id']}")
+        told.insert(0, "/".join(url.split("/")[-2:]))
+    return told
 
 
-def _annotate(record: Record, image: dict[str, Any], file: coco.File, names: dict[int, str]) -> None:
+def _annotate(
+    record: Record, image: dict[str, Any], annotations: list[coco.Annotation], names: dict[int | str, str]
+) -> None:
     lists = {}
     for key in ("neg_category_ids", "not_exhaustive_category_ids"):
         told = entry(image, key, list, record.where)
@@ -52,13 +56,12 @@ def _annotate(record: Record, image: dict[str, Any], file: coco.File, names: dic
             if not isinstance(number, int) or number not in names:
                 raise DataError(f"{record.where}: {key} has {number}, which is not among the categories")
         lists[key] = {*told}
-    present = set()
-    for where, annotation in file.annotations.get(image["id"], ()):
-        present.add(annotation["category_id"])
-        record.boxes.append(Box(names[annotation["category_id"]], *coco.box_of(annotation, where)))
+    present = {one.category for one in annotations}
+    record.boxes += [Box(names[one.category], *one.box) for one in annotations]
     absent = lists["neg_category_ids"] - present
     complete = present - lists["not_exhaustive_category_ids"]
-    known = [names[number] for number in sorted(absent | complete)]
+    # in the order of the categories
+    known = [name for number, name in names.items() if number in absent | complete]
     record.regions.append(Region(True, known, None, others=True))
     if absent:
-        record.regions.append(Region(False, [names[number] for number in sorted(absent)], None))
+        record.regions.append(Region(False, [name for number, name in names.items() if number in absent], None))

@@ -3,6 +3,7 @@
     *class-descriptions-boxable.csv            LabelName,DisplayName, with or without that header
     *<split>-annotations-bbox.csv              ImageID, LabelName, XMin, XMax, YMin, YMax (fractions), IsGroupOf
     *<split>-annotations-human-imagelabels-boxable.csv   ImageID, LabelName, Confidence: 1 there, 0 not there
+    challenge-2019-*: classes-description-500, <split>-detection-bbox, <split>-detection-human-imagelabels
     <images>/<split>/<ImageID>.jpg             or without the folder
 
 A class that is verified to be there is labelled in the whole image; one that is verified not to be there is
@@ -15,6 +16,7 @@ Classes form a tree, and the labels are the most specific: of a Man that is labe
 
 from __future__ import annotations
 
+import csv
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -23,7 +25,8 @@ from rebalance.data.formats.reading import Images, files_of, image_folders, line
 from rebalance.data.formats.record import Box, ConvertFlags, Found, Record, Region, guess_split
 from rebalance.errors import DataError
 
-_BOXES, _LABELS = re.compile(r"annotations-bbox"), re.compile(r"human-imagelabels")
+_BOXES, _LABELS = re.compile(r"(annotations|detection)-bbox"), re.compile(r"human-imagelabels")
+_NAMES = re.compile(r"class(es)?-descriptions?")
 _SIDES = ("XMin", "YMin", "XMax", "YMax")
 
 
@@ -50,15 +53,15 @@ def read(given: ConvertFlags) -> Found:
 
 def _names(source: Path, files: list[Path]) -> dict[str, str]:
     """Code -> name of the classes, in the order of the file."""
-    path = next((path for path in files if "class-descriptions" in path.name), None)
+    path = next((path for path in files if _NAMES.search(path.name)), None)
     if path is None:
         raise DataError(f"source={source} has no *class-descriptions*.csv in it, with the names of the classes")
     names = {}
     for where, line in lines_of(path):
-        code, comma, name = line.partition(",")
-        if not comma:
+        code, *others = next(csv.reader([line], skipinitialspace=True))
+        if not others:
             raise DataError(f"{where}: not LabelName,DisplayName")
-        names[code] = name.strip().strip('"')
+        names[code.strip()] = others[0].strip()  # what stands behind them is a number
     names.pop("LabelName", None)
     return names
 

@@ -158,8 +158,32 @@ def entry(value: Any, key: str, kind: type[Any] | tuple[type[Any], ...], where: 
     if key not in value:
         raise DataError(f"{where}: no '{key}'{nearest(key, map(str, value))}")
     if not isinstance(value[key], kind) or (isinstance(value[key], bool) and kind is not bool):
-        raise DataError(f"{where}: '{key}' is {json.dumps(value[key], default=str)[:40]}, not of the kind it should be")
+        raise DataError(f"{where}: '{key}' is {json.dumps(value[key], default=str)[:40]}, not {_kind(kind)}")
     return value[key]
+
+
+def _kind(kind: type[Any] | tuple[type[Any], ...]) -> str:
+    """What a value of JSON should be."""
+    first = kind[0] if isinstance(kind, tuple) else kind
+    return {list: "a list", str: "a text", dict: "an object", int: "a number", float: "a number"}.get(
+        first, "of the kind it should be"
+    )
+
+
+def identifier(value: Any, key: str, where: str) -> int | str:
+    """`value[key]`, a number or a text that stands for something; some tools write `1` as `"1"` or `1.0`."""
+    found: int | float | str = entry(value, key, (int, float, str), where)
+    if isinstance(found, str):
+        return int(found) if found.isascii() and found.isdecimal() else found
+    return whole(found, key, where)
+
+
+def mark(value: Any, what: str, where: str) -> bool:
+    """A mark that is set or not, however it is spelled; DataError where it is neither."""
+    text = str(value).strip().lower()
+    if text not in ("", "0", "0.0", "false", "none", "1", "1.0", "true"):
+        raise DataError(f"{where}: {what} is {json.dumps(value, default=str)[:40]}, not 0 or 1")
+    return text in ("1", "1.0", "true")
 
 
 def read_csv(path: Path, needed: Iterable[str]) -> Iterator[tuple[str, Mapping[str, str]]]:

@@ -6,6 +6,7 @@ splits that are drawn, files and counts are the writer's (`write`).
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -57,6 +58,12 @@ class Record:
     split: str = ""  # train, val or test; empty: the source does not say
     labelled: bool = True  # somebody looked at it; else no label file is written
     group: str = ""  # images that look alike, which stay together where a split is drawn
+
+    def add_unknown(self, name: str) -> None:
+        """An object of a class is there, and no box says where: the class is unknown in the whole image."""
+        region = Region(True, [name], None)
+        if region not in self.regions:
+            self.regions.append(region)
 
 
 @dataclass
@@ -119,6 +126,17 @@ def enclosing(points: Sequence[tuple[float, float]]) -> tuple[float, float, floa
     """Left, top, right, bottom of points."""
     x, y = zip(*points, strict=True)
     return min(x), min(y), max(x), max(y)
+
+
+def turned(box: tuple[float, float, float, float], degrees: float) -> tuple[float, float, float, float]:
+    """The box around a box that is turned about its centre."""
+    if not degrees:
+        return box
+    cos, sin = abs(math.cos(math.radians(degrees))), abs(math.sin(math.radians(degrees)))
+    width, height = box[2] - box[0], box[3] - box[1]
+    x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+    half, tall = (width * cos + height * sin) / 2, (width * sin + height * cos) / 2
+    return x - half, y - tall, x + half, y + tall
 
 
 def guess_split(text: str) -> str:

@@ -80,7 +80,7 @@ def write(name: str, row: Format, given: ConvertFlags) -> Manifest:
     _outside(out, given, found)
     if not found.records:
         raise DataError(f"source={given.source} tells of no image")
-    names = _names(found.names, given.classes)
+    names = _names(found, given.classes)
     left, notes = found.left_out.copy(), list(found.notes)
     records, missing = _present(found, given)
     records = _split(_empty(records, given.empty), given, notes)
@@ -106,6 +106,8 @@ def write(name: str, row: Format, given: ConvertFlags) -> Manifest:
         finish(folder, _yaml(folder, items, names, found, missing), manifest)
     for reason in notes:
         print(f"note: {reason}", file=sys.stderr)
+    if not manifest["total"]["boxes"]:
+        print("warning: no image has a box, so nothing can be learned from it", file=sys.stderr)
     if missing:
         print(f"warning: {len(missing)} images are not there, the first is {missing[0]}", file=sys.stderr)
     return manifest
@@ -146,11 +148,13 @@ def _outside(out: Path, given: ConvertFlags, found: Found) -> None:
         raise DataError(f"out={out} is a file of the source")
 
 
-def _names(names: Sequence[str], kept: str) -> list[str]:
+def _names(found: Found, kept: str) -> list[str]:
     """The classes of the new set."""
+    names = found.names
     if not kept:
         if not names:
-            raise DataError("the source names no class")
+            why = ", ".join(f"{count} {what}" for what, count in found.left_out.items())
+            raise DataError("the source names no class" + (f"; it has {why}" if why else ""))
         return list(names)
     chosen = [name.strip() for name in kept.split(",") if name.strip()]
     for name in chosen:
@@ -208,14 +212,18 @@ def _split(records: list[Record], given: ConvertFlags, notes: list[str]) -> list
     keys = list(groups)
     random.Random(given.seed).shuffle(keys)
     made: list[Record] = []
+    spared = 0 if drawn else 1  # a group that stays for training, unless somebody asks otherwise
     for split, share in (("val", given.val), ("test", given.test), ("train", 1.0)):
         wanted, count = math.floor(share * len(records) + 0.5), 0
-        while keys and (count < wanted or split == "train"):
+        while keys and (split == "train" or (count < wanted and len(keys) > spared)):
             made += [replace(record, split=split) for record in groups[keys[-1]]]
             count += len(groups[keys.pop()])
     counts = Counter(record.split for record in made)
     if not counts["train"]:
-        raise DataError(f"no image is left for training: {len(groups)} images or groups of them, val={given.val:g}")
+        raise DataError(
+            f"no image is left for training: {len(groups)} images or groups of them, val={given.val:g}; "
+            "give val=0 or split=train"
+        )
     parts = ", ".join(f"{split} {counts[split]}" for split in SPLITS if counts[split])
     notes.append(f"the source says no splits: {parts} images were drawn with seed {given.seed} (val=, test=, split=)")
     return made
@@ -235,7 +243,7 @@ def _items(records: Sequence[Record], names: Sequence[str], left: Counter[str], 
         rows: dict[str, int] = {}
         for box in record.boxes:
             if box.name not in number:
-                left[f"boxes of other classes ({box.name})"] += 1
+                left[f"boxes of other classes ({box.name})" if box.name else "boxes without a class"] += 1
                 continue
             line = _line((box.left / width, box.top / height, box.right / width, box.bottom / height))
             if line is None:

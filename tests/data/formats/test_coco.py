@@ -147,7 +147,7 @@ def broken(path: list[Any], value: Any) -> dict[str, Any]:
         (broken(["annotations", 3, "image_id"], 99), "annotations[3]: image_id 99 is not among the images"),
         (broken(["images", 1, "id"], 397133), "images[1]: id 397133 is there twice"),
         (broken(["images", 1, "file_name"], None), "image 7: no file_name"),
-        (broken(["categories"], {}), "'categories' is {}, not of the kind"),
+        (broken(["categories"], {}), "'categories' is {}, not a list"),
         (broken(["images", 0, "width"], float("nan")), "image 397133: width NaN is not a number"),
         (broken(["images", 0, "width"], 10**400), "is not a number"),
     ],

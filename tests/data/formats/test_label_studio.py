@@ -96,7 +96,7 @@ def test_the_short_export(photos: Path, tmp_path: Path) -> None:
     ("content", "says"),
     [
         ({"a": 1}, "not a list of tasks"),
-        ([task("a.jpg", done(box(x="left")))], "task [0], result[0]: 'x' is \"left\", not of the kind"),
+        ([task("a.jpg", done(box(x="left")))], "task [0], result[0]: 'x' is \"left\", not a number"),
         (
             [task("a.jpg", done({**box(), "original_width": None}))],
             "task [0], result[0]: original_width null is not a number",
