@@ -68,7 +68,7 @@ def read(given: VocFlags) -> Found:
     years = [year for year in years if (year / "ImageSets" / "Main").is_dir()]
     found = Found(names=[], records=[])
     if years:
-        records = [record for year in years for record in _year(year, given, tested=any(map(_tested, years)))]
+        records = [record for year in years for record in _year(year, given, found, tested=any(map(_tested, years)))]
     else:
         records = _loose(source, given)
     first, objects = 1, []
@@ -106,11 +106,17 @@ def _tested(year: Path) -> bool:
 
 
 def _listed(year: Path, which: str) -> list[str]:
+    """The names in a list. They may have spaces; a mark behind a name is that of a list of one class."""
     path = year / "ImageSets" / "Main" / f"{which}.txt"
-    return [line.split()[0] for _, line in lines_of(path)] if path.is_file() else []
+    found = []
+    for _, line in lines_of(path) if path.is_file() else ():
+        name, _, mark_ = line.rpartition(" ")
+        whole = mark_ not in ("-1", "0", "1") or (year / "Annotations" / f"{line}.xml").is_file()
+        found.append(line if whole else name.rstrip())
+    return found
 
 
-def _year(year: Path, given: VocFlags, *, tested: bool) -> list[tuple[Record, Element | None]]:
+def _year(year: Path, given: VocFlags, found: Found, *, tested: bool) -> list[tuple[Record, Element | None]]:
     """The images that the lists of one year name."""
     lists = {which: _listed(year, which) for which in ("train", "val", "trainval", "test")}
     if (tested and lists["trainval"]) or not (lists["train"] or lists["val"]):
@@ -120,11 +126,15 @@ def _year(year: Path, given: VocFlags, *, tested: bool) -> list[tuple[Record, El
     images = Images(year / "JPEGImages")
     if given.images:
         images = image_folders(given.images)
-    listed = [(name, split) for which, split in splits.items() for name in lists[which]]
+    listed: dict[str, str] = {}
+    for which, split in reversed(splits.items()):  # what is held out stays so
+        for name in lists[which]:
+            if listed.setdefault(name, split) != split:
+                found.left_out[f"images of the list {which}.txt that another list has, too"] += 1
     if not listed:
         raise DataError(f"{year / 'ImageSets' / 'Main'} has no list {', '.join(lists)}.txt with images")
     made: list[tuple[Record, Element | None]] = []
-    for name, split in listed:
+    for name, split in listed.items():
         file = year / "Annotations" / f"{name}.xml"
         root = read_xml(file) if file.is_file() else None
         if split == "test" and root is None:

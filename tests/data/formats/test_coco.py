@@ -264,3 +264,78 @@ def test_what_coco_cannot_say_is_said(
     assert main(["convert", "to-coco", f"data={file}", f"out={tmp_path / 'json'}"]) == 0
     told = capsys.readouterr().out.splitlines()
     assert [line for line in told if line.startswith("note")] == notes
+
+
+def small(annotations: list[dict[str, Any]], **more: Any) -> str:
+    """A file of one image, a.jpg, and two classes."""
+    image = {"id": 0, "file_name": "a.jpg", "width": 200, "height": 100}
+    categories = [{"id": 1, "name": "fish"}, {"id": 2, "name": "crab"}]
+    return json.dumps({"images": [image], "categories": categories, "annotations": annotations, **more})
+
+
+def test_numbers_as_texts_and_categories_that_are_there_once_an_image(tmp_path: Path) -> None:
+    picture(tmp_path / "s/a.jpg")
+    categories = [{"id": i, "name": name} for _ in range(3) for i, name in (("2", "crab"), (1.0, "fish"))]
+    one = {"image_id": "0", "category_id": 2, "bbox": [10, 20, 30, 40], "iscrowd": "0"}
+    image = {"id": 0, "file_name": "a.jpg", "width": "200", "height": "100"}
+    file = write(tmp_path / "s/via.json", small([one], categories=categories, images=[image]))
+    made = convert("coco", tmp_path, source=file, split="train")
+    assert made.names == ["fish", "crab"]
+    assert made.boxes("train/a.jpg") == [("crab", 10, 20, 40, 60)]
+
+
+def test_one_id_of_two_classes_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture(tmp_path / "s/a.jpg")
+    file = write(tmp_path / "s/x.json", small([], categories=[{"id": 1, "name": "fish"}, {"id": 1, "name": "crab"}]))
+    told = refused("coco", tmp_path, capsys, source=file, split="train")
+    assert told.endswith("x.json, categories[1]: id 1 is crab here and fish before")
+
+
+def test_polygons_without_a_box_and_marks_however_they_are_spelled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture(tmp_path / "s/a.jpg")
+    rows: list[dict[str, Any]] = [
+        {"category_id": 1, "segmentation": [[10, 20, 40, 20, 40, 60], [50, 5, 60, 5, 60, 9]], "iscrowd": False},
+        {"category_id": 1, "segmentation": [1, 2, 3, 4, 5, 6], "bbox": [], "iscrowd": "false"},
+        {"category_id": 2, "bbox": [0, 0, 10, 10], "iscrowd": "true"},
+        {"category_id": 2, "bbox": [20, 0, 10, 10], "iscrowd": 0, "ignore": 1},
+    ]
+    file = write(tmp_path / "s/x.json", small([{"image_id": 0, **row} for row in rows]))
+    made = convert("coco", tmp_path, source=file, split="train")
+    assert made.boxes("train/a.jpg") == [("fish", 10, 5, 60, 60), ("fish", 1, 2, 5, 6)]
+    assert made.regions("train/a.jpg") == [("unknown", "crab", 0, 0, 10, 10), ("unknown", "crab", 20, 0, 30, 10)]
+    for more, says in (
+        ({"bbox": [1, 2, 3, 4], "iscrowd": "maybe"}, 'annotations[0]: iscrowd is "maybe", not 0 or 1'),
+        ({"segmentation": {"counts": "x", "size": [1, 2]}}, "annotations[0]: no 'bbox'"),
+        ({"segmentation": [[1, 2, 3]]}, "annotations[0]: no 'bbox', and its segmentation is not x, y, x, y"),
+    ):
+        write(file, small([{"image_id": 0, "category_id": 1, **more}]))
+        assert says in refused("coco", tmp_path, capsys, source=file, split="train")
+
+
+@pytest.mark.parametrize(("way", "boxes", "regions"), [("unknown", 0, 2), ("keep", 2, 0), ("drop", 0, 0)])
+def test_a_file_whose_annotations_all_are_crowds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], way: str, boxes: int, regions: int
+) -> None:
+    picture(tmp_path / "s/a.jpg")
+    rows = [{"image_id": 0, "category_id": 1, "bbox": [x, 0, 10, 10], "iscrowd": 1} for x in (0, 20)]
+    file = write(tmp_path / "s/x.json", small(rows))
+    made = convert("coco", tmp_path, source=file, split="train", crowd=way)
+    assert len(made.boxes("train/a.jpg") or ()) == boxes
+    assert len(made.regions("train/a.jpg")) == regions
+    assert made.manifest["left_out"] == ({"crowds": 2} if way == "drop" else {})
+    told = capsys.readouterr().err
+    assert ("every annotation is a crowd (2), so none is a label" in told) == (way == "unknown")
+    assert ("warning: no image has a box" in told) == (not boxes)
+
+
+def test_a_folder_with_files_of_other_tasks_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture(tmp_path / "s/a.jpg")
+    file = write(
+        tmp_path / "s/annotations/person_keypoints_val.json",
+        small([{"image_id": 0, "category_id": 1, "bbox": [0, 0, 9, 9]}]),
+    )
+    told = refused("coco", tmp_path, capsys, source=tmp_path / "s/annotations", images=tmp_path / "s")
+    assert "has files of other tasks alone, as person_keypoints_val.json; name one that has boxes" in told
+    assert convert("coco", tmp_path, source=file, images=tmp_path / "s").boxes("val/a.jpg") == [("fish", 0, 0, 9, 9)]

@@ -122,3 +122,52 @@ def test_a_frame_outside_of_the_task_or_a_film_that_is_not_there(
     near = film.with_name("tripp.avi")
     told = refused("cvat", tmp_path, capsys, source=file, images=near)
     assert told == f"images={near} does not exist (did you mean trip.avi?)"
+
+
+def test_cuboids_and_skeletons_have_a_box_and_points_leave_their_class_unknown(tmp_path: Path) -> None:
+    corners = {"tl1": (20, 30), "bl1": (20, 50), "tr1": (40, 30), "br1": (40, 52)}
+    corners |= {"tl2": (30, 25), "bl2": (30, 45), "tr2": (60, 25), "br2": (60, 45)}
+    cuboid = " ".join(f'x{corner}="{x}" y{corner}="{y}"' for corner, (x, y) in corners.items())
+    limb = '<points label="{}" outside="{}" points="{}"></points>'
+    body = (
+        '<image id="0" name="x.jpg" width="200" height="100">'
+        f'<cuboid label="car" {cuboid}></cuboid>'
+        f'<skeleton label="man">{limb.format("1", 0, "100,10")}{limb.format("2", 0, "120,60")}'
+        f"{limb.format('3', 1, '190,90')}</skeleton>"
+        '<points label="bird" points="5,5"></points><points label="bird" points="9,9"></points>'
+        '<tag label="rain"></tag><box label="" xtl="1" ytl="1" xbr="5" ybr="5"></box></image>'
+    )
+    text = xml(body, "car", "man", "bird", "rain", "1").replace(
+        "<name>rain</name>", "<name>rain</name><type>tag</type>"
+    )
+    text = text.replace("<name>1</name>", "<name>1</name><type>points</type><parent>man</parent>")
+    picture(tmp_path / "s/x.jpg")
+    made = convert("cvat", tmp_path, source=write(tmp_path / "s/a.xml", text), split="train")
+    assert made.names == ["car", "man", "bird"]
+    assert made.boxes("train/x.jpg") == [("car", 20, 25, 60, 52), ("man", 100, 10, 120, 60)]
+    assert made.regions("train/x.jpg") == [("unknown", "bird", 0, 0, 200, 100)]
+    assert made.manifest["left_out"] == {
+        "annotations without a box (<points>)": 2,
+        "annotations without a box (<tag>)": 1,
+        "boxes without a class": 1,
+    }
+
+
+def test_a_task_of_tags_says_why_there_is_nothing_to_learn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture(tmp_path / "s/x.jpg")
+    body = '<image id="0" name="x.jpg" width="200" height="100"><tag label="rain"></tag></image>'
+    text = xml(body, "rain").replace("</name><attributes>", "</name><type>tag</type><attributes>")
+    told = refused("cvat", tmp_path, capsys, source=write(tmp_path / "s/a.xml", text), split="train")
+    assert told == "the source names no class; it has 1 annotations without a box (<tag>)"
+
+
+def test_points_that_are_outside_say_nothing(film: Path, tmp_path: Path) -> None:
+    points = (
+        '<track id="1" label="bus"><points frame="2" outside="0" points="1,1"></points>'
+        '<points frame="3" outside="1" points="1,1"></points></track>'
+    )
+    file = write(tmp_path / "a.xml", xml(TRACKS + points, "car", "bus", more=SPAN + SIZE))
+    made = convert("cvat", tmp_path, source=file, images=film, split="train")
+    assert made.regions("train/trip/frame_000002.jpg", 64, 48) == [("unknown", "bus", 0, 0, 64, 48)]
+    assert made.regions("train/trip/frame_000003.jpg", 64, 48) == []
+    assert made.manifest["left_out"] == {"annotations without a box (<points>)": 1}

@@ -112,3 +112,34 @@ def test_the_short_export(photos: Path, tmp_path: Path) -> None:
 def test_malformed(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: Any, says: str) -> None:
     file = write(tmp_path / "e.json", json.dumps(content))
     assert says in refused("label-studio", tmp_path, capsys, source=file, images=photos, split="train")
+
+
+def test_what_is_marked_without_a_box_is_unknown_in_its_image(photos: Path, tmp_path: Path) -> None:
+    brush = {**box("brushlabels", rle=[1, 2]), "value": {"format": "rle", "rle": [1, 2], "brushlabels": ["Plane"]}}
+    point = {**box(), "type": "keypointlabels", "value": {"x": 1, "y": 2, "width": 0.4, "keypointlabels": ["Bird"]}}
+    tasks = [task("a.jpg", done(box(rectanglelabels=["Bird"]), brush, point, point)), task("b.jpg", done(box()))]
+    file = write(tmp_path / "e.json", json.dumps(tasks))
+    made = convert("label-studio", tmp_path, source=file, images=photos, split="train")
+    assert made.names == ["Bird", "Plane"]
+    assert made.regions("train/a.jpg") == [("unknown", "Plane", 0, 0, 200, 100), ("unknown", "Bird", 0, 0, 200, 100)]
+    assert made.manifest["left_out"] == {
+        "annotations without a box (brushlabels)": 1,
+        "annotations without a box (keypointlabels)": 2,
+    }
+
+
+def test_shapes_whose_classes_are_another_result(photos: Path, tmp_path: Path) -> None:
+    place = {"x": 10, "y": 20, "width": 30, "height": 40, "rotation": 0}
+    plain = {**box(), "type": "rectangle", "value": place}
+    classes = {**box(), "type": "labels", "value": {**place, "labels": ["Plane"]}}
+    alone = {**plain, "id": "b2"}
+    file = write(tmp_path / "e.json", json.dumps([task("a.jpg", done(plain, classes, alone))]))
+    made = convert("label-studio", tmp_path, source=file, images=photos, split="train")
+    assert made.boxes("train/a.jpg") == [("Plane", 20, 20, 80, 60)]
+    assert made.manifest["left_out"] == {"annotations without a box (rectangle)": 1}
+
+
+def test_an_image_that_is_named_without_its_suffix(photos: Path, tmp_path: Path) -> None:
+    file = write(tmp_path / "e.json", json.dumps([task("http://host/a?X-Amz=1", done(box()))]))
+    made = convert("label-studio", tmp_path, source=file, images=photos, split="train")
+    assert made.boxes("train/a.jpg") == [("Plane", 20, 20, 80, 60)]

@@ -71,3 +71,11 @@ def test_a_class_with_labels_is_not_background_whatever_the_list_says(tmp_path: 
     file = write(tmp_path / "s/lvis_v1_train.json", content(neg_category_ids=[2, 3]))
     made = convert("lvis", tmp_path, source=file)
     assert ("background", "air_conditioner", 0, 0, 200, 100) in made.regions("train/train2017/000000391895.jpg")
+
+
+def test_images_of_cocos_2014_are_found_by_their_file_names(tmp_path: Path) -> None:
+    picture(tmp_path / "coco/COCO_train2014_000000391895.jpg")
+    file = write(tmp_path / "lvis/lvis_v0.5_val.json", content(file_name="COCO_train2014_000000391895.jpg"))
+    made = convert("lvis", tmp_path, source=file, images=tmp_path / "coco")
+    assert made.manifest["missing"] == []
+    assert made.manifest["total"]["boxes"] == 3

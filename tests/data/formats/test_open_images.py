@@ -89,3 +89,18 @@ def test_a_missing_column_is_named(source: Path, tmp_path: Path, capsys: pytest.
     assert "line 1: no column LabelName (did you mean Labelname?)" in refused(
         "open-images", tmp_path, capsys, source=source
     )
+
+
+def test_the_challenges_names_of_files(source: Path, tmp_path: Path) -> None:
+    for old, new in {
+        "oidv7-class-descriptions-boxable.csv": "challenge-2019-classes-description-500.csv",
+        "oidv6-train-annotations-bbox.csv": "challenge-2019-train-detection-bbox.csv",
+        "train-annotations-human-imagelabels-boxable.csv": "challenge-2019-train-detection-human-imagelabels.csv",
+    }.items():
+        (source / old).rename(source / new)
+    names = source / "challenge-2019-classes-description-500.csv"
+    write(names, '/m/01,Tree,1\n/m/02,"Car, old",2\n/m/03,Wheel,3\n/m/04,Human eye,4\n')
+    made = convert("open-images", tmp_path, source=source)
+    assert made.names == ["Tree", "Car, old", "Wheel", "Human eye"]
+    assert made.boxes("train/000002b66c9c498e.jpg") == [("Tree", 50, 10, 100, 60)]
+    assert len(made.regions("train/000002b66c9c498e.jpg")) == 3

@@ -135,3 +135,13 @@ def test_fddb_malformed(tmp_path: Path, capsys: pytest.CaptureFixture[str], text
     images = tmp_path / "fddb/originalPics"
     told = refused("fddb", tmp_path, capsys, source=fddb(tmp_path, text), images=images, split="train")
     assert says in told
+
+
+def test_kittis_lines_with_other_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = kitti(tmp_path, CAR.replace("Car", "forklift") + CARELESS.lower())
+    write(source / "label_2/000002.txt", CAR.replace("Car", "box"))
+    made = convert("kitti", tmp_path, source=source, split="train")
+    assert made.names == ["box", "forklift"]
+    assert made.boxes("train/000000.png") == [("forklift", 10.5, 20, 60.25, 80)]
+    assert made.regions("train/000000.png") == [("unknown", "*", 100, 10, 180, 50)]
+    assert "no class is one of KITTI's" in capsys.readouterr().err

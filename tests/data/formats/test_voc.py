@@ -122,6 +122,10 @@ def test_a_size_of_zero_is_read_from_the_image(tmp_path: Path) -> None:
         (xml("a")[:60], "a.xml: not well-formed XML: "),
         ("<html></html>", "a.xml, line 1: <html> is not <annotation>"),
         (xml("a", "<object><name>dog</name></object>"), "a.xml, line 4: dog has no <bndbox>"),
+        (
+            xml("a", thing("dog", 1, 2, 3, 8, difficult="<difficult>a bit</difficult>")),
+            'a.xml, line 5: difficult is "a bit", not 0 or 1',
+        ),
     ],
 )
 def test_a_malformed_file_is_named_with_its_line(
@@ -151,3 +155,67 @@ def test_an_image_that_was_turned_is_left_out_and_told(tmp_path: Path, capsys: p
     assert made.boxes("train/c.jpg", 100, 50) == [("dog", 0, 0, 50, 25)]
     assert made.manifest["left_out"] == {"images of another shape than their annotations": 1}
     assert "b.jpg is 100×200 pixels, not 200×100" in capsys.readouterr().err
+
+
+def lists(folder: Path, **names: str) -> Path:
+    """A folder with Annotations, JPEGImages and lists; `a b` is one image whose name has a space."""
+    for name in sorted({name for text in names.values() for name in text.split(",")}):
+        picture(folder / f"JPEGImages/{name}.jpg")
+        write(folder / f"Annotations/{name}.xml", xml(name, thing("cell", 1, 1, 100, 50)))
+    for which, text in names.items():
+        write(folder / f"ImageSets/Main/{which}.txt", text.replace(",", "\n") + "\n")
+    return folder
+
+
+def test_a_set_that_is_not_the_challenges_keeps_its_val(tmp_path: Path) -> None:
+    source = lists(tmp_path / "BCCD", train="a,a b", val="c", test="d", trainval="a,a b,c")
+    made = convert("voc", tmp_path, source=source)
+    assert made.images() == ["test/BCCD/d.jpg", "train/BCCD/a b.jpg", "train/BCCD/a.jpg", "val/BCCD/c.jpg"]
+    assert made.manifest["missing"] == []
+
+
+def test_the_challenges_years_train_on_trainval(tmp_path: Path) -> None:
+    source = lists(tmp_path / "VOC2007", train="a,b", val="c", test="d", trainval="a,b,c")
+    assert convert("voc", tmp_path, source=source).manifest["splits"].keys() == {"train", "test"}
+
+
+def test_trainval_alone_says_no_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = lists(tmp_path / "s", trainval="a,b,c,d,e")
+    made = convert("voc", tmp_path, source=source)
+    assert {name: split["images"] for name, split in made.manifest["splits"].items()} == {"train": 4, "val": 1}
+    assert "the source says no splits" in capsys.readouterr().err
+
+
+def test_what_two_lists_name_stays_held_out(tmp_path: Path) -> None:
+    made = convert("voc", tmp_path, source=lists(tmp_path / "s", train="a,b,c", val="b", test="c"))
+    assert made.images() == ["test/s/c.jpg", "train/s/a.jpg", "val/s/b.jpg"]
+    assert made.manifest["left_out"] == {"images of the list train.txt that another list has, too": 2}
+
+
+def test_marks_of_a_list_of_one_class_are_no_part_of_a_name(tmp_path: Path) -> None:
+    source = lists(tmp_path / "s", train="a,b", val="c 1")
+    write(source / "ImageSets/Main/train.txt", "a  1\nb -1\n")
+    made = convert("voc", tmp_path, source=source)
+    assert made.images() == ["train/s/a.jpg", "train/s/b.jpg", "val/s/c 1.jpg"]
+
+
+def test_turned_boxes_and_names_without_a_suffix(tmp_path: Path) -> None:
+    picture(tmp_path / "s/a.png")
+    angle = "1.570796"  # a quarter
+    turned = f"<robndbox><cx>100</cx><cy>50</cy><w>40</w><h>20</h><angle>{angle}</angle></robndbox>"
+    text = xml("a", f"<object><type>robndbox</type><name>ship</name>{turned}</object>", thing("dog", 1, 1, 100, 50))
+    write(tmp_path / "s/a.xml", text.replace("<filename>a.jpg", "<filename>a"))
+    made = convert("voc", tmp_path, source=tmp_path / "s", split="train")
+    # such a tool counts from 0, in its plain boxes, too
+    assert made.boxes("train/a.png") == [("ship", 90, 30, 110, 70), ("dog", 1, 1, 100, 50)]
+
+
+@pytest.mark.parametrize(("spelled", "kept"), [("true", 0), ("False", 1), ("1", 0), ("", 1)])
+def test_difficult_however_it_is_spelled(tmp_path: Path, spelled: str, kept: int) -> None:
+    picture(tmp_path / "s/a.jpg")
+    write(
+        tmp_path / "s/a.xml",
+        xml("a", thing("dog", 1, 1, 9, 9, difficult=f"<difficult>{spelled}</difficult>"), thing("cat", 2, 2, 9, 9)),
+    )
+    made = convert("voc", tmp_path, source=tmp_path / "s", split="train", difficult="drop")
+    assert made.manifest["total"]["boxes"] == 1 + kept
