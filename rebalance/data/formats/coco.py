@@ -3,7 +3,8 @@
 A crowd (`iscrowd: 1`) is an unknown region of its class: there are many, and they are not labelled one by one; some
 tools, CVAT among them, mark each mask so (`crowd=keep`). So is what is to be ignored (`ignore: 1`, as in person and
 face sets). An image without annotations was looked at: it gets an empty label file. Class numbers follow the order of
-the category ids, which may have gaps and be there once an image, as VIA writes them. The split is in the name of the
+the category ids, which may have gaps and be there once an image, as VIA writes them. Several entries of one file are one image: else
+what one tells would be background in the copy of the other. The split is in the name of the
 file or of its folder. A polygon without a `bbox` stands for the box around it.
 
 Several files whose categories differ: each was labelled for its own, and data.yaml says so (`annotated`).
@@ -68,6 +69,7 @@ class File:
     names: dict[int | str, str]  # category id -> name, by id
     images: dict[int | str, dict[str, Any]]  # by id
     annotations: dict[int | str, list[Annotation]]  # by the id of the image
+    repeated: int  # entries of images that were there before; what they tell belongs to the first
 
 
 def read(given: CocoFlags) -> Found:
@@ -100,9 +102,16 @@ def read(given: CocoFlags) -> Found:
                 f"{file.path.name}: every annotation is a crowd ({len(crowds)}), so none is a label; some tools mark "
                 "each mask so: crowd=keep"
             )
+        count_repeated(file, found)
         if differ:
             found.annotated[prefix] = list(dict.fromkeys(file.names.values()))
     return found
+
+
+def count_repeated(file: File, found: Found) -> None:
+    """Count the entries that were joined with the first of their image."""
+    if file.repeated:
+        found.left_out["further entries of the same image"] += file.repeated
 
 
 def annotation_files(source: Path) -> list[Path]:
@@ -134,6 +143,8 @@ def read_file(path: Path) -> File:
     content = read_json(path)
     names: dict[int | str, str] = {}
     images: dict[int | str, dict[str, Any]] = {}
+    first: dict[int | str, int | str] = {}  # id of an image -> that of the first entry of its file
+    by_file: dict[str, int | str] = {}
     for i, category in enumerate(entry(content, "categories", list, str(path))):
         where = f"{path}, categories[{i}]"
         number_, name = identifier(category, "id", where), entry(category, "name", str, where)
@@ -142,22 +153,25 @@ def read_file(path: Path) -> File:
     for i, image in enumerate(entry(content, "images", list, str(path))):
         where = f"{path}, images[{i}]"
         number_ = identifier(image, "id", where)
-        if number_ in images:
+        if number_ in first:
             raise DataError(f"{where}: id {number_} is there twice")
-        images[number_] = image
+        file = image.get("file_name")
+        first[number_] = by_file.setdefault(file, number_) if isinstance(file, str) and file else number_
+        if first[number_] == number_:
+            images[number_] = image
     annotations: dict[int | str, list[Annotation]] = defaultdict(list)
     for i, annotation in enumerate(entry(content, "annotations", list, str(path))):
         where = f"{path}, annotations[{i}]"
         image_id, category_id = identifier(annotation, "image_id", where), identifier(annotation, "category_id", where)
-        if image_id not in images:
+        if image_id not in first:
             raise DataError(f"{where}: image_id {image_id} is not among the images")
         if category_id not in names:
             told = ", ".join(map(str, [*names][:_SHOWN]))
             raise DataError(f"{where}: category_id {category_id} is not among the categories ({told})")
         crowd, ignored = (mark(annotation.get(key), key, where) for key in ("iscrowd", "ignore"))
-        annotations[image_id].append(Annotation(where, category_id, _box(annotation, where), crowd, ignored))
+        annotations[first[image_id]].append(Annotation(where, category_id, _box(annotation, where), crowd, ignored))
     by_id = sorted(names.items(), key=lambda item: (isinstance(item[0], str), item[0]))
-    return File(path, dict(by_id), images, annotations)
+    return File(path, dict(by_id), images, annotations, len(first) - len(images))
 
 
 def record_of(

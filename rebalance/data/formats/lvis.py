@@ -29,6 +29,7 @@ def read(given: ConvertFlags) -> Found:
     names = files[0].names
     found = Found(names=list(dict.fromkeys(names.values())), records=[], files=[file.path for file in files])
     for file in files:
+        coco.count_repeated(file, found)
         images = coco.folders(given.images, file.path, source)
         for number, image in progress([*file.images.items()], f"convert: reading {file.path.name}"):
             record = coco.record_of(number, image, _file_names(image, file.path), file, images, source)

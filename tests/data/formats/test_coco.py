@@ -339,3 +339,14 @@ def test_a_folder_with_files_of_other_tasks_alone(tmp_path: Path, capsys: pytest
     told = refused("coco", tmp_path, capsys, source=tmp_path / "s/annotations", images=tmp_path / "s")
     assert "has files of other tasks alone, as person_keypoints_val.json; name one that has boxes" in told
     assert convert("coco", tmp_path, source=file, images=tmp_path / "s").boxes("val/a.jpg") == [("fish", 0, 0, 9, 9)]
+
+
+def test_several_entries_of_one_file_are_one_image(tmp_path: Path) -> None:
+    picture(tmp_path / "s/a.jpg")
+    images = [{"id": i, "file_name": "a.jpg", "width": 200, "height": 100} for i in (4, 5)]
+    rows = [{"image_id": i, "category_id": i - 3, "bbox": [0, 0, 10 * i, 10]} for i in (4, 5)]
+    file = write(tmp_path / "s/x.json", small(rows, images=images))
+    made = convert("coco", tmp_path, source=file, split="train")
+    assert made.images() == ["train/a.jpg"]
+    assert made.boxes("train/a.jpg") == [("fish", 0, 0, 40, 10), ("crab", 0, 0, 50, 10)]
+    assert made.manifest["left_out"] == {"further entries of the same image": 1}
