@@ -3,9 +3,9 @@
 A crowd (`iscrowd: 1`) is an unknown region of its class: there are many, and they are not labelled one by one; some
 tools, CVAT among them, mark each mask so (`crowd=keep`). So is what is to be ignored (`ignore: 1`, as in person and
 face sets). An image without annotations was looked at: it gets an empty label file. Class numbers follow the order of
-the category ids, which may have gaps and be there once an image, as VIA writes them. Several entries of one file are one image: else
-what one tells would be background in the copy of the other. The split is in the name of the
-file or of its folder. A polygon without a `bbox` stands for the box around it.
+the category ids, which may have gaps and be there once an image, as VIA writes them. Several entries of one file are
+one image: else what one tells would be background in the copy of the other. The split is in the name of the file or of
+its folder. A polygon without a `bbox` stands for the box around it.
 
 Several files whose categories differ: each was labelled for its own, and data.yaml says so (`annotated`).
 """
