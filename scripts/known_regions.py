@@ -11,14 +11,15 @@ Two ways in which labels are missing, made from a data set whose training labels
 
 Any other key takes the place of one of the trainings' (epochs=1). The sweep is `runs/benchmark/<name of out>` and goes
 on where it was stopped. Its records are kept in <out>/records.jsonl, the table is <out>/table.csv: mAP in points on
-test, differences from "nothing said" paired by seed, with 95 % intervals, and the gap closed to complete labels.
+test and val, differences from "nothing said" paired by seed, with 95 % intervals, p after Holm's correction over the
+ways, and the gap closed to complete labels.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,10 @@ from rebalance.data.folder import finish, link, new_folder, put
 from rebalance.data.labels import Labels
 from rebalance.data.regions import Regions
 from rebalance.errors import ConfigError, DataError, RunError
-from rebalance.experiments.record import load, pack
+from rebalance.experiments.record import Record, load, pack
 from rebalance.experiments.sweep import sweep
 from rebalance.files import require_writable, write_whole
-from rebalance.report.evidence import gap_closed, stat
+from rebalance.report.evidence import compare, gap_closed, stat
 from rebalance.settings import parse, require, setting, settings_of
 
 RECIPE = {
@@ -47,10 +48,13 @@ RECIPE = {
     "mosaic": "0", "cache": "ram", "val": "False", "plots": "False", "amp": "False", "workers": "0", "device": "cpu",
     "jobs": "2",
 }  # fmt: skip
+METRICS = ("mAP50", "mAP50-95")
 SETS = {
     "merge": {"silent": "nothing", "said": "annotated"},
     "cover": {"silent": "nothing", "said": "region files", "painted": "painted over"},
 }  # the data sets of a way, and what says in each that labels are missing
+NAMES = [f"{way}-{what}" for way, sets in SETS.items() for what in sets]
+COLUMNS = {f"{split} {metric}".strip(): (split or "test", metric) for split in ("", "val") for metric in METRICS}
 COMPLETE = "complete"
 COVERED = 1 / 3  # of an image's area
 GREY = 114  # that letterboxes are filled with
@@ -125,28 +129,46 @@ def make(source: DataSet, way: Callable[..., Made], seed: int, out: Path) -> Non
             finish(folder, content, {"seed": seed})
 
 
-def table(values: dict[tuple[str, int], dict[str, float]], seeds: list[int]) -> Iterator[dict[str, Any]]:
-    """A row for each way and what is said, from test metrics by (name of the set, seed)."""
+def table(records: Sequence[Record]) -> Iterator[dict[str, Any]]:
+    """A row for each way and what is said, from the seeds that have all of them."""
+    found: dict[str, dict[int, Record]] = {}
+    for record in records:
+        name = Path(record.host["data"]).parent.name
+        found.setdefault(name if name in NAMES else COMPLETE, {})[record.seed] = record
+    ways = {way: sets for way, sets in SETS.items() if f"{way}-silent" in found}
+    seeds = sorted(set.intersection(*({*runs} for runs in found.values())))
 
-    def points(name: str, metric: str) -> NDArray[np.float64]:
-        return np.array([100 * values[name, seed][metric] for seed in seeds])
+    def points(name: str, column: str) -> NDArray[np.float64]:
+        split, metric = COLUMNS[column]
+        return np.array([100 * found[name][seed].metrics[split][metric] for seed in seeds])
 
-    def told(name: str, found: NDArray[np.float64]) -> dict[str, float | None]:
-        mean = stat(found.tolist())
+    def gained(name: str, other: str, column: str) -> list[float]:
+        return list(points(name, column) - points(other, column))
+
+    def told(name: str, values: Sequence[float]) -> dict[str, float | None]:
+        mean = stat(values)
         return {name: round(mean.mean, 1), f"{name} ±": mean.half and round(mean.half, 1)}
 
-    for way, sets in SETS.items():
-        silent = f"{way}-silent"
-        for name, shown in ((COMPLETE, "complete labels"), *((f"{way}-{what}", said) for what, said in sets.items())):
-            row: dict[str, Any] = {"missing": way, "said": shown, "seeds": len(seeds)}
-            for metric in ("mAP50", "mAP50-95"):
-                row |= told(metric, points(name, metric))
-                gained, gap = (points(one, metric) - points(silent, metric) for one in (name, COMPLETE))
+    for way, sets in ways.items():
+        silent, said = f"{way}-silent", f"{way}-said"
+        names = {COMPLETE: "complete labels", **{f"{way}-{what}": shown for what, shown in sets.items()}}
+        for name in (name for name in names if name in found):
+            row: dict[str, Any] = {"missing": way, "said": names[name], "seeds": len(seeds)}
+            for column in COLUMNS:
+                row |= told(column, list(points(name, column)))
                 if name != silent:
-                    row |= told(f"{metric} vs nothing", gained)
-                if name not in (silent, COMPLETE) and (closed := gap_closed(gained.tolist(), gap.tolist())):
+                    row |= told(f"{column} vs nothing", gained(name, silent, column))
+                if name == said and len(seeds) > 1:
+                    family = [stat(gained(f"{one}-said", f"{one}-silent", column)) for one in ways]
+                    test = compare(family)[[*ways].index(way)]
+                    row |= {f"{column} of {len(ways)} ±": round(test.half, 1), f"{column} p": round(test.corrected, 3)}
+                if name not in (silent, said, COMPLETE):
+                    row |= told(f"{column} less than said", gained(said, name, column))
+                if name not in (silent, COMPLETE) and (
+                    closed := gap_closed(gained(name, silent, column), gained(COMPLETE, silent, column))
+                ):
                     shares = {"gap closed": closed.share, "from": closed.low, "to": closed.high}
-                    row |= {f"{metric} {end}": share and round(share, 2) for end, share in shares.items()}
+                    row |= {f"{column} {end}": share and round(share, 2) for end, share in shares.items()}
             yield row
 
 
@@ -162,25 +184,20 @@ def main(argv: list[str]) -> None:
         raise DataError(f"{source.file}: no test image has a label, and the table is of test")
     require_writable(out / "table.csv")
     recipe = {**RECIPE, **{key: text for key, text in given.items() if key not in own}, "name": out.name}
-    cells, sets = [], {}
+    cells = []
     for seed in seeds:
         work = Path("runs", out.name, str(seed))
         for way in (merge, cover):
             make(source, way, seed, work / way.__name__)
-        for name in (COMPLETE, *(f"{way}-{what}" for way, sets in SETS.items() for what in sets)):
+        for name in (COMPLETE, *NAMES):
             data = source.file if name == COMPLETE else work / name / "data.yaml"
-            sets[str(data.resolve()), seed] = name
             cells.append({**recipe, "data": os.path.relpath(data), "seeds": str(seed)})
     folder = sweep(cells)
     if failed := load(folder).failed:
         count = f"{len(failed)} run{'s' * (len(failed) > 1)} failed"
         raise RunError(f"{count} (the same command tries again), the first: {failed[0].error}")
     pack(folder, out)
-    values = {
-        (sets[str(Path(record.host["data"]).resolve()), record.seed], record.seed): record.metrics["test"]
-        for record in load(folder).finished
-    }
-    rows = pandas.DataFrame(table(values, seeds)).to_csv(index=False, lineterminator="\n")
+    rows = pandas.DataFrame(table(load(folder).finished)).to_csv(index=False, lineterminator="\n")
     write_whole(out / "table.csv", rows.encode())
     print(rows)
 

@@ -302,7 +302,7 @@ def commanded(text: str) -> list[tuple[str, list[str]]]:
 
 
 def reported(folder: str, others: Sequence[str] = ()) -> list[tuple[float, float]]:
-    """Every mean of a sweep's settings and every difference of two of them, with its interval; test mAP in points.
+    """Every mean of a sweep's settings and every difference of two of them, with its interval; mAP in points.
 
     Of the others the runs on complete labels are taken too.
     """
@@ -312,10 +312,10 @@ def reported(folder: str, others: Sequence[str] = ()) -> list[tuple[float, float
         *load(package.REFERENCE / folder).finished,
         *(record for record in beside if record.labels["protocol"] == "normal"),
     ]
-    for (setting, record), metric in itertools.product(
-        zip(settings(finished), finished, strict=True), ("mAP50", "mAP50-95")
+    for (setting, record), part, metric in itertools.product(
+        zip(settings(finished), finished, strict=True), ("test", "val"), ("mAP50", "mAP50-95")
     ):
-        values.setdefault((metric, setting), {})[record.seed] = 100 * record.metrics["test"][metric]
+        values.setdefault(((part, metric), setting), {})[record.seed] = 100 * record.metrics[part][metric]
     series = list(values.values())
     series += [
         {seed: one[seed] - other[seed] for seed in one if seed in other}

@@ -34,7 +34,7 @@ ARROWS = {
     "experiments": "rebalance data errors files hosts.evaluation match.boxes recipe settings train versions"
     "  cv2 faster_coco_eval filelock numpy optuna psutil ray sqlalchemy torch ultralytics yaml",
     "report": "rebalance data.pixels errors files experiments.papers experiments.record settings"
-    "  cv2 jinja2 matplotlib numpy pandas yaml",
+    "  cv2 jinja2 matplotlib numpy pandas scipy yaml",
     "bench": "errors experiments files hosts match methods recipe report.figures settings versions"
     "  torch torchvision ultralytics yolov5",
     "audit": "data errors experiments.dry experiments.grid experiments.machine experiments.record experiments.sweep"

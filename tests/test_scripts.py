@@ -100,6 +100,14 @@ def test_the_table_of_completed_labels_is_that_of_its_records(protocol: str) -> 
         assert found[name].to_numpy() == pytest.approx(own[name].to_numpy(), abs=0.06, nan_ok=True)
 
 
+@pytest.mark.parametrize("name", ["regions", "regions-deeppcb"])
+def test_the_table_of_regions_is_that_of_its_records(name: str, tmp_path: Path) -> None:
+    kept = SCRIPTS.parent / "runs" / "reference" / name
+    made = pandas.DataFrame(load("known_regions").table(records(kept).finished))
+    made.to_csv(tmp_path / "table.csv", index=False, lineterminator="\n")
+    assert (tmp_path / "table.csv").read_text() == (kept / "table.csv").read_text()
+
+
 def test_the_page_of_dropping_has_the_pulls_of_the_record() -> None:
     found = pandas.read_csv(SCRIPTS.parent / "runs/reference/drop-pulls/pulls.csv").set_index(["model", "way"])
     page = (SCRIPTS.parent / "docs/methods/drop.md").read_text("utf-8")

@@ -84,8 +84,9 @@ def follow_names(
     """Bring the class rows of a state dict into the order of a model's classes, as the host does for its own heads.
 
     Names match whatever their case. Rows of classes that the state dict lacks are the model's own; rows that belong to
-    no class go along. Nothing changes where no name matches, where the order is the same, or where either has numbers
-    for names, as a model has that is to keep its rows (cls_remap=False).
+    no class go along, also where no name matches and the numbers of classes differ. Where these are the same nothing
+    changes if no name matches, the order is the same, or either has numbers for names, as a model has that is to keep
+    its rows (cls_remap=False).
 
     Args:
         model: is not changed; its `names` are class index to name.
@@ -98,26 +99,30 @@ def follow_names(
         What was done, in words; "" where no row enters.
     """
     ours = model.names
-    if any(all(str(k) == str(name) for k, name in names.items()) for names in (theirs, ours)):
-        return unnamed(model, state, rows, "class rows keep their order")
+    numbered = any(all(str(k) == str(name) for k, name in names.items()) for names in (theirs, ours))
     places = {str(name).strip().lower(): k for k, name in theirs.items()}
-    found = [places.get(str(ours[k]).strip().lower(), -1) for k in range(len(ours))]
+    found = [-1 if numbered else places.get(str(ours[k]).strip().lower(), -1) for k in range(len(ours))]
     known = [k for k, place in enumerate(found) if place >= 0]
-    if not known:
-        return unnamed(model, state, rows, "none of its class names is here: class rows keep their order")
+    if not known and len(theirs) == len(ours):
+        why = "" if numbered else "none of its class names is here: "
+        return unnamed(model, state, rows, f"{why}class rows keep their order")
     if len(theirs) == len(ours) and known == found == list(range(len(ours))):
         return f"all {len(ours)} classes keep their rows"
     to, of = (
-        torch.tensor([*range(background), *(k + background for k in kept)])
+        torch.tensor([*range(background), *(k + background for k in kept)], dtype=torch.long)
         for kept in (known, [found[k] for k in known])
     )
-    own = model.state_dict()
+    own, entered = model.state_dict(), 0
     for name, take in rows.items():
         if name in state and state[name].shape[1:] == own[name].shape[1:]:
             made, given = own[name].clone(), state[name]
             place = take(torch.arange(len(made)), to)
+            if not len(place):
+                continue
             made[place] = given[take(torch.arange(len(given)), of)].to(made.dtype)
-            state[name] = made
+            state[name], entered = made, entered + 1
+    if not known:
+        return f"of its {len(theirs)} classes none is here: their rows are new" if entered else ""
     new = [str(ours[k]) for k, place in enumerate(found) if place < 0]
     told = f"{len(known)} of {len(ours)} classes keep their rows by name"
     return told + (f"; new: {', '.join(new)}" if new else "")

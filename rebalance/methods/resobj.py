@@ -184,7 +184,7 @@ class ResObj(Obj):
         "chooses `head=resobj`, Residual Objectness: the objectness is refined in steps, each trained on what scores "
         "as high as the lowest positive"
     )
-    helps = "many easy negatives, on heads with an objectness; for missing labels by itself it does nothing"
+    helps = "many easy negatives, on heads with an objectness; nothing in it is for missing labels"
     source = "Chen et al. 2019, Algorithm 1"
     equation = (
         r"o_0=\mathrm{sg}(o),\quad o_t=o_{t-1}+r_t,\quad L_t=\sum_{\sigma(o_{t-1})\geq m}\mathrm{BCE}(\sigma(o_t),y)"

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rebalance.report.student import p_value, quantile
+from scipy.special import nctdtr, stdtr, stdtrit
 
 ALPHA = 0.05  # a comparison holds below this p-value; intervals are of 1 - ALPHA
 POWER = 0.8  # chance with which `seeds` finds the difference, if it is what was seen
@@ -92,20 +92,25 @@ def compare(family: Sequence[Stat]) -> list[Comparison]:
 def _p_value(change: Stat) -> float:
     if not change.std:
         return 0.0 if change.mean else 1.0  # the seeds agree to the last digit
-    return p_value(change.mean / (change.std / math.sqrt(change.n)), change.n - 1)
+    return float(2 * stdtr(change.n - 1, -abs(change.mean) / (change.std / math.sqrt(change.n))))
 
 
 def seeds_needed(change: Stat, level: float = 1 - ALPHA) -> int | None:
-    """Return the seeds with which an interval of `level` leaves out 0 with a chance of POWER; None: > MOST_SEEDS.
+    """Return the seeds with which an interval of `level` leaves out 0, on the side of what was seen, with a chance of
+    POWER; None: > MOST_SEEDS.
 
-    The least n with |mean| / std >= (t(1 - alpha/2) + t(POWER)) / sqrt(n), both of n - 1 degrees of freedom: the usual
-    approximation of the non-central t.
+    The t statistic of n seeds is a non-central t of n - 1 degrees of freedom, about sqrt(n)·|mean| / std.
     """
-    std = change.std or 0.0
-    for n in range(2, MOST_SEEDS + 1):
-        if abs(change.mean) * math.sqrt(n) > (quantile(n - 1, level) + quantile(n - 1, 2 * POWER - 1)) * std:
-            return n
-    return None
+    if not change.std:
+        return 2 if change.mean else None
+    size = abs(change.mean) / change.std
+    within = ((n, nctdtr(n - 1, math.sqrt(n) * size, quantile(n - 1, level))) for n in range(2, MOST_SEEDS + 1))
+    return next((n for n, chance in within if chance <= 1 - POWER), None)
+
+
+def quantile(freedom: int, level: float = 1 - ALPHA) -> float:
+    """Return t such that a Student t variable of so many degrees of freedom lies in [-t, t] with this probability."""
+    return float(stdtrit(freedom, (1 + level) / 2))
 
 
 def gap_closed(gained: Sequence[float], gap: Sequence[float]) -> Gap | None:

@@ -155,8 +155,9 @@ def _long_run(found: Results, row: Row) -> tuple[float, int] | None:
 
 
 def _detector(setting: Setting) -> tuple[Any, ...]:
-    """And how it is evaluated, as runs that are evaluated in different ways are never compared."""
-    return setting.get("model"), setting.get("data"), base_head(setting.values), setting.get("evaluation")
+    """And what of it is trained, and how it is evaluated: runs that differ in that are never compared."""
+    frozen = setting.get("freeze") or None  # 0 freezes nothing, as without it
+    return setting.get("model"), setting.get("data"), base_head(setting.values), frozen, setting.get("evaluation")
 
 
 def _command(kind: str, sweep: Sweep, row: Row, **changed: Any) -> Command:

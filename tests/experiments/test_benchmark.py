@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LARGE = ROOT / "data" / "seafloor-640-complete.yaml"
 
 
-@pytest.mark.parametrize(("preset", "seeds", "size"), [("cpu", [0], 192), ("full", [0, 1, 2], 640)])
+@pytest.mark.parametrize(("preset", "seeds", "size"), [("cpu", [0], 160), ("full", [0, 1, 2], 640)])
 def test_presets_are_the_two_series_of_the_paper_their_control_and_a_run_on_complete_labels(
     preset: str, seeds: list[int], size: int
 ) -> None:

@@ -219,6 +219,15 @@ def test_a_long_run_that_is_evaluated_in_another_way_does_not_count(
     assert texts[0].endswith("(2 times the epochs or more) is missing.")
 
 
+@pytest.mark.parametrize(("freeze", "counts"), [(10, False), (0, True)])
+def test_a_long_run_of_which_less_is_trained_does_not_count(
+    partial_sweep: Any, make_sweep: Any, make_record: Any, freeze: int, counts: bool
+) -> None:
+    long = make_record("a", 0, test=0.6, host={"epochs": 10, "freeze": freeze})
+    texts = verdicts(partial_sweep(long=None), make_sweep(long, name="other"))
+    assert texts[0].endswith("(2 times the epochs or more) is missing.") is not counts
+
+
 def test_where_the_baseline_is_far_below_a_long_run_there_is_no_verdict(partial_sweep: Any) -> None:
     (text,) = verdicts(partial_sweep(full=(0.1, 0.1, 0.1), long=(0.501,)))
     assert text == (

@@ -26,7 +26,7 @@ from rebalance import YOLO
 from rebalance.errors import ModelError
 from rebalance.hosts.state_dict import read_weights
 from rebalance.hosts.torchvision.model import TorchvisionModel
-from rebalance.hosts.ultralytics.model import AnchorDetectionModel, ObjectnessDetectionModel
+from rebalance.hosts.ultralytics.model import AnchorDetectionModel, ObjectnessDetectionModel, class_rows
 from rebalance.methods.resobj import ResObj
 
 NAMES = ("red", "green", "blue")
@@ -95,6 +95,26 @@ def test_rows_stay_in_place_where_the_model_is_not_told_the_names(head: str) -> 
     after.names = {i: f"{i}" for i in range(3)}
     after.load(before)
     torch.testing.assert_close(scores(after), scores(before))
+
+
+@pytest.mark.parametrize("names", [("item",), ("cat", "dog", "cow", "emu"), ("0", "1")])
+@pytest.mark.parametrize("head", HEADS)
+def test_what_belongs_to_no_class_enters_where_no_class_does(head: str, names: tuple[str, ...]) -> None:
+    """As on the host's own heads, whose boxes are a layer of their own."""
+    before, after = named(head, NAMES, 0), named(head, names, 1)
+    own, theirs = ({name: x.clone() for name, x in model.state_dict().items()} for model in (after, before))
+    after.load(before)
+    rows = after.class_rows() if isinstance(after, TorchvisionModel) else class_rows(after)
+    none = torch.arange(getattr(after.model[-1], "background", 0))
+    for name, x in after.state_dict().items():
+        if name not in rows:
+            assert torch.equal(x, theirs[name]), name
+            continue
+        place, given = (rows[name](torch.arange(len(held[name])), none) for held in (own, theirs))
+        assert len(place) == {"anchor": 15, "anchor, steps": 15}.get(head, len(given))
+        assert torch.equal(x[place], theirs[name][given])
+        new = torch.ones(len(x), dtype=torch.bool).index_fill(0, place.long(), False)
+        assert torch.equal(x[new], own[name][new])
 
 
 def renamed(folder: Path, names: list[str]) -> Path:
