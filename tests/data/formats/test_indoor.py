@@ -68,14 +68,16 @@ def test_xml_of_dlib_without_labels_has_one_class_and_its_own_sizes(
 ) -> None:
     picture(tmp_path / "faces/a.jpg", 100, 50)  # half as large as when it was labelled
     picture(tmp_path / "faces/b.jpg")
+    picture(tmp_path / "faces/c.jpg")
     body = (
         "<image file='{}.jpg' width='200' height='100'><box top='10' left='20' width='30' height='40'>"
         "<part name='00' x='1' y='2'/></box></image>"
     )
-    text = f"<dataset><images>{body.format('a')}{body.format('b')}</images></dataset>"
+    text = f"<dataset><images>{''.join(map(body.format, 'abc'))}</images></dataset>"
     made = convert("indoor", tmp_path, source=write(tmp_path / "faces/training.xml", text))
     assert made.names == ["object"]
-    assert made.images() == ["train/training/a.jpg", "train/training/b.jpg"]  # one walk: none is drawn away from it
+    # one walk: none is drawn away from it
+    assert made.images() == [f"train/training/{name}.jpg" for name in "abc"]
     assert made.boxes("train/training/a.jpg", 100, 50) == [("object", 10, 5, 25, 25)]
     told = capsys.readouterr().err
     assert "no box has a <label>: the one class is called object" in told
