@@ -90,7 +90,9 @@ def _image(data: Any, where: str, images: Images) -> tuple[str, Path | None]:
     name = Path(urlsplit(plain).path).name if isinstance(plain, str) else ""
     if name and (file := images.find(name, where, any_suffix=True)):
         return file.name, file
-    raise DataError(f"{where}: none of its data is the name of an image")
+    many = next((key for key, value in data.items() if isinstance(value, list)), "") if isinstance(data, dict) else ""
+    why = f"; '{many}' is a list, and several images a task are not read: give each its own task" if many else ""
+    raise DataError(f"{where}: none of its data is the name of an image{why}")
 
 
 def _results(task: dict[str, Any], where: str, found: Found) -> list[tuple[str, Any]] | None:
