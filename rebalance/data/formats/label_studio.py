@@ -90,9 +90,15 @@ def _image(data: Any, where: str, images: Images) -> tuple[str, Path | None]:
     name = Path(urlsplit(plain).path).name if isinstance(plain, str) else ""
     if name and (file := images.find(name, where, any_suffix=True)):
         return file.name, file
-    many = next((key for key, value in data.items() if isinstance(value, list)), "") if isinstance(data, dict) else ""
+    told = data if isinstance(data, dict) else {}
+    many = next((key for key, value in told.items() if isinstance(value, list) and value and _linked(value[0])), "")
     why = f"; '{many}' is a list, and several images a task are not read: give each its own task" if many else ""
     raise DataError(f"{where}: none of its data is the name of an image{why}")
+
+
+def _linked(value: Any) -> bool:
+    """Whether an entry of a list names a file, as those of several images of a task do."""
+    return isinstance(value, str) or (isinstance(value, dict) and isinstance(value.get("url"), str))
 
 
 def _results(task: dict[str, Any], where: str, found: Found) -> list[tuple[str, Any]] | None:

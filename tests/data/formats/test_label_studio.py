@@ -106,6 +106,7 @@ def test_the_short_export(photos: Path, tmp_path: Path) -> None:
             "task [0], result[0]: the image was turned by 90 degrees",
         ),
         ([task("text without an image", done(box()))], "task [0]: none of its data is the name of an image"),
+        ([{"label": [box()], "annotator": 1}], "none of its data is the name of an image"),
         (
             [{"data": {"pages": ["a.jpg", "b.jpg"]}, "annotations": [done(box())]}],
             "'pages' is a list, and several images a task are not read: give each its own task",
