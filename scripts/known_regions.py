@@ -39,7 +39,7 @@ from rebalance.errors import ConfigError, DataError, RunError
 from rebalance.experiments.record import Record, load, pack
 from rebalance.experiments.sweep import sweep
 from rebalance.files import require_writable, write_whole
-from rebalance.report.evidence import compare, gap_closed, stat
+from rebalance.report.evidence import Comparison, compare, gap_closed, stat
 from rebalance.settings import parse, require, setting, settings_of
 
 RECIPE = {
@@ -149,6 +149,10 @@ def table(records: Sequence[Record]) -> Iterator[dict[str, Any]]:
         mean = stat(values)
         return {name: round(mean.mean, 1), f"{name} ±": mean.half and round(mean.half, 1)}
 
+    tests = dict[tuple[str, str], Comparison]()
+    for column in COLUMNS if len(seeds) > 1 else ():
+        family = [stat(gained(f"{way}-said", f"{way}-silent", column)) for way in ways]
+        tests |= {(way, column): test for way, test in zip(ways, compare(family), strict=True)}
     for way, sets in ways.items():
         silent, said = f"{way}-silent", f"{way}-said"
         names = {COMPLETE: "complete labels", **{f"{way}-{what}": shown for what, shown in sets.items()}}
@@ -158,9 +162,7 @@ def table(records: Sequence[Record]) -> Iterator[dict[str, Any]]:
                 row |= told(column, list(points(name, column)))
                 if name != silent:
                     row |= told(f"{column} vs nothing", gained(name, silent, column))
-                if name == said and len(seeds) > 1:
-                    family = [stat(gained(f"{one}-said", f"{one}-silent", column)) for one in ways]
-                    test = compare(family)[[*ways].index(way)]
+                if name == said and (test := tests.get((way, column))):
                     row |= {f"{column} of {len(ways)} ±": round(test.half, 1), f"{column} p": round(test.corrected, 3)}
                 if name not in (silent, said, COMPLETE):
                     row |= told(f"{column} less than said", gained(said, name, column))

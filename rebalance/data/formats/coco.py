@@ -54,7 +54,6 @@ class CocoFlags(ConvertFlags):
 class Annotation(NamedTuple):
     """One annotation, checked."""
 
-    where: str
     category: int | str  # its id
     box: tuple[float, float, float, float]  # left, top, right, bottom
     crowd: bool
@@ -169,7 +168,7 @@ def read_file(path: Path) -> File:
             told = ", ".join(map(str, [*names][:_SHOWN]))
             raise DataError(f"{where}: category_id {category_id} is not among the categories ({told})")
         crowd, ignored = (mark(annotation.get(key), key, where) for key in ("iscrowd", "ignore"))
-        annotations[first[image_id]].append(Annotation(where, category_id, _box(annotation, where), crowd, ignored))
+        annotations[first[image_id]].append(Annotation(category_id, _box(annotation, where), crowd, ignored))
     by_id = sorted(names.items(), key=lambda item: (isinstance(item[0], str), item[0]))
     return File(path, dict(by_id), images, annotations, len(first) - len(images))
 

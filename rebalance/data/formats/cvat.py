@@ -137,11 +137,16 @@ def _points(path: Path, element: Element) -> list[tuple[float, float]]:
     return [(number(x, "points", where), number(y, "points", where)) for x, y in pairs]
 
 
+def _shapes(parent: Element) -> list[Element]:
+    """The annotations in an image or a track."""
+    return [shape for shape in parent if isinstance(shape, Element) and shape.tag in (*_SHAPES, *_WITHOUT)]
+
+
 def _annotate(record: Record, path: Path, shape: Element, label: str, found: Found) -> None:
     """Add a shape to an image: its box, or what is not known without one."""
     if shape.tag in _SHAPES:
         record.boxes.append(Box(label, *corners(path, shape)))
-    elif shape.tag in _WITHOUT:
+    else:
         found.left_out[f"annotations without a box (<{shape.tag}>)"] += 1
         if shape.tag == "points":
             record.add_unknown(label)
@@ -156,9 +161,8 @@ def _images(path: Path, root: Element, given: CvatFlags, found: Found) -> list[R
         size = tuple(number(attribute(path, element, side), side, where) for side in ("width", "height"))
         split = guess_split(element.get("subset") or "")
         record = Record(name, images.find(name, where), where, (size[0], size[1]), split=split)
-        for shape in element:
-            if isinstance(shape, Element) and shape.tag in (*_SHAPES, *_WITHOUT):
-                _annotate(record, path, shape, attribute(path, shape, "label"), found)
+        for shape in _shapes(element):
+            _annotate(record, path, shape, attribute(path, shape, "label"), found)
         records.append(record)
     return records
 
@@ -199,10 +203,8 @@ def _video(path: Path, root: Element, task: str, given: CvatFlags, found: Found)
         )
     for track in children(root, "track"):
         label = attribute(path, track, "label")
-        for shape in track:
-            known = isinstance(shape, Element) and shape.tag in (*_SHAPES, *_WITHOUT)
-            if known and shape.get("outside") != "1":
-                assert isinstance(shape, Element)
+        for shape in _shapes(track):
+            if shape.get("outside") != "1":
                 frame = whole(attribute(path, shape, "frame"), "frame", at(path, shape))
                 if not span[0] <= frame <= span[1]:
                     raise DataError(f"{at(path, shape)}: frame {frame} is not one of {span[0]} to {span[1]}")

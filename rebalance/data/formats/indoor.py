@@ -60,9 +60,9 @@ def _read(path: Path, root: Element, images: Images, one: str) -> list[Record]:
     for i, element in enumerate(child for parent in children(root, "images") for child in children(parent, "image")):
         where, name = at(path, element), attribute(path, element, "file").replace("\\", "/")
         image = images.find(name if "/" in name else f"{sequence}/{name}", where)
-        size = tuple(number(element.get(side) or 0, side, where) for side in ("width", "height"))
-        record = Record(f"{sequence}/{Path(name).name}", image, where, group=f"{sequence} {i // _BLOCK}")
-        record.size = (size[0], size[1]) if min(size) > 0 else None
+        width, height = (number(element.get(side) or 0, side, where) for side in ("width", "height"))
+        size = (width, height) if min(width, height) > 0 else None
+        record = Record(f"{sequence}/{Path(name).name}", image, where, size, group=f"{sequence} {i // _BLOCK}")
         for box in children(element, "box"):
             _annotate(record, path, box, one)
         records.append(record)
