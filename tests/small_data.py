@@ -39,3 +39,12 @@ def make_dataset(
     splits = "train: images/train\nval: images/val\ntest: images/test\n"
     yaml.write_text(f"path: {folder.resolve()}\n{splits}names:\n{names}", "utf-8")
     return yaml
+
+
+def by_heart(data: Path, times: int = 8) -> list[str]:
+    """Let a data set be trained on each of its images so many times an epoch, and judged by them; return them."""
+    images = sorted(str(file) for file in (data.parent / "images" / "train").iterdir())
+    data.with_name("often.txt").write_text("\n".join(images * times) + "\n", "utf-8")
+    text = data.read_text("utf-8").replace("val: images/val", "val: images/train")
+    data.write_text(text.replace("train: images/train", "train: often.txt"), "utf-8")
+    return images

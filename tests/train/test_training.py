@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 import ultralytics
-from small_data import make_dataset
+from small_data import by_heart, make_dataset
 from small_training import log, results, train
 from torch import Tensor
 from ultralytics.utils.loss import E2ELoss, v8DetectionLoss
@@ -703,13 +703,13 @@ def test_the_anchor_head_overfits_eight_real_images(shared_data: Path, tmp_path:
     chosen = [file for file in sorted((source / "labels" / "train").glob("*.txt")) if easy(file)][::3][:8]
     assert len(chosen) == 8
     for kind, suffix in (("images", ".jpg"), ("labels", ".txt")):
-        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "train").mkdir(parents=True)
         for file in chosen:
-            shutil.copy(source / kind / "train" / f"{file.stem}{suffix}", tmp_path / kind)
-    (tmp_path / "often.txt").write_text("".join(f"{file}\n" for file in [*(tmp_path / "images").iterdir()] * 8))
+            shutil.copy(source / kind / "train" / f"{file.stem}{suffix}", tmp_path / kind / "train")
     names = ["fish", "jellyfish", "penguin", "puffin", "shark", "starfish", "stingray"]
     data = tmp_path / "data.yaml"
-    data.write_text(f"path: {tmp_path}\ntrain: often.txt\nval: images\nnames: {names}\n", "utf-8")
+    data.write_text(f"path: {tmp_path}\ntrain: images/train\nval: images/val\nnames: {names}\n", "utf-8")
+    by_heart(data)
     still = dict.fromkeys(("mosaic", "hsv_h", "hsv_s", "hsv_v", "translate", "scale", "fliplr"), 0.0)
     model = train(
         "yolov5n.yaml", data, tmp_path / "runs", head="anchor", pretrained=str(CLASSIC), epochs=13, imgsz=160, batch=2,

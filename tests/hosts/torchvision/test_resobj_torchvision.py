@@ -11,7 +11,7 @@ import pytest
 import torch
 from objectives import recipe_of
 from slow_resobj import slow_resobj
-from small_data import make_dataset
+from small_data import by_heart, make_dataset
 from small_training import results, train
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, smooth_l1_loss
@@ -463,10 +463,7 @@ def test_it_overfits_eight_images(host: str, tmp_path: Path) -> None:
     add to the ignored anchors beside a label too, whose boxes are worse.
     """
     data = make_dataset(tmp_path / "data", size=96)
-    eight = sorted(str(file) for file in (tmp_path / "data" / "images" / "train").iterdir())
-    (tmp_path / "data" / "often.txt").write_text("\n".join(eight * 8) + "\n", "utf-8")
-    text = data.read_text("utf-8").replace("val: images/val", "val: images/train")
-    data.write_text(text.replace("train: images/train", "train: often.txt"), "utf-8")
+    by_heart(data)
     still = dict.fromkeys(("mosaic", "hsv_h", "hsv_s", "hsv_v", "translate", "scale", "fliplr", "erasing"), 0.0)
     yolo = YOLO(HOSTS[host])
     yolo.train(

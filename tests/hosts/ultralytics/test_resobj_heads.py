@@ -15,7 +15,7 @@ import pytest
 import torch
 from objectives import recipe_of
 from slow_resobj import slopes, slow_resobj
-from small_data import make_dataset
+from small_data import by_heart, make_dataset
 from small_training import log, results, train
 from torch import Tensor
 from ultralytics.cfg import get_cfg
@@ -777,10 +777,7 @@ def test_it_overfits_eight_images(name: str, epochs: int, tmp_path: Path) -> Non
     if name == "yolov5n.yaml" and not CLASSIC.is_file():
         pytest.skip(f"no {CLASSIC}")
     data = make_dataset(tmp_path / "eight", size=96)
-    eight = sorted(str(file) for file in (tmp_path / "eight" / "images" / "train").iterdir())
-    (tmp_path / "eight" / "often.txt").write_text("\n".join(eight * 8) + "\n", "utf-8")
-    text = data.read_text("utf-8").replace("images/val", "images/train")
-    data.write_text(text.replace("train: images/train", "train: often.txt"), "utf-8")
+    by_heart(data)
     still = dict.fromkeys(("mosaic", "hsv_h", "hsv_s", "hsv_v", "translate", "scale", "fliplr"), 0.0)
     more: dict[str, Any] = {"imgsz": 96, "lr0": 0.002}
     if name == "yolov5n.yaml":
