@@ -41,6 +41,9 @@ def make_dataset(
     return yaml
 
 
+STILL = dict.fromkeys(("mosaic", "hsv_h", "hsv_s", "hsv_v", "translate", "scale", "fliplr"), 0.0)  # what alters images in training
+
+
 def by_heart(data: Path, times: int = 8) -> list[str]:
     """Let a data set be trained on each of its images so many times an epoch, and judged by them; return them."""
     images = sorted(str(file) for file in (data.parent / "images" / "train").iterdir())

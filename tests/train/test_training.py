@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 import ultralytics
-from small_data import by_heart, make_dataset
+from small_data import STILL, by_heart, make_dataset
 from small_training import log, results, train
 from torch import Tensor
 from ultralytics.utils.loss import E2ELoss, v8DetectionLoss
@@ -710,10 +710,9 @@ def test_the_anchor_head_overfits_eight_real_images(shared_data: Path, tmp_path:
     data = tmp_path / "data.yaml"
     data.write_text(f"path: {tmp_path}\ntrain: images/train\nval: images/val\nnames: {names}\n", "utf-8")
     by_heart(data)
-    still = dict.fromkeys(("mosaic", "hsv_h", "hsv_s", "hsv_v", "translate", "scale", "fliplr"), 0.0)
     model = train(
         "yolov5n.yaml", data, tmp_path / "runs", head="anchor", pretrained=str(CLASSIC), epochs=13, imgsz=160, batch=2,
         nbs=2, optimizer="AdamW", lr0=0.001, warmup_epochs=0.25, obj_gain=4.0, cls_gain=2.0, val=False, amp=False,
-        **still,
+        **STILL,
     )  # fmt: skip
     assert model.trainer.metrics["metrics/mAP50(B)"] > 0.9

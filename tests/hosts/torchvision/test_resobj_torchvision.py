@@ -11,7 +11,7 @@ import pytest
 import torch
 from objectives import recipe_of
 from slow_resobj import slow_resobj
-from small_data import by_heart, make_dataset
+from small_data import STILL, by_heart, make_dataset
 from small_training import results, train
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, smooth_l1_loss
@@ -464,11 +464,10 @@ def test_it_overfits_eight_images(host: str, tmp_path: Path) -> None:
     """
     data = make_dataset(tmp_path / "data", size=96)
     by_heart(data)
-    still = dict.fromkeys(("mosaic", "hsv_h", "hsv_s", "hsv_v", "translate", "scale", "fliplr", "erasing"), 0.0)
     yolo = YOLO(HOSTS[host])
     yolo.train(
         data=str(data), loss="resobj", epochs=25, optimizer="AdamW", lr0=0.001, warmup_epochs=0, seed=0, val=False,
-        project=str(tmp_path), name="run", pretrained=False, **{**SMALL, **still, "imgsz": 96, "batch": 8, "nbs": 8},
+        project=str(tmp_path), name="run", pretrained=False, **{**SMALL, **STILL, "imgsz": 96, "batch": 8, "nbs": 8},
     )  # fmt: skip
     options = {**SMALL, "imgsz": 96, "data": str(data), "project": str(tmp_path), "name": "val", "iou": 0.5}
     found = {}
@@ -481,9 +480,6 @@ def test_it_overfits_eight_images(host: str, tmp_path: Path) -> None:
         assert found[None] > 0.5
     else:
         assert found[None] > 0.9
-
-
-STILL = dict.fromkeys(("mosaic", "hsv_h", "hsv_s", "hsv_v", "translate", "scale", "fliplr", "erasing"), 0.0)
 
 
 class Stopped(Exception):  # noqa: N818 - it is no error

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from objectives import recipe_of
-from small_data import by_heart, make_dataset
+from small_data import STILL, by_heart, make_dataset
 from small_training import log
 from torch import Tensor, nn
 from torchvision.models import resnet50
@@ -30,7 +30,6 @@ from rebalance.hosts.torchvision.zoo import ZOO
 
 SMALL = {"imgsz": 64, "batch": 4, "nbs": 4, "workers": 0, "plots": False, "verbose": False, "device": "cpu"}
 SIZE, EPOCHS, RATE = 96, 25, 0.001  # of the training that overfits: eight images, eight times an epoch
-STILL = dict.fromkeys(("mosaic", "hsv_h", "hsv_s", "hsv_v", "translate", "scale", "fliplr", "erasing"), 0.0)
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from objectives import recipe_of
 from slow_resobj import slopes, slow_resobj
-from small_data import by_heart, make_dataset
+from small_data import STILL, by_heart, make_dataset
 from small_training import log, results, train
 from torch import Tensor
 from ultralytics.cfg import get_cfg
@@ -778,14 +778,13 @@ def test_it_overfits_eight_images(name: str, epochs: int, tmp_path: Path) -> Non
         pytest.skip(f"no {CLASSIC}")
     data = make_dataset(tmp_path / "eight", size=96)
     by_heart(data)
-    still = dict.fromkeys(("mosaic", "hsv_h", "hsv_s", "hsv_v", "translate", "scale", "fliplr"), 0.0)
     more: dict[str, Any] = {"imgsz": 96, "lr0": 0.002}
     if name == "yolov5n.yaml":
         more = {"imgsz": 160, "lr0": 0.001, "pretrained": str(CLASSIC), "obj_gain": 4.0, "cls_gain": 2.0}
     # small batches: many steps, so that the running means of the normalisation follow the weights
     model = train(
         name, data, tmp_path / "runs", loss="resobj", epochs=epochs, batch=2, nbs=2, optimizer="AdamW",
-        warmup_epochs=0.25, val=False, amp=False, **more, **still,
+        warmup_epochs=0.25, val=False, amp=False, **more, **STILL,
     )  # fmt: skip
     assert model.trainer.metrics["metrics/mAP50(B)"] > 0.9
     steps = model.trainer.step_means
