@@ -41,7 +41,8 @@ def make_dataset(
     return yaml
 
 
-STILL = dict.fromkeys(("mosaic", "hsv_h", "hsv_s", "hsv_v", "translate", "scale", "fliplr"), 0.0)  # what alters images in training
+# What alters an image in training, off
+STILL = dict.fromkeys(("mosaic", "hsv_h", "hsv_s", "hsv_v", "translate", "scale", "fliplr"), 0.0)
 
 
 def by_heart(data: Path, times: int = 8) -> list[str]:

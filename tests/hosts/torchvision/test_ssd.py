@@ -529,8 +529,9 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Any:
     model = YOLO("ssd_tiny")
     model.add_callback("on_train_start", quick)
     model.train(
-        data=str(data), imgsz=96, epochs=6, batch=8, nbs=8, workers=0, plots=False, val=False, pretrained=False, verbose=False,
-        optimizer="AdamW", lr0=0.003, cos_lr=True, warmup_epochs=0, project=str(folder), name="run", **STILL,
+        data=str(data), imgsz=96, epochs=6, batch=8, nbs=8, workers=0, plots=False, val=False, pretrained=False,
+        optimizer="AdamW", lr0=0.003, cos_lr=True, warmup_epochs=0, project=str(folder), name="run", verbose=False,
+        **STILL,
     )  # fmt: skip
     return folder / "run" / "weights" / "last.pt", data
 
