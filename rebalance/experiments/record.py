@@ -6,7 +6,8 @@
 
 A file is written to a temporary name and moved. A record is written last: a run folder with one is over, one without is
 not. `python -m rebalance.experiments.record <sweep folder> <new folder>` keeps a sweep as one file, records.jsonl: the
-plan on its first line, then a record a line, word for word. Such a folder is read as the sweep's own.
+plan on its first line, then a record a line, word for word. Such a folder is read as the sweep's own. The same command,
+given such a folder, lays the files out again, and the sweep goes on there, on another machine too.
 
 Boxes are (x1, y1, x2, y2) in pixels of the image; metrics are fractions in [0, 1].
 """
@@ -29,7 +30,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, ge
 
 from rebalance.data.noise import KINDS
 from rebalance.errors import RunError
-from rebalance.files import write_whole
+from rebalance.files import beside, write_whole
 
 SCHEMA = 1
 SWEEP, RUNS, PACKED = "sweep.json", "runs", "records.jsonl"
@@ -543,6 +544,29 @@ def pack(folder: Path, out: Path) -> Path:
     return write_whole(out / PACKED, "".join(f"{line}\n" for line in lines).encode())
 
 
+def unpack(folder: Path, out: Path) -> Path:
+    """Lay the plan and the records of a sweep that was kept as one file out in a new folder; return that.
+
+    Raises:
+        RunError: the new folder is there, or the plan or a record is corrupt.
+    """
+    sweep = load(folder)
+    if sweep.warnings:
+        raise RunError(sweep.warnings[0].removeprefix("skipped: "))
+    plan, *lines = (folder / PACKED).read_text(encoding="utf-8").splitlines()
+    if exists(out):
+        raise RunError(f"{out} is there already")
+    for outside in (run for record in sweep.records if Path(run := record.run).name != run):
+        raise RunError(f"{outside} is not the name of a run's folder")
+    with beside(out) as part:
+        write_json(part / SWEEP, json.loads(plan))
+        for record, line in zip(sweep.records, lines, strict=True):
+            (part / RUNS / record.run).mkdir(parents=True)
+            write_json(part / RUNS / record.run / RECORD, json.loads(line))
+        part.rename(out)
+    return out
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write an object as JSON, one key a line, whole or not at all; NaN and infinity become null."""
     lines = [f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in _plain(content).items()]
@@ -583,11 +607,12 @@ def shown(path: str | Path) -> str:
 
 
 def main(args: Sequence[str]) -> int:
-    """`<sweep folder> <new folder>`: keep a sweep as one file."""
+    """`<sweep folder> <new folder>`: keep a sweep as one file, or lay one that was kept so out again."""
     try:
         if len(args) != 2:
             raise RunError(f"give the folder of a sweep and a new folder; got '{' '.join(args)}'")
-        print(pack(Path(args[0]), Path(args[1])))
+        folder, out = map(Path, args)
+        print((unpack if (folder / PACKED).is_file() else pack)(folder, out))
     except RunError as error:
         print(f"rebalance: error: {error}", file=sys.stderr)
         return 2

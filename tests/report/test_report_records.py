@@ -114,7 +114,9 @@ def test_a_failed_run(make_sweep: Any, make_record: Callable[..., dict[str, Any]
     assert (record.error, record.metrics, record.log_tail) == ("boom", {}, ("x", "boom"))
 
 
-def test_a_sweep_kept_as_one_file_reads_as_its_folder(make_sweep: Any, make_record: Any, tmp_path: Path) -> None:
+def test_a_sweep_kept_as_one_file_reads_as_its_folder_and_becomes_one_again(
+    make_sweep: Any, make_record: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     failed = {**make_record("b", 1), "status": "failed", "error": "boom", "metrics": None}
     folder = make_sweep(make_record("a", 0), failed, asked={"loss": ["drop"]})
     plan = json.loads((folder / "sweep.json").read_text("utf-8"))
@@ -129,6 +131,13 @@ def test_a_sweep_kept_as_one_file_reads_as_its_folder(make_sweep: Any, make_reco
     moved = tuple(replace(r, folder=folder / "runs" / r.run) for r in other.records)
     assert replace(other, folder=folder, records=moved) == one
     assert other.missing == ("later",)
+    again = tmp_path / "again"
+    assert main([str(kept), str(again)]) == 0
+    assert replace(load(again), folder=folder, records=one.records) == one
+    assert main([str(again), str(tmp_path / "twice")]) == 0
+    assert (tmp_path / "twice/records.jsonl").read_bytes() == (kept / "records.jsonl").read_bytes()
+    assert main([str(kept), str(again)]) == 2  # what is there stays
+    assert "again is there already" in capsys.readouterr().err
     (first, *lines) = (kept / "records.jsonl").read_text("utf-8").splitlines()
     (kept / "records.jsonl").write_text("\n".join([first, lines[0][:50], *lines[1:]]), "utf-8")
     assert [r.run for r in load(kept).records] == ["a"]
@@ -144,6 +153,18 @@ def test_only_a_whole_sweep_is_kept(
     assert main([str(folder), str(tmp_path / "kept")]) == 2
     assert "a/record.json is not valid JSON" in capsys.readouterr().err.replace("\\", "/")
     assert not (tmp_path / "kept").exists()
+
+
+def test_no_run_is_laid_out_outside_its_sweep(
+    make_sweep: Any, make_record: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = tmp_path / "kept"
+    main([str(make_sweep(make_record("a", 0), asked={})), str(kept)])
+    text = (kept / "records.jsonl").read_text("utf-8")
+    (kept / "records.jsonl").write_text(text.replace('"run":"a"', '"run":"../../a"'), "utf-8")
+    assert main([str(kept), str(tmp_path / "out")]) == 2
+    assert "../../a is not the name of a run's folder" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("file", sorted(REFERENCE.glob("*/records.jsonl")), ids=lambda path: path.parent.name)
