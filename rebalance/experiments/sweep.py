@@ -62,6 +62,7 @@ ROOT = Path("runs/benchmark")
 RUNNER = (sys.executable, "-m", "rebalance.experiments.run")
 
 RESULTS = "results.csv"
+DEVICE = "device"  # where a run is trained, and not what it is asked
 METRICS = ("mAP50", "mAP75", "mAP50-95", "precision", "recall")
 
 SAY = partial(print, flush=True)
@@ -133,11 +134,15 @@ def _work(
             clear(place)
         refuse_other(folder, grid, written)  # somebody may have made the folder since
         runs = tuple(run.id for run in grid.runs)
+        begun = (read_if_whole(Plan, folder / SWEEP) or Plan(asked=grid.asked)).asked
         files.write(folder / SWEEP, Plan(asked=grid.asked, runs=runs, study=study, written=written))
         open_runs = [run for run in grid.runs if not finished(folder, run)]
         over, pace = len(runs) - len(open_runs), crew.pace(len(open_runs)) if open_runs else ""
         if isinstance(grid.asked.get("label_seed"), int) and any(run.labels.protocol != "normal" for run in grid.runs):
             say(f"label_seed={grid.asked['label_seed']} for all seeds, as this sweep was begun")
+        elsewhere = difference(*({key: was[key] for key in was if key == DEVICE} for was in (begun, grid.asked)))
+        if over and elsewhere:
+            say(f"{elsewhere}: the runs that are finished stay as they are, the others are trained there")
         say(f"{len(runs)} runs{f', {over} finished before' if over else ''}{pace}: {folder}")
         if open_runs:
             _write_configs(folder, open_runs, {data: made(data) for data in data_of(grid.runs)})
@@ -339,6 +344,7 @@ def refuse_other(folder: Path, grid: Grid, written: Mapping[str, str]) -> None:
     """Raise RunError where runs of other values or another plan are in the folder, or things that no sweep makes.
 
     So it does of a place from which the host loads no checkpoint, which would be found out after the first training.
+    The device is not such a value: each record says on which machine its run was trained.
     """
     if "?" in str(folder.absolute()):
         raise RunError(
@@ -351,7 +357,7 @@ def refuse_other(folder: Path, grid: Grid, written: Mapping[str, str]) -> None:
     if made is None or not (folder / RUNS).exists():
         return
     asked = json.loads(json.dumps(grid.asked, default=str))  # as it comes back from the file
-    changed = difference(made.asked, asked)
+    changed = difference(*({key: was[key] for key in was if key != DEVICE} for was in (made.asked, asked)))
     if changed:
         raise RunError(f"{folder} was made with another grid: {changed}. Give the same values, or another name=")
     if made.written and made.written.get("sha256") != written.get("sha256"):

@@ -334,6 +334,16 @@ def test_a_place_from_which_no_checkpoint_loads_is_refused(bench: Bench) -> None
     assert not (bench.folder / "mine").exists()
 
 
+def test_a_sweep_goes_on_on_another_device_and_says_so(bench: Bench) -> None:
+    bench.sweep(device="cpu")
+    bench.said.clear()
+    bench.sweep(device="0")
+    assert bench.said[0].startswith("device was cpu, is 0: the runs that are finished stay")
+    bench.said.clear()
+    bench.sweep(device="0")
+    assert not any("device was" in line for line in bench.said)
+
+
 def test_a_folder_of_another_grid_is_refused(bench: Bench) -> None:
     bench.sweep(epochs="7")
     before = sorted(bench.folder.rglob("mine/**"))
