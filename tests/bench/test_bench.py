@@ -258,7 +258,7 @@ def test_growth_is_timed_at_every_value_and_drawn(tmp_path: Path, monkeypatch: p
         "boxes an image": ("count", (1, 70)), "classes": ("nc", (1, 30)), "pixels a side": ("imgsz", (32, 64)),
     })  # fmt: skip
     out = tmp_path / "new" / "grow.json"
-    given = BenchFlags(only="ultralytics,ssd", batch=2, imgsz=64, repeats=3, device="cpu", grow=True, out=str(out))
+    given = BenchFlags(only="ultralytics,ssd", batch=2, imgsz=64, repeats=1, device="cpu", grow=True, out=str(out))
     found = run.bench(given)
     assert json.loads(out.read_text())["rows"] == json.loads(json.dumps(found["rows"]))
     assert (tmp_path / "new" / "grow.png").stat().st_size > 10_000
