@@ -63,7 +63,9 @@ class Bench:
     data: Path
     rows: Sequence[Suggestion] = ()
 
-    def audit(self, *rows: Suggestion, how: Mapping[int, Any] | None = None) -> Path:
+    def audit(
+        self, *rows: Suggestion, how: Mapping[int, Any] | None = None, right: Mapping[int, float] | None = None
+    ) -> Path:
         folder = self.folder / "audit"
         folder.mkdir(exist_ok=True)
         self.rows = rows
@@ -71,7 +73,7 @@ class Bench:
         source = dataset.load(self.data)
         classes = [
             {"id": i, "name": name, "how": "threshold" if i in (how or {}) else "probability",
-             "threshold": (how or {}).get(i)}
+             "threshold": (how or {}).get(i), **({"right": right[i]} if i in (right or {}) else {})}
             for i, name in source.names.items()
         ]  # fmt: skip
         about = {
@@ -255,6 +257,20 @@ def test_a_class_without_probabilities_has_its_threshold_and_says_so(
     told = capsys.readouterr().err
     assert "class fish has no probabilities: a score of 0.5 and more counts as confident, nothing as unsure" in told
     assert "class crab has no probabilities: nothing of it counts as confident" in told
+
+
+def test_a_threshold_counts_only_where_val_says_that_enough_of_what_reaches_it_is_right(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [missing("b", number, (0, 100 * number, 50, 100 * number + 50), None, 0.5) for number in (0, 1)]
+    bench.audit(*rows, how={0: 0.5, 1: 0.5}, right={0: 0.71, 1: 0.69})
+    bench.complete()
+    assert [line.split()[0] for line in (bench.label("b") or "").splitlines()] == ["0"]
+    told = capsys.readouterr().err
+    assert "class fish has no probabilities: a score of 0.5 and more counts as confident, nothing as unsure" in told
+    assert "class crab has no probabilities: nothing of it counts as confident, nothing as unsure (by val 69%" in told
+    bench.complete("all", complete_add=0.6)
+    assert len((bench.label("b", "all") or "").splitlines()) == 2
 
 
 def test_what_an_added_box_explains_does_not_come_in_again(bench: Bench) -> None:
