@@ -110,12 +110,14 @@ def complete(given: CompleteFlags) -> Completed:
     given = parse(CompleteFlags, as_dict(given))
     require_order(given)
     asked, folder = dataset.load(built_in(given.data)), Path(given.audit)
-    out = free(given.out or _beside(asked))
+    if given.out:
+        free(given.out)
     about = read_audit(folder)
     rows = table.read(folder / SUGGESTIONS)
     decided = decisions.read(Path(given.decisions), rows) if given.decisions else {}
     source = completed.given(asked)
     found = items.read(source)
+    out = free(given.out or _beside(asked, found))
     if items.labels_sha256(source) != about["data_sha256"]:
         raise DataError(f"the training labels of {asked.file} are not those that were audited in {folder}: audit them")
     if "regions_sha256" in about and items.regions_sha256(source) != about["regions_sha256"]:
@@ -229,13 +231,15 @@ def read_audit(folder: Path) -> dict[str, Any]:
     return dict(about)
 
 
-def _beside(asked: DataSet) -> Path:
+def _beside(asked: DataSet, found: Sequence[Item]) -> Path:
     """Where the new set goes that nobody named: beside the data set, named after it."""
-    file = asked.file.resolve()
+    file, root = asked.file.resolve(), asked.root.resolve()
     own = file.stem in dataset.UNNAMED  # the name is that of its folder
     name, folder = (file.parent.name, file.parent.parent) if own else (file.stem, file.parent)
     earlier = re.fullmatch(r"(.+-complete)(?:-([0-9]+))?", name)
     out = folder / (f"{earlier[1]}-{int(earlier[2] or 1) + 1}" if earlier else f"{name}-complete")
+    if dataset.is_shipped(file) or items.inside(asked, found, out):  # neither in the host's package nor in the data set
+        out = root.parent / out.name
     return out.relative_to(Path.cwd()) if out.is_relative_to(Path.cwd()) else out
 
 

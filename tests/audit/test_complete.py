@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 import rebalance
 from rebalance.audit import table
@@ -457,6 +459,20 @@ def test_what_nobody_named_lies_beside_the_data_set(bench: Bench, capsys: pytest
     with pytest.raises(DataError, match="set-complete exists"):
         bench.complete(out="")
     assert bench.complete(data=first.data, out="").out == bench.folder.resolve() / "set-complete-2"
+
+
+def test_what_nobody_named_lies_neither_in_the_data_set_nor_in_the_hosts_package(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.audit(missing("b", 0, (0, 0, 20, 20), 0.9))
+    mine = shutil.copy(bench.data, bench.data.with_name("mine.yaml"))
+    assert bench.complete("", Path(mine)).out == bench.folder.resolve() / "mine-complete"
+    package = bench.folder / "host"
+    package.mkdir()
+    text = yaml.safe_load(bench.data.read_text("utf-8"))
+    (package / "theirs.yaml").write_text(yaml.safe_dump({**text, "path": str(bench.data.parent)}), "utf-8")
+    monkeypatch.setattr(dataset, "_ultralytics", lambda: package)
+    assert bench.complete("", package / "theirs.yaml").out == bench.folder.resolve() / "theirs-complete"
 
 
 def test_killed_in_the_middle_nothing_is_there_and_the_next_one_makes_it(bench: Bench) -> None:
