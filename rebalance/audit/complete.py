@@ -4,7 +4,8 @@
     rejected by a person   missing: verified background of the class, there; others: nothing, the label was right
     nobody's word          missing: by its probability a box, an unknown region of the class or nothing; others: nothing
 
-Of a class without probabilities what reaches the audit's threshold is a box, and nothing is unsure.
+Of a class without probabilities what reaches the audit's threshold is a box, where val says that of all that reaches
+it at least a share of `complete_add` is right; else nothing is. Nothing is unsure.
 
 The labels that count are those given: what an earlier round added to them is taken back first (`data.completed.given`).
 What a box that comes in explains, as a label would, does not come in a second time; accepted ones come first, then the
@@ -109,17 +110,19 @@ def complete(given: CompleteFlags) -> Completed:
     given = parse(CompleteFlags, as_dict(given))
     require_order(given)
     asked, folder = dataset.load(built_in(given.data)), Path(given.audit)
-    out = free(given.out or _beside(asked))
+    if given.out:
+        free(given.out)
     about = read_audit(folder)
     rows = table.read(folder / SUGGESTIONS)
     decided = decisions.read(Path(given.decisions), rows) if given.decisions else {}
     source = completed.given(asked)
     found = items.read(source)
+    out = free(given.out or _beside(asked, found))
     if items.labels_sha256(source) != about["data_sha256"]:
         raise DataError(f"the training labels of {asked.file} are not those that were audited in {folder}: audit them")
     if "regions_sha256" in about and items.regions_sha256(source) != about["regions_sha256"]:
         raise DataError(f"the regions of {asked.file} are not those that were audited in {folder}: audit them")
-    thresholds = _thresholds(about)
+    thresholds = _thresholds(about, given.complete_add)
     left: Counter[str] = Counter()
     rule = Rule(given.complete_add, given.complete_ignore, thresholds)
     changes = _changes(source, found, rows, about, decided, rule, left)
@@ -132,8 +135,8 @@ def complete(given: CompleteFlags) -> Completed:
         "left": dict(sorted(left.items())),
     }
     manifest = completed.complete(source, found, changes, out, facts)
-    notes = [*_of_thresholds(source, rows, thresholds), *(f"{n} {_LEFT[why]}" for why, n in sorted(left.items()))]
-    for note in [*notes, *_of_lines(source, found, changes)]:
+    notes = [f"{n} {_LEFT[why]}" for why, n in sorted(left.items())]
+    for note in [*_of_thresholds(source, rows, about, thresholds), *notes, *_of_lines(source, found, changes)]:
         print(f"note: {note}", file=sys.stderr)
     return Completed(out, manifest)
 
@@ -147,14 +150,15 @@ def require_order(given: CompleteFlags | RoundsFlags) -> None:
         )
 
 
-def remaining(audit: Path, data: Path) -> float:
+def remaining(audit: Path, data: Path, add: float) -> float:
     """How many labels an audit says are missing beyond what a data set has: one completed from the labels audited.
 
-    The sum of the probabilities of what its boxes do not explain, and the number of what is sure by a threshold.
+    The sum of the probabilities of what its boxes do not explain, and the number of what is sure by a threshold, with
+    `add` as `complete_add`.
     """
     about, source = read_audit(audit), dataset.load(data)
     found = items.read(source)
-    places, rule = _Places(found, str(about["images_root"])), Rule(0, 0, _thresholds(about))
+    places, rule = _Places(found, str(about["images_root"])), Rule(0, 0, _thresholds(about, add))
     left = 0.0
     for row in table.read(audit / SUGGESTIONS):
         place = places(row.image) if row.kind == "missing" else None
@@ -206,8 +210,8 @@ def read_audit(folder: Path) -> dict[str, Any]:
         if about["schema"] != 1:
             raise DataError(f"{path}: schema is {about['schema']!r}, this version reads 1")
         for row in about["classes"]:
-            threshold = row.get("threshold")
-            known = isinstance(row["id"], int) and isinstance(row["how"], str)
+            threshold, right = row.get("threshold"), row.get("right", 1)
+            known = isinstance(row["id"], int) and isinstance(row["how"], str) and isinstance(right, (int, float))
             if not known or not (threshold is None or isinstance(threshold, (int, float))):
                 raise ValueError(f"a class is {json.dumps(row)[:80]}")
         for name in ("data", "data_sha256", "images_root"):
@@ -227,30 +231,39 @@ def read_audit(folder: Path) -> dict[str, Any]:
     return dict(about)
 
 
-def _beside(asked: DataSet) -> Path:
+def _beside(asked: DataSet, found: Sequence[Item]) -> Path:
     """Where the new set goes that nobody named: beside the data set, named after it."""
-    file = asked.file.resolve()
+    file, root = asked.file.resolve(), asked.root.resolve()
     own = file.stem in dataset.UNNAMED  # the name is that of its folder
     name, folder = (file.parent.name, file.parent.parent) if own else (file.stem, file.parent)
     earlier = re.fullmatch(r"(.+-complete)(?:-([0-9]+))?", name)
     out = folder / (f"{earlier[1]}-{int(earlier[2] or 1) + 1}" if earlier else f"{name}-complete")
+    if dataset.is_shipped(file) or items.inside(asked, found, out):  # neither in the host's package nor in the data set
+        out = root.parent / out.name
     return out.relative_to(Path.cwd()) if out.is_relative_to(Path.cwd()) else out
 
 
-def _thresholds(about: Mapping[str, Any]) -> dict[int, float | None]:
-    """Of the classes without probabilities the score that is enough, None where none is."""
-    return {row["id"]: row.get("threshold") for row in about["classes"] if row["how"] == "threshold"}
+def _thresholds(about: Mapping[str, Any], add: float) -> dict[int, float | None]:
+    """Of the classes without probabilities the score that is enough, None where none is: val expects too many false."""
+    return {
+        row["id"]: row.get("threshold") if row.get("right", 1) >= add else None
+        for row in about["classes"]
+        if row["how"] == "threshold"
+    }
 
 
 def _of_thresholds(
-    source: DataSet, rows: Sequence[Suggestion], thresholds: Mapping[int, float | None]
+    source: DataSet, rows: Sequence[Suggestion], about: Mapping[str, Any], thresholds: Mapping[int, float | None]
 ) -> Iterator[str]:
     """What is said of classes without probabilities."""
     seen = {row.number for row in rows if row.kind == "missing"}
+    right = {row["id"]: row["right"] for row in about["classes"] if "right" in row}
     for number, least in thresholds.items():
         if number in seen:
             told = "nothing of it" if least is None else f"a score of {value_text(least)} and more"
-            yield f"class {source.names[number]} has no probabilities: {told} counts as confident, nothing as unsure"
+            why = f" (by val {right[number]:.0%} of what is as sure as its labels is right)" if number in right else ""
+            name = source.names[number]
+            yield f"class {name} has no probabilities: {told} counts as confident, nothing as unsure{why}"
 
 
 def _of_lines(source: DataSet, found: Sequence[Item], changes: Sequence[Sequence[Change]]) -> Iterator[str]:

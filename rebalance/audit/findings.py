@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rebalance.audit import probability
 from rebalance.audit.explain import Boxes, Detections, Explained, explain, nearest
-from rebalance.audit.probability import FEW, FEW_IMAGES, Draws, Estimate
+from rebalance.audit.probability import FEW, FEW_IMAGES, Draws, Estimate, Shares
 from rebalance.audit.table import Box, Near, Suggestion, sort
 from rebalance.data import regions
 from rebalance.data.boxes import xywh
@@ -57,6 +57,9 @@ class Class:
             detection of that score is as sure as half of the labels.
         estimate: of what is missing, None without probability.
         recall: share of val's labels that the models find from where the estimate begins; None where it is 0.
+        why: without probability, what is not known enough.
+        right: of what is found at the threshold or above and no label explains, the share that val does not expect to
+            be false; None where nothing is found.
     """
 
     labels: int
@@ -64,6 +67,8 @@ class Class:
     threshold: float | None
     estimate: Estimate | None = None
     recall: float | None = None
+    why: str = ""
+    right: float | None = None
 
 
 @dataclass(frozen=True)
@@ -109,26 +114,29 @@ def findings(
         seed: of the intervals.
     """
     draws = Draws.of(len(audited), len(judged[0]), len(judged), seed)
-    labels, of_val = (
-        Counter(number for one in looks for number in one.image.labels.classes.tolist())
-        for looks in (audited, judged[0])
-    )
+    labels = Counter(number for one in audited for number in one.image.labels.classes.tolist())
     thresholds = {number: _threshold(audited, number) for number in names}
     every = [one for looks in judged for one in looks]
     missing, false = ([_missing(one, thresholds) for one in looks] for looks in (audited, every))
+    asked, of_val = (np.array([regions.unsaid(one.image.known) for one in looks]) for looks in (audited, judged[0]))
+    judging = np.tile(of_val, (len(judged), 1))  # (images, C), as `asked`
     chances = [np.full(len(some), np.nan) for some in missing]  # of each suggestion; NaN: there is none
     classes: dict[int, Class] = {}
     for number in names:
-        how, made = "unknown" if number not in known else "threshold", None
-        if number in known and len(judged[0]) >= FEW_IMAGES and of_val[number] >= FEW:
-            how = "probability"
-            here, there = ([one.found.classes[some] == number for one, some in zip(*part, strict=True)]
-                           for part in ((audited, missing), (every, false)))  # fmt: skip
-            made = probability.estimate(_scores(audited, missing, here), _scores(every, false, there), draws)
+        shares = asked[:, number], judging[:, number]
+        how, made, right = "unknown" if number not in known else "threshold", None, None
+        why = "the model does not know it" if number not in known else _why_not(every, len(judged), shares, number)
+        here, there = ([one.found.classes[some] == number for one, some in zip(*part, strict=True)]
+                       for part in ((audited, missing), (every, false)))  # fmt: skip
+        seen, wrong = _scores(audited, missing, here), _scores(every, false, there)
+        if not why:
+            how, made = "probability", probability.estimate(seen, wrong, draws, shares)
             for chance, mask, found in zip(chances, here, made.probability, strict=True):
                 chance[mask] = found
+        elif (limit := thresholds[number]) is not None:
+            right = probability.right(seen, wrong, limit, shares)
         recall = _recall(every, number, made.start) if made and made.missing else None
-        classes[number] = Class(labels[number], how, thresholds[number], made, recall)
+        classes[number] = Class(labels[number], how, thresholds[number], made, recall, why, right)
     rows = [
         row
         for one, some, chance in zip(audited, missing, chances, strict=True)
@@ -137,6 +145,28 @@ def findings(
     return Findings(
         sort(rows), classes, _total(classes), _beyond(classes), sum(one.explained.silent for one in audited)
     )
+
+
+def _why_not(looks: Sequence[Look], models: int, shares: Shares, number: int) -> str:
+    """Why there is no probability of a class, '' where there is one.
+
+    Args:
+        looks: the images of val as each of the models saw them.
+        models: how many.
+        shares: as of `probability.estimate`.
+        number: of the class.
+    """
+    own = np.concatenate([one.explained.own[one.image.labels.classes == number] for one in looks])
+    images, (here, there) = len(looks) // models, map(np.sum, shares)
+    if images < FEW_IMAGES:
+        return f"val has {images} image{'s' * (images != 1)}"
+    if not here:
+        return "regions say of all training images that nothing follows from what is found"
+    if there < FEW_IMAGES * models:
+        return f"regions leave fewer than {FEW_IMAGES} images of val in which they were labelled"
+    if len(own) < FEW * models:
+        return f"val has fewer than {FEW} labels of them"
+    return "" if (own > 0).any() else "no model finds any of val's labels of them"
 
 
 def _scores(

@@ -6,6 +6,9 @@ detections unexplained. Of these N · f(s) are false; the others are labels that
 
     P(missing | class, s) = max(0, 1 − N · f(s) / u(s))
 
+An image counts by the share of it in which the class is asked for: regions say of the other part that nothing follows
+from a detection there.
+
 made monotone: a higher score is no less likely. Isotonic regression on both kinds of detections at once (the audited
 ones as 1, those of val as 0, with the weight of N over the images of val) gives q(s) = u / (u + N · f), from which
 P = max(0, 2 − 1 / q).
@@ -34,6 +37,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+Shares = tuple[NDArray[np.float64], NDArray[np.float64]]
 Scores = Sequence[NDArray[np.float64]]  # an entry an image: scores of the detections of one class that are unexplained
 
 FEW_IMAGES = 20  # of val: with fewer there is no probability
@@ -72,15 +76,18 @@ class Interval(NamedTuple):
     high: float
 
 
-def estimate(audited: Scores, judged: Scores, draw: Draws) -> Estimate:
+def estimate(audited: Scores, judged: Scores, draw: Draws, shares: Shares | None = None) -> Estimate:
     """Estimate what is missing of a class.
 
     Args:
         audited: scores of the unexplained detections on each audited image.
         judged: the same on images with complete labels; of several models, one entry an image and model.
         draw: bootstrapped images, the same for all classes.
+        shares: of each audited image and of each judged one the share in which the class is asked for; None: all.
+            Their sums are above 0.
     """
-    ratio = len(audited) / len(judged)
+    here, there = shares or (np.ones(len(audited)), np.ones(len(judged)))
+    ratio = float(here.sum() / there.sum())
     fit = _fit(np.concatenate([np.empty(0), *audited]), np.concatenate([np.empty(0), *judged]), ratio)
     raw = [fit(scores) for scores in audited]
     fits = _fits(audited, judged, draw, ratio)
@@ -90,7 +97,8 @@ def estimate(audited: Scores, judged: Scores, draw: Draws) -> Estimate:
     shrunk = _shrunk(np.concatenate([np.empty(0), *raw]), max(0.0, count))
     lowest = min(fit.lowest for fit in fits)
     all_seen, all_false = (_counts(part, np.full(len(part), lowest)) for part in (audited, judged))
-    draws = np.stack([draw.audited @ one - ratio * (draw.judged @ other)
+    ratios = (draw.audited @ here) / np.maximum(draw.judged @ there, 1e-9)
+    draws = np.stack([draw.audited @ one - ratios * (draw.judged @ other)
                       for one, other in ((seen, false), (all_seen, all_false))])  # fmt: skip
     missing = float(shrunk.sum())
     parts = np.split(shrunk, np.cumsum([len(part) for part in raw])[:-1])
@@ -102,6 +110,25 @@ def interval(draws: NDArray[np.float64], missing: float) -> Interval:
     low = float(np.percentile(draws[0], (100 - _LEVEL) / 2))
     high = float(np.percentile(draws, (100 + _LEVEL) / 2, axis=1).max())
     return Interval(min(max(0.0, low), missing), max(high, missing))
+
+
+def right(audited: Scores, judged: Scores, least: float, shares: Shares) -> float | None:
+    """Of the audited detections from a score on the share that is not false, by those of val and one more.
+
+    That one stands for what so few images do not show: from one image without a false detection nothing follows.
+
+    Args:
+        audited, judged, shares: as those of `estimate`; the sums may be 0.
+        least: the score.
+
+    Returns:
+        A share, None where there is no such detection.
+    """
+    seen, false = (int(sum((scores >= least).sum() for scores in part)) for part in (audited, judged))
+    if not seen:
+        return None
+    here, there = map(np.sum, shares)
+    return max(0.0, 1 - float(here / there) * (false + 1) / seen) if there else 0.0
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from rebalance.audit.complete import complete, read_audit, remaining, require_order
+from rebalance.audit.trained import require_auditable
 from rebalance.data import completed, dataset
 from rebalance.data.noise import KINDS
 from rebalance.data.protocols import PROTOCOLS, uses_rate
@@ -124,6 +125,11 @@ def prepare(
     open_runs = [run for run in grid.runs if not finished(folder, replace(run, id=id_of(0, run)))]
     if open_runs:
         told = check([*runner, *["--dry"] * dry], open_runs)
+        found = dataset.load(source) if isinstance(source, Path) else None
+        require_auditable(open_runs[0], told[0], found)
+        images = [image for image in {*found.images("train")} if not found.knowledge.skips(image)] if found else []
+        if found and given.folds > len(images):
+            raise ConfigError(f"folds={given.folds}: 0, or 2 to {len(images)}, the training images")
         check_diagnosis(open_runs, sources)
     return given, Prepared(grid, folder, open_runs, sources, told)
 
@@ -238,7 +244,7 @@ class _Work:
             self.say(f"{where}: not made, for {last.id} failed")
             return False
         audit, seconds = self._audit(last, data)
-        chain.left.append(remaining(audit, data))
+        chain.left.append(remaining(audit, data, self.given.complete_add))
         if self.given.rounds == "auto" and number > 1 and chain.left[-1] >= chain.left[-2]:
             self.say(
                 f"{where}: not made, for the estimate of what is missing beyond round {number - 1} does not fall: "

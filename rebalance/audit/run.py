@@ -30,8 +30,9 @@ import numpy as np
 from rebalance.audit import export, review, table, truth
 from rebalance.audit.detect import Detector, Seen, detect_all
 from rebalance.audit.findings import Findings, Image, Look, findings, look
-from rebalance.audit.probability import FEW, FEW_IMAGES, Estimate
+from rebalance.audit.probability import Estimate
 from rebalance.audit.table import ABOUT, KINDS, SUGGESTIONS
+from rebalance.audit.trained import require_auditable
 from rebalance.data import completed, dataset, items
 from rebalance.data.dataset import DataSet
 from rebalance.data.demo.seafloor import built_in
@@ -111,7 +112,7 @@ def audit(given: AuditFlags, training: Mapping[str, str] | None = None, root: Pa
             models=models,
             lower_bound=not given.folds,
             settings=detectors[0].setting,
-            notes=_notes(facts, found, source.names, len(val), skipped),
+            notes=_notes(facts, found, source.names, _also_trained(images, val), len(val), skipped),
             **({"truth": truth.truth(source, looks, found)} if source.has_withheld() else {}),
             suggestions_sha256=hashlib.sha256((folder / SUGGESTIONS).read_bytes()).hexdigest(),
             sizes={one.image.name: list(one.size) for one in looks if one.image.name in shown},
@@ -197,7 +198,8 @@ def _check(given: AuditFlags, training: Mapping[str, str], source: DataSet, *, b
     for key in (key for run in grid.runs for key in run.varied):
         raise ConfigError(f"{key}={training[key]}: an audit trains one setting, and takes no list of them")
     if not begun:
-        check(RUNNER, grid.runs)
+        (told,) = check(RUNNER, grid.runs)
+        require_auditable(grid.runs[0], told, source)
 
 
 def _cell(given: AuditFlags, data: str) -> dict[str, str]:
@@ -340,6 +342,7 @@ def _about(facts: Mapping[str, Any], source: DataSet, found: Findings, **more: A
             "id": number, "name": source.names[number], "labels": row.labels, "suggestions": count[number],
             **told(row.estimate), "recall": row.recall and round(row.recall, 4), "how": row.how,
             "threshold": row.threshold and round(row.threshold, 4),
+            **({} if row.right is None else {"right": round(row.right, 4)}),
         }
         for number, row in found.classes.items()
     ]  # fmt: skip
@@ -355,20 +358,33 @@ def _about(facts: Mapping[str, Any], source: DataSet, found: Findings, **more: A
     }  # fmt: skip
 
 
-def _notes(facts: Mapping[str, Any], found: Findings, names: Mapping[int, str], of_val: int, skipped: Any) -> list[str]:
-    """What a reader of the numbers must know, a line each."""
+def _also_trained(images: Sequence[Image], val: Sequence[Image]) -> int:
+    """How many images of val are training images."""
+    known = {os.path.realpath(image.path) for image in images}
+    return sum(os.path.realpath(image.path) in known for image in val)
+
+
+def _notes(
+    facts: Mapping[str, Any], found: Findings, names: Mapping[int, str], shared: int, of_val: int, skipped: Any
+) -> list[str]:
+    """What a reader of the numbers must know, a line each; `shared` images of the `of_val` of val are audited too."""
     notes = []
-    by_how: dict[str, list[str]] = {}
+    by_why: dict[str, list[str]] = {}
     for number, row in found.classes.items():
-        by_how.setdefault(row.how, []).append(names[number])
-    if by_how.get("threshold"):
-        why = f"val has {of_val} images" if of_val < FEW_IMAGES else f"val has fewer than {FEW} labels of them"
+        if row.how == "threshold":
+            by_why.setdefault(row.why, []).append(names[number])
+    for why, some in by_why.items():
         notes.append(
-            f"no probability and no estimate for {', '.join(by_how['threshold'])}: {why}; their suggestions are "
+            f"no probability and no estimate for {', '.join(some)}: {why}; their suggestions are "
             "those of a score near that of their labels"
         )
-    if by_how.get("unknown"):
-        notes.append(f"the model does not know {', '.join(by_how['unknown'])}: nothing is said of them")
+    if unknown := [names[number] for number, row in found.classes.items() if row.how == "unknown"]:
+        notes.append(f"the model does not know {', '.join(unknown)}: nothing is said of them")
+    if shared:
+        notes.append(
+            f"{shared} of {of_val} images of val are training images: what their labels lack counts as false, so that "
+            "too little is said to be missing, or nothing; give val images of its own, with complete labels"
+        )
     if not facts["folds"] and found.total:
         notes.append(
             "a lower bound, if the model was trained on these labels: it has learnt that what has none is background; "
@@ -386,6 +402,7 @@ def _estimate(about: Mapping[str, Any]) -> bytes:
     text = io.StringIO()
     columns = (
         "id", "name", "labels", "suggestions", "missing", "low", "high", "recall", "with_unfound", "how", "threshold",
+        "right",
     )  # fmt: skip
     writer = csv.DictWriter(text, columns, lineterminator="\n", restval="")
     writer.writeheader()

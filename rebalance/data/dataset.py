@@ -216,6 +216,12 @@ def find(data: str | Path) -> Path:
     raise DataError(f"data={name} does not exist{nearest(Path(name).name, around)}")
 
 
+def is_shipped(file: Path) -> bool:
+    """Whether a YAML is one of those that come with Ultralytics."""
+    package = _ultralytics()
+    return package is not None and package.resolve() in file.resolve().parents
+
+
 def images_of(entry: str) -> list[str]:
     """Images of one entry of a split: those below a folder, or those a text file lists.
 

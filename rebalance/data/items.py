@@ -134,9 +134,14 @@ def _source_folders(source: DataSet, items: Sequence[Item]) -> set[Path]:
 
 def require_outside(source: DataSet, items: Sequence[Item], out: Path) -> None:
     """Raise DataError where the new folder would lie in the source."""
-    for folder in sorted(_source_folders(source, items)):
-        if folder in (out.resolve(), *out.resolve().parents):
-            raise DataError(f"out={out} is inside the source data set ({folder}); choose a folder outside it")
+    if folder := inside(source, items, out):
+        raise DataError(f"out={out} is inside the source data set ({folder}); choose a folder outside it")
+
+
+def inside(source: DataSet, items: Sequence[Item], out: Path) -> Path | None:
+    """The folder of the source in which a new one would lie, None where it is outside."""
+    around = (out.resolve(), *out.resolve().parents)
+    return next((folder for folder in sorted(_source_folders(source, items)) if folder in around), None)
 
 
 def link_images(folder: Path, item: Item) -> list[str]:

@@ -27,6 +27,7 @@ MEANINGS = ("unknown", "background")
 _COLUMNS = 6  # meaning, classes, x, y, w, h
 _DIGITS = 9  # of a class number; more than Python reads are an error of its own
 _INSIDE = 0.5  # of a box's own area
+_SIDE = 16  # points a side by which a share of the image is told
 _POINT = 1e-5  # half a side of a box without extent, as a fraction of the image
 
 
@@ -92,6 +93,16 @@ def contradicted(given: Regions, label: NDArray[np.int64], boxes_xywh_norm: NDAr
 def told(given: Regions, label: NDArray[np.int64], boxes_xywh_norm: NDArray[np.float32]) -> Told:
     """What the regions say of boxes and their classes; arguments as `contradicted`."""
     return _last(given, _about(given, label, boxes_xywh_norm))
+
+
+def unsaid(given: Regions) -> NDArray[np.float64]:
+    """(C,) of each class the share of the image of which no region says anything; as told at 16 by 16 points of it."""
+    if not len(given):
+        return np.ones(given.classes.shape[1])
+    side = (np.arange(_SIDE, dtype=np.float32) + 0.5) / _SIDE
+    points = np.stack([*(axis.ravel() for axis in np.meshgrid(side, side)), *np.zeros((2, _SIDE**2), np.float32)], 1)
+    said = given.classes.T.astype(np.float64) @ _inside(given.boxes_xywh_norm, points) > 0  # (C, points)
+    return np.asarray(1 - said.mean(1), np.float64)
 
 
 def parse(data: bytes, *, classes: int, name: str = "regions file") -> Regions:

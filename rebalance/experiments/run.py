@@ -136,7 +136,7 @@ def check(grid: Sequence[Mapping[str, Any]], *, fetch: bool = True) -> list[dict
 
     Returns:
         For each run epochs, imgsz and batch, the host's own where the run says nothing; `fetched`: its model, where
-        that is yet to be fetched; `unchecked`: whether it could not be judged.
+        that is yet to be fetched; `unchecked`: whether it could not be judged, else `task`: what the model is for.
 
     Raises:
         ConfigError: an unknown flag or a bad value, of ours or of the host.
@@ -158,7 +158,9 @@ def check(grid: Sequence[Mapping[str, Any]], *, fetch: bool = True) -> list[dict
         if not unchecked:
             admit(loaded(instead or model), run["train"], host, strict=True, data=False)
         filled = {**DEFAULT_CFG_DICT, **separate(host)[1]}
-        told[text] = {**{key: filled[key] for key in FILLED_IN}, "fetched": bool(instead), "unchecked": unchecked}
+        task = None if unchecked else loaded(instead or model).task
+        seen = {"fetched": bool(instead), "unchecked": unchecked, "task": task}
+        told[text] = {**{key: filled[key] for key in FILLED_IN}, **seen}
     return [told[text] for text in texts]
 
 

@@ -206,8 +206,8 @@ def test_an_audit_of_a_completed_set_asks_about_the_labels_that_were_given(
     again = complete(CompleteFlags(data=str(made.data), audit=str(second), out=str(tmp_path / "two")))
     assert again.manifest["sha256"] == made.manifest["sha256"]
     missing = about(first)["total"]["missing"]
-    assert remaining(first, half_labelled) == pytest.approx(missing, abs=0.1)
-    assert 0 <= remaining(second, made.data) < 0.5 * missing
+    assert remaining(first, half_labelled, 0.7) == pytest.approx(missing, abs=0.1)
+    assert 0 <= remaining(second, made.data, 0.7) < 0.5 * missing
 
 
 def dataset_boxes(file: Path) -> int:
@@ -233,7 +233,7 @@ def cells(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
         return SimpleNamespace(finished=made, failed=[])
 
     monkeypatch.setattr(run, "sweep", trained)
-    monkeypatch.setattr(run, "check", lambda runner, runs: None)
+    monkeypatch.setattr(run, "check", lambda runner, runs: [{}])
     monkeypatch.setattr(run, "load", records)
     return cells
 
@@ -283,6 +283,45 @@ def test_an_unlabelled_place_and_a_verified_one_have_no_suggestions(tmp_path: Pa
     rows = [row for row in table.read(folder / "suggestions.csv") if row.kind == "missing"]
     assert {row.number for row in rows} == {1}
     assert any("regions" in note for note in about(folder)["notes"])
+
+
+def test_an_image_counts_by_what_of_it_a_class_is_asked_for(tmp_path: Path, oracles: list[Oracle]) -> None:
+    data = make_dataset(tmp_path / "whole", train=60, val=60, test=1, size=96)
+    sparsify(SparsifyFlags(data=str(data), protocol="percent", rate=0.5, out=str(tmp_path / "half")))
+    plain = about(audit(flags(tmp_path / "half/data.yaml")))["classes"][0]
+    val = tmp_path / "whole/regions/val"  # of two thirds of val nothing follows for the first class
+    val.mkdir(parents=True)
+    for i in range(40):
+        (val / f"{i:02d}.txt").write_text("unknown 0 0.5 0.5 1 1\n", "utf-8")
+    found = about(audit(flags(tmp_path / "half/data.yaml", name="regions")))
+    some = found["classes"][0]
+    assert some["missing"] == pytest.approx(plain["missing"], rel=0.1)
+    assert some["low"] <= plain["missing"] <= some["high"]
+    for i in range(45):
+        (val / f"{i:02d}.txt").write_text("unknown 0 0.5 0.5 1 1\n", "utf-8")
+    found = about(audit(flags(tmp_path / "half/data.yaml", name="few")))
+    assert (found["classes"][0]["how"], found["classes"][1]["how"]) == ("threshold", "probability")
+    assert any("kind0: regions leave fewer than 20 images of val" in note for note in found["notes"])
+
+
+def test_of_a_class_that_no_model_finds_and_of_a_val_that_was_trained_on_nothing_is_claimed(
+    tmp_path: Path, oracles: list[Oracle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = make_dataset(tmp_path / "whole", train=30, val=25, test=1)
+    look = Oracle.look
+
+    def blind(self: Oracle, image: str) -> Seen | None:
+        seen = look(self, image)
+        return seen and Seen(seen.size, Detections(*(part[seen.found.classes == 0] for part in seen.found)))
+
+    monkeypatch.setattr(Oracle, "look", blind)
+    found = about(audit(flags(data)))
+    assert (found["classes"][1]["missing"], found["classes"][1]["how"]) == (None, "threshold")
+    assert any("kind1: no model finds any of val's labels of them" in note for note in found["notes"])
+    text = data.read_text("utf-8").replace("val: images/val", "val: images/train")
+    data.with_name("same.yaml").write_text(text, "utf-8")
+    found = about(audit(flags(data.with_name("same.yaml"))))
+    assert any(note.startswith("30 of 30 images of val are training images: ") for note in found["notes"])
 
 
 def test_too_small_a_val_gives_no_probability_but_a_threshold(tmp_path: Path, oracles: list[Oracle]) -> None:
@@ -345,6 +384,9 @@ def test_flags_without_effect_and_bad_ones_are_refused(
     with pytest.raises(ConfigError, match=r"loss=brl,drop: an audit trains one setting, and takes no list of them"):
         audit(flags(half_labelled, folds=2), {"loss": "brl,drop"})
     monkeypatch.setattr(run, "RUNNER", (sys.executable, str(FAKE), str(tmp_path / "plan.json")))
+    (tmp_path / "plan.json").write_text("{}", "utf-8")
+    with pytest.raises(ConfigError, match=r"single_cls=True trains all classes as one"):
+        audit(flags(half_labelled, folds=2), {"single_cls": "True"})
     told = {"check": {"kind": "ConfigError", "error": "epochs=x is no number"}}
     (tmp_path / "plan.json").write_text(json.dumps(told), "utf-8")
     with pytest.raises(ConfigError, match=r"epochs=x is no number"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 import rebalance
 from rebalance.audit import table
@@ -63,7 +65,9 @@ class Bench:
     data: Path
     rows: Sequence[Suggestion] = ()
 
-    def audit(self, *rows: Suggestion, how: Mapping[int, Any] | None = None) -> Path:
+    def audit(
+        self, *rows: Suggestion, how: Mapping[int, Any] | None = None, right: Mapping[int, float] | None = None
+    ) -> Path:
         folder = self.folder / "audit"
         folder.mkdir(exist_ok=True)
         self.rows = rows
@@ -71,7 +75,7 @@ class Bench:
         source = dataset.load(self.data)
         classes = [
             {"id": i, "name": name, "how": "threshold" if i in (how or {}) else "probability",
-             "threshold": (how or {}).get(i)}
+             "threshold": (how or {}).get(i), **({"right": right[i]} if i in (right or {}) else {})}
             for i, name in source.names.items()
         ]  # fmt: skip
         about = {
@@ -255,6 +259,20 @@ def test_a_class_without_probabilities_has_its_threshold_and_says_so(
     told = capsys.readouterr().err
     assert "class fish has no probabilities: a score of 0.5 and more counts as confident, nothing as unsure" in told
     assert "class crab has no probabilities: nothing of it counts as confident" in told
+
+
+def test_a_threshold_counts_only_where_val_says_that_enough_of_what_reaches_it_is_right(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [missing("b", number, (0, 100 * number, 50, 100 * number + 50), None, 0.5) for number in (0, 1)]
+    bench.audit(*rows, how={0: 0.5, 1: 0.5}, right={0: 0.71, 1: 0.69})
+    bench.complete()
+    assert [line.split()[0] for line in (bench.label("b") or "").splitlines()] == ["0"]
+    told = capsys.readouterr().err
+    assert "class fish has no probabilities: a score of 0.5 and more counts as confident, nothing as unsure" in told
+    assert "class crab has no probabilities: nothing of it counts as confident, nothing as unsure (by val 69%" in told
+    bench.complete("all", complete_add=0.6)
+    assert len((bench.label("b", "all") or "").splitlines()) == 2
 
 
 def test_what_an_added_box_explains_does_not_come_in_again(bench: Bench) -> None:
@@ -441,6 +459,20 @@ def test_what_nobody_named_lies_beside_the_data_set(bench: Bench, capsys: pytest
     with pytest.raises(DataError, match="set-complete exists"):
         bench.complete(out="")
     assert bench.complete(data=first.data, out="").out == bench.folder.resolve() / "set-complete-2"
+
+
+def test_what_nobody_named_lies_neither_in_the_data_set_nor_in_the_hosts_package(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.audit(missing("b", 0, (0, 0, 20, 20), 0.9))
+    mine = shutil.copy(bench.data, bench.data.with_name("mine.yaml"))
+    assert bench.complete("", Path(mine)).out == bench.folder.resolve() / "mine-complete"
+    package = bench.folder / "host"
+    package.mkdir()
+    text = yaml.safe_load(bench.data.read_text("utf-8"))
+    (package / "theirs.yaml").write_text(yaml.safe_dump({**text, "path": str(bench.data.parent)}), "utf-8")
+    monkeypatch.setattr(dataset, "_ultralytics", lambda: package)
+    assert bench.complete("", package / "theirs.yaml").out == bench.folder.resolve() / "theirs-complete"
 
 
 def test_killed_in_the_middle_nothing_is_there_and_the_next_one_makes_it(bench: Bench) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from rebalance.audit.probability import Draws, Estimate, estimate
+from rebalance.audit.probability import Draws, Estimate, estimate, right
 
 IMAGES, VAL = 120, 60
 
@@ -49,7 +49,7 @@ def test_without_missing_labels_the_interval_holds_0() -> None:
 
 
 def test_a_probability_is_as_often_right_as_it_says() -> None:
-    said, right = [], []
+    said, true_of = [], []
     rng = np.random.default_rng(7)
     for _ in range(20):
         false = [rng.exponential(0.05, rng.poisson(4)) for _ in range(IMAGES + VAL)]
@@ -57,11 +57,21 @@ def test_a_probability_is_as_often_right_as_it_says() -> None:
         audited = [np.concatenate(pair) for pair in zip(false[:IMAGES], found, strict=True)]
         made = estimate(audited, false[IMAGES:], Draws.of(IMAGES, VAL, 1, 0))
         said += [np.concatenate(made.probability)]
-        right += [np.concatenate([np.arange(len(a)) >= len(f) for a, f in zip(audited, false[:IMAGES], strict=True)])]
-    chance, true = np.concatenate(said), np.concatenate(right)
+        true_of += [np.concatenate([np.arange(len(a)) >= len(f) for a, f in zip(audited, false[:IMAGES], strict=True)])]
+    chance, true = np.concatenate(said), np.concatenate(true_of)
     for low in (0.1, 0.3, 0.5, 0.7):
         some = (chance >= low) & (chance < low + 0.2)
         assert true[some].mean() == pytest.approx(chance[some].mean(), abs=0.1)
+
+
+def test_what_is_as_sure_as_labels_is_right_by_what_val_has_of_it() -> None:
+    some = [np.array([0.9, 0.5, 0.1]), np.array([0.6]), np.empty(0), np.array([0.8])]  # 4 of 0.5 and more
+    all_of = np.ones(4), np.ones(8)
+    assert right(some, [np.empty(0)] * 8, 0.5, all_of) == pytest.approx(1 - 4 / 8 * 1 / 4)
+    assert right(some, [np.array([0.5, 0.4]), *[np.empty(0)] * 7], 0.5, all_of) == pytest.approx(1 - 4 / 8 * 2 / 4)
+    assert right(some, [np.empty(0)], 0.5, (np.ones(4), np.ones(1))) == 0  # one image says nothing
+    assert right(some, [np.empty(0)] * 8, 0.5, (np.ones(4), np.zeros(8))) == 0
+    assert right(some, [np.empty(0)] * 8, 0.95, all_of) is None
 
 
 def test_a_higher_score_is_no_less_likely() -> None:

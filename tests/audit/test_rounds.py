@@ -25,7 +25,7 @@ from rebalance.audit.table import Suggestion
 from rebalance.data import completed, dataset
 from rebalance.data.derive import sparsify
 from rebalance.data.items import labels_sha256
-from rebalance.errors import ConfigError, DataError, RunError
+from rebalance.errors import ConfigError, DataError, ModelError, RunError
 from rebalance.report import build
 from rebalance.settings import AuditFlags, SparsifyFlags
 
@@ -268,11 +268,19 @@ def test_the_same_name_with_other_values_is_refused(bench: Bench) -> None:
         ({"complete_ignore": "0.9"}, "complete_ignore=0.9 is above complete_add=0.7"),
         ({"folds": "1"}, "folds=1: 0, or 2 and more"),
         ({"model": ""}, "model= is missing"),
+        ({"single_cls": "True"}, "single_cls=True trains all classes as one, and an audit has to tell them apart"),
+        ({"folds": "13"}, "folds=13: 0, or 2 to 12, the training images"),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_is_made(bench: Bench, given: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         bench.rounds(**given)
+    assert not (bench.folder / "mine").exists()
+
+
+def test_a_model_that_no_audit_could_ask_is_refused_before_it_is_trained(bench: Bench) -> None:
+    with pytest.raises(ModelError, match=r"model=m.yaml is for the task segment; an audit needs a detector"):
+        bench.rounds({"told": {"task": "segment"}})
     assert not (bench.folder / "mine").exists()
 
 

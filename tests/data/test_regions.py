@@ -116,3 +116,9 @@ def test_the_later_region_counts() -> None:
     assert contradicted(unknown + sure, box) == [[], [0]]
     assert contradicted(sure + unknown + sure, box) == [[0], [], [0]]
     assert contradicted(sure + other, box) == [[0], []]
+
+
+def test_of_what_share_of_an_image_nothing_is_said() -> None:
+    text = b"unknown 0 0.25 0.5 0.5 1\nbackground 0,1 0.5 0.25 1 0.5\n"
+    assert regions.unsaid(regions.parse(text, classes=3)).tolist() == [0.25, 0.5, 1.0]
+    assert regions.unsaid(regions.parse(b"", classes=2)).tolist() == [1.0, 1.0]

@@ -303,7 +303,7 @@
   }
   /** What was accepted, and of the estimate and its interval the part that is not decided yet. */
   function live(missing, low, high, of) {
-    const open = missing > 0 ? Math.max(missing - of.decided, 0) / missing : of.count ? of.open / of.count : 0;
+    const open = missing > 0 ? Math.max(missing - of.decided, 0) / missing : of.count ? of.open / of.count : 1;
     return [missing, low, high].map((value) => of.accepted + value * open);
   }
   const interval = ([mean, low, high]) => `${whole(mean)} (${whole(low)} to ${whole(high)})`;
