@@ -112,6 +112,7 @@ INSIDES: dict[str, dict[str, str]] = {
         "ultralytics.utils.patches.imread": "filename flags",
     },
     "arguments and files are read as the host reads them (train/admission.py, train/arguments.py)": {
+        "ultralytics.cfg.QUANTIZE_ALIASES": ATTRIBUTE,
         "ultralytics.cfg.get_cfg": "cfg overrides",
         "ultralytics.data.utils.IMG_FORMATS": ATTRIBUTE,
         "ultralytics.data.utils.exif_size": "img",

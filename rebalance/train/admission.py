@@ -102,6 +102,8 @@ def admit(
     if given or strict:
         check_names(arguments)
         check_training(arguments)
+        if isinstance(model.model, (str, Path)):
+            raise ModelError(f"model={model.model_name} is neither a checkpoint of Ultralytics (.pt) nor a YAML")
     resume = arguments.get("resume")
     source, begun_with = _resumed(model, resume) if resume else (model.model, None)
     before = remembered(source).get("flags", {})
