@@ -254,12 +254,12 @@ class Case:
     @cached_property
     def trained(self) -> Path:
         """A training of an epoch, with whatever loggers are installed."""
-        os.environ["MLFLOW_TRACKING_URI"] = (self.folder / "mlflow").as_uri()
         SETTINGS.update({"tensorboard": True, "mlflow": True})  # before the host loads its loggers
         return self.train("run")
 
     def train(self, name: str, **more: Any) -> Path:
-        """A training of an epoch; its folder."""
+        """A training of an epoch; its folder. What MLflow keeps is beside it, not where the table is made."""
+        os.environ["MLFLOW_TRACKING_URI"] = (self.folder / "mlflow").as_uri()
         YOLO(str(self.weights)).train(
             data=str(self.data), epochs=1, imgsz=64, batch=6, nbs=6, workers=0, plots=False, device="cpu",
             project=str(self.folder / "train"), name=name, optimizer="SGD", lr0=1e-4, **self.head.train, **more,
