@@ -62,7 +62,8 @@ def separate(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, An
         if held.keys() & TRAIN.keys():
             own = {name: value for name, value in arguments.items() if name != "cfg"}
             held.pop("save_dir", None)  # of a run's args.yaml: the folder of that run
-            arguments = {**{k: v for k, v in held.items() if k in TRAIN or v is not None}, **own}
+            # the host writes device: '' where none was given, which its command line does not take
+            arguments = {**{k: v for k, v in held.items() if k in TRAIN or v not in (None, "")}, **own}
     ours = {name: value for name, value in arguments.items() if name in TRAIN}
     return ours, {name: value for name, value in arguments.items() if name not in TRAIN}
 

@@ -408,6 +408,15 @@ def test_a_run_is_made_again_from_its_folder_bit_for_bit(data: str, tmp_path: Pa
     assert len(made["data"]["train"]["sha256"]) == len(made["data"]["val"]["sha256"]) == 64
 
 
+def test_a_run_is_made_again_whose_device_nobody_named(data: str, tmp_path: Path, seen: list[Seen]) -> None:
+    given = {name: value for name, value in SMALL.items() if name != "device"}
+    with suppress(Stopped):
+        YOLO("yolov8n.yaml").train(data=data, project=str(tmp_path), name="run", loss="soft", **given)
+    with suppress(Stopped):
+        main(["train", f"cfg={tmp_path / 'run' / 'args.yaml'}", "name=again"])
+    assert [ran.told["loss"] for ran in seen] == ["soft", "soft"]
+
+
 def test_what_a_run_was_made_with_is_compared_when_it_is_made_again(tmp_path: Path) -> None:
     from rebalance.train import made
 
