@@ -16,6 +16,7 @@ the first epoch on. Numbers go to <folder>/<run>-<brl_warmup>.csv, a row an epoc
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from copy import deepcopy
@@ -115,6 +116,7 @@ def measure(name: str, warmup: int, data: Path, complete: Path, out: Path, pretr
 
     if pretrained:
         given["pretrained"] = pretrained
+    os.environ |= {"MLFLOW_TRACKING_URI": Path(out, "mlflow").absolute().as_uri(), "MLFLOW_ALLOW_FILE_STORE": "true"}
     model.train(
         data=str(data), loss="brl", brl_warmup=warmup, project=str(out), name=f"{name}-{warmup}", **HOST, **given
     )

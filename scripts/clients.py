@@ -41,7 +41,7 @@ import cv2
 import numpy as np
 import torch
 import ultralytics
-from torchvision.ops import batched_nms, box_convert
+from torchvision.ops import batched_nms, box_convert, box_iou
 from ultralytics.models.yolo.detect import DetectionValidator
 from ultralytics.utils import LOGGER, SETTINGS, YAML
 
@@ -57,6 +57,7 @@ SIZE, OTHER, CLASSES = 128, 96, 3
 CONF, IOU, ENOUGH = 0.25, 0.7, 4  # thresholds of the host, and boxes of an image that are worth comparing
 NEAR, SCORE = 0.5, 0.01  # pixels, and of a score, within which a box is the same
 HALF, MORE = 4, 0.1  # times as much in half precision; of its boxes so many more than torch itself loses by it
+EIGHT_BITS = 0.2  # of the boxes of random weights that stay with an IoU of 0.5; of the host's own YOLO26 0.23
 MNN_HALF = 0.9  # of the boxes of random weights; of trained ones none moves by more than a pixel or so
 SPLITS = ("train", "val")
 NOT_INSTALLED = "not installed"
@@ -253,12 +254,12 @@ class Case:
     @cached_property
     def trained(self) -> Path:
         """A training of an epoch, with whatever loggers are installed."""
-        os.environ["MLFLOW_TRACKING_URI"] = (self.folder / "mlflow").as_uri()
         SETTINGS.update({"tensorboard": True, "mlflow": True})  # before the host loads its loggers
         return self.train("run")
 
     def train(self, name: str, **more: Any) -> Path:
-        """A training of an epoch; its folder."""
+        """A training of an epoch; its folder. What MLflow keeps is beside it, not where the table is made."""
+        os.environ["MLFLOW_TRACKING_URI"] = (self.folder / "mlflow").as_uri()
         YOLO(str(self.weights)).train(
             data=str(self.data), epochs=1, imgsz=64, batch=6, nbs=6, workers=0, plots=False, device="cpu",
             project=str(self.folder / "train"), name=name, optimizer="SGD", lr0=1e-4, **self.head.train, **more,
@@ -500,6 +501,22 @@ def exported(case: Case, form: str, **more: Any) -> str:
     for few in (1, 2, 3):  # a list is given to the model whole
         same(predict(model, files[:few], rect=False), case.plain[:few], **near)
     return told
+
+
+@single_precision()
+def quantized(case: Case, form: str) -> None:
+    """In eight bits an export's own boxes at other numbers of images; of the checkpoint's at least some."""
+    data = {"data": str(case.data)} if form != "mnn" else {}  # which rounds weights alone, and needs no images
+    model, files = case.yolo(export(case, form, quantize=8, **data)), [str(file) for file in case.files]
+    own = predict(model, str(case.files[0].parent), batch=1, rect=False)
+    for few in (1, 2, 3):
+        same(predict(model, files[:few], rect=False), own[:few])
+    best = [
+        box_iou(there[:, :4], found[:, :4]).amax(1) if len(found) else there.new_zeros(len(there))
+        for there, found in zip(case.plain, own, strict=True)
+    ]
+    share = float((torch.cat(best) >= 0.5).float().mean())
+    require(share >= EIGHT_BITS, f"{share:.2f} of the checkpoint's boxes are found")
 
 
 def at(case: Case, model: Any, source: str) -> list[Boxes]:
@@ -770,6 +787,7 @@ class Client(NamedTuple):
 def rows() -> dict[str, Client]:
     """Every client by its name."""
     raw = "boxes of the raw outputs after torchvision's suppression"
+    eight = "its own boxes at other numbers of images; a fifth of the checkpoint's at least"
     exact = "boxes of the checkpoint, at other numbers of images, asked for another size"
     return {
         "predict file": Client(partial(sources, make=lambda c: str(c.files[0])), raw),
@@ -810,6 +828,10 @@ def rows() -> dict[str, Client]:
                 partial(exported, form=form, **more), exact, HOW[form]
             )
             for form, more in EXPORTS
+        },
+        **{
+            f"export {form} quantize=8": Client(partial(quantized, form=form), eight, (*HOW[form], *more))
+            for form, more in {"onnx": (), "openvino": ("nncf",), "mnn": ()}.items()
         },
         "val of the ONNX file": Client(val_export, "mAP50 of the checkpoint", HOW["onnx"]),
         "OpenCV's runtime": Client(opencv, "boxes of the checkpoint", ("onnx",)),

@@ -8,6 +8,7 @@ A detector with random weights takes one step, on the first training images of t
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -64,6 +65,7 @@ def main(argv: list[str]) -> None:
     source, out, rows = dataset.load(given.data), Path(given.out, "pulls.csv"), list[dict[str, Any]]()
     require_writable(out)
     with tempfile.TemporaryDirectory() as work:
+        os.environ |= {"MLFLOW_TRACKING_URI": Path(work, "mlflow").as_uri(), "MLFLOW_ALLOW_FILE_STORE": "true"}
         listed, data = Path(work, "train.txt"), Path(work, "data.yaml")
         listed.write_text("\n".join(sorted(source.images("train"))[: given.images]) + "\n", "utf-8")
         content = {"train": str(listed), "val": list(source.splits["val"]), "names": dict(source.names)}

@@ -414,6 +414,7 @@ def main(arguments: list[str]) -> int:
         return 2
     faults = 0
     with tempfile.TemporaryDirectory(prefix="two-processes-") as place:
+        os.environ |= {"MLFLOW_TRACKING_URI": Path(place, "mlflow").as_uri(), "MLFLOW_ALLOW_FILE_STORE": "true"}
         data = make_data(Path(place) / "data")
         for family in given["only"].split(","):
             for name in given["methods"].split(","):

@@ -28,6 +28,13 @@ def test_every_script_finds_what_it_imports(name: str) -> None:
     assert load(name).main
 
 
+def test_what_mlflow_keeps_of_a_script_s_trainings_is_with_its_other_files() -> None:
+    """Where MLflow is installed the host has it note every training, in the current folder if nobody names another."""
+    for file in SCRIPTS.glob("*.py"):
+        if re.search(r"\.train\(\s*data=", text := file.read_text("utf-8")):
+            assert '"MLFLOW_TRACKING_URI"' in text, file.name
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 @pytest.mark.parametrize(
     ("words", "line"),

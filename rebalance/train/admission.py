@@ -62,7 +62,9 @@ def separate(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, An
         if held.keys() & TRAIN.keys():
             own = {name: value for name, value in arguments.items() if name != "cfg"}
             held.pop("save_dir", None)  # of a run's args.yaml: the folder of that run
-            arguments = {**{k: v for k, v in held.items() if k in TRAIN or v is not None}, **own}
+            # nothing, where that is the host's default too: it writes device: '', which its command line does not take
+            idle = {k for k, v in held.items() if v in (None, "") and DEFAULT_CFG_DICT.get(k) is None} - TRAIN.keys()
+            arguments = {**{k: v for k, v in held.items() if k not in idle}, **own}
     ours = {name: value for name, value in arguments.items() if name in TRAIN}
     return ours, {name: value for name, value in arguments.items() if name not in TRAIN}
 
@@ -102,6 +104,8 @@ def admit(
     if given or strict:
         check_names(arguments)
         check_training(arguments)
+        if isinstance(model.model, (str, Path)):
+            raise ModelError(f"model={model.model_name} is neither a checkpoint of Ultralytics (.pt) nor a YAML")
     resume = arguments.get("resume")
     source, begun_with = _resumed(model, resume) if resume else (model.model, None)
     before = remembered(source).get("flags", {})
@@ -143,7 +147,7 @@ def admit(
         host.refuse(source, recipe, arguments, _channels(arguments.get("data")))
     if not resume and (recipe or strict):
         for name in ("pretrained", "distill_model"):
-            _check_weights(name, arguments.get(name), read_file)
+            check_weights(name, arguments.get(name), read_file)
         if recipe:
             what = f"model={model.model_name}"
             _check_architecture(host, source, recipe, arguments.get("pretrained"), what, read_file)
@@ -185,7 +189,7 @@ def no_eps(recipe: Recipe, optimizer: str) -> str:
     return f"{told}; it is for Adam, Adamax, AdamW, NAdam, RAdam and RMSprop"
 
 
-def _check_weights(name: str, weights: Any, read_file: ReadFile) -> None:
+def check_weights(name: str, weights: Any, read_file: ReadFile = read_weights) -> None:
     """Refuse a file of weights that is not there, or that is none."""
     if not isinstance(weights, (str, Path)) or weights == COCO:
         return

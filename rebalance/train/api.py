@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import ultralytics
-from ultralytics.nn.tasks import DetectionModel, yaml_model_load
+from ultralytics.nn.tasks import BaseModel, DetectionModel, yaml_model_load
 from ultralytics.utils import DEFAULT_CFG_DICT, SETTINGS
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES, GITHUB_ASSETS_STEMS
 
@@ -57,6 +57,7 @@ class YOLO(ultralytics.YOLO):  # type: ignore[misc]
         exact: whether a stock training goes on exactly after a kill too, as a sweep wants it.
     """
 
+    model: Any
     trains_ours: ClassVar[bool] = True  # see `rebalance.hosts.host.guard`
     strict: ClassVar[bool] = False
     again: ClassVar[Path | None] = None
@@ -70,13 +71,16 @@ class YOLO(ultralytics.YOLO):  # type: ignore[misc]
                 raise ModelError(f"model={weights} is not one of {', '.join(ZOO)}, nor a file{nearest(weights, ZOO)}")
             try:
                 super()._load(weights, task=task)
+                loaded = isinstance(self.model, BaseModel)
             except Exception:  # whatever its reader meets
-                if is_state_dict(weights):
-                    raise ModelError(
-                        f"model={weights} holds weights without their model; name the model that it fills, e.g. "
-                        f"model=yolov5n.yaml pretrained={weights}"
-                    ) from None
-                raise
+                if not is_state_dict(weights):
+                    raise
+                loaded = False
+            if not loaded and is_state_dict(weights):  # by its suffix an export, or a module that was saved whole
+                raise ModelError(
+                    f"model={weights} holds weights without their model; name the model that it fills, e.g. "
+                    f"model=yolov5n.yaml pretrained={weights}"
+                )
             return
         self.task, self.cfg, self.model_name = "detect", weights, weights
         self.model = TorchvisionModel(weights, verbose=False)

@@ -39,7 +39,7 @@ from rebalance.methods import METHODS
 from rebalance.recipe import TRAIN, Recipe, kept, read, unsaid
 from rebalance.settings import value_text
 from rebalance.train import made
-from rebalance.train.admission import check_flags, source_of, spoken
+from rebalance.train.admission import check_flags, check_weights, source_of, spoken
 from rebalance.train.regions import RegionDataset, told, with_regions
 from rebalance.train.resumable import Resumable
 from rebalance.train.schedule import Scheduled
@@ -86,6 +86,9 @@ class RebalanceTrainer(Resumable, Scheduled):
         self._begun: dict[str, Any] = {}  # of a run that goes on: what its arguments were that say what it goes on with
         self._first: dict[str, Any] = {}  # and what its `args.yaml` was
         self._kept: list[Any] = []  # by the loss, in the checkpoint that is resumed
+        asked = kwargs.get("overrides") or {}
+        if self.admitted is None and not asked.get("resume"):  # the host's own class is training
+            check_weights("pretrained", asked.get("pretrained"))
         super().__init__(*args, **kwargs)
 
     # Building ---------------------------------------------------------------------------------------------------------

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+import re
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -14,17 +17,20 @@ from rebalance.hosts import insides
 from rebalance.hosts.insides import INSIDES, ORDERS, Order
 
 HOSTS = ("ultralytics.", "torchvision.")
-OURS = sorted(
+FILES = sorted(Path(rebalance.__file__).parent.rglob("*.py"))
+OURS = [
     ".".join(file.relative_to(Path(rebalance.__file__).parents[1]).with_suffix("").parts)
-    for part in ("hosts", "heads", "train") for file in (Path(rebalance.__file__).parent / part).rglob("*.py")
-    if file.stem != "__init__"
-)  # fmt: skip
+    for file in FILES if file.stem not in ("__init__", "__main__")
+]  # fmt: skip
+# What the hosts document: their class of models, and what torchvision has in the pages of its reference
+INTERFACE = re.compile(r"ultralytics\.YOLO|torchvision\.(ops|models|models\.detection)\.(?!_)\w+")
+INSIDES_BY_NAME = {name: (why, takes) for why, names in INSIDES.items() for name, takes in names.items()}
 
 
-@pytest.mark.parametrize("name", [name for names in INSIDES.values() for name in names])
+@pytest.mark.parametrize("name", INSIDES_BY_NAME)
 def test_what_we_lean_on_is_as_we_know_it(name: str) -> None:
-    why = next(why for why, names in INSIDES.items() if name in names)
-    told = insides.wrong(name, INSIDES[why][name], why)
+    why, takes = INSIDES_BY_NAME[name]
+    told = insides.wrong(name, takes, why)
     assert not told, told
 
 
@@ -57,8 +63,34 @@ def of_host(kind: type[Any], base: type[Any]) -> set[str]:
 
 
 def test_every_method_of_a_host_that_we_replace_is_named() -> None:
-    named = {name for names in INSIDES.values() for name in names}
-    assert overridden() - named == set()
+    assert overridden() - INSIDES_BY_NAME.keys() == set()
+
+
+def taken(file: Path) -> set[str]:
+    """What a file of ours imports from a host, and what it takes of a module of it."""
+    found, places = set(), {}
+    nodes = list(ast.walk(ast.parse(file.read_text("utf-8"))))
+    for node in nodes:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}" if isinstance(node, ast.ImportFrom) else alias.name
+                if whole.startswith(HOSTS):
+                    places[alias.asname or alias.name] = whole
+                    found.add(whole)
+    for node in nodes:
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in places:
+            whole = places[node.value.id]
+            if isinstance(insides.find(whole), ModuleType):
+                found.add(f"{whole}.{node.attr}")
+    return {name for name in found if not isinstance(insides.find(name), ModuleType)}
+
+
+def test_everything_that_is_taken_from_within_a_host_is_named() -> None:
+    named = [*INSIDES_BY_NAME, *(order.function for order in ORDERS)]
+    for file in FILES:
+        for name in taken(file):
+            known = INTERFACE.fullmatch(name) or any(f"{other}.".startswith(f"{name}.") for other in named)
+            assert known, f"{file.name} takes {name}, which rebalance/hosts/insides.py does not name"
 
 
 def test_what_has_changed_is_said_in_a_sentence() -> None:

@@ -153,11 +153,28 @@ def test_a_benchmark_needs_weights(capfd: pytest.CaptureFixture[str], data: Path
     assert line.startswith("model=retinanet_tiny is not trained: there are no weights of retinanet_tiny")
 
 
-def test_a_state_dict_is_no_model(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    file = tmp_path / "classic.pt"
-    torch.save(AnchorDetectionModel("yolov5n.yaml", nc=2, verbose=False).state_dict(), file)
-    line = refused(capfd, "rebalance", "val", f"model={file}")
-    assert line.startswith(f"model={file} holds weights without their model; name the model that it fills, e.g. ")
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("name", ["classic.pt", "classic.pth", "classic"])
+def test_a_state_dict_is_no_model(capfd: pytest.CaptureFixture[str], tmp_path: Path, name: str, whole: bool) -> None:
+    """Nor is a module that was saved whole, whatever the file is called."""
+    file, model = tmp_path / name, AnchorDetectionModel("yolov5n.yaml", nc=2, verbose=False)
+    torch.save(model if whole else model.state_dict(), file)
+    for mode in ("val", "train"):
+        line = refused(capfd, "rebalance", mode, f"model={file}")
+        assert line.startswith(f"model={file} holds weights without their model; name the model that it fills, e.g. ")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.onnx", "folder.d"])
+def test_only_a_checkpoint_or_a_yaml_is_trained(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, data: Path, name: str
+) -> None:
+    file = tmp_path / name
+    file.mkdir() if name.startswith("folder") else file.write_bytes(b"nothing")
+    line = refused(capfd, "rebalance", "train", f"model={file}", f"data={data}", "task=detect")
+    assert line == f"model={file} is neither a checkpoint of Ultralytics (.pt) nor a YAML"
+    with pytest.raises(ModelError, match="is neither a checkpoint of Ultralytics"):
+        YOLO(str(file), task="detect").train(loss="drop", obj_drop=0.5, data=str(data))
+    assert not list(Path.cwd().iterdir())
 
 
 # Class activation maps ------------------------------------------------------------------------------------------------
@@ -244,3 +261,11 @@ def test_faster_rcnn_has_no_onnx_in_half_precision(tmp_path: Path, given: dict[s
     model = YOLO(checkpoint(tmp_path, "fasterrcnn_tiny"))
     with pytest.raises(ConfigError, match=r"^half=True: no runtime loads model=.*fasterrcnn_tiny"):
         model.export(format="onnx", **given)
+
+
+@pytest.mark.parametrize("given", [{"int8": True}, {"quantize": 8}, {"quantize": "w8a8"}])
+@pytest.mark.parametrize("name", ["fasterrcnn_tiny", "ssd_tiny"])
+def test_what_openvino_s_quantizer_does_not_take_is_refused(tmp_path: Path, name: str, given: dict[str, Any]) -> None:
+    model = YOLO(checkpoint(tmp_path, name))
+    with pytest.raises(ConfigError, match=rf"^quantize=8: OpenVINO's quantizer does not take model=.*{name}"):
+        model.export(format="openvino", **given)

@@ -283,6 +283,17 @@ def test_a_finished_checkpoint_is_left_as_the_host_knows_it(data: str, tmp_path:
     assert not kept["train_args"].keys() & {"loss", "head", "obj_drop"}
 
 
+def test_the_host_s_class_with_a_trainer_of_ours_refuses_what_holds_no_weights(data: str, tmp_path: Path) -> None:
+    file = tmp_path / "page.pt"
+    file.write_text("<html></html>", "utf-8")
+    with pytest.raises(ModelError, match=r"^pretrained=.*page\.pt is neither a checkpoint of Ultralytics"):
+        ultralytics.YOLO("yolov8n.yaml").train(
+            trainer=rebalance.trainer(loss="drop", obj_drop=0.5), pretrained=str(file), data=data,
+            project=str(tmp_path / "out"), epochs=1, **SMALL,
+        )  # fmt: skip
+    assert not (tmp_path / "out").exists()
+
+
 # Searches -------------------------------------------------------------------------------------------------------------
 
 
@@ -406,6 +417,18 @@ def test_a_run_is_made_again_from_its_folder_bit_for_bit(data: str, tmp_path: Pa
     assert made["versions"]["ultralytics"] == ultralytics.__version__
     assert made["data"]["train"]["images"] == 8
     assert len(made["data"]["train"]["sha256"]) == len(made["data"]["val"]["sha256"]) == 64
+
+
+def test_a_run_is_made_again_whose_device_nobody_named(data: str, tmp_path: Path, seen: list[Seen]) -> None:
+    """And of which something was taken away that there is by default."""
+    given = {"auto_augment": None, **{name: value for name, value in SMALL.items() if name != "device"}}
+    with suppress(Stopped):
+        YOLO("yolov8n.yaml").train(data=data, project=str(tmp_path), name="run", loss="soft", **given)
+    with suppress(Stopped):
+        main(["train", f"cfg={tmp_path / 'run' / 'args.yaml'}", "name=again"])
+    assert [ran.told["loss"] for ran in seen] == ["soft", "soft"]
+    run, again = (arguments_of(tmp_path / name) for name in ("run", "again"))
+    assert {name for name, value in run.items() if again[name] != value} == {"name", "save_dir"}
 
 
 def test_what_a_run_was_made_with_is_compared_when_it_is_made_again(tmp_path: Path) -> None:

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from ultralytics.cfg import QUANTIZE_ALIASES
 from ultralytics.nn.tasks import DetectionModel
 
 from rebalance.errors import ConfigError, ModelError, nearest
 from rebalance.heads.objectness import unfused
-from rebalance.hosts.host import OwnYaml, refuse_own_features, remembered
+from rebalance.hosts.host import OwnYaml, head_of, refuse_own_features, remembered
 from rebalance.hosts.state_dict import Rows, follow_names, load_by_name, unnamed
 from rebalance.hosts.torchvision.zoo import ZOO, Detector
 from rebalance.recipe import Recipe, kept
@@ -120,9 +121,14 @@ class TorchvisionModel(DetectionModel):  # type: ignore[misc]
                 f"format=ncnn: {what}, a detector of torchvision, chooses its boxes by what ncnn's converter does not "
                 "know; give onnx, openvino, torchscript or mnn"
             )
-        half = arguments.get("half") or str(arguments.get("quantize", "")) in ("16", "fp16")
-        if half and arguments.get("format") == "onnx" and self.yaml[KEY].startswith("fasterrcnn"):
+        bits, form = QUANTIZE_ALIASES.get(str(arguments.get("quantize")).lower()), arguments.get("format")
+        two_stages = self.yaml[KEY].startswith("fasterrcnn")
+        if (arguments.get("half") or bits == 16) and form == "onnx" and two_stages:
             raise ConfigError(f"half=True: no runtime loads {what} as ONNX in half precision; leave half away")
+        # of softmax scores the host looks for a sigmoid; NNCF does not follow the loop over a batch's proposals
+        beyond = two_stages or (self.yaml[KEY].startswith("ssd") and head_of(self) == "stock")
+        if (arguments.get("int8") or bits == 8) and form == "openvino" and beyond:
+            raise ConfigError(f"quantize=8: OpenVINO's quantizer does not take {what}; give onnx or mnn")
 
     def load(self, weights: Any, verbose: bool = True) -> None:
         """Copy the tensors of a model, or of a checkpoint, that match by name and shape; how many is always told.
