@@ -7,9 +7,11 @@ Boxes are (x1, y1, x2, y2) unless a name ends in `xywh` (centre, width, height);
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 EPS = 1e-7  # keeps divisions finite for boxes without area; the value YOLOv5 uses
 # (candidate, label) pairs compared at a time. On a CPU 1 MiB a temporary, which stays in the cache: over ten times
@@ -91,22 +93,56 @@ def inside(points: Tensor, gt_boxes: Tensor) -> Tensor:
 def ciou(pred_xywh: Tensor, gt_xywh: Tensor) -> Tensor:
     """Complete IoU of boxes (..., 4) paired by row (Zheng et al. 2020, "Distance-IoU Loss", equations 9 to 11).
 
-    It is in [-1.5, 1], and differentiable in `pred_xywh` with the trade-off alpha held constant as in the paper.
+    It is in [-1.5, 1], and differentiable, once, in `pred_xywh` with the trade-off alpha held constant as in the paper.
     """
-    (p, size), (g, gt_size) = (torch.split(upcast(x), 2, -1) for x in (pred_xywh, gt_xywh))  # (..., 2) each: x and y
-    low, high = p - size / 2, p + size / 2
-    gt_low, gt_high = g - gt_size / 2, g + gt_size / 2
-    width, height = (torch.minimum(high, gt_high) - torch.maximum(low, gt_low)).clamp(min=0).unbind(-1)
-    inter = width * height
-    (pw, ph), (gw, gh) = size.unbind(-1), gt_size.unbind(-1)
-    iou = inter / (pw * ph + gw * gh - inter + EPS)
-    diagonal = ((torch.maximum(high, gt_high) - torch.minimum(low, gt_low)) ** 2).sum(-1) + EPS
-    distance = ((g - p) ** 2).sum(-1)
-    v = 4 / math.pi**2 * (torch.atan(gw / (gh + EPS)) - torch.atan(pw / (ph + EPS))) ** 2  # aspect ratio
-    with torch.no_grad():
-        alpha = v / (v - iou + (1 + EPS))
-    found: Tensor = iou - distance / diagonal - alpha * v
+    found: Tensor = _Ciou.apply(upcast(pred_xywh), upcast(gt_xywh))  # type: ignore[no-untyped-call]
     return found
+
+
+class _Ciou(torch.autograd.Function):
+    """Its gradient is made of what its value is made of: half the operations that autograd would record."""
+
+    @staticmethod
+    def forward(ctx: Any, pred_xywh: Tensor, gt_xywh: Tensor) -> Tensor:
+        # by coordinate, (2, ...) each: x and y
+        (p, size), (g, gt_size) = (torch.split(x.movedim(-1, 0).contiguous(), 2) for x in (pred_xywh, gt_xywh))
+        low, high = p - size / 2, p + size / 2
+        gt_low, gt_high = g - gt_size / 2, g + gt_size / 2
+        shared = torch.minimum(high, gt_high) - torch.maximum(low, gt_low)  # below 0 where apart
+        hull = size + gt_size - shared
+        sides = shared.clamp(min=0)
+        (w, h), (gw, gh) = size, gt_size
+        inter = sides[0] * sides[1]
+        union = w * h + gw * gh - inter + EPS
+        iou = (inter / union).clamp_(max=1)  # of equal boxes it may round to more, and alpha to 0/0
+        diagonal = hull.square().sum(0) + EPS
+        apart = p - g
+        distance = apart.square().sum(0) / diagonal
+        h = h + EPS
+        turn = torch.atan(gw / (gh + EPS)) - torch.atan(w / h)
+        v = turn.square() * (4 / math.pi**2)  # aspect ratio
+        alpha = v / (v - iou + (1 + EPS))
+        if ctx.needs_input_grad[0]:
+            # 1, or -1, where this side of the prediction is the intersection's, or the hull's; 0 where both
+            right, left = torch.sign(gt_high - high), torch.sign(low - gt_low)
+            # half the slope in a side of the intersection, and in one of the hull
+            by_side = sides.flip(0).where(shared >= 0, 0) * ((1 + iou) / (2 * union))
+            by_hull = hull * (distance / diagonal)
+            by_either = by_side - by_hull
+            by_centre = (right - left) * by_either - apart * (2 / diagonal)
+            by_size = (right + left) * (by_either / 2) + by_side + by_hull - size.flip(0) * (iou / union)
+            by_ratio = alpha * turn * (8 / math.pi**2) / (w * w + h * h)
+            by_size[0].addcmul_(by_ratio, h)
+            by_size[1].addcmul_(by_ratio, w, value=-1)
+            ctx.save_for_backward(torch.cat((by_centre, by_size)).movedim(0, -1))
+        found: Tensor = iou - distance - alpha * v
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        slopes: Tensor = ctx.saved_tensors[0]
+        return gradient.unsqueeze(-1) * slopes, None
 
 
 def own_overlap(boxes: Tensor, gt_boxes: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -136,6 +138,52 @@ def test_ciou_gradient_is_that_of_its_value_with_alpha_held() -> None:
     pred = pred[2:]
     gt = torch.cat((gt[2:, :2], pred[:, 2:].detach() * 1.5), 1)
     assert torch.autograd.gradcheck(lambda x: ciou(torch.cat((x, pred[:, 2:]), 1), gt), pred[:, :2].requires_grad_())
+
+
+def plain_ciou(pred: Tensor, gt: Tensor) -> Tensor:
+    """Equation by equation, so that autograd finds the gradient."""
+    low, high = pred[..., :2] - pred[..., 2:] / 2, pred[..., :2] + pred[..., 2:] / 2
+    gt_low, gt_high = gt[..., :2] - gt[..., 2:] / 2, gt[..., :2] + gt[..., 2:] / 2
+    inter = (torch.minimum(high, gt_high) - torch.maximum(low, gt_low)).clamp(min=0).prod(-1)
+    iou = inter / (pred[..., 2:].prod(-1) + gt[..., 2:].prod(-1) - inter + boxes.EPS)
+    diagonal = ((torch.maximum(high, gt_high) - torch.minimum(low, gt_low)) ** 2).sum(-1) + boxes.EPS
+    distance = ((pred[..., :2] - gt[..., :2]) ** 2).sum(-1) / diagonal
+    angle, gt_angle = (torch.atan(x[..., 2] / (x[..., 3] + boxes.EPS)) for x in (pred, gt))
+    v = 4 / math.pi**2 * (gt_angle - angle) ** 2
+    alpha = (v / (v - iou + 1 + boxes.EPS)).detach()
+    return iou - distance - alpha * v
+
+
+@pytest.mark.parametrize("grid", [True, False])  # of whole numbers many sides are equal, and many boxes only touch
+def test_ciou_equals_the_plain_formula_in_value_and_gradient(grid: bool) -> None:
+    g = torch.Generator().manual_seed(0)
+    pred, gt = torch.rand(2, 4000, 4, generator=g, dtype=torch.float64) * 12
+    if grid:
+        pred, gt = pred.round(), gt.round()
+    pred[::7, 2:] = 0  # a point
+    gt[::11, 2:] = 0
+    pred[::13, 2] = 0  # a line
+    pred[::17, :2] = gt[::17, :2]
+    pred[::19, 2:] = gt[::19, 2:]
+    gt[::23] = pred[::23]
+    leaves = [pred.clone().requires_grad_() for _ in range(2)]
+    mine, plain = ciou(leaves[0], gt), plain_ciou(leaves[1], gt)
+    torch.testing.assert_close(mine, plain, rtol=1e-12, atol=1e-12)
+    weights = torch.randn(4000, generator=g, dtype=torch.float64)
+    slopes = [torch.autograd.grad((x * weights).sum(), y)[0] for x, y in zip((mine, plain), leaves, strict=True)]
+    torch.testing.assert_close(*slopes, rtol=1e-7, atol=1e-9)
+
+
+def test_ciou_of_equal_boxes_is_one_whatever_rounds() -> None:
+    # the sides of the intersection are differences of corners, so that it may round to more than the union
+    gt = torch.rand(50_000, 4, generator=torch.Generator().manual_seed(0)) * 320 + 1
+    pred = gt.clone().requires_grad_()
+    found = ciou(pred, gt)
+    found.sum().backward()
+    assert found.max() <= 1
+    assert found.min() > 1 - 1e-3
+    assert pred.grad is not None
+    assert pred.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-4, 1e4])
