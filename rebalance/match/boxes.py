@@ -7,6 +7,7 @@ Boxes are (x1, y1, x2, y2) unless a name ends in `xywh` (centre, width, height);
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -42,13 +43,45 @@ def max_iou(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
         (b, a), g = boxes.shape[:2], gt_boxes.shape[1]
         if a == 0 or g == 0:
             return boxes.new_zeros(b, a)
+        return _most(boxes.transpose(1, 2), gt_boxes, pair_iou)
+
+
+def below(boxes: Tensor, gt_boxes: Tensor, iou: float) -> Tensor:
+    """(B, A) bool: whether `max_iou` is below `iou`, in two thirds of its time; one within rounding may be either.
+
+    It is where the intersection I with any label is so small that I · (1 + iou) / iou - G < P, the areas.
+    """
+    with torch.no_grad():
+        boxes, gt_boxes = upcast(boxes.detach()), upcast(gt_boxes.detach())
+        (b, a), g = boxes.shape[:2], gt_boxes.shape[1]
+        if a == 0 or g == 0 or iou == 0:
+            return torch.full((b, a), iou > 0, device=boxes.device)
+        gt_areas, factor = area(gt_boxes.mT).neg_().unsqueeze(2), (1 + iou) / max(iou, EPS)
+
+        def rest(boxes: Tensor, gt_boxes: Tensor, *, space: Tensor) -> Tensor:
+            width, height, spare = _sides(boxes, gt_boxes, space)
+            return torch.addcmul(gt_areas, width, height, value=factor, out=spare)
+
         planes = boxes.transpose(1, 2)
-        # a number of shapes alone: no value is read back from the device
-        step = min(a, max(1, PAIRS.get(boxes.device.type, PAIRS_ELSEWHERE) // (b * g)))
-        best, space = boxes.new_empty(b, a), boxes.new_empty(3, b * g * step)
-        for part, found in zip(torch.split(planes, step, 2), torch.split(best, step, 1), strict=True):
-            torch.amax(pair_iou(part.contiguous(), gt_boxes, space=space), 1, out=found)
-        return best
+        return _most(planes, gt_boxes, rest) < area(planes).clamp_(min=EPS)
+
+
+def _most(planes: Tensor, gt_boxes: Tensor, pairs: Callable[..., Tensor]) -> Tensor:
+    """(B, A) the most that `pairs` gives a candidate of (B, 4, A) with any label, in parts."""
+    (b, _, a), g = planes.shape, gt_boxes.shape[1]
+    # a number of shapes alone: no value is read back from the device
+    step = min(a, max(1, PAIRS.get(planes.device.type, PAIRS_ELSEWHERE) // (b * g)))
+    best, space = planes.new_empty(b, a), planes.new_empty(3, b * g * step)
+    for part, found in zip(torch.split(planes, step, 2), torch.split(best, step, 1), strict=True):
+        part = part if part.stride(2) == 1 else part.contiguous()
+        torch.amax(pairs(part, gt_boxes, space=space), 1, out=found)
+    return best
+
+
+def area(corners: Tensor) -> Tensor:
+    """(B, 4, A) -> (B, A)."""
+    x1, y1, x2, y2 = corners.unbind(1)
+    return (x2 - x1) * (y2 - y1)
 
 
 def pair_iou(boxes: Tensor, gt_boxes: Tensor, *, space: Tensor | None = None) -> Tensor:
@@ -57,9 +90,8 @@ def pair_iou(boxes: Tensor, gt_boxes: Tensor, *, space: Tensor | None = None) ->
     `space` (3, at least B·G·A) is written to, and holds what is returned: memory that is new at each call is most of
     its time on a CPU.
     """
-    inter, area, spare = pair_intersection(boxes, gt_boxes, space=space)
-    gt_area = ((gt_boxes[..., 2] - gt_boxes[..., 0]) * (gt_boxes[..., 3] - gt_boxes[..., 1])).unsqueeze(2)
-    union = torch.add(area, gt_area, out=spare).sub_(inter).clamp_(min=EPS)
+    inter, areas, spare = pair_intersection(boxes, gt_boxes, space=space)
+    union = torch.add(areas, area(gt_boxes.mT).unsqueeze(2), out=spare).sub_(inter).clamp_(min=EPS)
     iou: Tensor = inter.div_(union)
     return iou
 
@@ -71,16 +103,21 @@ def pair_intersection(boxes: Tensor, others: Tensor, *, space: Tensor | None = N
         (B, G, A) area of each intersection, (B, 1, A) area of each candidate, (B, G, A) memory to write to; the first
         and the last are in `space`, see `pair_iou`.
     """
+    width, height, spare = _sides(boxes, others, space)
+    return width.mul_(height.clamp_(min=0)), area(boxes).unsqueeze(1), spare
+
+
+def _sides(boxes: Tensor, others: Tensor, space: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """As `pair_intersection`: (B, G, A) its width, its height, which is below 0 where they are apart, and memory."""
     # the long dimension is innermost, which is three times faster than (B, A, G)
     x1, y1, x2, y2 = boxes.unsqueeze(2).unbind(1)  # (B, 1, A)
     gx1, gy1, gx2, gy2 = others.unsqueeze(2).unbind(3)  # (B, G, 1)
     shape = torch.Size((len(others), others.shape[1], boxes.shape[2]))
     space = boxes.new_empty(3, shape.numel()) if space is None else space[:, : shape.numel()]
-    inter, height, spare = space.view(3, *shape)
-    torch.minimum(x2, gx2, out=inter).sub_(torch.maximum(x1, gx1, out=spare)).clamp_(min=0)
-    torch.minimum(y2, gy2, out=height).sub_(torch.maximum(y1, gy1, out=spare)).clamp_(min=0)
-    inter.mul_(height)
-    return inter, (x2 - x1) * (y2 - y1), height
+    width, height, spare = space.view(3, *shape)
+    torch.minimum(x2, gx2, out=width).sub_(torch.maximum(x1, gx1, out=spare)).clamp_(min=0)
+    torch.minimum(y2, gy2, out=height).sub_(torch.maximum(y1, gy1, out=spare))
+    return width, height, spare
 
 
 def inside(points: Tensor, gt_boxes: Tensor) -> Tensor:

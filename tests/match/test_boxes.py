@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder
 
 from rebalance.match import boxes
-from rebalance.match.boxes import ciou, decode_deltas, encode_deltas, inside, max_iou, xywh_to_xyxy
+from rebalance.match.boxes import below, ciou, decode_deltas, encode_deltas, inside, max_iou, xywh_to_xyxy
 
 
 def random_boxes(*shape: int, seed: int = 0) -> Tensor:
@@ -75,6 +75,42 @@ def test_max_iou_in_parts_is_the_same_to_the_bit(monkeypatch: pytest.MonkeyPatch
     whole = max_iou(a, b)
     monkeypatch.setattr(boxes, "PAIRS", {"cpu": pairs})
     assert torch.equal(max_iou(a, b), whole)
+
+
+@pytest.mark.parametrize("iou", [0, 0.1, 0.3, 0.5, 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_below_is_whether_the_iou_with_every_label_is(iou: float, dtype: torch.dtype) -> None:
+    a, b = (random_boxes(3, n, seed=n).to(dtype) for n in (900, 6))
+    b[0, 3:] = 0  # padding
+    a[1, :5, 2:] = a[1, :5, :2]  # no area
+    a[2, :6] = b[2]  # an IoU of 1
+    found, overlap = below(a, b, iou), max_iou(a, b)
+    told = (overlap - iou).abs() > 1e-6
+    assert torch.equal(found[told], overlap[told] < iou)
+    assert told.sum() > 1000
+    assert found.any() == (iou > 0)
+
+
+def test_below_of_an_iou_of_exactly_that() -> None:
+    # 10 x 10 against 5 x 10, 10 x 5 and 5 x 5 within it
+    labels = torch.tensor([[[0.0, 0, 5, 10]], [[0, 0, 10, 5]], [[0, 0, 5, 5]]])
+    whole = torch.tensor([[0.0, 0, 10, 10]]).expand(3, 1, 4)
+    assert below(whole, labels, 0.5).flatten().tolist() == [False, False, True]
+    assert not below(whole, labels, 0.25).any()
+
+
+@pytest.mark.parametrize(("candidates", "labels"), [(0, 3), (5, 0), (0, 0)])
+def test_below_without_candidates_or_labels(candidates: int, labels: int) -> None:
+    found = below(torch.rand(2, candidates, 4), torch.rand(2, labels, 4), 0.3)
+    assert found.tolist() == [[True] * candidates] * 2
+
+
+@pytest.mark.parametrize("pairs", [1, 7, 60, 10**9])
+def test_below_in_parts_is_the_same(monkeypatch: pytest.MonkeyPatch, pairs: int) -> None:
+    a, b = random_boxes(3, 50), random_boxes(3, 4, seed=1)
+    monkeypatch.setattr(boxes, "PAIRS", {"cpu": pairs})
+    assert torch.equal(below(a, b, 0.3), max_iou(a, b) < 0.3)
+    assert torch.equal(below(a.mT.contiguous().mT, b, 0.3), max_iou(a, b) < 0.3)  # as AnchorHead.corners has them
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
