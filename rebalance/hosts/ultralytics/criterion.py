@@ -250,9 +250,10 @@ class AnchorCriterion:
         found = match(labels.float(), self.head.anchors, shapes, self.settings.anchor_t)
 
         boxes, classes, objects = taken(maps, found.image, found.anchor, found.row, found.column)
-        xy, wh = torch.split(upcast(boxes).sigmoid(), 2, -1)  # (L, K, 2) each
-        matched = torch.cat((xy * 2 - 0.5, wh.square() * (found.anchor_wh * 4)), -1)  # (2y)² · anchor
-        iou = ciou(matched, found.boxes_xywh)
+        # by coordinate, (2, L, K) each, as complete IoU takes them
+        xy, wh = torch.split(upcast(boxes).movedim(-1, 0).contiguous().sigmoid(), 2)
+        matched = torch.cat((xy * 2 - 0.5, wh.square() * (found.anchor_wh.movedim(-1, 0) * 4)))  # (2y)² · anchor
+        iou = ciou(matched.movedim(0, -1), found.boxes_xywh)
 
         steps = flatten_steps(raw["residuals"]) if "residuals" in raw else None
         logits, residuals = unrefined(objects, steps)
