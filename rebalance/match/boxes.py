@@ -43,7 +43,7 @@ def max_iou(boxes: Tensor, gt_boxes: Tensor) -> Tensor:
         (b, a), g = boxes.shape[:2], gt_boxes.shape[1]
         if a == 0 or g == 0:
             return boxes.new_zeros(b, a)
-        return _most(boxes.transpose(1, 2), gt_boxes, pair_iou)
+        return _most(boxes.transpose(1, 2).contiguous(), gt_boxes, pair_iou)
 
 
 def below(boxes: Tensor, gt_boxes: Tensor, iou: float) -> Tensor:
@@ -62,7 +62,7 @@ def below(boxes: Tensor, gt_boxes: Tensor, iou: float) -> Tensor:
             width, height, spare = _sides(boxes, gt_boxes, space)
             return torch.addcmul(gt_areas, width, height, value=factor, out=spare)
 
-        planes = boxes.transpose(1, 2)
+        planes = boxes.transpose(1, 2).contiguous()
         return _most(planes, gt_boxes, rest) < area(planes).clamp_(min=EPS)
 
 
@@ -73,7 +73,6 @@ def _most(planes: Tensor, gt_boxes: Tensor, pairs: Callable[..., Tensor]) -> Ten
     step = min(a, max(1, PAIRS.get(planes.device.type, PAIRS_ELSEWHERE) // (b * g)))
     best, space = planes.new_empty(b, a), planes.new_empty(3, b * g * step)
     for part, found in zip(torch.split(planes, step, 2), torch.split(best, step, 1), strict=True):
-        part = part if part.stride(2) == 1 else part.contiguous()
         torch.amax(pairs(part, gt_boxes, space=space), 1, out=found)
     return best
 
