@@ -79,7 +79,7 @@ def step(
     choice = objective.choose(
         Predictions(
             given.state,
-            lambda: overlap.masked_fill(given.state < 0, 1),
+            overlap.masked_fill(given.state < 0, 1).lt,
             lambda: given.logits.detach().amax(-1),
             own=lambda: overlap if own is None else own,
             known=Known(given.unknown, given.sure),

@@ -36,9 +36,7 @@ def step(objective: Objective, given: Candidates) -> tuple[Tensor, Choice]:
     objective.relabel({"withheld": WITHHELD})
     known = Known(given.unknown, given.sure, given.hidden)
     choice = objective.choose(
-        Predictions(
-            given.state, lambda: given.overlap, lambda: given.logits.amax(-1), lambda: given.overlap, known=known
-        )
+        Predictions(given.state, given.overlap.lt, lambda: given.logits.amax(-1), lambda: given.overlap, known=known)
     )
     loss = choice.of_loss(choice.trained(lambda one: objective.loss(given._replace(state=one.seen(given.state)))))
     total = loss.sum() / 2

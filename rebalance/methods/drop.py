@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rebalance.match import device
-from rebalance.match.candidates import NEGATIVE, POSITIVE
+from rebalance.match.candidates import POSITIVE, negative
 from rebalance.methods.method import DENSE, RPN, Choice, Golden, Method, Predictions, Rest, Run
 from rebalance.settings import setting
 
@@ -143,8 +143,8 @@ class Drop(Method):
         if not (self.obj_drop or self.box_drop) or not run.training or run.epoch < self.drop_warmup:
             return None
         state, pairs, literal = predictions.state, predictions.pairs, self.drop_scope == "literal"
-        matched, places = state == POSITIVE, None if pairs is None else pairs()
-        matches = matched if places is None else places >= 0
+        places = None if pairs is None else pairs()
+        matches = state == POSITIVE if places is None else places >= 0
 
         def at_matches(values: Tensor) -> Tensor:
             return values if places is None else values.flatten()[places.clamp(min=0)]
@@ -152,8 +152,8 @@ class Drop(Method):
         if literal:
             negatives = low_matches = matches & (predictions.own() < self.neg_iou)
         else:
-            low = predictions.overlap() < self.neg_iou
-            negatives = low & (state == (NEGATIVE if self.drop_scope == "background" else POSITIVE))
+            low = predictions.below(self.neg_iou)
+            negatives = low & (negative(state) if self.drop_scope == "background" else state == POSITIVE)
             low_matches = matches & at_matches(low)
         obj = box = None  # what they are ranked by
         if self.drop_select == "confident":

@@ -130,7 +130,8 @@ class Predictions(NamedTuple):
     """What candidates are chosen from. Overlaps and confidence are computed only where a method asks for them."""
 
     state: Tensor  # (B, N) int8, see `rebalance.match.candidates`
-    overlap: Callable[[], Tensor]  # (B, N) IoU of the predicted box with the nearest label of the image
+    # (B, N) bool, whether the IoU of the predicted box with every label of its image is below what is given, in [0, 1]
+    below: Callable[[float], Tensor]
     confidence: Callable[[], Tensor]  # (B, N) predicted objectness, any monotone scale
     # in the shape of `pairs`, else (B, N): complete IoU of a matched prediction with its own label, 0 below 0; where
     # nothing is matched any number

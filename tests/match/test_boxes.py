@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder
 
 from rebalance.match import boxes
-from rebalance.match.boxes import ciou, decode_deltas, encode_deltas, inside, max_iou, xywh_to_xyxy
+from rebalance.match.boxes import below, ciou, decode_deltas, encode_deltas, inside, max_iou, xywh_to_xyxy
 
 
 def random_boxes(*shape: int, seed: int = 0) -> Tensor:
@@ -75,6 +77,42 @@ def test_max_iou_in_parts_is_the_same_to_the_bit(monkeypatch: pytest.MonkeyPatch
     assert torch.equal(max_iou(a, b), whole)
 
 
+@pytest.mark.parametrize("iou", [0, 0.1, 0.3, 0.5, 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_below_is_whether_the_iou_with_every_label_is(iou: float, dtype: torch.dtype) -> None:
+    a, b = (random_boxes(3, n, seed=n).to(dtype) for n in (900, 6))
+    b[0, 3:] = 0  # padding
+    a[1, :5, 2:] = a[1, :5, :2]  # no area
+    a[2, :6] = b[2]  # an IoU of 1
+    found, overlap = below(a, b, iou), max_iou(a, b)
+    told = (overlap - iou).abs() > 1e-6
+    assert torch.equal(found[told], overlap[told] < iou)
+    assert told.sum() > 1000
+    assert found.any() == (iou > 0)
+
+
+def test_below_of_an_iou_of_exactly_that() -> None:
+    # 10 x 10 against 5 x 10, 10 x 5 and 5 x 5 within it
+    labels = torch.tensor([[[0.0, 0, 5, 10]], [[0, 0, 10, 5]], [[0, 0, 5, 5]]])
+    whole = torch.tensor([[0.0, 0, 10, 10]]).expand(3, 1, 4)
+    assert below(whole, labels, 0.5).flatten().tolist() == [False, False, True]
+    assert not below(whole, labels, 0.25).any()
+
+
+@pytest.mark.parametrize(("candidates", "labels"), [(0, 3), (5, 0), (0, 0)])
+def test_below_without_candidates_or_labels(candidates: int, labels: int) -> None:
+    found = below(torch.rand(2, candidates, 4), torch.rand(2, labels, 4), 0.3)
+    assert found.tolist() == [[True] * candidates] * 2
+
+
+@pytest.mark.parametrize("pairs", [1, 7, 60, 10**9])
+def test_below_in_parts_is_the_same(monkeypatch: pytest.MonkeyPatch, pairs: int) -> None:
+    a, b = random_boxes(3, 50), random_boxes(3, 4, seed=1)
+    monkeypatch.setattr(boxes, "PAIRS", {"cpu": pairs})
+    assert torch.equal(below(a, b, 0.3), max_iou(a, b) < 0.3)
+    assert torch.equal(below(a.mT.contiguous().mT, b, 0.3), max_iou(a, b) < 0.3)  # as AnchorHead.corners has them
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_max_iou_computes_half_precision_boxes_in_single(dtype: torch.dtype) -> None:
     # an area of 300 x 300 does not fit into float16
@@ -136,6 +174,52 @@ def test_ciou_gradient_is_that_of_its_value_with_alpha_held() -> None:
     pred = pred[2:]
     gt = torch.cat((gt[2:, :2], pred[:, 2:].detach() * 1.5), 1)
     assert torch.autograd.gradcheck(lambda x: ciou(torch.cat((x, pred[:, 2:]), 1), gt), pred[:, :2].requires_grad_())
+
+
+def plain_ciou(pred: Tensor, gt: Tensor) -> Tensor:
+    """Equation by equation, so that autograd finds the gradient."""
+    low, high = pred[..., :2] - pred[..., 2:] / 2, pred[..., :2] + pred[..., 2:] / 2
+    gt_low, gt_high = gt[..., :2] - gt[..., 2:] / 2, gt[..., :2] + gt[..., 2:] / 2
+    inter = (torch.minimum(high, gt_high) - torch.maximum(low, gt_low)).clamp(min=0).prod(-1)
+    iou = inter / (pred[..., 2:].prod(-1) + gt[..., 2:].prod(-1) - inter + boxes.EPS)
+    diagonal = ((torch.maximum(high, gt_high) - torch.minimum(low, gt_low)) ** 2).sum(-1) + boxes.EPS
+    distance = ((pred[..., :2] - gt[..., :2]) ** 2).sum(-1) / diagonal
+    angle, gt_angle = (torch.atan(x[..., 2] / (x[..., 3] + boxes.EPS)) for x in (pred, gt))
+    v = 4 / math.pi**2 * (gt_angle - angle) ** 2
+    alpha = (v / (v - iou + 1 + boxes.EPS)).detach()
+    return iou - distance - alpha * v
+
+
+@pytest.mark.parametrize("grid", [True, False])  # of whole numbers many sides are equal, and many boxes only touch
+def test_ciou_equals_the_plain_formula_in_value_and_gradient(grid: bool) -> None:
+    g = torch.Generator().manual_seed(0)
+    pred, gt = torch.rand(2, 4000, 4, generator=g, dtype=torch.float64) * 12
+    if grid:
+        pred, gt = pred.round(), gt.round()
+    pred[::7, 2:] = 0  # a point
+    gt[::11, 2:] = 0
+    pred[::13, 2] = 0  # a line
+    pred[::17, :2] = gt[::17, :2]
+    pred[::19, 2:] = gt[::19, 2:]
+    gt[::23] = pred[::23]
+    leaves = [pred.clone().requires_grad_() for _ in range(2)]
+    mine, plain = ciou(leaves[0], gt), plain_ciou(leaves[1], gt)
+    torch.testing.assert_close(mine, plain, rtol=1e-12, atol=1e-12)
+    weights = torch.randn(4000, generator=g, dtype=torch.float64)
+    slopes = [torch.autograd.grad((x * weights).sum(), y)[0] for x, y in zip((mine, plain), leaves, strict=True)]
+    torch.testing.assert_close(*slopes, rtol=1e-7, atol=1e-9)
+
+
+def test_ciou_of_equal_boxes_is_one_whatever_rounds() -> None:
+    # the sides of the intersection are differences of corners, so that it may round to more than the union
+    gt = torch.rand(50_000, 4, generator=torch.Generator().manual_seed(0)) * 320 + 1
+    pred = gt.clone().requires_grad_()
+    found = ciou(pred, gt)
+    found.sum().backward()
+    assert found.max() <= 1
+    assert found.min() > 1 - 1e-3
+    assert pred.grad is not None
+    assert pred.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-4, 1e4])

@@ -189,8 +189,8 @@ class Step:
     @property
     def predictions(self) -> Predictions:
         state = self.matched.to(torch.int8) * POSITIVE
-        given = (self.overlap, self.confidence, self.own, self.pairs)
-        return Predictions(state, *(lambda x=x: x for x in given))  # type: ignore[misc]
+        given = (self.confidence, self.own, self.pairs)
+        return Predictions(state, self.overlap.lt, *(lambda x=x: x for x in given))  # type: ignore[misc]
 
     @property
     def low_pairs(self) -> Tensor:

@@ -163,7 +163,7 @@ def test_what_is_unknown_or_sure_is_not_drawn_from_and_does_not_count_among_what
         for known in (Known(unknown, None), Known(None, sure), Known(unknown, sure & ~unknown)):
             objective = compose(loss, "fasterrcnn", stage=stage, **flags)
             objective.relabel({})
-            choice = objective.choose(Predictions(state, lambda: overlap, state.float, state.float, known=known))
+            choice = objective.choose(Predictions(state, overlap.lt, state.float, state.float, known=known))
             settled = known.settled
             assert settled is not None
             eligible = (state == NEGATIVE) & ~settled
@@ -231,7 +231,7 @@ def test_an_objectness_and_its_refinements_have_none_where_a_class_is_unknown(lo
         objective.relabel({})
         overlap = one.overlap.masked_fill(one.state == IGNORE, 1)
         choice = objective.choose(
-            Predictions(one.state, lambda: overlap, logits.detach, lambda: overlap, known=Known(one.unknown, None))
+            Predictions(one.state, overlap.lt, logits.detach, lambda: overlap, known=Known(one.unknown, None))
         )
         losses = objective.objectness(one, residuals, choice)
         means.append(objective.steps.sums)

@@ -15,7 +15,7 @@ from ultralytics.utils import RANK
 
 from rebalance.hosts.torchvision.head import Raw, take
 from rebalance.match import device
-from rebalance.match.boxes import decode_deltas, max_iou, own_overlap, upcast
+from rebalance.match.boxes import below, decode_deltas, own_overlap, upcast
 from rebalance.match.candidates import IGNORE, POSITIVE, SIGMOID, SOFTMAX, Candidates
 from rebalance.match.iou import Matched
 from rebalance.match.padded import Padded, padded_labels
@@ -49,7 +49,7 @@ def predictions(
     `index` (B, A) is of the labels that they are matched to.
     """
     return Predictions(
-        state, lambda: max_iou(boxes(), labels.boxes).masked_fill(state == IGNORE, 1), confidence,
+        state, lambda iou: below(boxes(), labels.boxes, iou) & (state != IGNORE), confidence,
         own=lambda: own_overlap(boxes(), of_label(labels.boxes, index)), known=known,
     )  # fmt: skip
 

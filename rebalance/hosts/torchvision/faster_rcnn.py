@@ -201,7 +201,7 @@ class FasterRCNNCriterion:
         # a proposal is judged by what it overlaps, not by the box that the head makes of it
         known = _at(known, place)
         choice = self.roi.choose(
-            Predictions(state, lambda: chosen.overlap, confidence, own=lambda: chosen.overlap, known=known)
+            Predictions(state, chosen.overlap.lt, confidence, own=lambda: chosen.overlap, known=known)
         )
         cls, box = self._roi_losses(logits, deltas, labels, rois, chosen, choice, known)
         sampled = state != IGNORE

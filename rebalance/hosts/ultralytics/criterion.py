@@ -8,7 +8,7 @@ Shapes: B images, T labels in the batch, N candidates an image, L levels, M anch
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from ultralytics.utils.loss import v8DetectionLoss
 from rebalance.heads.anchor import AnchorSettings, taken
 from rebalance.heads.objectness import flatten_steps
 from rebalance.match.anchor import Matches, match, set_in_part
-from rebalance.match.boxes import ciou, inside, max_iou, own_overlap, upcast, xywh_to_xyxy
+from rebalance.match.boxes import below, ciou, inside, max_iou, own_overlap, upcast, xywh_to_xyxy
 from rebalance.match.candidates import POSITIVE, SIGMOID, Candidates, candidate_state
 from rebalance.match.device import LANES, put_back
 from rebalance.match.padded import padded_boxes
@@ -84,7 +84,6 @@ class DetectionCriterion(v8DetectionLoss):  # type: ignore[misc]
         self._state = candidate_state(assigned[3])
         if self.recipe.divisor != "host":
             self._host_divisor = assigned[2].sum().clamp(min=1)
-        overlap = cache(lambda: max_iou(boxes, labels[1]))
         self._known = self.objective.known(lambda: boxes, images=len(boxes), size=self._size, each=self.by_class)
 
         def confidence() -> Tensor:
@@ -92,12 +91,13 @@ class DetectionCriterion(v8DetectionLoss):  # type: ignore[misc]
             return (scores if unknown is None else scores.masked_fill(unknown, 0)).amax(-1)
 
         self._choice = self.objective.choose(Predictions(
-            self._state, overlap, confidence, own=lambda: own_overlap(boxes, assigned[1]), known=self._known
+            self._state, partial(below, boxes, labels[1]), confidence,
+            own=lambda: own_overlap(boxes, assigned[1]), known=self._known,
         ))  # fmt: skip
         if not self.objective.by_overlap:
             self._overlap = boxes.new_zeros(()).expand_as(self._state)
         elif self.recipe["brl_overlap"] == "box":
-            self._overlap = overlap()
+            self._overlap = max_iou(boxes, labels[1])
         else:
             self._overlap = inside(points, labels[1]).to(boxes.dtype)
         return assigned
@@ -250,9 +250,10 @@ class AnchorCriterion:
         found = match(labels.float(), self.head.anchors, shapes, self.settings.anchor_t)
 
         boxes, classes, objects = taken(maps, found.image, found.anchor, found.row, found.column)
-        sigmoid = upcast(boxes).sigmoid()  # (L, K, 4)
-        matched = torch.cat((sigmoid[..., :2] * 2 - 0.5, (sigmoid[..., 2:] * 2) ** 2 * found.anchor_wh), -1)
-        iou = ciou(matched, found.boxes_xywh)
+        # by coordinate, (2, L, K) each, as complete IoU takes them
+        xy, wh = torch.split(upcast(boxes).movedim(-1, 0).contiguous().sigmoid(), 2)
+        matched = torch.cat((xy * 2 - 0.5, wh.square() * (found.anchor_wh.movedim(-1, 0) * 4)))  # (2y)² · anchor
+        iou = ciou(matched.movedim(0, -1), found.boxes_xywh)
 
         steps = flatten_steps(raw["residuals"]) if "residuals" in raw else None
         logits, residuals = unrefined(objects, steps)
@@ -275,7 +276,7 @@ class AnchorCriterion:
             lambda: xywh_to_xyxy(self._anchors(shapes, logits)), images=len(logits), size=size, each=False
         )
         choice = self.objective.choose(Predictions(
-            state, lambda: max_iou(self.head.corners([upcast(x) for x in maps]).mT, gt_boxes()), logits.detach,
+            state, lambda iou: below(self.head.corners([upcast(x) for x in maps]).mT, gt_boxes(), iou), logits.detach,
             own=lambda: own, known=known,
             pairs=lambda: (found.image * logits.shape[1] + found.candidate).where(found.valid, -1),
         ))  # fmt: skip
@@ -292,7 +293,7 @@ class AnchorCriterion:
             aims = host_target if choice is NOTHING else target
             candidates = Candidates(logits, aims, state, overlap, SIGMOID, *known)
             losses = self.objective.objectness(candidates, residuals, choice)
-            return {name: self._reduce(x, state == POSITIVE, choice, shapes, known) for name, x in losses.items()}
+            return {name: self._reduce(x, state, choice, shapes, known) for name, x in losses.items()}
 
         self.objective.weigh_up(
             choice, state, logits, lambda x, choice: objects_of(x, residuals[:0], choice)["obj_loss"]
@@ -305,24 +306,23 @@ class AnchorCriterion:
         return loss * len(logits), dict(zip(parts, loss.detach(), strict=True))
 
     def _reduce(
-        self, loss: Tensor, positive: Tensor, choice: Choice, shapes: list[tuple[int, int]], known: Known
+        self, loss: Tensor, state: Tensor, choice: Choice, shapes: list[tuple[int, int]], known: Known
     ) -> Tensor:
         """Sum of the (B, N) losses, 0 for what left, divided."""
         if self.recipe.divisor != "host":
+            positive = state == POSITIVE
             count = self.objective.count(positive, choice, ignored=known.ignored(positive))
             return (loss.sum(1) / count).sum()
-        sizes = [self.head.na * h * w for h, w in shapes]
-        levels = torch.split(loss, sizes, 1)
-        means: Sequence[Tensor]
-        if choice.left is None:
-            means = [x.mean() for x in levels]
-        elif choice.kept:
-            weights = torch.split(choice.of_count(torch.ones_like(choice.left), choice.left), sizes, 1)
-            counts = torch.stack([w.sum() for w in weights]).clamp(min=1)
-            means = (torch.stack([x.sum() for x in levels]) / counts).unbind()
+        sizes, balance = [self.head.na * h * w for h, w in shapes], BALANCE[len(shapes)]
+
+        def sums(x: Tensor) -> list[Tensor]:
+            return [level.sum() for level in torch.split(x.sum(0), sizes)]  # in one pass over the images
+
+        if choice.left is None or not choice.kept:
+            counts: Sequence[Any] = [len(loss) * size for size in sizes]
         else:
-            means = [x.sum() / x.numel() for x in levels]
-        return torch.stack([m * b for m, b in zip(means, BALANCE[len(sizes)], strict=True)]).sum()
+            counts = [x.clamp(min=1) for x in sums(choice.of_count(torch.ones_like(choice.left), choice.left))]
+        return torch.stack([x * (b / n) for x, n, b in zip(sums(loss), counts, balance, strict=True)]).sum()
 
     def _overlap(self, gt_boxes: Tensor, shapes: list[tuple[int, int]]) -> Tensor:
         """(B, N) overlap of each anchor at its cell; with brl_overlap=centre, whether a label holds its centre."""

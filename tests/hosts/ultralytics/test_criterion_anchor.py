@@ -294,7 +294,7 @@ class Reference:
             first = Run(self.recipe.site)
             first.step = 1
             given = Predictions(
-                candidate_state(self.matched), lambda: self.overlap, lambda: confidence, lambda: own, lambda: pairs
+                candidate_state(self.matched), self.overlap.lt, lambda: confidence, lambda: own, lambda: pairs
             )
             choice = self.recipe.of(Drop).choose(given, first)
             assert choice is not None

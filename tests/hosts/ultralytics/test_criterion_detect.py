@@ -132,7 +132,7 @@ class Reference:
         first = Run(flags.site, stream=stream)
         first.step = 1
         confidence = self.scores.detach().transpose(1, 2).sigmoid().amax(2).float()
-        given = Predictions(candidate_state(self.matched), lambda: self.overlap, lambda: confidence, lambda: self.own)
+        given = Predictions(candidate_state(self.matched), self.overlap.lt, lambda: confidence, lambda: self.own)
         choice, none = flags.of(Drop).choose(given, first), torch.zeros_like(self.matched)
         assert choice is not None
         self.obj, self.box = (none if x is None else x for x in (choice.gone, choice.box))
