@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from rebalance.audit.complete import complete, read_audit, remaining, require_order
-from rebalance.audit.trained import require_auditable
+from rebalance.audit.trained import require_auditable, require_folds
 from rebalance.data import completed, dataset
 from rebalance.data.noise import KINDS
 from rebalance.data.protocols import PROTOCOLS, uses_rate
@@ -127,9 +127,8 @@ def prepare(
         told = check([*runner, *["--dry"] * dry], open_runs)
         found = dataset.load(source) if isinstance(source, Path) else None
         require_auditable(open_runs[0], told[0], found)
-        images = [image for image in {*found.images("train")} if not found.knowledge.skips(image)] if found else []
-        if found and given.folds > len(images):
-            raise ConfigError(f"folds={given.folds}: 0, or 2 to {len(images)}, the training images")
+        if found:
+            require_folds(given.folds, sum(not found.knowledge.skips(image) for image in {*found.images("train")}))
         check_diagnosis(open_runs, sources)
     return given, Prepared(grid, folder, open_runs, sources, told)
 

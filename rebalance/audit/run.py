@@ -32,7 +32,7 @@ from rebalance.audit.detect import Detector, Seen, detect_all
 from rebalance.audit.findings import Findings, Image, Look, findings, look
 from rebalance.audit.probability import Estimate
 from rebalance.audit.table import ABOUT, KINDS, SUGGESTIONS
-from rebalance.audit.trained import require_auditable
+from rebalance.audit.trained import require_auditable, require_folds
 from rebalance.data import completed, dataset, items
 from rebalance.data.dataset import DataSet
 from rebalance.data.demo.seafloor import built_in
@@ -78,8 +78,7 @@ def audit(given: AuditFlags, training: Mapping[str, str] | None = None, root: Pa
     source.knowledge.require_matched()
     images, skipped = _images(source, "train")
     val, _ = _images(source, "val")
-    if not 0 <= given.folds <= len(images) or given.folds == 1:
-        raise ConfigError(f"folds={given.folds}: 0, or 2 to {len(images)}, the training images")
+    require_folds(given.folds, len(images))
     facts = {
         "data": str(source.file.absolute()),
         "data_sha256": items.labels_sha256(source),

@@ -26,3 +26,9 @@ def require_auditable(run: Run, told: Mapping[str, Any], source: DataSet | None)
         raise ConfigError("single_cls=True trains all classes as one, and an audit has to tell them apart")
     if told.get("task") not in (None, "detect"):
         raise ModelError(f"model={run.host['model']} is for the task {told['task']}; an audit needs a detector")
+
+
+def require_folds(folds: int, images: int) -> None:
+    """Raise ConfigError where so many training images cannot be divided among so many models."""
+    if not 0 <= folds <= images or folds == 1:
+        raise ConfigError(f"folds={folds}: 0, or 2 to {images}, the training images")
