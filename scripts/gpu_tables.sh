@@ -6,6 +6,7 @@
 #
 # With NVIDIA's multi-process service, which is started where it is installed, small trainings share a GPU.
 set -euo pipefail
+set -m  # else what runs beside this script ignores the interrupt that ends it in time
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python="${PYTHON:-.venv/bin/python}"
@@ -23,7 +24,7 @@ for folder in "$@"; do
         "$python" -m rebalance.experiments.record "$folder" "$sweep"
     fi
     timeout -s INT "$seconds" "$python" -m rebalance sweep plan="$folder/plan.yaml" device="${DEVICE:-0}" jobs="$jobs" \
-        2>&1 | sed "s|^|$(basename "$folder"): |" &
+        2>&1 | sed -u "s|^|$(basename "$folder"): |" &
 done
 wait
 for folder in "$@"; do
