@@ -7,7 +7,8 @@ labels completed once and more often by models that have not seen the image (`re
         [seeds=0,1,2] [rounds=2] [workers=1]
 
 Any other key takes the place of one of the trainings' (epochs=1). `workers` commands run at a time, each with `jobs`
-trainings; what was finished is not repeated. workers=0 runs none, and makes the table of what is there.
+trainings; what was finished is not repeated. workers=0 runs none, and makes the table of what is there,
+and of records that are kept where nothing else is.
 
 <out>/<protocol>/records.jsonl keeps the records, for `rebalance report`; <out>/table.csv is the table: mAP in points on
 test, differences from the labels that are left paired by seed, with 95 % intervals, p after Holm's correction over the
@@ -30,7 +31,7 @@ import pandas
 from rebalance.cli.main import guarded, pairs
 from rebalance.data import dataset
 from rebalance.errors import ConfigError, DataError, RunError
-from rebalance.experiments.record import RECORD, RUNS, SWEEP, Plan, Record, load, pack, read_json, write, write_json
+from rebalance.experiments.record import PACKED, RECORD, RUNS, SWEEP, Plan, Record, load, pack, read_json, write, write_json
 from rebalance.files import require_writable, write_whole
 from rebalance.report.evidence import compare, gap_closed, stat
 from rebalance.settings import SparsifyFlags, parse, require, setting, settings_of
@@ -177,6 +178,7 @@ def main(argv: list[str]) -> None:
         folders = [folder for folder, _ in made if any(folder.glob(f"{RUNS}/*/{RECORD}"))]
         if folders:
             merge(folders, out / protocol)
+        if folders or (not asked.workers and (out / protocol / PACKED).is_file()):
             table += rows(protocol, load(out / protocol).finished)
     if table:
         frame = pandas.DataFrame(table)

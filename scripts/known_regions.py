@@ -8,18 +8,19 @@ Two ways in which labels are missing, made from a data set whose training labels
             in it are gone. A region file says so, or nothing does, or the strip is painted over: no object, no label.
 
     python scripts/known_regions.py data=<complete data set>.yaml out=<folder> [pretrained=<weights>] [seeds=0,1,2]
+        [train=True]
 
 Any other key takes the place of one of the trainings' (epochs=1). The sweep is `runs/benchmark/<name of out>` and goes
 on where it was stopped. Its records are kept in <out>/records.jsonl, the table is <out>/table.csv: mAP in points on
 test and val, differences from "nothing said" paired by seed, with 95 % intervals, p after Holm's correction over the
-ways, and the gap closed to complete labels.
+ways, and the gap closed to complete labels, of the seeds that have all of it. train=False makes it of kept records.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,7 @@ class Flags:
     data: str = setting("", "data set YAML with complete labels")
     out: str = setting("", "folder of the records and the table")
     seeds: str = setting("0,1,2", "training seeds, comma separated")
+    train: bool = setting(True, "False: only the table, of the records that are kept")
 
 
 Made = tuple[NDArray[np.bool_], Regions, str]  # which labels (n,) stay, what a region file says, the half of the image
@@ -129,6 +131,23 @@ def make(source: DataSet, way: Callable[..., Made], seed: int, out: Path) -> Non
             finish(folder, content, {"seed": seed})
 
 
+def run(source: DataSet, out: Path, seeds: Sequence[int], recipe: Mapping[str, str]) -> None:
+    """Make the data sets, train on them and keep the records."""
+    cells = []
+    for seed in seeds:
+        work = Path("runs", out.name, str(seed))
+        for way in (merge, cover):
+            make(source, way, seed, work / way.__name__)
+        for name in (COMPLETE, *NAMES):
+            data = source.file if name == COMPLETE else work / name / "data.yaml"
+            cells.append({**recipe, "name": out.name, "data": os.path.relpath(data), "seeds": str(seed)})
+    folder = sweep(cells)
+    if failed := load(folder).failed:
+        count = f"{len(failed)} run{'s' * (len(failed) > 1)} failed"
+        raise RunError(f"{count} (the same command tries again), the first: {failed[0].error}")
+    pack(folder, out)
+
+
 def table(records: Sequence[Record]) -> Iterator[dict[str, Any]]:
     """A row for each way and what is said, from the seeds that have all of them."""
     found: dict[str, dict[int, Record]] = {}
@@ -185,21 +204,9 @@ def main(argv: list[str]) -> None:
     if not source.labelled("test"):
         raise DataError(f"{source.file}: no test image has a label, and the table is of test")
     require_writable(out / "table.csv")
-    recipe = {**RECIPE, **{key: text for key, text in given.items() if key not in own}, "name": out.name}
-    cells = []
-    for seed in seeds:
-        work = Path("runs", out.name, str(seed))
-        for way in (merge, cover):
-            make(source, way, seed, work / way.__name__)
-        for name in (COMPLETE, *NAMES):
-            data = source.file if name == COMPLETE else work / name / "data.yaml"
-            cells.append({**recipe, "data": os.path.relpath(data), "seeds": str(seed)})
-    folder = sweep(cells)
-    if failed := load(folder).failed:
-        count = f"{len(failed)} run{'s' * (len(failed) > 1)} failed"
-        raise RunError(f"{count} (the same command tries again), the first: {failed[0].error}")
-    pack(folder, out)
-    rows = pandas.DataFrame(table(load(folder).finished)).to_csv(index=False, lineterminator="\n")
+    if asked.train:
+        run(source, out, seeds, {**RECIPE, **{key: text for key, text in given.items() if key not in own}})
+    rows = pandas.DataFrame(table(load(out).finished)).to_csv(index=False, lineterminator="\n")
     write_whole(out / "table.csv", rows.encode())
     print(rows)
 

@@ -75,6 +75,10 @@ def test_what_regions_are_worth_is_asked_on_six_sets_a_seed(
     assert [*found.said] == said
     assert (found.seeds == 2).all()
     assert len(records(Path("kept")).finished) == 12
+    made = Path("kept/table.csv").read_text("utf-8")
+    Path("kept/table.csv").unlink()
+    script.main([f"data={data}", "out=kept", "train=False"])
+    assert Path("kept/table.csv").read_text("utf-8") == made
     whole = {Path(image).name: len(dataset.load(data).labels(image)) for image in dataset.load(data).images("train")}
     for seed, way in ((seed, way) for seed in (0, 1) for way in ("merge", "cover")):
         silent, said = (dataset.load(Path(f"runs/kept/{seed}/{way}-{what}/data.yaml")) for what in ("silent", "said"))
@@ -96,7 +100,7 @@ def test_what_regions_are_worth_is_asked_on_six_sets_a_seed(
     )
 
 
-@pytest.mark.parametrize("protocol", ["extreme", "percent"])
+@pytest.mark.parametrize("protocol", ["extreme", "percent", "hard"])
 def test_the_table_of_completed_labels_is_that_of_its_records(protocol: str) -> None:
     kept = SCRIPTS.parent / "runs" / "reference" / "completion-deeppcb"
     table = pandas.read_csv(kept / "table.csv")
@@ -107,7 +111,7 @@ def test_the_table_of_completed_labels_is_that_of_its_records(protocol: str) -> 
         assert found[name].to_numpy() == pytest.approx(own[name].to_numpy(), abs=0.06, nan_ok=True)
 
 
-@pytest.mark.parametrize("name", ["regions", "regions-deeppcb"])
+@pytest.mark.parametrize("name", ["regions", "regions-deeppcb", "regions-deeppcb-again"])
 def test_the_table_of_regions_is_that_of_its_records(name: str, tmp_path: Path) -> None:
     kept = SCRIPTS.parent / "runs" / "reference" / name
     made = pandas.DataFrame(load("known_regions").table(records(kept).finished))
