@@ -31,7 +31,19 @@ import pandas
 from rebalance.cli.main import guarded, pairs
 from rebalance.data import dataset
 from rebalance.errors import ConfigError, DataError, RunError
-from rebalance.experiments.record import PACKED, RECORD, RUNS, SWEEP, Plan, Record, load, pack, read_json, write, write_json
+from rebalance.experiments.record import (
+    PACKED,
+    RECORD,
+    RUNS,
+    SWEEP,
+    Plan,
+    Record,
+    load,
+    pack,
+    read_json,
+    write,
+    write_json,
+)
 from rebalance.files import require_writable, write_whole
 from rebalance.report.evidence import compare, gap_closed, stat
 from rebalance.settings import SparsifyFlags, parse, require, setting, settings_of

@@ -1,0 +1,138 @@
+"""From which probability on to add a suggestion, and from which to leave its place unknown: one audit, many trainings.
+
+Each first audit of rounds that are done (`rebalance rounds`) is taken, the labels that were left are completed anew for
+each pair of `complete_add` and `complete_ignore`, and a detector is trained on them, on what was left and on complete
+labels, as the rounds trained theirs.
+
+    python scripts/thresholds.py rounds=<folder>,<folder> out=<folder> [pairs=0.7/0.2,0.5/0.1] [jobs=2]
+
+The sweep is `runs/benchmark/<name of out>` and goes on where it was stopped. <out>/records.jsonl keeps its records,
+<out>/table.csv is the table: for each pair how many boxes were added and how many places are unknown, the share of the
+boxes that is right, the share of the missing labels that is found again, and mAP in points on test and val with its
+difference from the labels that were left, paired by seed, with 95 % intervals, and the gap closed to complete labels.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas
+
+from rebalance.audit.api import complete
+from rebalance.cli.main import guarded, pairs
+from rebalance.errors import ConfigError, RunError
+from rebalance.experiments.record import SWEEP, Plan, Record, load, pack, read_file, read_json
+from rebalance.experiments.sweep import sweep
+from rebalance.files import require_writable, write_whole
+from rebalance.report.evidence import gap_closed, stat
+from rebalance.settings import parse, require, setting
+
+LEFT, COMPLETE = "as labelled", "complete labels"
+OF_ROUNDS = ("rounds", "folds", "complete_add", "complete_ignore", "protocol", "rate", "label_seed", "seeds", "series")
+COLUMNS = {
+    f"{split} {metric}".strip(): (split or "test", metric) for split in ("", "val") for metric in ("mAP50", "mAP50-95")
+}
+COUNTS = ("added", "recovered", "unknown", "withheld")  # of a manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """See above."""
+
+    rounds: str = setting("", "folders of rounds, comma separated, with one seed each")
+    out: str = setting("", "folder of the records and the table")
+    pairs: str = setting("0.9/0.2,0.7/0.2,0.5/0.2,0.3/0.1,0.7/0.05", "complete_add/complete_ignore, comma separated")
+    jobs: int = setting(2, "trainings at a time", low=1)
+
+
+def made(folder: Path, wanted: Sequence[str], work: Path) -> tuple[int, dict[str, Path]]:
+    """The seed of a folder of rounds, and the data sets of its labels: left, complete, and completed by each pair."""
+    first = {
+        record.labels.get("round") or (record.labels["protocol"] == "normal"): record
+        for record in load(folder).finished
+    }
+    if {0, True} - {*first}:
+        raise RunError(f"{folder}: its runs on the labels that were left and on complete ones are not finished")
+    left, seed = first[0], first[0].seed
+    data = {LEFT: left.config.data, COMPLETE: Path(left.host["data"])}
+    for pair in wanted:
+        add, ignore = pair.split("/")
+        data[pair] = work / str(seed) / pair.replace("/", "-") / "data.yaml"
+        if not data[pair].exists():
+            audit = folder / "audits" / left.run
+            complete(data=data[LEFT], audit=audit, complete_add=add, complete_ignore=ignore, out=data[pair].parent)
+    return seed, data
+
+
+def table(
+    found: Mapping[str, Mapping[int, Record]], counts: Mapping[str, Sequence[Mapping[str, int]]]
+) -> Iterator[dict[str, Any]]:
+    """A row for each pair, between those of what was left and of complete labels, from the seeds that have all."""
+    seeds = sorted(set.intersection(*({*runs} for runs in found.values())))
+
+    def points(name: str, column: str) -> list[float]:
+        split, metric = COLUMNS[column]
+        return [100 * found[name][seed].metrics[split][metric] for seed in seeds]
+
+    for name in sorted(found, key=lambda name: (name == COMPLETE, name != LEFT)):
+        row: dict[str, Any] = {"trained": name, "seeds": len(seeds)}
+        if name in counts:
+            total = {key: sum(one[key] for one in counts[name]) for key in COUNTS}
+            missing = total["withheld"] + total["recovered"]
+            row |= {"added": total["added"], "unknown": total["unknown"]}
+            row |= {
+                "right": round(total["recovered"] / max(1, total["added"]), 3),
+                "found": round(total["recovered"] / missing, 3),
+            }
+        for column in COLUMNS:
+            gain = [one - left for one, left in zip(points(name, column), points(LEFT, column), strict=True)]
+            for key, values in ((column, points(name, column)), *(((f"{column} gain", gain),) if name != LEFT else ())):
+                mean = stat(values)
+                row |= {key: round(mean.mean, 1), f"{key} ±": mean.half and round(mean.half, 1)}
+            if name in counts and len(seeds) > 1:
+                gap = [one - left for one, left in zip(points(COMPLETE, column), points(LEFT, column), strict=True)]
+                if closed := gap_closed(gain, gap):
+                    row |= {f"{column} gap closed": round(closed.share, 2)}
+        yield row
+
+
+def main(argv: list[str]) -> None:
+    """`rounds=` and `out=`, see above."""
+    asked = parse(Flags, pairs(argv, Flags))
+    require(asked, "rounds", "out")
+    folders, wanted, out = [Path(name) for name in asked.rounds.split(",")], asked.pairs.split(","), Path(asked.out)
+    if wrong := [pair for pair in wanted if len(pair.split("/")) != 2]:
+        raise ConfigError(f"pairs={asked.pairs}: {wrong[0]} is not two probabilities such as 0.7/0.2")
+    require_writable(out / "table.csv")
+    work, cells, names = Path("runs", out.name), list[dict[str, str]](), dict[tuple[int, str], str]()
+    counts: dict[str, list[Mapping[str, int]]] = {pair: [] for pair in wanted}
+    for folder in folders:
+        plan = read_file(Plan, folder / SWEEP).asked
+        recipe = {key: str(value[0]) for key, value in plan.items() if key not in OF_ROUNDS}
+        seed, data = made(folder, wanted, work)
+        for name, file in data.items():
+            given = {"data": os.path.relpath(file), "seeds": str(seed), "jobs": str(asked.jobs), "name": out.name}
+            cells.append({**recipe, **given})
+            names[seed, given["data"]] = name
+            if name in counts:
+                counts[name].append((read_json(file.parent / "manifest.json") or {})["total"])
+    done = sweep(cells)
+    if failed := load(done).failed:
+        count = f"{len(failed)} run{'s' * (len(failed) > 1)} failed"
+        raise RunError(f"{count} (the same command tries again), the first: {failed[0].error}")
+    pack(done, out)
+    found: dict[str, dict[int, Record]] = {}
+    for record in load(done).finished:
+        found.setdefault(names[record.seed, str(record.host["data"])], {})[record.seed] = record
+    rows = pandas.DataFrame(table(found, counts)).to_csv(index=False, lineterminator="\n")
+    write_whole(out / "table.csv", rows.encode())
+    print(rows)
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(lambda: main(sys.argv[1:])))
