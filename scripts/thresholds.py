@@ -24,13 +24,14 @@ from typing import Any
 import pandas
 
 from rebalance.audit.api import complete
+from rebalance.audit.complete import require_order
 from rebalance.cli.main import guarded, pairs
 from rebalance.errors import ConfigError, RunError
 from rebalance.experiments.record import SWEEP, Plan, Record, load, pack, read_file, read_json
 from rebalance.experiments.sweep import sweep
 from rebalance.files import require_writable, write_whole
 from rebalance.report.evidence import gap_closed, stat
-from rebalance.settings import parse, require, setting
+from rebalance.settings import CompleteFlags, parse, require, setting
 
 LEFT, COMPLETE = "as labelled", "complete labels"
 OF_ROUNDS = ("rounds", "folds", "complete_add", "complete_ignore", "protocol", "rate", "label_seed", "seeds", "series")
@@ -106,13 +107,16 @@ def main(argv: list[str]) -> None:
     asked = parse(Flags, pairs(argv, Flags))
     require(asked, "rounds", "out")
     folders, wanted, out = [Path(name) for name in asked.rounds.split(",")], asked.pairs.split(","), Path(asked.out)
-    if wrong := [pair for pair in wanted if len(pair.split("/")) != 2]:
-        raise ConfigError(f"pairs={asked.pairs}: {wrong[0]} is not two probabilities such as 0.7/0.2")
+    for pair in wanted:
+        add, slash, ignore = pair.partition("/")
+        if not slash:
+            raise ConfigError(f"pairs={asked.pairs}: {pair} is not two probabilities such as 0.7/0.2")
+        require_order(parse(CompleteFlags, {"complete_add": add, "complete_ignore": ignore}))
+    plans = [read_file(Plan, folder / SWEEP).asked for folder in folders]
     require_writable(out / "table.csv")
     work, cells, names = Path("runs", out.name), list[dict[str, str]](), dict[tuple[int, str], str]()
     counts: dict[str, list[Mapping[str, int]]] = {pair: [] for pair in wanted}
-    for folder in folders:
-        plan = read_file(Plan, folder / SWEEP).asked
+    for folder, plan in zip(folders, plans, strict=True):
         recipe = {key: str(value[0]) for key, value in plan.items() if key not in OF_ROUNDS}
         seed, data = made(folder, wanted, work)
         for name, file in data.items():

@@ -100,6 +100,23 @@ def test_what_regions_are_worth_is_asked_on_six_sets_a_seed(
     )
 
 
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ([], "rounds= is missing"),
+        (["rounds=none", "out=o"], "none/sweep.json"),
+        (["rounds=none", "out=o", "pairs=0.7"], "pairs=0.7: 0.7 is not two probabilities such as 0.7/0.2"),
+        (["rounds=none", "out=o", "pairs=0.7/0.2,0.2/0.7"], "complete_ignore=0.7 is above complete_add=0.2"),
+    ],
+)
+def test_bad_words_for_thresholds_are_one_line_and_make_nothing(
+    words: list[str], line: str, elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert guarded(lambda: load("thresholds").main(words)) == 2
+    assert line in capsys.readouterr().err
+    assert [*elsewhere.iterdir()] == []
+
+
 @pytest.mark.parametrize("protocol", ["extreme", "percent", "hard"])
 def test_the_table_of_completed_labels_is_that_of_its_records(protocol: str) -> None:
     kept = SCRIPTS.parent / "runs" / "reference" / "completion-deeppcb"

@@ -70,6 +70,13 @@ class Class:
     why: str = ""
     right: float | None = None
 
+    @property
+    def beyond(self) -> float | None:
+        """Missing labels, with those that no model finds by the share of val's that are found; None: no estimate."""
+        if not self.estimate:
+            return None
+        return self.estimate.missing / self.recall if self.recall else self.estimate.missing
+
 
 @dataclass(frozen=True)
 class Findings:
@@ -78,8 +85,12 @@ class Findings:
     suggestions: list[Suggestion]  # in the order of the table
     classes: Mapping[int, Class]
     total: Estimate | None  # of all classes with an estimate; without probabilities, which the suggestions have
-    beyond: float  # missing labels of all classes, with those that no model finds: by the share of val's that are found
     silent: int  # detections about which regions, or unknown_below, say that nothing follows from them
+
+    @property
+    def beyond(self) -> float:
+        """Missing labels of all classes, with those that no model finds."""
+        return sum(row.beyond or 0 for row in self.classes.values())
 
 
 def look(image: Image, size: tuple[int, int], found: Detections, unknown_below: int) -> Look:
@@ -142,9 +153,7 @@ def findings(
         for one, some, chance in zip(audited, missing, chances, strict=True)
         for row in (*_rows_missing(names, one, some, chance, classes), *_rows_apart(names, one, thresholds))
     ]
-    return Findings(
-        sort(rows), classes, _total(classes), _beyond(classes), sum(one.explained.silent for one in audited)
-    )
+    return Findings(sort(rows), classes, _total(classes), sum(one.explained.silent for one in audited))
 
 
 def _why_not(looks: Sequence[Look], models: int, shares: Shares, number: int) -> str:
@@ -256,7 +265,3 @@ def _total(classes: Mapping[int, Class]) -> Estimate | None:
     draws = np.sum([row.draws for row in made], axis=0)
     missing = sum(row.missing for row in made)
     return Estimate((), missing, *probability.interval(draws, missing), draws)
-
-
-def _beyond(classes: Mapping[int, Class]) -> float:
-    return sum(row.estimate.missing / row.recall for row in classes.values() if row.estimate and row.recall)

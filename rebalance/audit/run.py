@@ -339,7 +339,8 @@ def _about(facts: Mapping[str, Any], source: DataSet, found: Findings, **more: A
     classes = [
         {
             "id": number, "name": source.names[number], "labels": row.labels, "suggestions": count[number],
-            **told(row.estimate), "recall": row.recall and round(row.recall, 4), "how": row.how,
+            **told(row.estimate), "recall": row.recall and round(row.recall, 4),
+            "with_unfound": None if row.beyond is None else round(row.beyond, 2), "how": row.how,
             "threshold": row.threshold and round(row.threshold, 4),
             **({} if row.right is None else {"right": round(row.right, 4)}),
         }

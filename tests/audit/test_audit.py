@@ -127,6 +127,8 @@ def test_withheld_boxes_are_suggested_first_and_their_number_is_estimated(
     whole = sum(row["missing"] / row["recall"] for row in found["classes"])
     assert found["total"]["with_unfound"] == pytest.approx(whole, rel=1e-3)
     assert float(rows_of[2]["with_unfound"]) == found["total"]["with_unfound"]
+    for row in found["classes"]:
+        assert row["with_unfound"] == pytest.approx(row["missing"] / row["recall"], rel=1e-3)
     known = found["truth"]
     assert known["withheld"] == withheld
     assert known["found"] >= 0.9 * withheld
