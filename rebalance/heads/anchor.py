@@ -143,15 +143,16 @@ def objectness(maps: Sequence[Tensor]) -> Tensor:
 
 
 def taken(
-    maps: Sequence[Tensor], image: Tensor, anchor: Tensor, row: Tensor, column: Tensor
+    maps: Sequence[Tensor], sizes: list[int], image: Tensor, anchor: Tensor, row: Tensor, column: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What the loss reads of raw predictions.
 
     Returns:
-        Those at (L, K) places: (L, K, 4) of the box and (L, K, C) of the classes; and `objectness`.
+        Those at (S,) places, of which each level has so many, level by level: (S, 4) of the box and (S, C) of the
+        classes; and `objectness`.
     """
     found: tuple[Tensor, Tensor, Tensor]
-    found = _Taken.apply(image, anchor, row, column, *maps)  # type: ignore[no-untyped-call]
+    found = _Taken.apply(sizes, image, anchor, row, column, *maps)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -160,24 +161,25 @@ class _Taken(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, image: Tensor, anchor: Tensor, row: Tensor, column: Tensor, *maps: Tensor
+        ctx: Any, sizes: list[int], image: Tensor, anchor: Tensor, row: Tensor, column: Tensor, *maps: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.save_for_backward(image, anchor, row, column)
-        ctx.maps = [(x.shape, x.dtype) for x in maps]
-        levels = zip(maps, image, anchor, row, column, strict=True)
-        slots = torch.stack([x[i, a, :, r, c] for x, i, a, r, c in levels])
-        return slots[..., :4], slots[..., 5:], objectness(maps)
+        ctx.sizes, ctx.maps = sizes, [(x.shape, x.dtype) for x in maps]
+        levels = zip(maps, *(torch.split(x, sizes) for x in (image, anchor, row, column)), strict=True)
+        slots = torch.cat([x[i, a, :, r, c] for x, i, a, r, c in levels])
+        return slots[:, :4], slots[:, 5:], objectness(maps)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, boxes: Tensor, classes: Tensor, all_: Tensor) -> tuple[Tensor | None, ...]:
         sizes = [math.prod(shape) // shape[0] // shape[2] for shape, _ in ctx.maps]
-        slots = torch.cat((boxes, boxes.new_zeros(*boxes.shape[:-1], 1), classes), -1)
+        slots = torch.cat((boxes, boxes.new_zeros(len(boxes), 1), classes), -1)
         gradients = []
-        levels = zip(ctx.maps, slots, torch.split(all_, sizes, 1), *ctx.saved_tensors, strict=True)
-        for (shape, dtype), at_slots, at_all, image, anchor, row, column in levels:
+        parts = (torch.split(x, ctx.sizes) for x in (slots, *ctx.saved_tensors))
+        levels = zip(ctx.maps, torch.split(all_, sizes, 1), *parts, strict=True)
+        for (shape, dtype), at_all, at_slots, image, anchor, row, column in levels:
             x = slots.new_zeros(shape, dtype=dtype)
             x.permute(0, 1, 3, 4, 2).index_put_((image, anchor, row, column), at_slots.to(dtype), accumulate=True)
             x[:, :, 4] += at_all.view_as(x[:, :, 4])
             gradients.append(x)
-        return None, None, None, None, *gradients
+        return None, None, None, None, None, *gradients

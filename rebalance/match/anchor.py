@@ -5,12 +5,13 @@ A candidate is an (anchor, row, column) of a level; candidates are numbered leve
 
 A label goes to every anchor whose sides are within a factor `anchor_t` of its own, at the cell that holds its centre
 and at the nearest cell across, and the nearest above or below (offset 0.5): up to 5 slots for each (level, anchor,
-label). All slots are kept, with a flag that says which are real: their number depends on shapes alone, so nothing is
-read back from the device; on a CPU many slots are cut down to the real ones.
+label). All slots are kept, level by level, with a flag that says which are real: their number depends on shapes alone,
+so nothing is read back from the device; on a CPU many slots are cut down to the real ones.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -27,17 +28,22 @@ NEIGHBOURS = ((0, 0), (-1, 0), (0, -1), (1, 0), (0, 1))
 
 
 class Matches(NamedTuple):
-    """Slots of (candidate, label) pairs, by level; K = 5·M·T slots a level, or on a CPU the most matches of a level."""
+    """S slots of (candidate, label) pairs, level by level: 5·M·T of each, or on a CPU those that are matches."""
 
-    valid: Tensor  # (L, K) bool: the slot is a match; the other fields mean nothing where False, but stay in range
-    image: Tensor  # (L, K) int64
-    anchor: Tensor  # (L, K) int64 in [0, M)
-    row: Tensor  # (L, K) int64
-    column: Tensor  # (L, K) int64
-    candidate: Tensor  # (L, K) int64 in [0, N)
-    label: Tensor  # (L, K) int64 class
-    boxes_xywh: Tensor  # (L, K, 4) label in cells of its level, centre relative to the candidate's cell
-    anchor_wh: Tensor  # (L, K, 2) anchor width, height in cells
+    valid: Tensor  # (S,) bool: the slot is a match; the other fields mean nothing where False, but stay in range
+    image: Tensor  # (S,) int64
+    anchor: Tensor  # (S,) int64 in [0, M)
+    row: Tensor  # (S,) int64
+    column: Tensor  # (S,) int64
+    candidate: Tensor  # (S,) int64 in [0, N)
+    label: Tensor  # (S,) int64 class
+    boxes_xywh: Tensor  # (S, 4) label in cells of its level, centre relative to the candidate's cell
+    anchor_wh: Tensor  # (S, 2) anchor width, height in cells
+    sizes: list[int]  # slots of each level
+
+    def sums(self, x: Tensor) -> Tensor:
+        """(L,) sums over the slots (S,) of each level."""
+        return torch.stack([level.sum() for level in torch.split(x, self.sizes)])
 
 
 class _Grid(NamedTuple):
@@ -92,11 +98,11 @@ def match(labels: Tensor, anchors: Tensor, shapes: Sequence[tuple[int, int]], an
     column, row = cell[:, :, None].unbind(-1)  # (L, 5, 1, T)
     candidate = grid.first + (row * grid.columns + column)
 
-    there, index = _present(valid)
+    there, sizes, index = _present(valid)
 
     def spread(x: Tensor) -> Tensor:
         x = x.expand(*valid.shape, *x.shape[4:])
-        return x.flatten(1, 3) if index is None else x[index]
+        return x.flatten(0, 3) if index is None else x[index]
 
     return Matches(
         valid=there,
@@ -108,23 +114,19 @@ def match(labels: Tensor, anchors: Tensor, shapes: Sequence[tuple[int, int]], an
         label=spread(labels[:, 1].long()),
         boxes_xywh=spread(boxes),
         anchor_wh=spread(anchors[:, None, :, None]),
+        sizes=sizes,
     )
 
 
-def _present(valid: Tensor) -> tuple[Tensor, tuple[Tensor, ...] | None]:
-    """(L, K) which slots are matches, and where in (L, 5, M, T) each is; None: all of them, in order.
+def _present(valid: Tensor) -> tuple[Tensor, list[int], tuple[Tensor, ...] | None]:
+    """(S,) which slots are matches, S level by level, and where in (L, 5, M, T) each is; None: all of them, in order.
 
-    Where most of many slots are no match, and their number is free to read, only those that are stay: K is the most of
-    a level.
+    Of many slots most are no match: where their number is free to read, only those that are stay.
     """
     if valid.numel() < MANY or not device.free_to_read(valid):
-        return valid.flatten(1), None
-    found = [places(level) for level in valid]
-    there = torch.zeros(len(found), max(1, *(len(x) for x in found)), dtype=torch.bool)
-    place = torch.zeros(there.shape, dtype=torch.int64)
-    for row, slots in enumerate(found):
-        there[row, : len(slots)], place[row, : len(slots)] = True, slots
-    return there, (torch.arange(len(found)).unsqueeze(1), *torch.unravel_index(place, valid.shape[1:]))
+        return valid.flatten(), [math.prod(valid.shape[1:])] * len(valid), None
+    index = torch.unravel_index(places(valid.flatten()), valid.shape)
+    return valid[index], valid.flatten(1).sum(1).tolist(), index
 
 
 def set_in_part(place: Tensor, loose: Tensor, part: float | Tensor) -> Tensor:

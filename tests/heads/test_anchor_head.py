@@ -180,15 +180,16 @@ def test_corners_are_the_decoded_boxes_to_the_bit(stride: tuple[float, ...]) -> 
 def test_what_is_taken_of_the_maps_has_the_gradient_of_indices_and_slices() -> None:
     g = torch.Generator().manual_seed(3)
     maps = [torch.randn(2, 3, 8, h, 4, generator=g, dtype=torch.float64, requires_grad=True) for h in (4, 2, 6)]
-    image, anchor, row, column = (torch.randint(0, n, (3, 30), generator=g) for n in (2, 3, 2, 4))  # some twice
+    sizes = [40, 30, 0]
+    image, anchor, row, column = (torch.randint(0, n, (70,), generator=g) for n in (2, 3, 2, 4))  # some twice
 
     def by_index(*maps: Tensor) -> tuple[Tensor, ...]:
-        places = zip(maps, image, anchor, row, column, strict=True)
-        slots = torch.stack([x[i, a, :, r, c] for x, i, a, r, c in places])
+        places = zip(maps, *(torch.split(x, sizes) for x in (image, anchor, row, column)), strict=True)
+        slots = torch.cat([x[i, a, :, r, c] for x, i, a, r, c in places])
         return slots[..., :4], slots[..., 5:], objectness(maps)
 
     def ours(*maps: Tensor) -> tuple[Tensor, ...]:
-        return taken(maps, image, anchor, row, column)
+        return taken(maps, sizes, image, anchor, row, column)
 
     assert all(torch.equal(x, y) for x, y in zip(ours(*maps), by_index(*maps), strict=True))
     weights = [torch.randn(x.shape, generator=g, dtype=torch.float64) for x in by_index(*maps)]

@@ -249,8 +249,8 @@ class AnchorCriterion:
         shapes = [(x.shape[-2], x.shape[-1]) for x in maps]
         found = match(labels.float(), self.head.anchors, shapes, self.settings.anchor_t)
 
-        boxes, classes, objects = taken(maps, found.image, found.anchor, found.row, found.column)
-        # by coordinate, (2, L, K) each, as complete IoU takes them
+        boxes, classes, objects = taken(maps, found.sizes, found.image, found.anchor, found.row, found.column)
+        # by coordinate, (2, S) each, as complete IoU takes them
         xy, wh = torch.split(upcast(boxes).movedim(-1, 0).contiguous().sigmoid(), 2)
         matched = torch.cat((xy * 2 - 0.5, wh.square() * (found.anchor_wh.movedim(-1, 0) * 4)))  # (2y)² · anchor
         iou = ciou(matched.movedim(0, -1), found.boxes_xywh)
@@ -286,8 +286,8 @@ class AnchorCriterion:
             choice, target = self._reset(choice, choice.unset, found, own, state)
         in_box = choice.in_box(found.valid)
         # where, not a product: a slot that is no match may hold any number
-        box = choice.of_box_loss(torch.where(in_box, 1 - iou, 0)).sum(1)
-        box = (box / choice.of_box_count(found.valid).sum(1).clamp(min=1)).sum()
+        box = found.sums(choice.of_box_loss(torch.where(in_box, 1 - iou, 0)))
+        box = (box / found.sums(choice.of_box_count(found.valid)).clamp(min=1)).sum()
 
         def objects_of(logits: Tensor, residuals: Tensor, choice: Choice) -> dict[str, Tensor]:
             aims = host_target if choice is NOTHING else target
@@ -341,8 +341,8 @@ class AnchorCriterion:
         if self.head.nc == 1:
             return logits.sum() * 0  # objectness says it all; the parameters stay in the graph
         target = torch.zeros_like(logits).scatter_(-1, found.label.unsqueeze(-1), 1)
-        loss = torch.where(found.valid, bce(logits, target).mean(-1), 0).sum(1)
-        return (loss / found.valid.sum(1).clamp(min=1)).sum()
+        loss = found.sums(torch.where(found.valid, bce(logits, target).mean(-1), 0))
+        return (loss / found.sums(found.valid).clamp(min=1)).sum()
 
     def _reset(
         self, choice: Choice, unset: Tensor, found: Matches, own: Tensor, state: Tensor
@@ -363,21 +363,21 @@ class AnchorCriterion:
         def sums(parts: Tensor) -> Tensor:
             return parts.new_zeros(state.numel() + 1).scatter_add_(0, place, parts)[:-1].view(state.shape)
 
-        parts = set_in_part(place, unset.flatten(), 1 - rest.loss)
+        parts = set_in_part(place, unset, 1 - rest.loss)
         share = sums(parts)
-        target = torch.where(share > 0, sums(parts * own.flatten()) / share, 0)
-        counted = sums(set_in_part(place, unset.flatten(), 1 - rest.divisor))
+        target = torch.where(share > 0, sums(parts * own) / share, 0)
+        counted = sums(set_in_part(place, unset, 1 - rest.divisor))
         background = (state == POSITIVE) & (share < 1)
         return choice._replace(background=background, rest=Rest(share, counted)), target
 
     @staticmethod
     def _all_places(found: Matches, sets: Tensor, shape: torch.Size) -> Tensor:
-        """(L·K,) place in the flattened (B, N) of the candidate of a slot that sets a target, or B·N."""
-        return torch.where(sets, found.image * shape[1] + found.candidate, shape.numel()).flatten()
+        """(S,) place in the flattened (B, N) of the candidate of a slot that sets a target, or B·N."""
+        return torch.where(sets, found.image * shape[1] + found.candidate, shape.numel())
 
     @classmethod
     def _places(cls, found: Matches, sets: Tensor, shape: torch.Size) -> Tensor:
-        """(L·K,) place in the flattened (B, N) that a slot sets, or B·N.
+        """(S,) place in the flattened (B, N) that a slot sets, or B·N.
 
         Where several match one candidate the last of them sets it, as in YOLOv5, on every device.
         """
@@ -389,4 +389,4 @@ class AnchorCriterion:
     @staticmethod
     def _scatter(values: Tensor, place: Tensor, shape: torch.Size) -> Tensor:
         """(B, N) of the slots' values at their places, 0 elsewhere."""
-        return values.new_zeros(shape.numel() + 1).scatter_(0, place, values.flatten())[:-1].view(shape)
+        return values.new_zeros(shape.numel() + 1).scatter_(0, place, values)[:-1].view(shape)

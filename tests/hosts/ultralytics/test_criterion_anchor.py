@@ -286,7 +286,8 @@ class Reference:
         box: Tensor | None = None
         unset: Tensor | None = None
         own = torch.zeros(pairs.shape, dtype=torch.float64)
-        for row, valid, matches, x in zip(own, found.valid, self.matches, maps, strict=True):
+        parts = (torch.split(x, found.sizes) for x in (own, found.valid))
+        for row, valid, matches, x in zip(*parts, self.matches, maps, strict=True):
             row[valid] = torch.tensor([self.ciou(x.double(), m).clamp(min=0) for m in matches], dtype=torch.float64)
         self.obj = torch.zeros_like(self.matched)
         if "obj_drop" in flags or "box_drop" in flags:
@@ -300,7 +301,10 @@ class Reference:
             assert choice is not None
             self.obj, box, unset = self.obj if choice.gone is None else choice.gone, choice.box, choice.unset
         self.box, self.unset, self.low = (
-            [level[valid].tolist() for level, valid in zip(x, found.valid, strict=True)]
+            [
+                level[valid].tolist()
+                for level, valid in zip(*(torch.split(y, found.sizes) for y in (x, found.valid)), strict=True)
+            ]
             for x in (*(torch.zeros_like(pairs).bool() if x is None else x for x in (box, unset)), own < 0.3)
         )
 
