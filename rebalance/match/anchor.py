@@ -6,7 +6,7 @@ A candidate is an (anchor, row, column) of a level; candidates are numbered leve
 A label goes to every anchor whose sides are within a factor `anchor_t` of its own, at the cell that holds its centre
 and at the nearest cell across, and the nearest above or below (offset 0.5): up to 5 slots for each (level, anchor,
 label). All slots are kept, level by level, with a flag that says which are real: their number depends on shapes alone,
-so nothing is read back from the device; on a CPU many slots are cut down to the real ones.
+so nothing is read back from the device; on a CPU only the real ones are kept.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from rebalance.match import device
 from rebalance.match.device import places
 
 # own cell, then left, up, right, down: (column, row) steps, in YOLOv5's order
-MANY = 2**12  # slots, from which on it pays to look which are matches
 NEIGHBOURS = ((0, 0), (-1, 0), (0, -1), (1, 0), (0, 1))
 
 
@@ -50,23 +49,19 @@ class _Grid(NamedTuple):
     """What depends on the shapes of the levels alone."""
 
     size: Tensor  # (L, 1, 2) columns and rows
-    last: Tensor  # (L, 1, 1, 2) int64 the last of them
-    first: Tensor  # (L, 1, M, 1) int64 an anchor's first candidate
-    columns: Tensor  # (L, 1, 1, 1) int64
-    anchor: Tensor  # (1, 1, M, 1) int64
-    half_step: Tensor  # (5, 1, 2) half a step to each neighbour
+    last: Tensor  # (L, 2) int64 the last of them
+    first: Tensor  # (L, M) int64 an anchor's first candidate
+    columns: Tensor  # (L,) int64
+    half_step: Tensor  # (5, 2) half a step to each neighbour
 
 
 @lru_cache(maxsize=64)  # a copy from the host to the device would wait for the device at every step
 def _grid(shapes: tuple[tuple[int, int], ...], per_level: int, device: torch.device, dtype: torch.dtype) -> _Grid:
-    size = torch.tensor([[w, h] for h, w in shapes], device=device, dtype=dtype)[:, None]
+    size = torch.tensor([[w, h] for h, w in shapes], device=device)
     starts = torch.tensor([0, *(per_level * h * w for h, w in shapes[:-1])], device=device).cumsum(0)
-    anchor = torch.arange(per_level, device=device).view(1, 1, -1, 1)
-    columns, rows = size.long().view(-1, 2, 1, 1, 1).unbind(1)
-    return _Grid(
-        size, size.long()[:, None] - 1, starts.view(-1, 1, 1, 1) + anchor * rows * columns, columns, anchor,
-        torch.tensor(NEIGHBOURS, device=device, dtype=dtype)[:, None] / 2,
-    )  # fmt: skip
+    first = starts.unsqueeze(1) + torch.arange(per_level, device=device) * size.prod(1, keepdim=True)
+    half_step = torch.tensor(NEIGHBOURS, device=device, dtype=dtype) / 2
+    return _Grid(size.to(dtype).unsqueeze(1), size - 1, first, size[:, 0], half_step)
 
 
 def match(labels: Tensor, anchors: Tensor, shapes: Sequence[tuple[int, int]], anchor_t: float = 4.0) -> Matches:
@@ -88,45 +83,37 @@ def match(labels: Tensor, anchors: Tensor, shapes: Sequence[tuple[int, int]], an
     border = torch.cat((xy, grid.size - xy), -1)  # (L, T, 4) distance from the near borders, then from the far ones
     near = (border % 1 < 0.5) & (border > 1)  # that half of its cell, and there is a cell across
     side = torch.cat((torch.ones_like(near[..., :1]), near), -1)  # (L, T, 5) as NEIGHBOURS
-    valid = side.transpose(1, 2)[:, :, None] & fits[:, None]  # (L, 5, M, T)
+    valid, sizes, (level, way, anchor, label) = _slots(side.transpose(1, 2)[:, :, None] & fits[:, None])
 
-    cell = (xy[:, None] + grid.half_step).long().clamp_(min=0)  # (L, 5, T, 2): half a step crosses into the neighbour
-    cell = torch.minimum(cell, grid.last)
-    centre = xy[:, None] - cell
-    boxes = torch.cat((centre, wh[:, None].expand_as(centre)), -1)[:, :, None]
-
-    column, row = cell[:, :, None].unbind(-1)  # (L, 5, 1, T)
-    candidate = grid.first + (row * grid.columns + column)
-
-    there, sizes, index = _present(valid)
-
-    def spread(x: Tensor) -> Tensor:
-        x = x.expand(*valid.shape, *x.shape[4:])
-        return x.flatten(0, 3) if index is None else x[index]
-
+    xy, wh = xy[level, label], wh[level, label]  # (S, 2)
+    cell = (xy + grid.half_step[way]).long().clamp_(min=0)  # half a step crosses into the neighbour
+    cell = torch.minimum(cell, grid.last[level])
+    column, row = cell.unbind(1)
     return Matches(
-        valid=there,
-        image=spread(labels[:, 0].long()),
-        anchor=spread(grid.anchor),
-        row=spread(row),
-        column=spread(column),
-        candidate=spread(candidate),
-        label=spread(labels[:, 1].long()),
-        boxes_xywh=spread(boxes),
-        anchor_wh=spread(anchors[:, None, :, None]),
+        valid=valid,
+        image=labels[label, 0].long(),
+        anchor=anchor,
+        row=row,
+        column=column,
+        candidate=grid.first[level, anchor] + (row * grid.columns[level] + column),
+        label=labels[label, 1].long(),
+        boxes_xywh=torch.cat((xy - cell, wh), 1),
+        anchor_wh=anchors[level, anchor],
         sizes=sizes,
     )
 
 
-def _present(valid: Tensor) -> tuple[Tensor, list[int], tuple[Tensor, ...] | None]:
-    """(S,) which slots are matches, S level by level, and where in (L, 5, M, T) each is; None: all of them, in order.
+def _slots(valid: Tensor) -> tuple[Tensor, list[int], tuple[Tensor, ...]]:
+    """(S,) which slots are matches, S of each level, and where in (L, 5, M, T) each is.
 
-    Of many slots most are no match: where their number is free to read, only those that are stay.
+    Most are none: where their number is free to read, only those that are stay.
     """
-    if valid.numel() < MANY or not device.free_to_read(valid):
-        return valid.flatten(), [math.prod(valid.shape[1:])] * len(valid), None
-    index = torch.unravel_index(places(valid.flatten()), valid.shape)
-    return valid[index], valid.flatten(1).sum(1).tolist(), index
+    if device.free_to_read(valid):
+        place, sizes = places(valid.flatten()), valid.flatten(1).sum(1).tolist()
+    else:
+        place = torch.arange(valid.numel(), device=valid.device)
+        sizes = [math.prod(valid.shape[1:])] * len(valid)
+    return valid.flatten()[place], sizes, torch.unravel_index(place, valid.shape)
 
 
 def set_in_part(place: Tensor, loose: Tensor, part: float | Tensor) -> Tensor:

@@ -7,8 +7,8 @@ import torch
 from slow_match import slow_match
 from torch import Tensor
 
-import rebalance.match.anchor as module
 from rebalance.heads.anchor import COCO_ANCHORS
+from rebalance.match import device
 from rebalance.match.anchor import Matches, match, set_in_part
 
 STRIDES = {2: (16, 32), 3: (8, 16, 32), 4: (8, 16, 32, 64)}
@@ -82,16 +82,18 @@ def test_random_labels_on_any_shape(levels: int, height: int, width: int) -> Non
 
 
 @pytest.mark.parametrize("levels", [2, 3, 4])
-def test_of_many_slots_those_that_are_no_match_are_left_out(levels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_nothing_is_free_to_read_all_slots_are_kept(levels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     given = random_labels(60, seed=levels), anchors_in_cells(levels), shapes_of(levels, 128, 192)
-    whole = match(*given)
-    monkeypatch.setattr(module, "MANY", 1)
-    check(*given)
+    none_fits = random_labels(60)[:, [0, 1, 2, 3, 4, 4]] * torch.tensor([1, 1, 1, 1, 0, 0])
     few = match(*given)
     assert few.valid.all()
+    assert check(none_fits, *given[1:]) == 0
+    monkeypatch.setattr(device, "free_to_read", lambda _: False)
+    whole = match(*given)
+    assert whole.sizes == [15 * 60] * levels
     assert few.sizes == whole.sums(whole.valid).tolist()
-    assert len(few.valid) < len(whole.valid) / 2
-    check(random_labels(60)[:, [0, 1, 2, 3, 4, 4]] * torch.tensor([1, 1, 1, 1, 0, 0]), *given[1:])  # none fits
+    check(*given)
+    assert check(none_fits, *given[1:]) == 0
 
 
 def test_one_label_by_hand() -> None:
@@ -100,16 +102,15 @@ def test_one_label_by_hand() -> None:
     # first anchor; for the second its height is a quarter, which is no longer under 4.
     labels = torch.tensor([[7.0, 2, 1.25 / 4, 0.75 / 2, 2 / 4, 1 / 2]])
     found = match(labels, torch.tensor([[[1.0, 1], [4, 4]]]), [(2, 4)])
-    assert (found.valid.shape, found.sizes) == ((10,), [10])
-    real = found.valid
-    assert found.row[real].tolist() == [0, 0, 1]
-    assert found.column[real].tolist() == [1, 0, 1]
-    assert found.candidate[real].tolist() == [1, 0, 5]
-    assert found.anchor[real].tolist() == [0, 0, 0]
-    assert found.image[real].tolist() == [7, 7, 7]
-    assert found.label[real].tolist() == [2, 2, 2]
-    assert found.boxes_xywh[real].tolist() == [[0.25, 0.75, 2, 1], [1.25, 0.75, 2, 1], [0.25, -0.25, 2, 1]]
-    assert found.anchor_wh[real].tolist() == [[1, 1]] * 3
+    assert (found.valid.tolist(), found.sizes) == ([True] * 3, [3])
+    assert found.row.tolist() == [0, 0, 1]
+    assert found.column.tolist() == [1, 0, 1]
+    assert found.candidate.tolist() == [1, 0, 5]
+    assert found.anchor.tolist() == [0, 0, 0]
+    assert found.image.tolist() == [7, 7, 7]
+    assert found.label.tolist() == [2, 2, 2]
+    assert found.boxes_xywh.tolist() == [[0.25, 0.75, 2, 1], [1.25, 0.75, 2, 1], [0.25, -0.25, 2, 1]]
+    assert found.anchor_wh.tolist() == [[1, 1]] * 3
     assert int(match(labels, torch.tensor([[[1.0, 1], [4, 4]]]), [(2, 4)], anchor_t=4.01).valid.sum()) == 6
 
 
