@@ -10,9 +10,10 @@ Any other key takes the place of one of the trainings' (epochs=1). `workers` com
 trainings; what was finished is not repeated. workers=0 runs none, and makes the table of what is there,
 and of records that are kept where nothing else is.
 
-<out>/<protocol>/records.jsonl keeps the records, for `rebalance report`; <out>/table.csv is the table: mAP in points on
-test, differences from the labels that are left paired by seed, with 95 % intervals, p after Holm's correction over the
-rows of a protocol, and the gap closed to complete labels.
+<out>/<protocol>/records.jsonl keeps the records, for `rebalance report`, and audits.json beside it what each audit said
+and the truth. <out>/table.csv is the table: mAP in points on test and val, differences from the labels that are left,
+and of a round from the one before, paired by seed, with 95 % intervals, p after Holm's correction over the rows of a
+protocol (of a round against the one before: by itself), and the gap closed to complete labels.
 """
 
 from __future__ import annotations
@@ -58,7 +59,10 @@ HOST = {"loss": "bce"}
 GIVEN, COMPLETE = "as labelled", "complete labels"
 PROTOCOLS = settings_of(SparsifyFlags)["protocol"].metadata["choices"][1:]
 RATE, FOLDS = "0.5", "3"
-METRICS = ("mAP50", "mAP50-95")
+COLUMNS = {
+    f"{split} {metric}".strip(): (split or "test", metric) for split in ("", "val") for metric in ("mAP50", "mAP50-95")
+}
+AUDIT = ("kinds", "classes", "total", "truth")  # what is kept of audit.json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +113,12 @@ def merge(folders: Sequence[Path], out: Path) -> None:
         pack(Path(work), out)
 
 
+def audits(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """What the audits of rounds said, by round and seed."""
+    found = {file.parent.name: read_json(file) or {} for one in folders for file in one.glob("audits/*/audit.json")}
+    return {name: {key: about[key] for key in AUDIT if key in about} for name, about in sorted(found.items())}
+
+
 def stage(record: Record) -> str:
     """The row of a table that a record belongs to."""
     for name, flags in METHODS.items():
@@ -131,32 +141,40 @@ def rows(protocol: str, records: Sequence[Record]) -> Iterator[dict[str, Any]]:
     paired = {name: sorted(set(found[name]) & set(base)) for name in order}
     paired = {name: seeds for name, seeds in paired.items() if len(seeds) > 1}
 
-    def points(name: str, metric: str, seeds: Sequence[int]) -> list[float]:
-        return [100 * found[name][seed].metrics["test"][metric] for seed in seeds]
+    def points(name: str, column: str, seeds: Sequence[int]) -> list[float]:
+        split, metric = COLUMNS[column]
+        return [100 * found[name][seed].metrics[split][metric] for seed in seeds]
 
-    def gains(name: str, metric: str, seeds: Sequence[int]) -> list[float]:
-        return [one - given for one, given in zip(*(points(of, metric, seeds) for of in (name, GIVEN)), strict=True)]
+    def gains(name: str, column: str, seeds: Sequence[int]) -> list[float]:
+        return [one - given for one, given in zip(*(points(of, column, seeds) for of in (name, GIVEN)), strict=True)]
 
     others = [name for name in paired if name not in (GIVEN, COMPLETE)]
+    rounds = [name for name in others if name not in METHODS]
     tests = {
-        metric: dict(zip(others, compare([stat(gains(name, metric, paired[name])) for name in others]), strict=True))
-        for metric in METRICS
+        column: dict(zip(others, compare([stat(gains(name, column, paired[name])) for name in others]), strict=True))
+        for column in COLUMNS
     }
     for name, seeds in paired.items():
         row: dict[str, Any] = {"protocol": protocol, "trained": name, "seeds": len(seeds)}
-        for metric in METRICS:
-            level = stat(points(name, metric, seeds))
-            row |= {metric: level.mean, f"{metric} ±": level.half}
+        for column in COLUMNS:
+            level = stat(points(name, column, seeds))
+            row |= {column: level.mean, f"{column} ±": level.half}
             if name == GIVEN:
                 continue
-            gain = stat(gains(name, metric, seeds))
-            row |= {f"{metric} gain": gain.mean, f"{metric} gain ±": gain.half}
+            gain = stat(gains(name, column, seeds))
+            row |= {f"{column} gain": gain.mean, f"{column} gain ±": gain.half}
             if name == COMPLETE:
                 continue
-            row[f"{metric} p"] = tests[metric][name].corrected
+            row[f"{column} p"] = tests[column][name].corrected
+            if name in rounds[1:]:
+                before = rounds[rounds.index(name) - 1]
+                both = zip(*(gains(of, column, seeds) for of in (name, before)), strict=True)
+                more = stat([one - other for one, other in both])
+                row |= {f"{column} more": more.mean, f"{column} more ±": more.half}
+                row[f"{column} more p"] = compare([more])[0].corrected
             known = [seed for seed in seeds if seed in whole]
-            if known and (gap := gap_closed(*(gains(of, metric, known) for of in (name, COMPLETE)))):
-                row |= {f"{metric} gap closed": gap.share, f"{metric} from": gap.low, f"{metric} to": gap.high}
+            if known and (gap := gap_closed(*(gains(of, column, known) for of in (name, COMPLETE)))):
+                row |= {f"{column} gap closed": gap.share, f"{column} from": gap.low, f"{column} to": gap.high}
         yield row
 
 
@@ -190,6 +208,7 @@ def main(argv: list[str]) -> None:
         folders = [folder for folder, _ in made if any(folder.glob(f"{RUNS}/*/{RECORD}"))]
         if folders:
             merge(folders, out / protocol)
+            write_json(out / protocol / "audits.json", audits(folders))
         if folders or (not asked.workers and (out / protocol / PACKED).is_file()):
             table += rows(protocol, load(out / protocol).finished)
     if table:

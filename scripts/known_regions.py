@@ -8,12 +8,13 @@ Two ways in which labels are missing, made from a data set whose training labels
             in it are gone. A region file says so, or nothing does, or the strip is painted over: no object, no label.
 
     python scripts/known_regions.py data=<complete data set>.yaml out=<folder> [pretrained=<weights>] [seeds=0,1,2]
-        [train=True]
+    python scripts/known_regions.py records=<folder>,<folder> out=<folder>
 
 Any other key takes the place of one of the trainings' (epochs=1). The sweep is `runs/benchmark/<name of out>` and goes
 on where it was stopped. Its records are kept in <out>/records.jsonl, the table is <out>/table.csv: mAP in points on
 test and val, differences from "nothing said" paired by seed, with 95 % intervals, p after Holm's correction over the
-ways, and the gap closed to complete labels, of the seeds that have all of it. train=False makes it of kept records.
+ways, and the gap closed to complete labels. With `records=` nothing is trained: it is the table of what these folders
+keep, whose seeds differ.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class Flags:
     data: str = setting("", "data set YAML with complete labels")
     out: str = setting("", "folder of the records and the table")
     seeds: str = setting("0,1,2", "training seeds, comma separated")
-    train: bool = setting(True, "False: only the table, of the records that are kept")
+    records: str = setting("", "folders of kept records, comma separated, of which to make the table instead")
 
 
 Made = tuple[NDArray[np.bool_], Regions, str]  # which labels (n,) stay, what a region file says, the half of the image
@@ -131,62 +132,74 @@ def make(source: DataSet, way: Callable[..., Made], seed: int, out: Path) -> Non
             finish(folder, content, {"seed": seed})
 
 
-def run(source: DataSet, out: Path, seeds: Sequence[int], recipe: Mapping[str, str]) -> None:
-    """Make the data sets, train on them and keep the records."""
+def run(asked: Flags, flags: Mapping[str, str]) -> Sequence[Record]:
+    """Make the data sets, train on them, keep the records and return them."""
+    if not all(seed.isdecimal() for seed in asked.seeds.split(",")):
+        raise ConfigError(f"seeds={asked.seeds} is not a list of whole numbers such as 0,1,2")
+    source, out = dataset.load(asked.data), Path(asked.out)
+    if not source.labelled("test"):
+        raise DataError(f"{source.file}: no test image has a label, and the table is of test")
+    require_writable(out / "table.csv")
     cells = []
-    for seed in seeds:
+    for seed in map(int, asked.seeds.split(",")):
         work = Path("runs", out.name, str(seed))
         for way in (merge, cover):
             make(source, way, seed, work / way.__name__)
         for name in (COMPLETE, *NAMES):
             data = source.file if name == COMPLETE else work / name / "data.yaml"
-            cells.append({**recipe, "name": out.name, "data": os.path.relpath(data), "seeds": str(seed)})
+            cells.append({**RECIPE, **flags, "name": out.name, "data": os.path.relpath(data), "seeds": str(seed)})
     folder = sweep(cells)
-    if failed := load(folder).failed:
-        count = f"{len(failed)} run{'s' * (len(failed) > 1)} failed"
-        raise RunError(f"{count} (the same command tries again), the first: {failed[0].error}")
+    found = load(folder)
+    if found.failed:
+        count = f"{len(found.failed)} run{'s' * (len(found.failed) > 1)} failed"
+        raise RunError(f"{count} (the same command tries again), the first: {found.failed[0].error}")
     pack(folder, out)
+    return found.finished
 
 
 def table(records: Sequence[Record]) -> Iterator[dict[str, Any]]:
-    """A row for each way and what is said, from the seeds that have all of them."""
+    """A row for each way and what is said, from the seeds that have it, nothing said and complete labels."""
     found: dict[str, dict[int, Record]] = {}
     for record in records:
         name = Path(record.host["data"]).parent.name
         found.setdefault(name if name in NAMES else COMPLETE, {})[record.seed] = record
     ways = {way: sets for way, sets in SETS.items() if f"{way}-silent" in found}
-    seeds = sorted(set.intersection(*({*runs} for runs in found.values())))
 
-    def points(name: str, column: str) -> NDArray[np.float64]:
+    def points(name: str, column: str, seeds: Sequence[int]) -> NDArray[np.float64]:
         split, metric = COLUMNS[column]
         return np.array([100 * found[name][seed].metrics[split][metric] for seed in seeds])
 
-    def gained(name: str, other: str, column: str) -> list[float]:
-        return list(points(name, column) - points(other, column))
+    def seeds_of(way: str, *names: str) -> list[int]:
+        return sorted(set.intersection(*({*found[name]} for name in (*names, f"{way}-silent", COMPLETE))))
+
+    def gained(name: str, other: str, column: str, seeds: Sequence[int]) -> list[float]:
+        return list(points(name, column, seeds) - points(other, column, seeds))
 
     def told(name: str, values: Sequence[float]) -> dict[str, float | None]:
         mean = stat(values)
         return {name: round(mean.mean, 1), f"{name} ±": mean.half and round(mean.half, 1)}
 
+    own = {way: seeds_of(way, f"{way}-said") for way in ways}
     tests = dict[tuple[str, str], Comparison]()
-    for column in COLUMNS if len(seeds) > 1 else ():
-        family = [stat(gained(f"{way}-said", f"{way}-silent", column)) for way in ways]
+    for column in COLUMNS if own and min(map(len, own.values())) > 1 else ():
+        family = [stat(gained(f"{way}-said", f"{way}-silent", column, own[way])) for way in ways]
         tests |= {(way, column): test for way, test in zip(ways, compare(family), strict=True)}
     for way, sets in ways.items():
         silent, said = f"{way}-silent", f"{way}-said"
         names = {COMPLETE: "complete labels", **{f"{way}-{what}": shown for what, shown in sets.items()}}
         for name in (name for name in names if name in found):
+            seeds = seeds_of(way, name, said)
             row: dict[str, Any] = {"missing": way, "said": names[name], "seeds": len(seeds)}
             for column in COLUMNS:
-                row |= told(column, list(points(name, column)))
+                row |= told(column, list(points(name, column, seeds)))
                 if name != silent:
-                    row |= told(f"{column} vs nothing", gained(name, silent, column))
+                    row |= told(f"{column} vs nothing", gained(name, silent, column, seeds))
                 if name == said and (test := tests.get((way, column))):
                     row |= {f"{column} of {len(ways)} ±": round(test.half, 1), f"{column} p": round(test.corrected, 3)}
                 if name not in (silent, said, COMPLETE):
-                    row |= told(f"{column} less than said", gained(said, name, column))
+                    row |= told(f"{column} less than said", gained(said, name, column, seeds))
                 if name not in (silent, COMPLETE) and (
-                    closed := gap_closed(gained(name, silent, column), gained(COMPLETE, silent, column))
+                    closed := gap_closed(gained(name, silent, column, seeds), gained(COMPLETE, silent, column, seeds))
                 ):
                     shares = {"gap closed": closed.share, "from": closed.low, "to": closed.high}
                     row |= {f"{column} {end}": share and round(share, 2) for end, share in shares.items()}
@@ -197,16 +210,14 @@ def main(argv: list[str]) -> None:
     """`data=` and `out=`, see above."""
     own, given = settings_of(Flags), pairs(argv, Flags)
     asked = parse(Flags, {key: text for key, text in given.items() if key in own})
-    require(asked, "data", "out")
-    if not all(seed.isdecimal() for seed in asked.seeds.split(",")):
-        raise ConfigError(f"seeds={asked.seeds} is not a list of whole numbers such as 0,1,2")
-    source, out, seeds = dataset.load(asked.data), Path(asked.out), [int(seed) for seed in asked.seeds.split(",")]
-    if not source.labelled("test"):
-        raise DataError(f"{source.file}: no test image has a label, and the table is of test")
-    require_writable(out / "table.csv")
-    if asked.train:
-        run(source, out, seeds, {**RECIPE, **{key: text for key, text in given.items() if key not in own}})
-    rows = pandas.DataFrame(table(load(out).finished)).to_csv(index=False, lineterminator="\n")
+    require(asked, *(() if asked.records else ("data",)), "out")
+    out = Path(asked.out)
+    if asked.records:
+        found: Sequence[Record] = [one for folder in asked.records.split(",") for one in load(folder).finished]
+        require_writable(out / "table.csv")
+    else:
+        found = run(asked, {key: text for key, text in given.items() if key not in own})
+    rows = pandas.DataFrame(table(found)).to_csv(index=False, lineterminator="\n")
     write_whole(out / "table.csv", rows.encode())
     print(rows)
 
