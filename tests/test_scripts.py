@@ -127,6 +127,23 @@ def test_the_table_of_completed_labels_is_that_of_its_records(protocol: str) -> 
         assert found[name].to_numpy() == pytest.approx(own[name].to_numpy(), abs=0.06, nan_ok=True)
 
 
+def test_of_an_audit_is_kept_what_it_said_and_the_truth(tmp_path: Path) -> None:
+    said = {"kinds": {"missing": 3}, "classes": [], "total": {"missing": 2.5}, "truth": {"withheld": 3}}
+    for seed, more in ((1, said), (0, {"total": {"missing": None}})):
+        place = tmp_path / f"rounds-{seed}" / "audits" / f"round=0,seed={seed}"
+        place.mkdir(parents=True)
+        (place / "audit.json").write_text(json.dumps({**more, "sizes": {"a.jpg": [1, 1]}}), "utf-8")
+    found = load("completion").audits([tmp_path / "rounds-1", tmp_path / "rounds-0"])
+    assert list(found.items()) == [("round=0,seed=0", {"total": {"missing": None}}), ("round=0,seed=1", said)]
+
+
+def test_the_table_of_both_records_of_regions_is_theirs() -> None:
+    kept = SCRIPTS.parent / "runs" / "reference"
+    both = [one for name in ("regions-deeppcb", "regions-deeppcb-again") for one in records(kept / name).finished]
+    table = pandas.read_csv(kept / "regions-deeppcb-both" / "table.csv")
+    pandas.testing.assert_frame_equal(pandas.DataFrame(load("known_regions").table(both)), table, check_dtype=False)
+
+
 @pytest.mark.parametrize("name", ["regions", "regions-deeppcb", "regions-deeppcb-again"])
 def test_the_table_of_regions_is_that_of_its_records(name: str, tmp_path: Path) -> None:
     kept = SCRIPTS.parent / "runs" / "reference" / name
