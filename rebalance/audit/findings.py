@@ -56,7 +56,6 @@ class Class:
         threshold: the median score of its labels that were found, None where none was. Without probability, a
             detection of that score is as sure as half of the labels.
         estimate: of what is missing, None without probability.
-        recall: share of val's labels that the models find from where the estimate begins; None where it is 0.
         why: without probability, what is not known enough.
         right: of what is found at the threshold or above and no label explains, the share that val does not expect to
             be false; None where nothing is found.
@@ -66,16 +65,8 @@ class Class:
     how: str
     threshold: float | None
     estimate: Estimate | None = None
-    recall: float | None = None
     why: str = ""
     right: float | None = None
-
-    @property
-    def beyond(self) -> float | None:
-        """Missing labels, with those that no model finds by the share of val's that are found; None: no estimate."""
-        if not self.estimate:
-            return None
-        return self.estimate.missing / self.recall if self.recall else self.estimate.missing
 
 
 @dataclass(frozen=True)
@@ -86,11 +77,6 @@ class Findings:
     classes: Mapping[int, Class]
     total: Estimate | None  # of all classes with an estimate; without probabilities, which the suggestions have
     silent: int  # detections about which regions, or unknown_below, say that nothing follows from them
-
-    @property
-    def beyond(self) -> float:
-        """Missing labels of all classes, with those that no model finds."""
-        return sum(row.beyond or 0 for row in self.classes.values())
 
 
 def look(image: Image, size: tuple[int, int], found: Detections, unknown_below: int) -> Look:
@@ -141,13 +127,13 @@ def findings(
                        for part in ((audited, missing), (every, false)))  # fmt: skip
         seen, wrong = _scores(audited, missing, here), _scores(every, false, there)
         if not why:
-            how, made = "probability", probability.estimate(seen, wrong, draws, shares)
+            own = [one.explained.own[one.image.labels.classes == number] for one in every]
+            how, made = "probability", probability.estimate(seen, wrong, own, draws, shares)
             for chance, mask, found in zip(chances, here, made.probability, strict=True):
                 chance[mask] = found
         elif (limit := thresholds[number]) is not None:
             right = probability.right(seen, wrong, limit, shares)
-        recall = _recall(every, number, made.start) if made and made.missing else None
-        classes[number] = Class(labels[number], how, thresholds[number], made, recall, why, right)
+        classes[number] = Class(labels[number], how, thresholds[number], made, why, right)
     rows = [
         row
         for one, some, chance in zip(audited, missing, chances, strict=True)
@@ -190,12 +176,6 @@ def _threshold(looks: Sequence[Look], number: int) -> float | None:
     found = np.concatenate([np.empty(0), *own])
     found = found[found > 0]
     return float(np.median(found)) if len(found) else None
-
-
-def _recall(looks: Sequence[Look], number: int, start: float) -> float | None:
-    """The share of the labels of a class that a detection explains, of a score from the start on."""
-    found = [one.explained.own[one.image.labels.classes == number] >= start for one in looks]
-    return float(np.concatenate(found).mean()) or None
 
 
 def _placed(one: Look, thresholds: Mapping[int, float | None]) -> NDArray[np.int64]:
@@ -262,6 +242,5 @@ def _total(classes: Mapping[int, Class]) -> Estimate | None:
     made = [row.estimate for row in classes.values() if row.estimate]
     if not made:
         return None
-    draws = np.sum([row.draws for row in made], axis=0)
-    missing = sum(row.missing for row in made)
-    return Estimate((), missing, *probability.interval(draws, missing), draws)
+    missing, beyond = (sum(values) for values in zip(*((row.missing, row.beyond) for row in made), strict=True))
+    return Estimate((), missing, beyond, np.sum([row.draws for row in made], axis=0))

@@ -13,16 +13,19 @@ made monotone: a higher score is no less likely. Isotonic regression on both kin
 ones as 1, those of val as 0, with the weight of N over the images of val) gives q(s) = u / (u + N · f), from which
 P = max(0, 2 − 1 / q).
 
-It is 0 below the score down to which u exceeds N · f beyond chance, summed up from the highest score: by three standard
-deviations, at the place where the sum less these is largest. Else each of thousands of faint detections would get a
-little.
+It is 0 below the score from which on missing labels would stand out most: where, if as many were missing as val has,
+what is seen of them would exceed what is false by the most standard deviations. The labels of val and the scores with
+which they are found say where that is, and the audited detections have no say in it. Else each of thousands of faint
+detections would get a little. And all is 0 where what is seen from there on does not exceed what is false beyond
+chance, by three standard deviations.
 
-The estimate of a class is the sum of P over its suggestions. By itself that sum is too large: isotonic regression and
-the choice of that score follow chance. So it is held against a count that chance cannot push up: of five parts of the
-images each four say where to begin, and in the fifth u − N · f is counted from there. Where that count is lower, P
-becomes the power of P, at least 1, whose sum it is: what is certain stays so, and what chance may have made goes first.
-The interval, of 95 %, is that of the count over bootstrapped images, audited and val; its upper end counts from the
-lowest score with P > 0 on.
+The estimate of a class is the sum of P over its suggestions. By itself that sum is too large, since isotonic regression
+follows chance. So it is held against the count u − N · f from that score on. Where that count is lower, P becomes the
+power of P, at least 1, whose sum it is: what is certain stays so, and what chance may have made goes first.
+
+What the models do not find, or with lower scores, is in no sum. On val they find a share of the labels from that score
+on, their recall; the estimate divided by it is that of all missing labels, as far as those are found as often as val's.
+The intervals, of 95 %, are those of both over bootstrapped images, audited and val.
 
 It is a lower bound wherever the model was trained on the audited images with these labels: it has learnt that what is
 not labelled is background. And labels that val lacks itself make f too high, and the estimate too low.
@@ -32,7 +35,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,32 +44,11 @@ Shares = tuple[NDArray[np.float64], NDArray[np.float64]]
 Scores = Sequence[NDArray[np.float64]]  # an entry an image: scores of the detections of one class that are unexplained
 
 FEW_IMAGES = 20  # of val: with fewer there is no probability
-PARTS = 5  # of the images; where counting begins in one is said by the others
 FEW = 20  # labels of a class on val: with fewer there is none of that class
 DEVIATIONS = 3.0  # standard deviations of chance by which more must be seen than is false
 BOOTSTRAPS = 1000
 _POWER, _HALVINGS = 5.0, 40  # largest logarithm of the power of a probability, and steps of the search for it
 _LEVEL = 95  # per cent of the interval
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What is missing of one class, or of all.
-
-    Attributes:
-        probability: of each audited detection, image by image.
-        missing: how many labels are missing, the sum of the probabilities.
-        low, high: interval of 95 %; the count may be below 0 by chance, these are not.
-        start: from which score on there are missing labels beyond chance, infinity without any.
-        draws: (2, BOOTSTRAPS) as `interval` takes them; those of several classes are added up.
-    """
-
-    probability: tuple[NDArray[np.float64], ...]
-    missing: float
-    low: float
-    high: float
-    draws: NDArray[np.float64]
-    start: float = np.inf
 
 
 class Interval(NamedTuple):
@@ -76,40 +58,71 @@ class Interval(NamedTuple):
     high: float
 
 
-def estimate(audited: Scores, judged: Scores, draw: Draws, shares: Shares | None = None) -> Estimate:
+@dataclass(frozen=True)
+class Estimate:
+    """What is missing of one class, or of all.
+
+    Attributes:
+        probability: of each audited detection, image by image.
+        missing: how many of the missing labels are found, the sum of the probabilities.
+        beyond: how many are missing, with those that are not found.
+        span, span_beyond: intervals of 95 % of both; a count may be below 0 by chance, these are not.
+        recall: share of val's labels that is found from the start on.
+        start: score from which on missing labels are looked for.
+        draws: (2, BOOTSTRAPS) both counts over bootstrapped images; those of several classes are added up.
+    """
+
+    probability: tuple[NDArray[np.float64], ...]
+    missing: float
+    beyond: float
+    draws: NDArray[np.float64]
+    recall: float | None = None
+    start: float = np.inf
+
+    @property
+    def span(self) -> Interval:
+        return _interval(self.draws[0], self.missing)
+
+    @property
+    def span_beyond(self) -> Interval:
+        return _interval(self.draws[1], self.beyond)
+
+
+def estimate(audited: Scores, judged: Scores, own: Scores, draw: Draws, shares: Shares | None = None) -> Estimate:
     """Estimate what is missing of a class.
 
     Args:
         audited: scores of the unexplained detections on each audited image.
         judged: the same on images with complete labels; of several models, one entry an image and model.
+        own: of each label on those the score with which it is found, 0 where it is not.
         draw: bootstrapped images, the same for all classes.
         shares: of each audited image and of each judged one the share in which the class is asked for; None: all.
             Their sums are above 0.
     """
     here, there = shares or (np.ones(len(audited)), np.ones(len(judged)))
     ratio = float(here.sum() / there.sum())
-    fit = _fit(np.concatenate([np.empty(0), *audited]), np.concatenate([np.empty(0), *judged]), ratio)
-    raw = [fit(scores) for scores in audited]
-    fits = _fits(audited, judged, draw, ratio)
-    starts = np.array([fit.start for fit in fits])
-    seen, false = _counts(audited, starts[draw.audited_part]), _counts(judged, starts[draw.judged_part])
+    every, false_ones, labels = (np.concatenate([np.empty(0), *part]) for part in (audited, judged, own))
+    start = _start(labels, false_ones, ratio)
+    seen, false, found = (_count(part, start) for part in (audited, judged, own))
     count = float(seen.sum() - ratio * false.sum())
-    shrunk = _shrunk(np.concatenate([np.empty(0), *raw]), max(0.0, count))
-    lowest = min(fit.lowest for fit in fits)
-    all_seen, all_false = (_counts(part, np.full(len(part), lowest)) for part in (audited, judged))
+    chances, above = np.zeros(len(every)), every >= start
+    if count >= DEVIATIONS * _deviation(seen.sum(), false.sum(), ratio):
+        chances[above] = _shrunk(_fit(every[above], false_ones[false_ones >= start], ratio), count)
+    missing, recall = float(chances.sum()), float(found.sum() / max(1, len(labels))) or None
+
     ratios = (draw.audited @ here) / np.maximum(draw.judged @ there, 1e-9)
-    draws = np.stack([draw.audited @ one - ratios * (draw.judged @ other)
-                      for one, other in ((seen, false), (all_seen, all_false))])  # fmt: skip
-    missing = float(shrunk.sum())
-    parts = np.split(shrunk, np.cumsum([len(part) for part in raw])[:-1])
-    return Estimate(tuple(parts), missing, *interval(draws, missing), draws, fit.start)
+    counts = draw.audited @ seen - ratios * (draw.judged @ false)
+    of_labels = draw.judged @ np.array([len(part) for part in own], np.float64)
+    recalls = (draw.judged @ found) / np.maximum(of_labels, 1)
+    draws = np.stack([counts, counts / np.maximum(recalls, (recall or 1) / 10)])  # no draw has as good as no recall
+    parts = np.split(chances, np.cumsum([len(part) for part in audited])[:-1])
+    return Estimate(tuple(parts), missing, missing / (recall or 1), draws, recall, start)
 
 
-def interval(draws: NDArray[np.float64], missing: float) -> Interval:
-    """The interval of a count from its bootstrapped values, (2, BOOTSTRAPS): for the lower end, for the upper end."""
-    low = float(np.percentile(draws[0], (100 - _LEVEL) / 2))
-    high = float(np.percentile(draws, (100 + _LEVEL) / 2, axis=1).max())
-    return Interval(min(max(0.0, low), missing), max(high, missing))
+def _interval(draws: NDArray[np.float64], middle: float) -> Interval:
+    """The interval of a count from its bootstrapped values."""
+    low, high = (float(np.percentile(draws, 50 + sign * _LEVEL / 2)) for sign in (-1, 1))
+    return Interval(min(max(0.0, low), middle), max(high, middle))
 
 
 def right(audited: Scores, judged: Scores, least: float, shares: Shares) -> float | None:
@@ -133,12 +146,10 @@ def right(audited: Scores, judged: Scores, least: float, shares: Shares) -> floa
 
 @dataclass(frozen=True)
 class Draws:
-    """What chance decides, the same for all classes: parts of the images, and how often each bootstrap takes each."""
+    """How often each bootstrap takes each image, the same for all classes."""
 
     audited: NDArray[np.float64]  # (BOOTSTRAPS, images)
     judged: NDArray[np.float64]  # the same of the images of val, once more for each further model
-    audited_part: NDArray[np.int64]  # (images,) of which part an image is
-    judged_part: NDArray[np.int64]
 
     @staticmethod
     def of(audited: int, judged: int, models: int, seed: int) -> Draws:
@@ -155,12 +166,7 @@ class Draws:
         def taken(images: int) -> NDArray[np.float64]:
             return draw.multinomial(images, np.full(images, 1 / images), BOOTSTRAPS).astype(np.float64)
 
-        def parts(images: int) -> NDArray[np.int64]:
-            return draw.permutation(images) % PARTS
-
-        return Draws(
-            taken(audited), np.tile(taken(judged), (1, models)), parts(audited), np.tile(parts(judged), models)
-        )
+        return Draws(taken(audited), np.tile(taken(judged), (1, models)))
 
 
 def _shrunk(chances: NDArray[np.float64], total: float) -> NDArray[np.float64]:
@@ -173,50 +179,34 @@ def _shrunk(chances: NDArray[np.float64], total: float) -> NDArray[np.float64]:
     return found * min(1.0, total / found.sum()) if found.any() else found
 
 
-@dataclass(frozen=True)
-class _Fit:
-    """P by score: steps that rise."""
-
-    at: NDArray[np.float64]  # scores, ascending
-    value: NDArray[np.float64]  # P from there on
-    start: float  # from which score on there are labels missing beyond chance
-    lowest: float  # from which score on P is above 0 at all
-
-    def __call__(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
-        if not len(self.at):
-            return np.zeros(len(scores))
-        chance = self.value[np.clip(np.searchsorted(self.at, scores, "right") - 1, 0, None)]
-        return np.where(scores < self.start, 0, chance)
+def _deviation(seen: Any, false: Any, ratio: float) -> Any:
+    """Of seen − ratio · false by chance, with one more false one than there are: of none nothing follows."""
+    return np.sqrt(seen + ratio**2 * (false + 1))
 
 
-def _fit(audited: NDArray[np.float64], judged: NDArray[np.float64], ratio: float) -> _Fit:
+def _start(own: NDArray[np.float64], false: NDArray[np.float64], ratio: float) -> float:
+    """From which score on missing labels stand out most, if as many are missing as are labelled on val; see above."""
+    at = np.unique(own[own > 0])
+    if not len(at):
+        return np.inf
+    labels, wrong = (len(part) - np.searchsorted(np.sort(part), at) for part in (own, false))
+    apart = ratio * labels / _deviation(ratio * (labels + wrong), wrong, ratio)
+    return float(at[apart.argmax()])
+
+
+def _fit(audited: NDArray[np.float64], judged: NDArray[np.float64], ratio: float) -> NDArray[np.float64]:
+    """P of each audited detection, which rises with the score."""
     from sklearn.isotonic import isotonic_regression  # half a second to import
 
     at, place = np.unique(np.concatenate([audited, judged]), return_inverse=True)
-    if not len(at):
-        return _Fit(at, at, np.inf, np.inf)
     seen, false = (np.bincount(part, minlength=len(at)) for part in np.split(place, [len(audited)]))
     weight = seen + ratio * false
     share = isotonic_regression(seen / weight, sample_weight=weight, increasing=True)
     value = np.maximum(0, 2 - 1 / np.maximum(share, 1e-12))
-    above, false_above = (np.cumsum(part[::-1])[::-1] for part in (seen, false))  # of a score or more
-    sure = above - ratio * false_above - DEVIATIONS * np.sqrt(above + ratio**2 * false_above)
-    best = int(sure.argmax())
-    return _Fit(at, value, float(at[best]) if sure[best] > 0 else np.inf, float(min(at[value > 0], default=np.inf)))
+    found: NDArray[np.float64] = value[place[: len(audited)]]
+    return found
 
 
-def _fits(audited: Scores, judged: Scores, draw: Draws, ratio: float) -> list[_Fit]:
-    """For each part of the images what the other parts say."""
-
-    def others(scores: Scores, parts: NDArray[np.int64], part: int) -> NDArray[np.float64]:
-        return np.concatenate([np.empty(0), *(own for own, of in zip(scores, parts, strict=True) if of != part)])
-
-    return [
-        _fit(others(audited, draw.audited_part, part), others(judged, draw.judged_part, part), ratio)
-        for part in range(PARTS)
-    ]
-
-
-def _counts(part: Scores, starts: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How many detections each image has from its start on."""
-    return np.array([(scores >= start).sum() for scores, start in zip(part, starts.tolist(), strict=True)], np.float64)
+def _count(part: Scores, start: float) -> NDArray[np.float64]:
+    """How many detections of each image have at least this score."""
+    return np.array([(scores >= start).sum() for scores in part], np.float64)

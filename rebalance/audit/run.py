@@ -53,6 +53,7 @@ SCHEMA = 1
 
 _SHOWN = ("data", "model", "name", "export", "review")  # what an audit finds does not depend on them
 _FOLDS = "folds"
+_COUNTS = ("missing", "low", "high", "with_unfound", "with_unfound_low", "with_unfound_high")  # of an estimate
 _OF_SWEEP = frozenset(settings_of(SweepFlags)) - {"jobs"}
 
 
@@ -330,17 +331,14 @@ def _about(facts: Mapping[str, Any], source: DataSet, found: Findings, **more: A
     kinds = Counter(row.kind for row in found.suggestions)
 
     def told(estimate: Estimate | None) -> dict[str, float | None]:
-        values = (estimate.missing, estimate.low, estimate.high) if estimate else (None, None, None)
-        return {
-            key: None if value is None else round(value, 2)
-            for key, value in zip(("missing", "low", "high"), values, strict=True)
-        }
+        values = (estimate.missing, *estimate.span, estimate.beyond, *estimate.span_beyond) if estimate else (None,) * 6
+        return {key: None if value is None else round(value, 2) for key, value in zip(_COUNTS, values, strict=True)}
 
     classes = [
         {
             "id": number, "name": source.names[number], "labels": row.labels, "suggestions": count[number],
-            **told(row.estimate), "recall": row.recall and round(row.recall, 4),
-            "with_unfound": None if row.beyond is None else round(row.beyond, 2), "how": row.how,
+            **told(row.estimate), "recall": row.estimate and row.estimate.recall and round(row.estimate.recall, 4),
+            "how": row.how,
             "threshold": row.threshold and round(row.threshold, 4),
             **({} if row.right is None else {"right": round(row.right, 4)}),
         }
@@ -350,7 +348,6 @@ def _about(facts: Mapping[str, Any], source: DataSet, found: Findings, **more: A
         "labels": sum(row.labels for row in found.classes.values()),
         "suggestions": sum(count.values()),
         **told(found.total),
-        "with_unfound": round(found.beyond, 2) if found.total else None,
     }
     return {
         "schema": SCHEMA, **facts, "kinds": {kind: kinds[kind] for kind in KINDS}, "classes": classes, "total": total,
@@ -390,8 +387,12 @@ def _notes(
             "a lower bound, if the model was trained on these labels: it has learnt that what has none is background; "
             "folds= asks models that have not seen the image"
         )
-    if found.total and found.beyond > found.total.missing:
-        notes.append(f"with labels that no model finds, as many as of val's are not found: {found.beyond:.0f} missing")
+    if found.total and found.total.beyond > found.total.missing:
+        low, high = found.total.span_beyond
+        notes.append(
+            f"{found.total.beyond:.0f} labels missing ({low:.0f} to {high:.0f}) with those that no model finds, if as "
+            "many of them are found as of val's"
+        )
     if found.silent:
         notes.append(f"{found.silent} detections are where regions or unknown_below say that nothing follows from them")
     return notes + [f"{count} images {why} are passed over" for why, count in skipped.items()]
@@ -401,8 +402,7 @@ def _estimate(about: Mapping[str, Any]) -> bytes:
     """estimate.csv: a row a class, and one of all."""
     text = io.StringIO()
     columns = (
-        "id", "name", "labels", "suggestions", "missing", "low", "high", "recall", "with_unfound", "how", "threshold",
-        "right",
+        "id", "name", "labels", "suggestions", *_COUNTS, "recall", "how", "threshold", "right",
     )  # fmt: skip
     writer = csv.DictWriter(text, columns, lineterminator="\n", restval="")
     writer.writeheader()

@@ -73,9 +73,10 @@ def truth(source: DataSet, looks: Sequence[Look], found: Findings) -> dict[str, 
 
     Returns:
         withheld, found: boxes, and how many of them a suggestion is right about; classes: {id, name, withheld, missing,
-        low, high, error}, the error relative; orders: by what the list is sorted to rows of {k, precision, recall};
-        levels: rows of {probability, suggestions, precision, recall}; reliability: rows of {low, high, suggestions,
-        said, right}; sizes and overlaps: rows of {name, withheld, found, sure}, of which sure have probability ≥ 0.5.
+        low, high, error}, the estimate with those that no model finds, the error relative; orders: by what the list is
+        sorted to rows of {k, precision, recall}; levels: rows of {probability, suggestions, precision, recall};
+        reliability: rows of {low, high, suggestions, said, right}; sizes and overlaps: rows of {name, withheld, found,
+        sure}, of which sure have probability ≥ 0.5.
     """
     missing = withheld(source, looks)
     rows = [row for row in found.suggestions if row.kind == "missing"]
@@ -142,8 +143,11 @@ def _cell(value: Any) -> str:
 
 def _class(source: DataSet, found: Findings, number: int, count: int) -> dict[str, Any]:
     made = found.classes[number].estimate
-    about = {"missing": round(made.missing, 2), "low": round(made.low, 2), "high": round(made.high, 2)} if made else {}
-    error = round(made.missing / count - 1, 4) if made and count else None
+    about = {} if not made else {
+        key: round(value, 2)
+        for key, value in zip(("missing", "low", "high"), (made.beyond, *made.span_beyond), strict=True)
+    }  # fmt: skip
+    error = round(made.beyond / count - 1, 4) if made and count else None
     return {"id": number, "name": source.names[number], "withheld": count, **about, "error": error}
 
 
