@@ -1,8 +1,8 @@
 """From which probability on to add a suggestion, and from which to leave its place unknown: one audit, many trainings.
 
 Each first audit of rounds that are done (`rebalance rounds`) is taken, the labels that were left are completed anew for
-each pair of `complete_add` and `complete_ignore`, and a detector is trained on them, on what was left and on complete
-labels, as the rounds trained theirs.
+each pair of `complete_add` and `complete_ignore`, and a detector is trained on them, as the rounds trained theirs. What
+they trained on the labels that were left and on complete ones is what it is compared with.
 
     python scripts/thresholds.py rounds=<folder>,<folder> out=<folder> [pairs=0.7/0.2,0.5/0.1] [jobs=2]
 
@@ -47,27 +47,31 @@ class Flags:
 
     rounds: str = setting("", "folders of rounds, comma separated, with one seed each")
     out: str = setting("", "folder of the records and the table")
-    pairs: str = setting("0.9/0.2,0.7/0.2,0.5/0.2,0.3/0.1,0.7/0.05", "complete_add/complete_ignore, comma separated")
+    pairs: str = setting("0.9/0.2,0.7/0.2,0.5/0.2,0.3/0.3", "complete_add/complete_ignore, comma separated")
     jobs: int = setting(2, "trainings at a time", low=1)
 
 
-def made(folder: Path, wanted: Sequence[str], work: Path) -> tuple[int, dict[str, Path]]:
-    """The seed of a folder of rounds, and the data sets of its labels: left, complete, and completed by each pair."""
-    first = {
-        record.labels.get("round") or (record.labels["protocol"] == "normal"): record
-        for record in load(folder).finished
-    }
-    if {0, True} - {*first}:
-        raise RunError(f"{folder}: its runs on the labels that were left and on complete ones are not finished")
-    left, seed = first[0], first[0].seed
-    data = {LEFT: left.config.data, COMPLETE: Path(left.host["data"])}
-    for pair in wanted:
-        add, ignore = pair.split("/")
-        data[pair] = work / str(seed) / pair.replace("/", "-") / "data.yaml"
-        if not data[pair].exists():
-            audit = folder / "audits" / left.run
-            complete(data=data[LEFT], audit=audit, complete_add=add, complete_ignore=ignore, out=data[pair].parent)
-    return seed, data
+def trained(folder: Path) -> dict[str, Record]:
+    """What rounds of one seed trained on the labels that were left and on complete ones."""
+    found = {}
+    for record in load(folder).finished:
+        if record.labels["protocol"] == "normal":
+            found[COMPLETE] = record
+        elif not record.labels.get("round"):
+            found[LEFT] = record
+    if len(found) < 2:
+        raise RunError(f"{folder}: its trainings on the labels that were left and on complete ones are not finished")
+    return found
+
+
+def completed(folder: Path, left: Record, pair: str, work: Path) -> Path:
+    """The YAML of the labels that were left, completed by a pair."""
+    add, ignore = pair.split("/")
+    data = work / str(left.seed) / pair.replace("/", "-") / "data.yaml"
+    if not data.exists():
+        audit = folder / "audits" / left.run
+        complete(data=left.config.data, audit=audit, complete_add=add, complete_ignore=ignore, out=data.parent)
+    return data
 
 
 def table(
@@ -116,21 +120,24 @@ def main(argv: list[str]) -> None:
     require_writable(out / "table.csv")
     work, cells, names = Path("runs", out.name), list[dict[str, str]](), dict[tuple[int, str], str]()
     counts: dict[str, list[Mapping[str, int]]] = {pair: [] for pair in wanted}
+    found: dict[str, dict[int, Record]] = {LEFT: {}, COMPLETE: {}}
     for folder, plan in zip(folders, plans, strict=True):
         recipe = {key: str(value[0]) for key, value in plan.items() if key not in OF_ROUNDS}
-        seed, data = made(folder, wanted, work)
-        for name, file in data.items():
+        own = trained(folder)
+        seed = own[LEFT].seed
+        for name, record in own.items():
+            found[name][seed] = record
+        for pair in wanted:
+            file = completed(folder, own[LEFT], pair, work)
             given = {"data": os.path.relpath(file), "seeds": str(seed), "jobs": str(asked.jobs), "name": out.name}
             cells.append({**recipe, **given})
-            names[seed, given["data"]] = name
-            if name in counts:
-                counts[name].append((read_json(file.parent / "manifest.json") or {})["total"])
+            names[seed, given["data"]] = pair
+            counts[pair].append((read_json(file.parent / "manifest.json") or {})["total"])
     done = sweep(cells)
     if failed := load(done).failed:
         count = f"{len(failed)} run{'s' * (len(failed) > 1)} failed"
         raise RunError(f"{count} (the same command tries again), the first: {failed[0].error}")
     pack(done, out)
-    found: dict[str, dict[int, Record]] = {}
     for record in load(done).finished:
         found.setdefault(names[record.seed, str(record.host["data"])], {})[record.seed] = record
     rows = pandas.DataFrame(table(found, counts)).to_csv(index=False, lineterminator="\n")

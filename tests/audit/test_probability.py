@@ -16,7 +16,7 @@ def simulated(
 ):
     """Scores of the missing labels, the audited detections and an estimate.
 
-    `missing` and `false` are detections an image, `unsure` ones have low scores, of all labels a share `lost` is not found.
+    `missing` and `false` are detections an image, `unsure` ones have low scores, of all a share `lost` is not found.
     """
     rng = np.random.default_rng(seed)
 
