@@ -6,7 +6,8 @@ they trained on the labels that were left and on complete ones is what it is com
 
     python scripts/thresholds.py rounds=<folder>,<folder> out=<folder> [pairs=0.7/0.2,0.5/0.1] [jobs=2]
 
-The sweep is `runs/benchmark/<name of out>` and goes on where it was stopped. <out>/records.jsonl keeps its records,
+The sweep is `runs/benchmark/<name of out>` and goes on where it was stopped. <out>/records.jsonl keeps its records, and
+audits.json beside it what each audit said and the truth;
 <out>/table.csv is the table: for each pair how many boxes were added and how many places are unknown, the share of the
 boxes that is right, the share of the missing labels that is found again, and mAP in points on test and val with its
 difference from the labels that were left, paired by seed, with 95 % intervals, and the gap closed to complete labels.
@@ -25,9 +26,10 @@ import pandas
 
 from rebalance.audit.api import complete
 from rebalance.audit.complete import require_order
+from rebalance.audit.table import ABOUT
 from rebalance.cli.main import guarded, pairs
 from rebalance.errors import ConfigError, RunError
-from rebalance.experiments.record import SWEEP, Plan, Record, load, pack, read_file, read_json
+from rebalance.experiments.record import SWEEP, Plan, Record, load, pack, read_file, read_json, write_json
 from rebalance.experiments.sweep import sweep
 from rebalance.files import require_writable, write_whole
 from rebalance.report.evidence import gap_closed, stat
@@ -38,6 +40,7 @@ OF_ROUNDS = ("rounds", "folds", "complete_add", "complete_ignore", "protocol", "
 COLUMNS = {
     f"{split} {metric}".strip(): (split or "test", metric) for split in ("", "val") for metric in ("mAP50", "mAP50-95")
 }
+AUDIT = ("kinds", "classes", "total", "truth")  # what is kept of audit.json
 COUNTS = ("added", "recovered", "unknown", "withheld")  # of a manifest
 
 
@@ -121,10 +124,13 @@ def main(argv: list[str]) -> None:
     work, cells, names = Path("runs", out.name), list[dict[str, str]](), dict[tuple[int, str], str]()
     counts: dict[str, list[Mapping[str, int]]] = {pair: [] for pair in wanted}
     found: dict[str, dict[int, Record]] = {LEFT: {}, COMPLETE: {}}
+    audits: dict[str, dict[str, Any]] = {}
     for folder, plan in zip(folders, plans, strict=True):
         recipe = {key: str(value[0]) for key, value in plan.items() if key not in OF_ROUNDS}
         own = trained(folder)
         seed = own[LEFT].seed
+        about = read_json(folder / "audits" / own[LEFT].run / ABOUT) or {}
+        audits[f"seed={seed}"] = {key: about[key] for key in AUDIT if key in about}
         for name, record in own.items():
             found[name][seed] = record
         for pair in wanted:
@@ -138,6 +144,7 @@ def main(argv: list[str]) -> None:
         count = f"{len(failed)} run{'s' * (len(failed) > 1)} failed"
         raise RunError(f"{count} (the same command tries again), the first: {failed[0].error}")
     pack(done, out)
+    write_json(out / "audits.json", audits)
     for record in load(done).finished:
         found.setdefault(names[record.seed, str(record.host["data"])], {})[record.seed] = record
     rows = pandas.DataFrame(table(found, counts)).to_csv(index=False, lineterminator="\n")

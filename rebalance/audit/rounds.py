@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from rebalance.audit.complete import complete, read_audit, remaining, require_order
+from rebalance.audit.table import COUNTS
 from rebalance.audit.trained import require_auditable, require_folds
 from rebalance.data import completed, dataset
 from rebalance.data.noise import KINDS
@@ -269,7 +270,7 @@ class _Work:
             return False
         estimate = about["total"]
         told = {
-            **{key: estimate[key] for key in ("missing", "low", "high") if estimate.get(key) is not None},
+            **{key: estimate[key] for key in COUNTS if estimate.get(key) is not None},
             "left": chain.left[-1],
             "lower_bound": int(bool(about["lower_bound"])),
             **{key: total[key] for key in ("added", "unknown", "recovered")},

@@ -31,7 +31,7 @@ from rebalance.audit import export, review, table, truth
 from rebalance.audit.detect import Detector, Seen, detect_all
 from rebalance.audit.findings import Findings, Image, Look, findings, look
 from rebalance.audit.probability import Estimate
-from rebalance.audit.table import ABOUT, KINDS, SUGGESTIONS
+from rebalance.audit.table import ABOUT, COUNTS, KINDS, SUGGESTIONS
 from rebalance.audit.trained import require_auditable, require_folds
 from rebalance.data import completed, dataset, items
 from rebalance.data.dataset import DataSet
@@ -53,7 +53,6 @@ SCHEMA = 1
 
 _SHOWN = ("data", "model", "name", "export", "review")  # what an audit finds does not depend on them
 _FOLDS = "folds"
-_COUNTS = ("missing", "low", "high", "with_unfound", "with_unfound_low", "with_unfound_high")  # of an estimate
 _OF_SWEEP = frozenset(settings_of(SweepFlags)) - {"jobs"}
 
 
@@ -152,11 +151,14 @@ def looks(folder: Path) -> tuple[DataSet, list[Look]]:
 def summary(folder: Path) -> str:
     """A few lines for the user: what was found, by class."""
     about = read_json(folder / ABOUT) or {}
-    rows = [("class", "labels", "suggestions", "missing", "95 %")]
+    rows = [("class", "labels", "suggestions", "missing", "95 %", "with those not found", "95 %")]
     for found in (*about["classes"], {"name": "all", **about["total"]}):
-        span = "" if found["missing"] is None else f"{found['low']:.0f} to {found['high']:.0f}"
-        missing = "" if found["missing"] is None else f"{found['missing']:.0f}"
-        rows.append((found["name"], str(found["labels"]), str(found["suggestions"]), missing, span))
+        missing, low, high, every, least, most = (
+            "" if found.get(key) is None else f"{found[key]:.0f}" for key in COUNTS
+        )
+        span, span_of_every = (f"{first} to {last}" if first else "" for first, last in ((low, high), (least, most)))
+        counts = str(found["labels"]), str(found["suggestions"])
+        rows.append((found["name"], *counts, missing, span, every, span_of_every))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     kinds = ", ".join(f"{count} {kind}" for kind, count in about["kinds"].items())
@@ -332,7 +334,7 @@ def _about(facts: Mapping[str, Any], source: DataSet, found: Findings, **more: A
 
     def told(estimate: Estimate | None) -> dict[str, float | None]:
         values = (estimate.missing, *estimate.span, estimate.beyond, *estimate.span_beyond) if estimate else (None,) * 6
-        return {key: None if value is None else round(value, 2) for key, value in zip(_COUNTS, values, strict=True)}
+        return {key: None if value is None else round(value, 2) for key, value in zip(COUNTS, values, strict=True)}
 
     classes = [
         {
@@ -402,7 +404,7 @@ def _estimate(about: Mapping[str, Any]) -> bytes:
     """estimate.csv: a row a class, and one of all."""
     text = io.StringIO()
     columns = (
-        "id", "name", "labels", "suggestions", *_COUNTS, "recall", "how", "threshold", "right",
+        "id", "name", "labels", "suggestions", *COUNTS, "recall", "how", "threshold", "right",
     )  # fmt: skip
     writer = csv.DictWriter(text, columns, lineterminator="\n", restval="")
     writer.writeheader()

@@ -128,13 +128,17 @@ def _added(stages: _Stages) -> Table:
         )
         return [f"{points_of(sum(own) / len(own))} %" if own else "" for own in ratios]
 
-    span = [f"{low} to {high}" if low else "" for low, high in zip(means("low"), means("high"), strict=True)]
+    def spans(low: str, high: str) -> list[str]:
+        return [f"{a} to {b}" if a else "" for a, b in zip(means(low), means(high), strict=True)]
+
     columns = [
         column("trained on", told, left=True),
         column("boxes added", means("added")),
         column("places unknown", means("unknown")),
         column("labels missing, estimate", means("missing")),
-        column("95 %", span),
+        column("95 %", spans("low", "high")),
+        column("with those not found", means("with_unfound")),
+        column("its 95 %", spans("with_unfound_low", "with_unfound_high")),
         column("beyond the round before", means("left")),
         column("truly missing", means("withheld") if any(shares("recovered", "withheld")) else [""] * len(told)),
         column("of them added", shares("recovered", "withheld")),

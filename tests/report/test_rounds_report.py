@@ -38,6 +38,7 @@ def runs(record: Record, seeds: int = 2) -> list[dict[str, Any]]:
         more = seed / 100
         told = {"added": 100.0, "unknown": 20.0, "recovered": 80.0, "withheld": 160.0, "missing": 120.0, "left": 120.0}
         told |= {"low": 90.0, "high": 150.0, "lower_bound": 1.0, "audit_seconds": 30.0}
+        told |= {"with_unfound": 150.0, "with_unfound_low": 130.0, "with_unfound_high": 180.0}
         found += [
             made(record, "round=0", seed, 0.40 + more, 100),
             made(record, "round=1", seed, 0.55 + more, 110, **told),
@@ -86,6 +87,7 @@ def test_what_was_added_is_held_against_the_truth(tables: list[Table]) -> None:
     found = cells(tables[1])
     assert found["trained on"] == ["1 round", "2 rounds"]
     assert (found["labels missing, estimate"], found["95 %"]) == (["120", "120"], ["90 to 150"] * 2)
+    assert (found["with those not found"], found["its 95 %"]) == (["150", "150"], ["130 to 180"] * 2)
     assert (found["truly missing"], found["of them added"]) == (["160", "160"], ["50.0 %", "75.0 %"])
     assert found["of those added right"] == ["80.0 %", "80.0 %"]
     assert "a lower bound" in tables[1].notes[0]
