@@ -47,7 +47,8 @@ from rebalance.settings import (
 LABELS = ("protocol", "rate", *NOISE)
 _DETAILS = ("rate", "jitter_iou")  # of a protocol, of a kind of noise
 RATED = tuple(p for p in settings_of(SparsifyFlags)["protocol"].metadata["choices"] if uses_rate(p))
-ONE_VALUE = ("device",)  # keys whose commas belong to the value
+DEVICE = "device"  # where a run is trained, and not what it is asked
+ONE_VALUE = (DEVICE,)  # keys whose commas belong to the value
 SET_BY_SWEEP = {  # host keys that a sweep decides, and what to give instead
     "seed": "give seeds=",
     "project": "give name=",
@@ -508,8 +509,9 @@ def _id(varied: Mapping[str, Any], seed: int) -> str:
 
 
 def _key(run: Run) -> str:
-    """All that makes a run what it is, as one text."""
-    return json.dumps([run.train, run.given, dict(run.host), run.labels.told, run.seed], default=str)
+    """All that makes a run what it is, as one text: in whatever order it was given, and not where it is trained."""
+    host = {key: value for key, value in run.host.items() if key != DEVICE}
+    return json.dumps([run.train, sorted(run.given), host, run.labels.told, run.seed], default=str, sort_keys=True)
 
 
 def _content(run: Run) -> str:

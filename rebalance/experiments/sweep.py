@@ -40,7 +40,7 @@ from rebalance.data.noise import KINDS, Noise
 from rebalance.data.protocols import Withhold, uses_rate
 from rebalance.errors import ConfigError, DataError, RunError
 from rebalance.experiments import record as files
-from rebalance.experiments.grid import Grid, Labels, Run, as_begun, difference, drawn, read_grids, withholds
+from rebalance.experiments.grid import DEVICE, Grid, Labels, Run, as_begun, difference, drawn, read_grids, withholds
 from rebalance.experiments.machine import threads
 from rebalance.experiments.record import (
     CONFIG,
@@ -62,7 +62,6 @@ ROOT = Path("runs/benchmark")
 RUNNER = (sys.executable, "-m", "rebalance.experiments.run")
 
 RESULTS = "results.csv"
-DEVICE = "device"  # where a run is trained, and not what it is asked
 METRICS = ("mAP50", "mAP75", "mAP50-95", "precision", "recall")
 
 SAY = partial(print, flush=True)
@@ -133,6 +132,7 @@ def _work(
         for place in (folder, folder / DATA):
             clear(place)
         refuse_other(folder, grid, written)  # somebody may have made the folder since
+        refuse_renamed(folder, grid)
         runs = tuple(run.id for run in grid.runs)
         begun = (read_if_whole(Plan, folder / SWEEP) or Plan(asked=grid.asked)).asked
         files.write(folder / SWEEP, Plan(asked=grid.asked, runs=runs, study=study, written=written))
@@ -198,6 +198,7 @@ def prepare(
     begun = read_if_whole(Plan, folder / SWEEP)
     grid = as_begun(grid, begun.asked if begun else {})
     refuse_other(folder, grid, written or {})
+    refuse_renamed(folder, grid)
     open_runs = [run for run in grid.runs if not finished(folder, run)]
     told, sources = list[dict[str, Any]](), dict[str, Source]()
     if open_runs:
@@ -362,6 +363,19 @@ def refuse_other(folder: Path, grid: Grid, written: Mapping[str, str]) -> None:
         raise RunError(f"{folder} was made with another grid: {changed}. Give the same values, or another name=")
     if made.written and made.written.get("sha256") != written.get("sha256"):
         raise RunError(f"{folder} was begun with another text of its plan. Put that back, or give another name=")
+
+
+def refuse_renamed(folder: Path, grid: Grid) -> None:
+    """Raise RunError where the runs of this grid are in the folder under other names, and would be trained again.
+
+    A name has what varies in the order in which it was given.
+    """
+    begun = read_if_whole(Plan, folder / SWEEP) if (folder / RUNS).exists() else None
+    if begun and begun.runs and (other := [run.id for run in grid.runs if run.id not in begun.runs]):
+        raise RunError(
+            f"{folder} has these runs under other names, such as {begun.runs[0]} and not {other[0]}: give the flags in "
+            f"the order of its {SWEEP}, or another name="
+        )
 
 
 def finished(folder: Path, run: Run) -> bool:

@@ -264,6 +264,8 @@ def test_ids_are_safe_as_folder_names_unique_and_stable() -> None:
     assert len(names) == len({name.lower() for name in names}) == 24
     assert all(re.fullmatch(r"[A-Za-z0-9._+=,~-]{1,150}", name) for name in names)
     assert names == ids(**given)
+    # what does not vary may be given in any order, and a sweep may go on elsewhere
+    assert ids(**given, device="cpu", epochs="7") == ids(**given, epochs="7", device="0")  # a sweep may go on elsewhere
     assert ids(optimizer="SGD,sgd")[0].lower() != ids(optimizer="SGD,sgd")[1].lower()  # one folder on some systems
 
 

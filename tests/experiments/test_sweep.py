@@ -344,6 +344,17 @@ def test_a_sweep_goes_on_on_another_device_and_says_so(bench: Bench) -> None:
     assert not any("device was" in line for line in bench.said)
 
 
+def test_the_same_flags_in_another_order_train_nothing_again(bench: Bench) -> None:
+    bench.sweep(epochs="7,8", lr0="0.1,0.2", imgsz="32")
+    with pytest.raises(
+        RunError, match=r"under other names, such as \S*epochs=7,lr0=0.1\S* and not \S*lr0=0.1,epochs=7"
+    ):
+        bench.sweep(lr0="0.1,0.2", epochs="7,8", imgsz="32")
+    bench.said.clear()
+    bench.sweep(imgsz="32", epochs="7,8", lr0="0.1,0.2")
+    assert "finished before" in " ".join(bench.said)
+
+
 def test_a_folder_of_another_grid_is_refused(bench: Bench) -> None:
     bench.sweep(epochs="7")
     before = sorted(bench.folder.rglob("mine/**"))
