@@ -7,8 +7,8 @@ labels completed once and more often by models that have not seen the image (`re
         [seeds=0,1,2] [rounds=2] [workers=1]
 
 Any other key takes the place of one of the trainings' (epochs=1). `workers` commands run at a time, each with `jobs`
-trainings; what was finished is not repeated. workers=0 runs none, and makes the table of what is there,
-and of records that are kept where nothing else is.
+trainings; what was finished is not repeated. workers=0 runs none, and makes the table of what is there, and of records
+that are kept where nothing else is.
 
 <out>/<protocol>/records.jsonl keeps the records, for `rebalance report`, and audits.json beside it what each audit said
 and the truth. <out>/table.csv is the table: mAP in points on test and val, differences from the labels that are left,
@@ -29,10 +29,12 @@ from typing import Any
 
 import pandas
 
+from rebalance.audit.table import TOLD
 from rebalance.cli.main import guarded, pairs
 from rebalance.data import dataset
 from rebalance.errors import ConfigError, DataError, RunError
 from rebalance.experiments.record import (
+    COLUMNS,
     PACKED,
     RECORD,
     RUNS,
@@ -59,10 +61,6 @@ HOST = {"loss": "bce"}
 GIVEN, COMPLETE = "as labelled", "complete labels"
 PROTOCOLS = settings_of(SparsifyFlags)["protocol"].metadata["choices"][1:]
 RATE, FOLDS = "0.5", "3"
-COLUMNS = {
-    f"{split} {metric}".strip(): (split or "test", metric) for split in ("", "val") for metric in ("mAP50", "mAP50-95")
-}
-AUDIT = ("kinds", "classes", "total", "truth")  # what is kept of audit.json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +114,7 @@ def merge(folders: Sequence[Path], out: Path) -> None:
 def audits(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
     """What the audits of rounds said, by round and seed."""
     found = {file.parent.name: read_json(file) or {} for one in folders for file in one.glob("audits/*/audit.json")}
-    return {name: {key: about[key] for key in AUDIT if key in about} for name, about in sorted(found.items())}
+    return {name: {key: about[key] for key in TOLD if key in about} for name, about in sorted(found.items())}
 
 
 def stage(record: Record) -> str:

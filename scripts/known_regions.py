@@ -37,8 +37,8 @@ from rebalance.data.dataset import DataSet
 from rebalance.data.folder import finish, link, new_folder, put
 from rebalance.data.labels import Labels
 from rebalance.data.regions import Regions
-from rebalance.errors import ConfigError, DataError, RunError
-from rebalance.experiments.record import Record, load, pack
+from rebalance.errors import ConfigError, DataError
+from rebalance.experiments.record import COLUMNS, Record, keep, load
 from rebalance.experiments.sweep import sweep
 from rebalance.files import require_writable, write_whole
 from rebalance.report.evidence import Comparison, compare, gap_closed, stat
@@ -50,13 +50,11 @@ RECIPE = {
     "mosaic": "0", "cache": "ram", "val": "False", "plots": "False", "amp": "False", "workers": "0", "device": "cpu",
     "jobs": "2",
 }  # fmt: skip
-METRICS = ("mAP50", "mAP50-95")
 SETS = {
     "merge": {"silent": "nothing", "said": "annotated"},
     "cover": {"silent": "nothing", "said": "region files", "painted": "painted over"},
 }  # the data sets of a way, and what says in each that labels are missing
 NAMES = [f"{way}-{what}" for way, sets in SETS.items() for what in sets]
-COLUMNS = {f"{split} {metric}".strip(): (split or "test", metric) for split in ("", "val") for metric in METRICS}
 COMPLETE = "complete"
 COVERED = 1 / 3  # of an image's area
 GREY = 114  # that letterboxes are filled with
@@ -148,13 +146,7 @@ def run(asked: Flags, flags: Mapping[str, str]) -> Sequence[Record]:
         for name in (COMPLETE, *NAMES):
             data = source.file if name == COMPLETE else work / name / "data.yaml"
             cells.append({**RECIPE, **flags, "name": out.name, "data": os.path.relpath(data), "seeds": str(seed)})
-    folder = sweep(cells)
-    found = load(folder)
-    if found.failed:
-        count = f"{len(found.failed)} run{'s' * (len(found.failed) > 1)} failed"
-        raise RunError(f"{count} (the same command tries again), the first: {found.failed[0].error}")
-    pack(folder, out)
-    return found.finished
+    return keep(sweep(cells), out)
 
 
 def table(records: Sequence[Record]) -> Iterator[dict[str, Any]]:

@@ -7,10 +7,10 @@ they trained on the labels that were left and on complete ones is what it is com
     python scripts/thresholds.py rounds=<folder>,<folder> out=<folder> [pairs=0.7/0.2,0.5/0.1] [jobs=2]
 
 The sweep is `runs/benchmark/<name of out>` and goes on where it was stopped. <out>/records.jsonl keeps its records, and
-audits.json beside it what each audit said and the truth;
-<out>/table.csv is the table: for each pair how many boxes were added and how many places are unknown, the share of the
-boxes that is right, the share of the missing labels that is found again, and mAP in points on test and val with its
-difference from the labels that were left, paired by seed, with 95 % intervals, and the gap closed to complete labels.
+audits.json beside it what each audit said and the truth. <out>/table.csv is the table: for each pair how many boxes
+were added and how many places are unknown, the share of the boxes that is right, the share of the missing labels that
+is found again, and mAP in points on test and val with its difference from the labels that were left, paired by seed,
+with 95 % intervals, and the gap closed to complete labels.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from typing import Any
 import pandas
 
 from rebalance.audit.api import complete
-from rebalance.audit.complete import require_order
-from rebalance.audit.table import ABOUT
+from rebalance.audit.complete import read_audit, require_order
+from rebalance.audit.table import TOLD
 from rebalance.cli.main import guarded, pairs
 from rebalance.errors import ConfigError, RunError
-from rebalance.experiments.record import SWEEP, Plan, Record, load, pack, read_file, read_json, write_json
+from rebalance.experiments.record import COLUMNS, SWEEP, Plan, Record, keep, load, read_file, read_json, write_json
 from rebalance.experiments.sweep import sweep
 from rebalance.files import require_writable, write_whole
 from rebalance.report.evidence import gap_closed, stat
@@ -37,10 +37,6 @@ from rebalance.settings import CompleteFlags, parse, require, setting
 
 LEFT, COMPLETE = "as labelled", "complete labels"
 OF_ROUNDS = ("rounds", "folds", "complete_add", "complete_ignore", "protocol", "rate", "label_seed", "seeds", "series")
-COLUMNS = {
-    f"{split} {metric}".strip(): (split or "test", metric) for split in ("", "val") for metric in ("mAP50", "mAP50-95")
-}
-AUDIT = ("kinds", "classes", "total", "truth")  # what is kept of audit.json
 COUNTS = ("added", "recovered", "unknown", "withheld")  # of a manifest
 
 
@@ -129,8 +125,8 @@ def main(argv: list[str]) -> None:
         recipe = {key: str(value[0]) for key, value in plan.items() if key not in OF_ROUNDS}
         own = trained(folder)
         seed = own[LEFT].seed
-        about = read_json(folder / "audits" / own[LEFT].run / ABOUT) or {}
-        audits[f"seed={seed}"] = {key: about[key] for key in AUDIT if key in about}
+        about = read_audit(folder / "audits" / own[LEFT].run)
+        audits[f"seed={seed}"] = {key: about[key] for key in TOLD if key in about}
         for name, record in own.items():
             found[name][seed] = record
         for pair in wanted:
@@ -139,13 +135,9 @@ def main(argv: list[str]) -> None:
             cells.append({**recipe, **given})
             names[seed, given["data"]] = pair
             counts[pair].append((read_json(file.parent / "manifest.json") or {})["total"])
-    done = sweep(cells)
-    if failed := load(done).failed:
-        count = f"{len(failed)} run{'s' * (len(failed) > 1)} failed"
-        raise RunError(f"{count} (the same command tries again), the first: {failed[0].error}")
-    pack(done, out)
+    done = keep(sweep(cells), out)
     write_json(out / "audits.json", audits)
-    for record in load(done).finished:
+    for record in done:
         found.setdefault(names[record.seed, str(record.host["data"])], {})[record.seed] = record
     rows = pandas.DataFrame(table(found, counts)).to_csv(index=False, lineterminator="\n")
     write_whole(out / "table.csv", rows.encode())

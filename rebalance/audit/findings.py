@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rebalance.audit import probability
 from rebalance.audit.explain import Boxes, Detections, Explained, explain, nearest
-from rebalance.audit.probability import FEW, FEW_IMAGES, Draws, Estimate, Shares
+from rebalance.audit.probability import FEW, FEW_IMAGES, Draws, Estimate, Scores, Shares
 from rebalance.audit.table import Box, Near, Suggestion, sort
 from rebalance.data import regions
 from rebalance.data.boxes import xywh
@@ -122,12 +122,12 @@ def findings(
     for number in names:
         shares = asked[:, number], judging[:, number]
         how, made, right = "unknown" if number not in known else "threshold", None, None
-        why = "the model does not know it" if number not in known else _why_not(every, len(judged), shares, number)
+        own = _own(every, number)
+        why = "the model does not know it" if number not in known else _why_not(own, len(judged), shares)
         here, there = ([one.found.classes[some] == number for one, some in zip(*part, strict=True)]
                        for part in ((audited, missing), (every, false)))  # fmt: skip
         seen, wrong = _scores(audited, missing, here), _scores(every, false, there)
         if not why:
-            own = [one.explained.own[one.image.labels.classes == number] for one in every]
             how, made = "probability", probability.estimate(seen, wrong, own, draws, shares)
             for chance, mask, found in zip(chances, here, made.probability, strict=True):
                 chance[mask] = found
@@ -142,26 +142,29 @@ def findings(
     return Findings(sort(rows), classes, _total(classes), sum(one.explained.silent for one in audited))
 
 
-def _why_not(looks: Sequence[Look], models: int, shares: Shares, number: int) -> str:
+def _own(looks: Sequence[Look], number: int) -> list[NDArray[np.float64]]:
+    """Of each image the scores with which its labels of a class are found, 0 where none is."""
+    return [one.explained.own[one.image.labels.classes == number] for one in looks]
+
+
+def _why_not(own: Scores, models: int, shares: Shares) -> str:
     """Why there is no probability of a class, '' where there is one.
 
     Args:
-        looks: the images of val as each of the models saw them.
+        own: of val's labels of the class, as of `probability.estimate`.
         models: how many.
         shares: as of `probability.estimate`.
-        number: of the class.
     """
-    own = np.concatenate([one.explained.own[one.image.labels.classes == number] for one in looks])
-    images, (here, there) = len(looks) // models, map(np.sum, shares)
+    images, labels, (here, there) = len(own) // models, np.concatenate(own), map(np.sum, shares)
     if images < FEW_IMAGES:
         return f"val has {images} image{'s' * (images != 1)}"
     if not here:
         return "regions say of all training images that nothing follows from what is found"
     if there < FEW_IMAGES * models:
         return f"regions leave fewer than {FEW_IMAGES} images of val in which they were labelled"
-    if len(own) < FEW * models:
+    if len(labels) < FEW * models:
         return f"val has fewer than {FEW} labels of them"
-    return "" if (own > 0).any() else "no model finds any of val's labels of them"
+    return "" if (labels > 0).any() else "no model finds any of val's labels of them"
 
 
 def _scores(
@@ -172,8 +175,7 @@ def _scores(
 
 def _threshold(looks: Sequence[Look], number: int) -> float | None:
     """The median score with which labels of a class are found."""
-    own = [one.explained.own[one.image.labels.classes == number] for one in looks]
-    found = np.concatenate([np.empty(0), *own])
+    found = np.concatenate([np.empty(0), *_own(looks, number)])
     found = found[found > 0]
     return float(np.median(found)) if len(found) else None
 

@@ -35,7 +35,8 @@ from rebalance.errors import DataError, nearest
 from rebalance.files import write_whole
 
 ABOUT, SUGGESTIONS = "audit.json", "suggestions.csv"  # of an audit: what it found out, and this table
-# of an estimate in audit.json
+TOLD = ("kinds", "classes", "total", "truth")  # of audit.json: what was found, without what was asked
+# of an estimate in it
 COUNTS = ("missing", "low", "high", "with_unfound", "with_unfound_low", "with_unfound_high")
 KINDS = ("missing", "wrong_class", "badly_placed", "spurious")
 COLUMNS = (

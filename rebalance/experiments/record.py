@@ -39,6 +39,12 @@ PIXELS = "pixels"  # folder of a sweep at work: images that its runs keep in mem
 TRAIN = "train"  # folder of a run that the host writes to; its weights are below
 SPLITS = ("val", "test")
 METRICS = ("mAP50", "mAP75", "mAP50-95")
+COLUMNS = {  # of a table of comparisons -> split and metric
+    "mAP50": ("test", "mAP50"),
+    "mAP50-95": ("test", "mAP50-95"),
+    "val mAP50": ("val", "mAP50"),
+    "val mAP50-95": ("val", "mAP50-95"),
+}
 DIAGNOSE = "diagnose/"  # of the columns of epochs that are of a diagnosis
 NOISE = (*KINDS, "jitter_iou")  # of the training labels, see `rebalance.data.noise`
 NUMBERS = ("iou", "conf", "max_det")  # of an evaluation, by the names of the host's flags
@@ -542,6 +548,20 @@ def pack(folder: Path, out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(read_json(file), separators=(",", ":")) for file in files]
     return write_whole(out / PACKED, "".join(f"{line}\n" for line in lines).encode())
+
+
+def keep(folder: Path, out: Path) -> tuple[Record, ...]:
+    """Keep a sweep of which all runs finished as one file, and return them.
+
+    Raises:
+        RunError: a run failed, or as of `pack`.
+    """
+    sweep = load(folder)
+    if sweep.failed:
+        count = f"{len(sweep.failed)} run{'s' * (len(sweep.failed) > 1)} failed"
+        raise RunError(f"{count} (the same command tries again), the first: {sweep.failed[0].error}")
+    pack(folder, out)
+    return sweep.finished
 
 
 def unpack(folder: Path, out: Path) -> Path:
