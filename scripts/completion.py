@@ -7,8 +7,9 @@ labels completed once and more often by models that have not seen the image (`re
         [seeds=0,1,2] [rounds=2] [workers=1]
 
 Any other key takes the place of one of the trainings' (epochs=1). `workers` commands run at a time, each with `jobs`
-trainings; what was finished is not repeated. workers=0 runs none, and makes the table of what is there, and of records
-that are kept where nothing else is.
+trainings; what was finished is not repeated. Where a command's folder is on another machine, the records that <out>
+keeps count as finished, but for those of completed labels, whose audits it does not keep. workers=0 runs nothing, and
+makes the table of what is there, and of records that are kept where nothing else is.
 
 <out>/<protocol>/records.jsonl keeps the records, for `rebalance report`, and audits.json beside it what each audit said
 and the truth. <out>/table.csv is the table: mAP in points on test and val, differences from the labels that are left,
@@ -22,17 +23,19 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas
 
+from rebalance.audit.rounds import read as rounds_asked
 from rebalance.audit.table import TOLD
 from rebalance.cli.main import guarded, pairs
 from rebalance.data import dataset
 from rebalance.errors import ConfigError, DataError, RunError
+from rebalance.experiments.grid import read_grid
 from rebalance.experiments.record import (
     COLUMNS,
     PACKED,
@@ -47,7 +50,7 @@ from rebalance.experiments.record import (
     write,
     write_json,
 )
-from rebalance.files import require_writable, write_whole
+from rebalance.files import beside, require_writable, write_whole
 from rebalance.report.evidence import compare, gap_closed, stat
 from rebalance.settings import SparsifyFlags, parse, require, setting, settings_of
 
@@ -94,6 +97,27 @@ def commands(name: str, protocol: str, seeds: Sequence[str], rounds: str, recipe
             for flags in METHODS.values()
         ),
     ]
+
+
+def lay_out(kept: Path, command: Command) -> None:
+    """Make the folder of a command from kept records: of the labels that are left and of complete ones."""
+    folder, (word, *flags) = command
+    found = {record.run: record for record in load(kept).finished if not record.labels.get("round")}
+    args = dict(flag.split("=", 1) for flag in flags)
+    asked = (rounds_asked(args)[1] if word == "rounds" else read_grid(args)).asked
+    runs = {}
+    for name, record in found.items():
+        loss, run = name.removeprefix("loss=").split(",", 1)
+        if loss == args["loss"] and str(record.seed) in args["seeds"].split(","):
+            runs[run] = record
+    if not runs:
+        return
+    with beside(folder) as part:
+        write(part / SWEEP, Plan(asked=asked, runs=tuple(runs)))
+        for run, record in runs.items():
+            (part / RUNS / run).mkdir(parents=True)
+            write(part / RUNS / run / RECORD, replace(record, run=run))
+        part.rename(folder)
 
 
 def merge(folders: Sequence[Path], out: Path) -> None:
@@ -199,6 +223,10 @@ def main(argv: list[str]) -> None:
 
     codes = [0]
     if asked.workers:
+        for protocol, made in words.items():
+            for command in made:
+                if (out / protocol / PACKED).is_file() and not command[0].exists():
+                    lay_out(out / protocol, command)
         with ThreadPoolExecutor(asked.workers) as pool:
             codes = list(pool.map(run, [command for own in words.values() for _, command in own]))
     table = list[dict[str, Any]]()

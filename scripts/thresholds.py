@@ -1,10 +1,13 @@
-"""From which probability on to add a suggestion, and from which to leave its place unknown: one audit, many trainings.
+"""From which probability on to add a suggestion, from which its place is unknown, and what a person's word is worth.
 
 Each first audit of rounds that are done (`rebalance rounds`) is taken, the labels that were left are completed anew for
 each pair of `complete_add` and `complete_ignore`, and a detector is trained on them, as the rounds trained theirs. What
-they trained on the labels that were left and on complete ones is what it is compared with.
+they trained on the labels that were left and on complete ones is what it is compared with. With `decided`, somebody who
+knows the truth accepts and rejects so many suggestions of missing labels, from the top of the list, and the first pair
+holds for the others.
 
-    python scripts/thresholds.py rounds=<folder>,<folder> out=<folder> [pairs=0.7/0.2,0.5/0.1] [jobs=2]
+    python scripts/thresholds.py rounds=<folder>,<folder> out=<folder> [pairs=0.7/0.2,0.5/0.1] [decided=500,2000]
+        [jobs=2]
 
 The sweep is `runs/benchmark/<name of out>` and goes on where it was stopped. <out>/records.jsonl keeps its records, and
 audits.json beside it what each audit said and the truth. <out>/table.csv is the table: for each pair how many boxes
@@ -20,14 +23,21 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pandas
 
 from rebalance.audit.api import complete
 from rebalance.audit.complete import read_audit, require_order
-from rebalance.audit.table import TOLD
+from rebalance.audit.decisions import CHOICES
+from rebalance.audit.decisions import write as write_decisions
+from rebalance.audit.table import SUGGESTIONS, TOLD
+from rebalance.audit.table import read as read_table
+from rebalance.audit.truth import Withheld, right
 from rebalance.cli.main import guarded, pairs
+from rebalance.data import dataset
+from rebalance.data.dataset import DataSet
 from rebalance.errors import ConfigError, RunError
 from rebalance.experiments.record import COLUMNS, SWEEP, Plan, Record, keep, load, read_file, read_json, write_json
 from rebalance.experiments.sweep import sweep
@@ -47,6 +57,7 @@ class Flags:
     rounds: str = setting("", "folders of rounds, comma separated, with one seed each")
     out: str = setting("", "folder of the records and the table")
     pairs: str = setting("0.9/0.2,0.7/0.2,0.5/0.2,0.3/0.3", "complete_add/complete_ignore, comma separated")
+    decided: str = setting("", "how many suggestions a person decides, comma separated")
     jobs: int = setting(2, "trainings at a time", low=1)
 
 
@@ -63,14 +74,55 @@ def trained(folder: Path) -> dict[str, Record]:
     return found
 
 
-def completed(folder: Path, left: Record, pair: str, work: Path) -> Path:
-    """The YAML of the labels that were left, completed by a pair."""
-    add, ignore = pair.split("/")
-    data = work / str(left.seed) / pair.replace("/", "-") / "data.yaml"
-    if not data.exists():
+class Way(NamedTuple):
+    """How labels are completed."""
+
+    name: str
+    add: str
+    ignore: str
+    decided: int = 0  # suggestions, from the top of the list
+
+
+def ways(asked: Flags) -> list[Way]:
+    """Those that are asked for."""
+    made = []
+    for pair in asked.pairs.split(","):
+        add, slash, ignore = pair.partition("/")
+        if not slash:
+            raise ConfigError(f"pairs={asked.pairs}: {pair} is not two probabilities such as 0.7/0.2")
+        require_order(parse(CompleteFlags, {"complete_add": add, "complete_ignore": ignore}))
+        made.append(Way(pair, add, ignore))
+    for count in filter(None, asked.decided.split(",")):
+        if not (count.isdecimal() and int(count)):
+            raise ConfigError(f"decided={asked.decided}: {count} is not a number of suggestions")
+        made.append(made[0]._replace(name=f"{made[0].name}, {count} decided", decided=int(count)))
+    return made
+
+
+def completed(folder: Path, left: Record, way: Way, work: Path) -> Path:
+    """The YAML of the labels that were left, completed."""
+    out = work / str(left.seed) / way.name.replace("/", "-").replace(", ", "-").replace(" ", "-")
+    if not out.exists():
         audit = folder / "audits" / left.run
-        complete(data=left.config.data, audit=audit, complete_add=add, complete_ignore=ignore, out=data.parent)
-    return data
+        given = {"data": left.config.data, "audit": audit, "complete_add": way.add, "complete_ignore": way.ignore}
+        if way.decided:
+            given["decisions"] = decide(dataset.load(left.config.data), audit, way.decided, out.with_suffix(".json"))
+        complete(**given, out=out)
+    return out / "data.yaml"
+
+
+def decide(source: DataSet, audit: Path, count: int, out: Path) -> Path:
+    """The decisions of somebody who knows what was withheld, on the first suggestions of missing labels."""
+    about, root = read_audit(audit), Path(read_audit(audit)["images_root"])
+    rows = [row for row in read_table(audit / SUGGESTIONS) if row.kind == "missing"][:count]
+    missing = {}
+    for name, size in about["sizes"].items():
+        lost = source.withheld(str(root / name))
+        missing[name] = Withheld(lost.boxes_xyxy(*size), lost.classes, np.zeros(len(lost.classes)))
+    accept, reject = CHOICES
+    words = {row.id: accept if good else reject for row, good in zip(rows, right(rows, missing)[0], strict=True)}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return write_decisions(out, rows, words, about["suggestions_sha256"])
 
 
 def table(
@@ -109,16 +161,11 @@ def main(argv: list[str]) -> None:
     """`rounds=` and `out=`, see above."""
     asked = parse(Flags, pairs(argv, Flags))
     require(asked, "rounds", "out")
-    folders, wanted, out = [Path(name) for name in asked.rounds.split(",")], asked.pairs.split(","), Path(asked.out)
-    for pair in wanted:
-        add, slash, ignore = pair.partition("/")
-        if not slash:
-            raise ConfigError(f"pairs={asked.pairs}: {pair} is not two probabilities such as 0.7/0.2")
-        require_order(parse(CompleteFlags, {"complete_add": add, "complete_ignore": ignore}))
+    folders, wanted, out = [Path(name) for name in asked.rounds.split(",")], ways(asked), Path(asked.out)
     plans = [read_file(Plan, folder / SWEEP).asked for folder in folders]
     require_writable(out / "table.csv")
     work, cells, names = Path("runs", out.name), list[dict[str, str]](), dict[tuple[int, str], str]()
-    counts: dict[str, list[Mapping[str, int]]] = {pair: [] for pair in wanted}
+    counts: dict[str, list[Mapping[str, int]]] = {way.name: [] for way in wanted}
     found: dict[str, dict[int, Record]] = {LEFT: {}, COMPLETE: {}}
     audits: dict[str, dict[str, Any]] = {}
     for folder, plan in zip(folders, plans, strict=True):
@@ -129,12 +176,12 @@ def main(argv: list[str]) -> None:
         audits[f"seed={seed}"] = {key: about[key] for key in TOLD if key in about}
         for name, record in own.items():
             found[name][seed] = record
-        for pair in wanted:
-            file = completed(folder, own[LEFT], pair, work)
+        for way in wanted:
+            file = completed(folder, own[LEFT], way, work)
             given = {"data": os.path.relpath(file), "seeds": str(seed), "jobs": str(asked.jobs), "name": out.name}
             cells.append({**recipe, **given})
-            names[seed, given["data"]] = pair
-            counts[pair].append((read_json(file.parent / "manifest.json") or {})["total"])
+            names[seed, given["data"]] = way.name
+            counts[way.name].append((read_json(file.parent / "manifest.json") or {})["total"])
     done = keep(sweep(cells), out)
     write_json(out / "audits.json", audits)
     for record in done:

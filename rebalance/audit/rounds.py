@@ -115,7 +115,7 @@ def prepare(
 
     Arguments and errors as of `rounds`; `dry` as of `rebalance.experiments.sweep.prepare`.
     """
-    given, grid = _read(args)
+    given, grid = read(args)
     folder = root / (given.name or time_stamp(root))
     refuse_other(folder, grid, {})
     sources, told = sources_of(grid.runs, dry=dry), list[dict[str, Any]]()
@@ -318,7 +318,7 @@ def _look(given: AuditFlags, training: Mapping[str, str], root: Path) -> Path:
     return audit(given, training, root)
 
 
-def _read(args: Mapping[str, str]) -> tuple[RoundsFlags, Grid]:
+def read(args: Mapping[str, str]) -> tuple[RoundsFlags, Grid]:
     """The flags, and a run for each seed."""
     own = settings_of(RoundsFlags)
     given = parse(RoundsFlags, {key: text for key, text in args.items() if key in own})
