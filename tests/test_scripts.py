@@ -106,6 +106,7 @@ def test_what_regions_are_worth_is_asked_on_six_sets_a_seed(
         (["rounds=none", "out=o"], "none/sweep.json"),
         (["rounds=none", "out=o", "pairs=0.7"], "pairs=0.7: 0.7 is not two probabilities such as 0.7/0.2"),
         (["rounds=none", "out=o", "pairs=0.7/0.2,0.2/0.7"], "complete_ignore=0.7 is above complete_add=0.2"),
+        (["rounds=none", "out=o", "decided=500,all"], "decided=500,all: all is not a number of suggestions"),
     ],
 )
 def test_bad_words_for_thresholds_are_one_line_and_make_nothing(
@@ -125,6 +126,25 @@ def test_the_table_of_completed_labels_is_that_of_its_records(protocol: str) -> 
     assert [*found.trained] == [*own.trained]
     for name in own.select_dtypes("number"):
         assert found[name].to_numpy() == pytest.approx(own[name].to_numpy(), abs=0.06, nan_ok=True)
+
+
+def test_kept_records_count_as_finished_but_for_those_of_completed_labels(elsewhere: Path) -> None:
+    script, kept = load("completion"), SCRIPTS.parent / "runs" / "reference" / "completion-deeppcb" / "percent"
+    for command in script.commands(
+        "c", "percent", ("0", "2"), "2", {**script.RECIPE, "data": "data/deeppcb/data.yaml"}
+    ):
+        folder, (word, *flags) = command
+        script.lay_out(kept, command)
+        runs = {path.parent.name for path in folder.glob("runs/*/record.json")}
+        if word == "sweep":
+            assert runs == {"seed=0", "seed=2"}
+            assert all(record.train["loss"] in ("drop", "brl") for record in records(folder).finished)
+        else:
+            seed = re.search(r"\d$", folder.name)[0]
+            assert runs == {f"round=0,seed={seed}", f"protocol=normal,seed={seed}"}
+        asked = script.rounds_asked if word == "rounds" else script.read_grid
+        grid = asked(dict(flag.split("=", 1) for flag in flags))
+        module.refuse_other(folder, grid[1] if word == "rounds" else grid, {})
 
 
 def test_of_an_audit_is_kept_what_it_said_and_the_truth(tmp_path: Path) -> None:

@@ -134,12 +134,16 @@ def findings(
         elif (limit := thresholds[number]) is not None:
             right = probability.right(seen, wrong, limit, shares)
         classes[number] = Class(labels[number], how, thresholds[number], made, why, right)
+    total = None
+    if sure := {number: row.estimate for number, row in classes.items() if row.estimate}:
+        held, total = probability.together([*sure.values()])
+        classes |= {number: replace(classes[number], estimate=one) for number, one in zip(sure, held, strict=True)}
     rows = [
         row
         for one, some, chance in zip(audited, missing, chances, strict=True)
         for row in (*_rows_missing(names, one, some, chance, classes), *_rows_apart(names, one, thresholds))
     ]
-    return Findings(sort(rows), classes, _total(classes), sum(one.explained.silent for one in audited))
+    return Findings(sort(rows), classes, total, sum(one.explained.silent for one in audited))
 
 
 def _own(looks: Sequence[Look], number: int) -> list[NDArray[np.float64]]:
@@ -238,11 +242,3 @@ def _row(
 def _box(box: Boxes) -> Box:
     x1, y1, x2, y2 = (round(side, 2) for side in box.tolist())
     return x1, y1, x2, y2
-
-
-def _total(classes: Mapping[int, Class]) -> Estimate | None:
-    made = [row.estimate for row in classes.values() if row.estimate]
-    if not made:
-        return None
-    missing, beyond = (sum(values) for values in zip(*((row.missing, row.beyond) for row in made), strict=True))
-    return Estimate((), missing, beyond, np.sum([row.draws for row in made], axis=0))

@@ -25,6 +25,8 @@ power of P, at least 1, whose sum it is: what is certain stays so, and what chan
 
 What the models do not find, or with lower scores, is in no sum. On val they find a share of the labels from that score
 on, their recall; the estimate divided by it is that of all missing labels, as far as those are found as often as val's.
+Where all classes together stand out of chance, labels are missing, and then that of a class is its count over its
+recall though the class by itself does not stand out: to leave out all that is hard to find would make the sum too low.
 The intervals, of 95 %, are those of both over bootstrapped images, audited and val.
 
 It is a lower bound wherever the model was trained on the audited images with these labels: it has learnt that what is
@@ -33,8 +35,9 @@ not labelled is background. And labels that val lacks itself make f too high, an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,15 +70,19 @@ class Estimate:
         missing: how many of the missing labels are found, the sum of the probabilities.
         beyond: how many are missing, with those that are not found.
         span, span_beyond: intervals of 95 % of both; a count may be below 0 by chance, these are not.
+        draws: (2, BOOTSTRAPS) both counts over bootstrapped images; those of several classes are added up.
+        seen: what is seen from the start on less what is false, which chance can make negative.
+        variance: of `seen` by chance.
         recall: share of val's labels that is found from the start on.
         start: score from which on missing labels are looked for.
-        draws: (2, BOOTSTRAPS) both counts over bootstrapped images; those of several classes are added up.
     """
 
     probability: tuple[NDArray[np.float64], ...]
     missing: float
     beyond: float
     draws: NDArray[np.float64]
+    seen: float
+    variance: float
     recall: float | None = None
     start: float = np.inf
 
@@ -104,9 +111,9 @@ def estimate(audited: Scores, judged: Scores, own: Scores, draw: Draws, shares: 
     every, false_ones, labels = (np.concatenate([np.empty(0), *part]) for part in (audited, judged, own))
     start = _start(labels, false_ones, ratio)
     seen, false, found = (_count(part, start) for part in (audited, judged, own))
-    count = float(seen.sum() - ratio * false.sum())
+    count, variance = float(seen.sum() - ratio * false.sum()), float(_variance(seen.sum(), false.sum(), ratio))
     chances, above = np.zeros(len(every)), every >= start
-    if count >= DEVIATIONS * _deviation(seen.sum(), false.sum(), ratio):
+    if stands_out(count, variance):
         chances[above] = _shrunk(_fit(every[above], false_ones[false_ones >= start], ratio), count)
     missing, recall = float(chances.sum()), float(found.sum() / max(1, len(labels))) or None
 
@@ -116,7 +123,23 @@ def estimate(audited: Scores, judged: Scores, own: Scores, draw: Draws, shares: 
     recalls = (draw.judged @ found) / np.maximum(of_labels, 1)
     draws = np.stack([counts, counts / np.maximum(recalls, (recall or 1) / 10)])  # no draw has as good as no recall
     parts = np.split(chances, np.cumsum([len(part) for part in audited])[:-1])
-    return Estimate(tuple(parts), missing, missing / (recall or 1), draws, recall, start)
+    return Estimate(tuple(parts), missing, missing / (recall or 1), draws, count, variance, recall, start)
+
+
+def together(classes: Sequence[Estimate]) -> tuple[list[Estimate], Estimate]:
+    """The estimates of some classes, held against each other, and that of all; the latter without probabilities."""
+    seen, variance = (sum(values) for values in zip(*((one.seen, one.variance) for one in classes), strict=True))
+    of_all = [one.beyond for one in classes]
+    if stands_out(seen, variance):
+        of_all = [one.seen / (one.recall or 1) for one in classes]
+        classes = [replace(one, beyond=max(0.0, beyond)) for one, beyond in zip(classes, of_all, strict=True)]
+    missing, draws = sum(one.missing for one in classes), np.sum([one.draws for one in classes], axis=0)
+    return [*classes], Estimate((), missing, max(missing, sum(of_all)), draws, seen, variance)
+
+
+def stands_out(seen: float, variance: float) -> bool:
+    """Whether what is seen less what is false is more than chance makes."""
+    return seen >= DEVIATIONS * math.sqrt(variance)
 
 
 def _interval(draws: NDArray[np.float64], middle: float) -> Interval:
@@ -179,9 +202,9 @@ def _shrunk(chances: NDArray[np.float64], total: float) -> NDArray[np.float64]:
     return found * min(1.0, total / found.sum()) if found.any() else found
 
 
-def _deviation(seen: Any, false: Any, ratio: float) -> Any:
+def _variance(seen: Any, false: Any, ratio: float) -> Any:
     """Of seen − ratio · false by chance, with one more false one than there are: of none nothing follows."""
-    return np.sqrt(seen + ratio**2 * (false + 1))
+    return seen + ratio**2 * (false + 1)
 
 
 def _start(own: NDArray[np.float64], false: NDArray[np.float64], ratio: float) -> float:
@@ -190,7 +213,7 @@ def _start(own: NDArray[np.float64], false: NDArray[np.float64], ratio: float) -
     if not len(at):
         return np.inf
     labels, wrong = (len(part) - np.searchsorted(np.sort(part), at) for part in (own, false))
-    apart = ratio * labels / _deviation(ratio * (labels + wrong), wrong, ratio)
+    apart = ratio * labels / np.sqrt(_variance(ratio * (labels + wrong), wrong, ratio))
     return float(at[apart.argmax()])
 
 

@@ -279,7 +279,7 @@ class _Work:
         }
         labels = replace(last.labels, round=number)
         run = replace(last, id=id_of(number, last), varied={"round": number}, labels=labels)
-        rate = files.read_file(files.Task, self.folder / RUNS / last.id / files.CONFIG).config.labels["rate"]
+        rate = files.read(self.folder / RUNS / last.id / files.RECORD).labels["rate"]
         self._config(run, out / "data.yaml", rate=rate, completed=told)
         chain.runs.append(run)
         chain.data.append(out / "data.yaml")

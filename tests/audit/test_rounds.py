@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -250,6 +251,16 @@ def test_killed_anywhere_it_goes_on_and_repeats_no_finished_training(bench: Benc
     bench.rounds(plan)
     assert bench.started() == [*done, *again]
     assert not list(data.glob(".*"))
+
+
+def test_it_goes_on_from_records_alone(bench: Bench) -> None:
+    folder = bench.rounds(rounds="1")
+    (folder / "runs" / "round=0,seed=0" / "config.json").unlink()
+    shutil.rmtree(folder / "runs" / "round=1,seed=0")
+    before = bench.started()
+    bench.rounds(rounds="1")
+    assert bench.started()[len(before) :] == ["round=1,seed=0"]
+    assert bench.labels("round=1,seed=0")["round"] == 1
 
 
 def test_the_same_name_with_other_values_is_refused(bench: Bench) -> None:
