@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -63,6 +63,7 @@ class SparsifyFlags:
     )
     rate: float = setting(0.5, "fraction of boxes withheld (percent, per_class)", low=0, high=1)
     keep_one: bool = setting(False, "percent: leave every image at least one box")
+    classes: str = setting("", "names of the classes that lose boxes, comma separated; default: all")
     seed: int = setting(0, "seed of the choice", low=0)
     out: str = setting("", "folder to make; must not exist")
 
@@ -293,6 +294,23 @@ def checked(name: str, item: dataclasses.Field[Any], value: Any) -> Any:
     if facts["choices"] and result not in facts["choices"] and not (span(facts) and _within(result, facts)):
         raise ConfigError(f"{name}={value} is not one of {_choices(facts)}{nearest(text, facts['choices'])}")
     return result
+
+
+def classes_of(text: str, names: Iterable[str]) -> list[str]:
+    """The names of classes in a text, comma separated, in its order.
+
+    Raises:
+        ConfigError: one is not among those of the source, or is there twice.
+    """
+    known, found = [*names], [name.strip() for name in text.split(",") if name.strip()]
+    for name in found:
+        if name not in known:
+            raise ConfigError(
+                f"classes: '{name}' is not a class of the source{nearest(name, known)}; it has {', '.join(known)}"
+            )
+    if len({*found}) < len(found):
+        raise ConfigError(f"classes={text} names a class twice")
+    return found
 
 
 def _within(value: Any, facts: Mapping[str, Any]) -> bool:

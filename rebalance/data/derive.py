@@ -22,7 +22,8 @@ that there is nothing of its class: nobody who overlooked it would have said so.
 The manifest, in this order:
 
     schema    1
-    ...       what the rule says of itself; a protocol: `protocol`, `asked` (the rate, null without), `keep_one`, `seed`
+    ...       what the rule says of itself; a protocol: `protocol`, `asked` (the rate, null without), `keep_one`,
+              `only` (the classes that lost boxes, where not all could), `seed`
     noise     with noise only: its `jitter_iou`, and of each kind {asked, boxes, reached}: how many it happened to, and
               their share: of the boxes (missing, extra), of those that were not withheld (jitter, class_flip)
     reached   withheld boxes ÷ boxes
@@ -63,7 +64,7 @@ from rebalance.data.progress import progress
 from rebalance.data.protocols import Withhold
 from rebalance.data.regions import Regions
 from rebalance.errors import ConfigError
-from rebalance.settings import NoiseFlags, SparsifyFlags, as_dict, parse, require
+from rebalance.settings import NoiseFlags, SparsifyFlags, as_dict, classes_of, parse, require
 
 
 class _Drawn(NamedTuple):
@@ -87,8 +88,10 @@ def sparsify(given: SparsifyFlags) -> Manifest:
     require(given, "data", "out")
     given = parse(SparsifyFlags, as_dict(given))
     rule = Withhold(protocol=given.protocol, rate=given.rate, keep_one=given.keep_one, seed=given.seed)
-    out = free(given.out)
-    return derive(dataset.load(built_in(given.data)), rule, out)
+    out, source = free(given.out), dataset.load(built_in(given.data))
+    numbers = {name: number for number, name in source.names.items()}
+    only = tuple(sorted(numbers[name] for name in classes_of(given.classes, numbers)))
+    return derive(source, replace(rule, classes=only), out)
 
 
 def noise(given: NoiseFlags) -> Manifest:
@@ -151,8 +154,10 @@ def summary(manifest: Manifest) -> str:
     rows = [*(found for found in manifest["classes"] if found["boxes"]), {"name": "all", **total, "noise": noise}]
     width = max(len(row["name"]) for row in rows)
     kinds = [kind for kind in noise if kind != "missing" and noise[kind]["asked"]]
+    only = [row["name"] for row in manifest["classes"] if row["id"] in manifest.get("only", ())]
     lines = [
-        f"{manifest['protocol']}, seed {manifest['seed']}{', keep_one' if manifest['keep_one'] else ''}: "
+        f"{manifest['protocol']}, seed {manifest['seed']}{', keep_one' if manifest['keep_one'] else ''}"
+        f"{', of ' + ', '.join(only) if only else ''}: "
         f"{total['withheld']} of {total['boxes']} boxes withheld ({total['reached']:.1%}{asked})",
         f"{images['total']} images, {images['labelled']} with boxes ({images['labelled_before']} before)"
         + (f", {images['unreadable']} with an unreadable label file" if images["unreadable"] else ""),

@@ -6,6 +6,8 @@ a group is, and how many of its boxes go. So the same seed gives sets that lie i
 * `percent` and `per_class` at a lower rate inside the same protocol at a higher one (with and without `keep_one`);
 * `easy` inside `hard` inside `extreme`, and `keep_one_per_class` inside `extreme`.
 
+Where some classes alone lose boxes, a protocol is of their boxes: `extreme` leaves an image one of them.
+
 Counts are exact and rounded down: of n boxes in a group, rate p withholds floor(p·n), and `hard` floor(n / 2), so three
 boxes lose one and a single box stays. Rounding down is also what Table 1 of Zhang et al. (BRL) implies for `hard` on
 VOC: half of every image with several boxes would be 42.8 % of all, up 46.6 %, down 39.0 %, and they report 39.00 %.
@@ -62,6 +64,7 @@ class Withhold:
     protocol: str  # a name of `PROTOCOLS`
     rate: float = 0.5  # fraction withheld, 0 to 1; only `percent` and `per_class` look at it
     keep_one: bool = False  # `percent` only: the last box of an image stays, so less than asked may be reached
+    classes: tuple[int, ...] = ()  # those that lose boxes; none: all
     seed: int | tuple[int, ...] = 0  # one number, or several, of the generator that gives every box its number
 
     def __post_init__(self) -> None:
@@ -74,7 +77,8 @@ class Withhold:
     def facts(self) -> dict[str, Any]:
         """What a manifest says of the rule; `asked` is None where the protocol has no rate."""
         asked = self.rate if uses_rate(self.protocol) else None
-        return {"protocol": self.protocol, "asked": asked, "keep_one": self.keep_one, "seed": self.seed}
+        some = {"only": list(self.classes)} if self.classes else {}
+        return {"protocol": self.protocol, "asked": asked, "keep_one": self.keep_one, **some, "seed": self.seed}
 
     def __call__(self, files: Sequence[Labels]) -> list[tuple[Labels, Labels]]:
         """For the labels of every image those that stay and those that go; their order as in `masks`."""
@@ -91,7 +95,13 @@ class Withhold:
 
     def gone(self, image: _Ids, label: _Ids) -> _Mask:
         """Which boxes go, (n,), of boxes with these images (n,) and classes (n,)."""
-        draw = np.random.default_rng(self.seed).random(len(image))
+        draw, gone = np.random.default_rng(self.seed).random(len(image)), np.zeros(len(image), np.bool_)
+        asked = np.isin(label, self.classes) if self.classes else ~gone
+        gone[asked] = self._chosen(image[asked], label[asked], draw[asked])
+        return gone
+
+    def _chosen(self, image: _Ids, label: _Ids, draw: NDArray[np.float64]) -> _Mask:
+        """Which boxes go by their numbers, (n,)."""
         if self.keep_one:  # `percent` of what `extreme` would take; that does not depend on the rate, so nesting holds
             free = _smallest(image, draw, lambda n: n - 1)
             return free & _smallest(~free, draw, lambda n: share(self.rate, len(image)))

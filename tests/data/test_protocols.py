@@ -46,6 +46,14 @@ def test_keep_one_per_class_leaves_every_pair(seed: int) -> None:
     assert pairs == sorted(set(zip(IMAGE.tolist(), LABEL.tolist(), strict=True)))
 
 
+def test_of_some_classes_alone_boxes_go_and_the_others_do_not_count() -> None:
+    for protocol, rate, count in (("percent", 0.5, 7), ("per_class", 0.5, 6), ("hard", 0.5, 6), ("extreme", 0.5, 9)):
+        mask = Withhold(protocol=protocol, rate=rate, classes=(0, 1), seed=3).gone(IMAGE, LABEL)
+        assert not mask[LABEL == 2].any()
+        assert mask.sum() == count, protocol
+    assert (Withhold(protocol="extreme", classes=(0, 1, 2)).gone(IMAGE, LABEL) == gone("extreme")).all()
+
+
 @pytest.mark.parametrize(("rate", "count"), [(0, 0), (0.05, 0), (0.1, 1), (0.5, 8), (0.75, 12), (0.99, 16), (1, 17)])
 def test_percent_is_exact_and_rounds_down(rate: float, count: int) -> None:
     assert gone("percent", rate).sum() == count  # 17 boxes

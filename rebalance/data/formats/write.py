@@ -49,8 +49,8 @@ from rebalance.data.formats.reading import image_size
 from rebalance.data.formats.record import SPLITS, ConvertFlags, Format, Found, Frame, Record
 from rebalance.data.progress import progress
 from rebalance.data.regions import Regions
-from rebalance.errors import ConfigError, DataError, nearest
-from rebalance.settings import as_dict
+from rebalance.errors import ConfigError, DataError
+from rebalance.settings import as_dict, classes_of
 
 _SELDOM = {"unlabelled": "nobody looked at", "unknown": "unknown regions", "background": "background regions"}
 _BEYOND = 2e-6  # of the image; a box that reaches farther out is cut. Less is the rounding of six digits
@@ -156,15 +156,7 @@ def _names(found: Found, kept: str) -> list[str]:
             why = ", ".join(f"{count} {what}" for what, count in found.left_out.items())
             raise DataError("the source names no class" + (f"; it has {why}" if why else ""))
         return list(names)
-    chosen = [name.strip() for name in kept.split(",") if name.strip()]
-    for name in chosen:
-        if name not in names:
-            raise ConfigError(
-                f"classes: '{name}' is not a class of the source{nearest(name, names)}; it has {', '.join(names)}"
-            )
-    if len({*chosen}) < len(chosen):
-        raise ConfigError(f"classes={kept} names a class twice")
-    return chosen
+    return classes_of(kept, names)
 
 
 def _present(found: Found, given: ConvertFlags) -> tuple[list[Record], list[str]]:
