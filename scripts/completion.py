@@ -4,7 +4,9 @@ For each protocol and seed, with labels of its own draw: the labels that are lef
 labels completed once and more often by models that have not seen the image (`rebalance rounds`), and complete labels.
 
     python scripts/completion.py data=<complete data set>.yaml out=<folder> [protocols=extreme,percent,hard]
-        [seeds=0,1,2] [rounds=2] [workers=1]
+        [seeds=0,1,2] [classes=fish] [rounds=2] [workers=1]
+
+With `classes`, names, those alone lose labels, and the table is of them alone.
 
 Any other key takes the place of one of the trainings' (epochs=1). `workers` commands run at a time, each with `jobs`
 trainings; what was finished is not repeated. Where a command's folder is on another machine, the records that <out>
@@ -24,6 +26,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -34,6 +37,7 @@ from rebalance.audit.rounds import read as rounds_asked
 from rebalance.audit.table import TOLD
 from rebalance.cli.main import guarded, pairs
 from rebalance.data import dataset
+from rebalance.data.derive import sparsify
 from rebalance.errors import ConfigError, DataError, RunError
 from rebalance.experiments.grid import read_grid
 from rebalance.experiments.record import (
@@ -46,13 +50,14 @@ from rebalance.experiments.record import (
     Record,
     load,
     pack,
+    points,
     read_json,
     write,
     write_json,
 )
 from rebalance.files import beside, require_writable, write_whole
 from rebalance.report.evidence import compare, gap_closed, stat
-from rebalance.settings import SparsifyFlags, parse, require, setting, settings_of
+from rebalance.settings import SparsifyFlags, classes_of, parse, require, setting, settings_of
 
 RECIPE = {
     "model": "yolov5n.yaml", "head": "stock", "epochs": "12", "imgsz": "320", "batch": "16", "nbs": "16",
@@ -74,6 +79,7 @@ class Flags:
     out: str = setting("", "folder of the records and the table")
     protocols: str = setting("extreme,percent,hard", "how labels are taken away, comma separated")
     seeds: str = setting("0,1,2", "training seeds, comma separated")
+    classes: str = setting("", "names of the classes that lose labels, comma separated; default: all")
     rounds: int = setting(2, "how often labels are completed", low=1)
     workers: int = setting(1, "commands at a time; 0: none", low=0)
 
@@ -81,22 +87,31 @@ class Flags:
 Command = tuple[Path, list[str]]  # the folder that it makes, and what follows `rebalance`
 
 
-def commands(name: str, protocol: str, seeds: Sequence[str], rounds: str, recipe: Mapping[str, str]) -> list[Command]:
-    """What is to be run for one protocol."""
+def commands(
+    name: str, protocol: str, seeds: Sequence[str], rounds: str, recipe: Mapping[str, str], some: bool = False
+) -> list[Command]:
+    """What is to be run for one protocol; where some classes alone lose labels, on sets that `damaged` makes."""
 
     def command(word: str, root: str, own: str, flags: Mapping[str, str]) -> Command:
         rate = {"rate": RATE} if protocol == "percent" else {}
-        given = {**recipe, "protocol": protocol, **rate, **flags, "name": f"{name}-{protocol}-{own}"}
+        lost = {"data": str(damaged(name, protocol, flags["seeds"]))} if some else {"protocol": protocol, **rate}
+        given = {**recipe, **lost, **flags, "name": f"{name}-{protocol}-{own}"}
         return Path("runs", root, given["name"]), [word, *(f"{key}={value}" for key, value in given.items())]
 
     asked = {**HOST, "rounds": rounds, "folds": FOLDS}
     return [
         *(command("rounds", "rounds", seed, {**asked, "seeds": seed}) for seed in seeds),
         *(
-            command("sweep", "benchmark", flags["loss"], {**flags, "seeds": ",".join(seeds)})
+            command("sweep", "benchmark", "-".join([flags["loss"], *[one] * some]), {**flags, "seeds": one})
             for flags in METHODS.values()
+            for one in (seeds if some else [",".join(seeds)])
         ),
     ]
+
+
+def damaged(name: str, protocol: str, seed: str) -> Path:
+    """The YAML of a set of which some classes alone lost labels."""
+    return Path("runs", name, f"{protocol}-{seed}", "data.yaml")
 
 
 def lay_out(kept: Path, command: Command) -> None:
@@ -152,8 +167,14 @@ def stage(record: Record) -> str:
     return f"{number} round{'s' * (number > 1)}"
 
 
-def rows(protocol: str, records: Sequence[Record]) -> Iterator[dict[str, Any]]:
-    """A row for what was trained on or with, from the seeds that have it and the labels that are left."""
+def rows(protocol: str, records: Sequence[Record], classes: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+    """A row for what was trained on or with, from the seeds that have it and the labels that are left.
+
+    Args:
+        protocol: how labels were taken away.
+        records: of the trainings.
+        classes: names of those that the row is about; none: all.
+    """
     found: dict[str, dict[int, Record]] = {}
     for record in records:
         found.setdefault(stage(record), {})[record.seed] = record
@@ -163,12 +184,11 @@ def rows(protocol: str, records: Sequence[Record]) -> Iterator[dict[str, Any]]:
     paired = {name: sorted(set(found[name]) & set(base)) for name in order}
     paired = {name: seeds for name, seeds in paired.items() if len(seeds) > 1}
 
-    def points(name: str, column: str, seeds: Sequence[int]) -> list[float]:
-        split, metric = COLUMNS[column]
-        return [100 * found[name][seed].metrics[split][metric] for seed in seeds]
+    def levels(name: str, column: str, seeds: Sequence[int]) -> list[float]:
+        return [points(found[name][seed], column, classes) for seed in seeds]
 
     def gains(name: str, column: str, seeds: Sequence[int]) -> list[float]:
-        return [one - given for one, given in zip(*(points(of, column, seeds) for of in (name, GIVEN)), strict=True)]
+        return [one - given for one, given in zip(*(levels(of, column, seeds) for of in (name, GIVEN)), strict=True)]
 
     others = [name for name in paired if name not in (GIVEN, COMPLETE)]
     rounds = [name for name in others if name not in METHODS]
@@ -179,7 +199,7 @@ def rows(protocol: str, records: Sequence[Record]) -> Iterator[dict[str, Any]]:
     for name, seeds in paired.items():
         row: dict[str, Any] = {"protocol": protocol, "trained": name, "seeds": len(seeds)}
         for column in COLUMNS:
-            level = stat(points(name, column, seeds))
+            level = stat(levels(name, column, seeds))
             row |= {column: level.mean, f"{column} ±": level.half}
             if name == GIVEN:
                 continue
@@ -213,10 +233,16 @@ def main(argv: list[str]) -> None:
         raise DataError(f"{source.file}: no test image has a label, and the table is of test")
     require_writable(out / "table.csv")
     recipe = {**RECIPE, **{key: text for key, text in given.items() if key not in own}, "data": asked.data}
+    classes, seeds = classes_of(asked.classes, source.names.values()), asked.seeds.split(",")
     words = {
-        protocol: commands(out.name, protocol, asked.seeds.split(","), str(asked.rounds), recipe)
+        protocol: commands(out.name, protocol, seeds, str(asked.rounds), recipe, bool(classes))
         for protocol in asked.protocols.split(",")
     }
+    if classes and asked.workers:
+        for protocol, seed in product(words, seeds):
+            flags = {"protocol": protocol, "rate": RATE, "seed": seed, "classes": asked.classes, "data": asked.data}
+            if not (place := damaged(out.name, protocol, seed).parent).exists():
+                sparsify(parse(SparsifyFlags, {**flags, "out": str(place)}))
 
     def run(command: list[str]) -> int:
         return subprocess.run([sys.executable, "-m", "rebalance", *command], check=False).returncode
@@ -236,7 +262,7 @@ def main(argv: list[str]) -> None:
             merge(folders, out / protocol)
             write_json(out / protocol / "audits.json", audits(folders))
         if folders or (not asked.workers and (out / protocol / PACKED).is_file()):
-            table += rows(protocol, load(out / protocol).finished)
+            table += rows(protocol, load(out / protocol).finished, classes)
     if table:
         frame = pandas.DataFrame(table)
         shares = [name for name in frame if name.endswith((" p", " gap closed", " from", " to"))]

@@ -38,7 +38,7 @@ from rebalance.data.folder import finish, link, new_folder, put
 from rebalance.data.labels import Labels
 from rebalance.data.regions import Regions
 from rebalance.errors import ConfigError, DataError
-from rebalance.experiments.record import COLUMNS, Record, keep, load
+from rebalance.experiments.record import COLUMNS, Record, keep, load, points
 from rebalance.experiments.sweep import sweep
 from rebalance.files import require_writable, write_whole
 from rebalance.report.evidence import Comparison, compare, gap_closed, stat
@@ -157,15 +157,14 @@ def table(records: Sequence[Record]) -> Iterator[dict[str, Any]]:
         found.setdefault(name if name in NAMES else COMPLETE, {})[record.seed] = record
     ways = {way: sets for way, sets in SETS.items() if f"{way}-silent" in found}
 
-    def points(name: str, column: str, seeds: Sequence[int]) -> NDArray[np.float64]:
-        split, metric = COLUMNS[column]
-        return np.array([100 * found[name][seed].metrics[split][metric] for seed in seeds])
+    def levels(name: str, column: str, seeds: Sequence[int]) -> NDArray[np.float64]:
+        return np.array([points(found[name][seed], column) for seed in seeds])
 
     def seeds_of(way: str, *names: str) -> list[int]:
         return sorted(set.intersection(*({*found[name]} for name in (*names, f"{way}-silent", COMPLETE))))
 
     def gained(name: str, other: str, column: str, seeds: Sequence[int]) -> list[float]:
-        return list(points(name, column, seeds) - points(other, column, seeds))
+        return list(levels(name, column, seeds) - levels(other, column, seeds))
 
     def told(name: str, values: Sequence[float]) -> dict[str, float | None]:
         mean = stat(values)
@@ -183,7 +182,7 @@ def table(records: Sequence[Record]) -> Iterator[dict[str, Any]]:
             seeds = seeds_of(way, name, said)
             row: dict[str, Any] = {"missing": way, "said": names[name], "seeds": len(seeds)}
             for column in COLUMNS:
-                row |= told(column, list(points(name, column, seeds)))
+                row |= told(column, list(levels(name, column, seeds)))
                 if name != silent:
                     row |= told(f"{column} vs nothing", gained(name, silent, column, seeds))
                 if name == said and (test := tests.get((way, column))):

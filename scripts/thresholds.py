@@ -7,7 +7,7 @@ knows the truth accepts and rejects so many suggestions of missing labels, from 
 holds for the others.
 
     python scripts/thresholds.py rounds=<folder>,<folder> out=<folder> [pairs=0.7/0.2,0.5/0.1] [decided=500,2000]
-        [jobs=2]
+        [classes=fish] [jobs=2]
 
 The sweep is `runs/benchmark/<name of out>` and goes on where it was stopped. <out>/records.jsonl keeps its records, and
 audits.json beside it what each audit said and the truth. <out>/table.csv is the table: for each pair how many boxes
@@ -39,11 +39,22 @@ from rebalance.cli.main import guarded, pairs
 from rebalance.data import dataset
 from rebalance.data.dataset import DataSet
 from rebalance.errors import ConfigError, RunError
-from rebalance.experiments.record import COLUMNS, SWEEP, Plan, Record, keep, load, read_file, read_json, write_json
+from rebalance.experiments.record import (
+    COLUMNS,
+    SWEEP,
+    Plan,
+    Record,
+    keep,
+    load,
+    points,
+    read_file,
+    read_json,
+    write_json,
+)
 from rebalance.experiments.sweep import sweep
 from rebalance.files import require_writable, write_whole
 from rebalance.report.evidence import gap_closed, stat
-from rebalance.settings import CompleteFlags, parse, require, setting
+from rebalance.settings import CompleteFlags, classes_of, parse, require, setting
 
 LEFT, COMPLETE = "as labelled", "complete labels"
 OF_ROUNDS = ("rounds", "folds", "complete_add", "complete_ignore", "protocol", "rate", "label_seed", "seeds", "series")
@@ -58,6 +69,7 @@ class Flags:
     out: str = setting("", "folder of the records and the table")
     pairs: str = setting("0.9/0.2,0.7/0.2,0.5/0.2,0.3/0.3", "complete_add/complete_ignore, comma separated")
     decided: str = setting("", "how many suggestions a person decides, comma separated")
+    classes: str = setting("", "names of the classes that mAP is of, comma separated; default: all")
     jobs: int = setting(2, "trainings at a time", low=1)
 
 
@@ -126,14 +138,21 @@ def decide(source: DataSet, audit: Path, count: int, out: Path) -> Path:
 
 
 def table(
-    found: Mapping[str, Mapping[int, Record]], counts: Mapping[str, Sequence[Mapping[str, int]]]
+    found: Mapping[str, Mapping[int, Record]],
+    counts: Mapping[str, Sequence[Mapping[str, int]]],
+    classes: Sequence[str] = (),
 ) -> Iterator[dict[str, Any]]:
-    """A row for each pair, between those of what was left and of complete labels, from the seeds that have all."""
+    """A row for each way, between those of what was left and of complete labels, from the seeds that have all.
+
+    Args:
+        found: by the name of the row its records by seed.
+        counts: by the name of a way the totals of the completed sets.
+        classes: names of those that mAP is of; none: all.
+    """
     seeds = sorted(set.intersection(*({*runs} for runs in found.values())))
 
-    def points(name: str, column: str) -> list[float]:
-        split, metric = COLUMNS[column]
-        return [100 * found[name][seed].metrics[split][metric] for seed in seeds]
+    def levels(name: str, column: str) -> list[float]:
+        return [points(found[name][seed], column, classes) for seed in seeds]
 
     for name in sorted(found, key=lambda name: (name == COMPLETE, name != LEFT)):
         row: dict[str, Any] = {"trained": name, "seeds": len(seeds)}
@@ -146,12 +165,12 @@ def table(
                 "found": round(total["recovered"] / missing, 3),
             }
         for column in COLUMNS:
-            gain = [one - left for one, left in zip(points(name, column), points(LEFT, column), strict=True)]
-            for key, values in ((column, points(name, column)), *(((f"{column} gain", gain),) if name != LEFT else ())):
+            gain = [one - left for one, left in zip(levels(name, column), levels(LEFT, column), strict=True)]
+            for key, values in ((column, levels(name, column)), *(((f"{column} gain", gain),) if name != LEFT else ())):
                 mean = stat(values)
                 row |= {key: round(mean.mean, 1), f"{key} ±": mean.half and round(mean.half, 1)}
             if name in counts and len(seeds) > 1:
-                gap = [one - left for one, left in zip(points(COMPLETE, column), points(LEFT, column), strict=True)]
+                gap = [one - left for one, left in zip(levels(COMPLETE, column), levels(LEFT, column), strict=True)]
                 if closed := gap_closed(gain, gap):
                     row |= {f"{column} gap closed": round(closed.share, 2)}
         yield row
@@ -162,6 +181,8 @@ def main(argv: list[str]) -> None:
     asked = parse(Flags, pairs(argv, Flags))
     require(asked, "rounds", "out")
     folders, wanted, out = [Path(name) for name in asked.rounds.split(",")], ways(asked), Path(asked.out)
+    names_of = dataset.load(trained(folders[0])[COMPLETE].config.data).names if asked.classes else {}
+    classes = classes_of(asked.classes, names_of.values())
     plans = [read_file(Plan, folder / SWEEP).asked for folder in folders]
     require_writable(out / "table.csv")
     work, cells, names = Path("runs", out.name), list[dict[str, str]](), dict[tuple[int, str], str]()
@@ -186,7 +207,7 @@ def main(argv: list[str]) -> None:
     write_json(out / "audits.json", audits)
     for record in done:
         found.setdefault(names[record.seed, str(record.host["data"])], {})[record.seed] = record
-    rows = pandas.DataFrame(table(found, counts)).to_csv(index=False, lineterminator="\n")
+    rows = pandas.DataFrame(table(found, counts, classes)).to_csv(index=False, lineterminator="\n")
     write_whole(out / "table.csv", rows.encode())
     print(rows)
 

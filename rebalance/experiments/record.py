@@ -472,6 +472,16 @@ def load(folder: str | Path, baseline: str = "") -> Sweep:
     )
 
 
+def points(record: Record, column: str, classes: Sequence[str] = ()) -> float:
+    """The number of a table of comparisons, a key of COLUMNS, in points: of all classes, or the mean of those named."""
+    split, metric = COLUMNS[column]
+    found = record.metrics[split]
+    if not classes:
+        return float(100 * found[metric])
+    of = {key.split(": ", 1)[1]: values[metric] for key, values in found["per_class"].items()}
+    return float(100 * sum(of[name] for name in classes) / len(classes))
+
+
 def by_epoch(records: Iterable[Record], key: str) -> dict[float, list[float]]:
     """Return the values of one column of the epochs, of the runs that have it; epochs ascend."""
     values: dict[float, list[float]] = {}
