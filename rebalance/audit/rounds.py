@@ -345,7 +345,9 @@ def as_made(source: Source) -> Labels:
         return Labels(protocol="percent", rate=1 - source.labelled) if has_withheld(source) else Labels()
     manifest: dict[str, Any] = read_json(source.parent / "manifest.json") or {}
     protocol, rate, seed = manifest.get("protocol"), manifest.get("asked"), manifest.get("seed")
-    if protocol not in PROTOCOLS:
+    if manifest.get("only"):  # of the labels of all classes it is a share
+        protocol, rate = "percent", manifest["reached"]
+    elif protocol not in PROTOCOLS:
         protocol, seed = "percent", 0
         rate = (rate or manifest.get("reached") or _share(source)) if dataset.load(source).has_withheld() else 0
     of_kind = manifest.get("noise") or {}

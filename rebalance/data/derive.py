@@ -149,7 +149,7 @@ def rehearse(source: DataSet, asked: Iterable[tuple[Withhold, Noise, Path]]) -> 
 def summary(manifest: Manifest) -> str:
     """A few lines for the user: what was asked and reached, overall and per class."""
     total, images = manifest["total"], manifest["images"]
-    asked = "" if manifest["asked"] is None else f", asked {manifest['asked']:.1%}"
+    asked = "" if manifest["asked"] is None else f", asked {manifest['asked']:.1%}{' of these' * ('only' in manifest)}"
     noise = manifest.get("noise", {})
     rows = [*(found for found in manifest["classes"] if found["boxes"]), {"name": "all", **total, "noise": noise}]
     width = max(len(row["name"]) for row in rows)

@@ -253,6 +253,18 @@ def test_killed_anywhere_it_goes_on_and_repeats_no_finished_training(bench: Benc
     assert not list(data.glob(".*"))
 
 
+def test_of_a_set_where_one_class_lost_labels_the_share_of_all_is_said(tmp_path: Path) -> None:
+    whole = make_dataset(tmp_path / "whole", train=12, seed=21)
+    name = dataset.load(whole).names[0]
+    made = sparsify(SparsifyFlags(data=str(whole), out=str(tmp_path / "set"), rate=1.0, classes=name, seed=3))
+    bench = Bench(tmp_path, tmp_path / "set" / "data.yaml")
+    bench.rounds(rounds="1")
+    labels = bench.labels("round=0,seed=0")
+    assert 0 < labels["rate"] == pytest.approx(made["total"]["reached"], abs=1e-4)
+    assert labels["rate"] < 1
+    assert (labels["protocol"], labels["seed"]) == ("percent", 3)
+
+
 def test_it_goes_on_from_records_alone(bench: Bench) -> None:
     folder = bench.rounds(rounds="1")
     (folder / "runs" / "round=0,seed=0" / "config.json").unlink()
