@@ -4,7 +4,8 @@ For each protocol and seed, with labels of its own draw: the labels that are lef
 labels completed once and more often by models that have not seen the image (`rebalance rounds`), and complete labels.
 
     python scripts/completion.py data=<complete data set>.yaml out=<folder> [protocols=extreme,percent,hard]
-        [seeds=0,1,2] [classes=fish] [rounds=2] [workers=1]
+        [rate=0.5] [seeds=0,1,2] [classes=fish] [rounds=2]
+        [workers=1]
 
 With `classes`, names, those alone lose labels, and the table is of them alone.
 
@@ -57,7 +58,7 @@ from rebalance.experiments.record import (
 )
 from rebalance.files import beside, require_writable, write_whole
 from rebalance.report.evidence import compare, gap_closed, stat
-from rebalance.settings import SparsifyFlags, classes_of, parse, require, setting, settings_of
+from rebalance.settings import SparsifyFlags, classes_of, parse, require, setting, settings_of, value_text
 
 RECIPE = {
     "model": "yolov5n.yaml", "head": "stock", "epochs": "12", "imgsz": "320", "batch": "16", "nbs": "16",
@@ -68,7 +69,7 @@ METHODS = {"dropping": {"loss": "drop", "obj_drop": "0.75"}, "BRL": {"loss": "br
 HOST = {"loss": "bce"}
 GIVEN, COMPLETE = "as labelled", "complete labels"
 PROTOCOLS = settings_of(SparsifyFlags)["protocol"].metadata["choices"][1:]
-RATE, FOLDS = "0.5", "3"
+FOLDS = "3"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +79,7 @@ class Flags:
     data: str = setting("", "data set YAML with complete labels")
     out: str = setting("", "folder of the records and the table")
     protocols: str = setting("extreme,percent,hard", "how labels are taken away, comma separated")
+    rate: float = setting(0.5, "fraction of the boxes that percent takes away", low=0, high=1)
     seeds: str = setting("0,1,2", "training seeds, comma separated")
     classes: str = setting("", "names of the classes that lose labels, comma separated; default: all")
     rounds: int = setting(2, "how often labels are completed", low=1)
@@ -87,20 +89,19 @@ class Flags:
 Command = tuple[Path, list[str]]  # the folder that it makes, and what follows `rebalance`
 
 
-def commands(
-    name: str, protocol: str, seeds: Sequence[str], rounds: str, recipe: Mapping[str, str], some: bool = False
-) -> list[Command]:
-    """What is to be run for one protocol; where some classes alone lose labels, on sets that `damaged` makes."""
+def commands(asked: Flags, name: str, protocol: str, recipe: Mapping[str, str]) -> list[Command]:
+    """What is to be run for one protocol; where some classes alone lose labels, on the sets that `damaged` names."""
+    seeds, some = asked.seeds.split(","), bool(asked.classes)
 
     def command(word: str, root: str, own: str, flags: Mapping[str, str]) -> Command:
-        rate = {"rate": RATE} if protocol == "percent" else {}
+        rate = {"rate": value_text(asked.rate)} if protocol == "percent" else {}
         lost = {"data": str(damaged(name, protocol, flags["seeds"]))} if some else {"protocol": protocol, **rate}
         given = {**recipe, **lost, **flags, "name": f"{name}-{protocol}-{own}"}
         return Path("runs", root, given["name"]), [word, *(f"{key}={value}" for key, value in given.items())]
 
-    asked = {**HOST, "rounds": rounds, "folds": FOLDS}
+    of_rounds = {**HOST, "rounds": str(asked.rounds), "folds": FOLDS}
     return [
-        *(command("rounds", "rounds", seed, {**asked, "seeds": seed}) for seed in seeds),
+        *(command("rounds", "rounds", seed, {**of_rounds, "seeds": seed}) for seed in seeds),
         *(
             command("sweep", "benchmark", "-".join([flags["loss"], *[one] * some]), {**flags, "seeds": one})
             for flags in METHODS.values()
@@ -233,14 +234,12 @@ def main(argv: list[str]) -> None:
         raise DataError(f"{source.file}: no test image has a label, and the table is of test")
     require_writable(out / "table.csv")
     recipe = {**RECIPE, **{key: text for key, text in given.items() if key not in own}, "data": asked.data}
-    classes, seeds = classes_of(asked.classes, source.names.values()), asked.seeds.split(",")
-    words = {
-        protocol: commands(out.name, protocol, seeds, str(asked.rounds), recipe, bool(classes))
-        for protocol in asked.protocols.split(",")
-    }
+    classes = classes_of(asked.classes, source.names.values())
+    words = {protocol: commands(asked, out.name, protocol, recipe) for protocol in asked.protocols.split(",")}
     if classes and asked.workers:
-        for protocol, seed in product(words, seeds):
-            flags = {"protocol": protocol, "rate": RATE, "seed": seed, "classes": asked.classes, "data": asked.data}
+        of_all = {"data": asked.data, "rate": value_text(asked.rate), "classes": asked.classes}
+        for protocol, seed in product(words, asked.seeds.split(",")):
+            flags = {**of_all, "protocol": protocol, "seed": seed}
             if not (place := damaged(out.name, protocol, seed).parent).exists():
                 sparsify(parse(SparsifyFlags, {**flags, "out": str(place)}))
 

@@ -130,9 +130,8 @@ def test_the_table_of_completed_labels_is_that_of_its_records(protocol: str) -> 
 
 def test_kept_records_count_as_finished_but_for_those_of_completed_labels(elsewhere: Path) -> None:
     script, kept = load("completion"), SCRIPTS.parent / "runs" / "reference" / "completion-deeppcb" / "percent"
-    for command in script.commands(
-        "c", "percent", ("0", "2"), "2", {**script.RECIPE, "data": "data/deeppcb/data.yaml"}
-    ):
+    asked = script.Flags(seeds="0,2")
+    for command in script.commands(asked, "c", "percent", {**script.RECIPE, "data": "data/deeppcb/data.yaml"}):
         folder, (word, *flags) = command
         script.lay_out(kept, command)
         runs = {path.parent.name for path in folder.glob("runs/*/record.json")}
@@ -142,9 +141,29 @@ def test_kept_records_count_as_finished_but_for_those_of_completed_labels(elsewh
         else:
             seed = re.search(r"\d$", folder.name)[0]
             assert runs == {f"round=0,seed={seed}", f"protocol=normal,seed={seed}"}
-        asked = script.rounds_asked if word == "rounds" else script.read_grid
-        grid = asked(dict(flag.split("=", 1) for flag in flags))
+        read = script.rounds_asked if word == "rounds" else script.read_grid
+        grid = read(dict(flag.split("=", 1) for flag in flags))
         module.refuse_other(folder, grid[1] if word == "rounds" else grid, {})
+
+
+def test_where_some_classes_lose_labels_each_seed_has_a_set_of_its_own(
+    elsewhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script, words = load("completion"), []
+    done = type("Done", (), {"returncode": 0})
+    monkeypatch.setattr(script.subprocess, "run", lambda command, check: words.append(command[3:]) or done)
+    data = make_dataset(tmp_path / "set", train=12, test=4, seed=21)
+    name = dataset.load(data).names[0]
+    given = [f"data={data}", "out=kept", "protocols=percent", "rate=0.8", "seeds=0,1", f"classes={name}"]
+    assert guarded(lambda: script.main(given)) != 0  # of no record there is a table
+    asked = [dict(word.split("=", 1) for word in command[1:]) for command in words]
+    assert [one["data"] for one in asked] == [f"runs/kept/percent-{seed}/data.yaml" for seed in "010101"]
+    assert not any("protocol" in one for one in asked)
+    assert len({one["name"] for one in asked}) == 6
+    lost = [json.loads(Path(one["data"]).with_name("manifest.json").read_text("utf-8")) for one in asked[:2]]
+    assert lost[0]["sha256"] != lost[1]["sha256"]
+    assert all(one["classes"][0]["reached"] == pytest.approx(0.8, abs=0.1) for one in lost)
+    assert not any(row["withheld"] for one in lost for row in one["classes"][1:])
 
 
 def test_of_an_audit_is_kept_what_it_said_and_the_truth(tmp_path: Path) -> None:
