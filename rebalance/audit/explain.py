@@ -7,7 +7,7 @@ A detection is explained, and no suggestion, where
   own class there, it says that the label is of a wrong class;
 * it is in a region in which its class is unknown, or in which somebody looked and there is none of it: at least half
   of its box, of two such regions the later one; or it is smaller than what was labelled;
-* a detection of a higher score that is not explained lies there, by the first two rules: both are one object.
+* a detection of its class, of a higher score and not explained, lies there, by the first rule: both are one object.
 
 A label is badly placed where the best detection of its class that overlaps it by IoU ≥ 0.3, and no other label of the
 class more, does so by at most 0.6. It is spurious where no detection of its class does so at all.
@@ -45,6 +45,7 @@ class Explained(NamedTuple):
     wrong: NDArray[np.int64]  # (k, 2) detection, label: it says another class than the label
     placed: NDArray[np.int64]  # (k, 2) detection, label: it says another box than the label
     spurious: NDArray[np.int64]  # labels
+    other: NDArray[np.int64]  # (k, 2) detection, label: only a label of another class explains it; one an object
     own: NDArray[np.float64]  # (m,) best score of a detection that a label of its class explains, 0 where none does
     silent: int  # detections that nothing explains but what is said about the labels
 
@@ -75,21 +76,23 @@ def explain(
     unsaid = ~of_class & ~there.any(1)
     said = known | (size < small)
     missing = distinct(found, np.flatnonzero(unsaid & ~said))
+    other = distinct(found, np.flatnonzero(~of_class & there.any(1) & ~said))
+    of_label = np.where(there, overlap, 0)[other].argmax(1) if len(boxes) else other
     says = there & ~of_class[:, None] & (found.scores[:, None] > own) & ~said[:, None]
     wrong = _best(says)
     best = _best(near)
     placed = best[overlap[best[:, 0], best[:, 1]] <= PLACED]
     nowhere = ~near.any(0)
     nowhere[wrong[:, 1]] = False
-    return Explained(missing, wrong, placed, np.flatnonzero(nowhere), own, int((unsaid & said).sum()))
+    alone = np.stack([other, of_label], 1)
+    return Explained(missing, wrong, placed, np.flatnonzero(nowhere), alone, own, int((unsaid & said).sum()))
 
 
 def distinct(found: Detections, some: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Of some detections, by falling score, those that are not of an object that an earlier one of them is of."""
+    """Of some detections, by falling score, those that are not of an object that an earlier one of its class is of."""
     boxes, classes = found.boxes[some], found.classes[some]
     overlap, inside = (of(boxes[:, None], boxes) for of in (iou, held))
-    same = classes[:, None] == classes
-    again = (same & ((overlap >= SAME) | (inside >= INSIDE))) | (overlap >= SAME_PLACE)  # [i, j]: i is the object j
+    again = (classes[:, None] == classes) & ((overlap >= SAME) | (inside >= INSIDE))  # [i, j]: i is the object j
     kept = np.ones(len(some), np.bool_)
     for j in range(len(some) - 1):
         if kept[j]:

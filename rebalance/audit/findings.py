@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from rebalance.data.labels import Labels
 from rebalance.data.regions import Regions
 
 FALLBACK = 0.25  # of the threshold: from that score on a detection is suggested whatever its probability is
+_TURNS = 8  # in which estimates and what they say of one another are found, at most
 _SHOWN = 5e-5  # the least probability that is not 0 in the table
 
 
@@ -118,32 +120,95 @@ def findings(
     asked, of_val = (np.array([regions.unsaid(one.image.known) for one in looks]) for looks in (audited, judged[0]))
     judging = np.tile(of_val, (len(judged), 1))  # (images, C), as `asked`
     chances = [np.full(len(some), np.nan) for some in missing]  # of each suggestion; NaN: there is none
+    confused = [_confused(one) for one in every]
     classes: dict[int, Class] = {}
+    evidence: dict[int, _Evidence] = {}
+    masks: dict[int, list[NDArray[np.bool_]]] = {}  # of each image which suggestions are of a class
     for number in names:
         shares = asked[:, number], judging[:, number]
-        how, made, right = "unknown" if number not in known else "threshold", None, None
+        how, right = "unknown" if number not in known else "threshold", None
         own = _own(every, number)
         why = "the model does not know it" if number not in known else _why_not(own, len(judged), shares)
         here, there = ([one.found.classes[some] == number for one, some in zip(*part, strict=True)]
                        for part in ((audited, missing), (every, false)))  # fmt: skip
         seen, wrong = _scores(audited, missing, here), _scores(every, false, there)
         if not why:
-            how, made = "probability", probability.estimate(seen, wrong, own, draws, shares)
-            for chance, mask, found in zip(chances, here, made.probability, strict=True):
-                chance[mask] = found
+            how, masks[number] = "probability", here
+            evidence[number] = _Evidence(seen, wrong, [of.get(number, _NONE) for of in confused], own, shares)
         elif (limit := thresholds[number]) is not None:
             right = probability.right(seen, wrong, limit, shares)
-        classes[number] = Class(labels[number], how, thresholds[number], made, why, right)
-    total = None
-    if sure := {number: row.estimate for number, row in classes.items() if row.estimate}:
-        held, total = probability.together([*sure.values()])
-        classes |= {number: replace(classes[number], estimate=one) for number, one in zip(sure, held, strict=True)}
+        classes[number] = Class(labels[number], how, thresholds[number], None, why, right)
+    for number, made in _estimates(evidence, draws).items():
+        classes[number] = replace(classes[number], estimate=made)
+        for chance, mask, found in zip(chances, masks[number], made.probability, strict=True):
+            chance[mask] = found
     rows = [
         row
         for one, some, chance in zip(audited, missing, chances, strict=True)
         for row in (*_rows_missing(names, one, some, chance, classes), *_rows_apart(names, one, thresholds))
     ]
-    return Findings(sort(rows), classes, total, sum(one.explained.silent for one in audited))
+    return Findings(sort(rows), classes, _total(classes), sum(one.explained.silent for one in audited))
+
+
+class _Confused(NamedTuple):
+    """Detections of a class, on an image, that a label of another class alone explains."""
+
+    scores: NDArray[np.float64]
+    labels: list[int]  # classes of the labels
+
+
+_NONE = _Confused(np.empty(0), [])
+
+
+class _Evidence(NamedTuple):
+    """What is known of a class: arguments of `probability.estimate`."""
+
+    audited: Scores
+    judged: Scores
+    other: Sequence[_Confused]  # of each judged image
+    own: Scores
+    shares: Shares
+
+    @property
+    def labels(self) -> int:
+        """Of val, once for each model."""
+        return sum(map(len, self.own))
+
+    def estimate(self, draws: Draws, missing: Mapping[int, float]) -> Estimate:
+        """Of a class; of the others so many labels are missing for each one of val."""
+        ratio = self.shares[0].sum() / self.shares[1].sum()
+        weights = [
+            np.concatenate([np.ones(len(false)), [missing.get(number, 0.0) / ratio for number in other.labels]])
+            for false, other in zip(self.judged, self.other, strict=True)
+        ]
+        judged = [np.concatenate([false, other.scores]) for false, other in zip(self.judged, self.other, strict=True)]
+        return probability.estimate(self.audited, judged, self.own, draws, self.shares, weights)
+
+
+def _confused(one: Look) -> dict[int, _Confused]:
+    """By the class of the detections."""
+    detections, labels = one.explained.other.T
+    found, classes = one.found.classes[detections], one.image.labels.classes[labels]
+    return {
+        number: _Confused(one.found.scores[detections[found == number]], classes[found == number].tolist())
+        for number in {*found.tolist()}
+    }
+
+
+def _estimates(evidence: Mapping[int, _Evidence], draws: Draws) -> dict[int, Estimate]:
+    """Of each class; in turns, see `rebalance.audit.probability`."""
+    made: dict[int, Estimate] = {}
+    missing = dict.fromkeys(evidence, 0.0)  # labels of a class, for each one of val
+    again = [*evidence]
+    for _ in range(_TURNS):
+        made |= {number: evidence[number].estimate(draws, missing) for number in again}
+        now = {number: one.beyond / evidence[number].labels for number, one in made.items()}
+        moved = sum(abs(now[number] - missing[number]) * evidence[number].labels for number in now)
+        again = [number for number, own in evidence.items() if any(other.labels for other in own.other)]
+        if moved < 1 or not again:
+            break
+        missing = now
+    return made
 
 
 def _own(looks: Sequence[Look], number: int) -> list[NDArray[np.float64]]:
@@ -242,3 +307,11 @@ def _row(
 def _box(box: Boxes) -> Box:
     x1, y1, x2, y2 = (round(side, 2) for side in box.tolist())
     return x1, y1, x2, y2
+
+
+def _total(classes: Mapping[int, Class]) -> Estimate | None:
+    made = [row.estimate for row in classes.values() if row.estimate]
+    if not made:
+        return None
+    missing, beyond = (sum(values) for values in zip(*((row.missing, row.beyond) for row in made), strict=True))
+    return Estimate((), missing, beyond, np.sum([row.draws for row in made], axis=0))

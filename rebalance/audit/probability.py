@@ -9,6 +9,10 @@ detections unexplained. Of these N · f(s) are false; the others are labels that
 An image counts by the share of it in which the class is asked for: regions say of the other part that nothing follows
 from a detection there.
 
+A detection on an object of another class is explained where that has its label, as all have on val, and not where the
+label is missing. So f has those of val too, each with a weight: of that other class the labels that are missing, as
+they are estimated, for each one of val. Estimates and weights follow from each other, and are found in turns.
+
 made monotone: a higher score is no less likely. Isotonic regression on both kinds of detections at once (the audited
 ones as 1, those of val as 0, with the weight of N over the images of val) gives q(s) = u / (u + N · f), from which
 P = max(0, 2 − 1 / q).
@@ -25,8 +29,6 @@ power of P, at least 1, whose sum it is: what is certain stays so, and what chan
 
 What the models do not find, or with lower scores, is in no sum. On val they find a share of the labels from that score
 on, their recall; the estimate divided by it is that of all missing labels, as far as those are found as often as val's.
-Where all classes together stand out of chance, labels are missing, and then that of a class is its count over its
-recall though the class by itself does not stand out: to leave out all that is hard to find would make the sum too low.
 The intervals, of 95 %, are those of both over bootstrapped images, audited and val.
 
 It is a lower bound wherever the model was trained on the audited images with these labels: it has learnt that what is
@@ -35,9 +37,8 @@ not labelled is background. And labels that val lacks itself make f too high, an
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -71,8 +72,6 @@ class Estimate:
         beyond: how many are missing, with those that are not found.
         span, span_beyond: intervals of 95 % of both; a count may be below 0 by chance, these are not.
         draws: (2, BOOTSTRAPS) both counts over bootstrapped images; those of several classes are added up.
-        seen: what is seen from the start on less what is false, which chance can make negative.
-        variance: of `seen` by chance.
         recall: share of val's labels that is found from the start on.
         start: score from which on missing labels are looked for.
     """
@@ -81,8 +80,6 @@ class Estimate:
     missing: float
     beyond: float
     draws: NDArray[np.float64]
-    seen: float
-    variance: float
     recall: float | None = None
     start: float = np.inf
 
@@ -95,7 +92,14 @@ class Estimate:
         return _interval(self.draws[1], self.beyond)
 
 
-def estimate(audited: Scores, judged: Scores, own: Scores, draw: Draws, shares: Shares | None = None) -> Estimate:
+def estimate(
+    audited: Scores,
+    judged: Scores,
+    own: Scores,
+    draw: Draws,
+    shares: Shares | None = None,
+    weights: Scores | None = None,
+) -> Estimate:
     """Estimate what is missing of a class.
 
     Args:
@@ -105,16 +109,22 @@ def estimate(audited: Scores, judged: Scores, own: Scores, draw: Draws, shares: 
         draw: bootstrapped images, the same for all classes.
         shares: of each audited image and of each judged one the share in which the class is asked for; None: all.
             Their sums are above 0.
+        weights: of each judged detection, as how many it counts; None: each as one.
     """
     here, there = shares or (np.ones(len(audited)), np.ones(len(judged)))
+    weights = weights or [np.ones(len(part)) for part in judged]
     ratio = float(here.sum() / there.sum())
-    every, false_ones, labels = (np.concatenate([np.empty(0), *part]) for part in (audited, judged, own))
-    start = _start(labels, false_ones, ratio)
-    seen, false, found = (_count(part, start) for part in (audited, judged, own))
-    count, variance = float(seen.sum() - ratio * false.sum()), float(_variance(seen.sum(), false.sum(), ratio))
+    every, false_ones, weight, labels = (
+        np.concatenate([np.empty(0), *part]) for part in (audited, judged, weights, own)
+    )
+    start = _start(labels, false_ones, weight, ratio)
+    seen, found = (_count(part, start) for part in (audited, own))
+    false = np.array([of[part >= start].sum() for part, of in zip(judged, weights, strict=True)])
+    count = float(seen.sum() - ratio * false.sum())
     chances, above = np.zeros(len(every)), every >= start
-    if stands_out(count, variance):
-        chances[above] = _shrunk(_fit(every[above], false_ones[false_ones >= start], ratio), count)
+    if count >= DEVIATIONS * _deviation(seen.sum(), false.sum(), ratio):
+        wrong = false_ones >= start
+        chances[above] = _shrunk(_fit(every[above], false_ones[wrong], ratio * weight[wrong]), count)
     missing, recall = float(chances.sum()), float(found.sum() / max(1, len(labels))) or None
 
     ratios = (draw.audited @ here) / np.maximum(draw.judged @ there, 1e-9)
@@ -123,23 +133,7 @@ def estimate(audited: Scores, judged: Scores, own: Scores, draw: Draws, shares: 
     recalls = (draw.judged @ found) / np.maximum(of_labels, 1)
     draws = np.stack([counts, counts / np.maximum(recalls, (recall or 1) / 10)])  # no draw has as good as no recall
     parts = np.split(chances, np.cumsum([len(part) for part in audited])[:-1])
-    return Estimate(tuple(parts), missing, missing / (recall or 1), draws, count, variance, recall, start)
-
-
-def together(classes: Sequence[Estimate]) -> tuple[list[Estimate], Estimate]:
-    """The estimates of some classes, held against each other, and that of all; the latter without probabilities."""
-    seen, variance = (sum(values) for values in zip(*((one.seen, one.variance) for one in classes), strict=True))
-    of_all = [one.beyond for one in classes]
-    if stands_out(seen, variance):
-        of_all = [one.seen / (one.recall or 1) for one in classes]
-        classes = [replace(one, beyond=max(0.0, beyond)) for one, beyond in zip(classes, of_all, strict=True)]
-    missing, draws = sum(one.missing for one in classes), np.sum([one.draws for one in classes], axis=0)
-    return [*classes], Estimate((), missing, max(missing, sum(of_all)), draws, seen, variance)
-
-
-def stands_out(seen: float, variance: float) -> bool:
-    """Whether what is seen less what is false is more than chance makes."""
-    return seen >= DEVIATIONS * math.sqrt(variance)
+    return Estimate(tuple(parts), missing, missing / (recall or 1), draws, recall, start)
 
 
 def _interval(draws: NDArray[np.float64], middle: float) -> Interval:
@@ -202,29 +196,40 @@ def _shrunk(chances: NDArray[np.float64], total: float) -> NDArray[np.float64]:
     return found * min(1.0, total / found.sum()) if found.any() else found
 
 
-def _variance(seen: Any, false: Any, ratio: float) -> Any:
+def _deviation(seen: Any, false: Any, ratio: float) -> Any:
     """Of seen − ratio · false by chance, with one more false one than there are: of none nothing follows."""
-    return seen + ratio**2 * (false + 1)
+    return np.sqrt(seen + ratio**2 * (false + 1))
 
 
-def _start(own: NDArray[np.float64], false: NDArray[np.float64], ratio: float) -> float:
+def _start(own: NDArray[np.float64], false: NDArray[np.float64], weight: NDArray[np.float64], ratio: float) -> float:
     """From which score on missing labels stand out most, if as many are missing as are labelled on val; see above."""
     at = np.unique(own[own > 0])
     if not len(at):
         return np.inf
-    labels, wrong = (len(part) - np.searchsorted(np.sort(part), at) for part in (own, false))
-    apart = ratio * labels / np.sqrt(_variance(ratio * (labels + wrong), wrong, ratio))
+    labels, wrong = (_above(*part, at) for part in ((own, np.ones(len(own))), (false, weight)))
+    apart = ratio * labels / _deviation(ratio * (labels + wrong), wrong, ratio)
     return float(at[apart.argmax()])
 
 
-def _fit(audited: NDArray[np.float64], judged: NDArray[np.float64], ratio: float) -> NDArray[np.float64]:
-    """P of each audited detection, which rises with the score."""
+def _above(scores: NDArray[np.float64], weight: NDArray[np.float64], at: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The weights of the scores from each of some on, summed."""
+    order = np.argsort(scores)
+    sums = np.concatenate([[0.0], np.cumsum(weight[order])])
+    found: NDArray[np.float64] = sums[-1] - sums[np.searchsorted(scores[order], at)]
+    return found
+
+
+def _fit(audited: NDArray[np.float64], judged: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
+    """P of each audited detection, which rises with the score; a judged one stands for `weight` audited ones."""
     from sklearn.isotonic import isotonic_regression  # half a second to import
 
     at, place = np.unique(np.concatenate([audited, judged]), return_inverse=True)
-    seen, false = (np.bincount(part, minlength=len(at)) for part in np.split(place, [len(audited)]))
-    weight = seen + ratio * false
-    share = isotonic_regression(seen / weight, sample_weight=weight, increasing=True)
+    of_seen, of_false = np.split(place, [len(audited)])
+    seen = np.bincount(of_seen, minlength=len(at))
+    every = seen + np.bincount(of_false, weight, minlength=len(at))
+    some = every > 0  # one that counts as none says nothing
+    share = np.zeros(len(at))
+    share[some] = isotonic_regression(seen[some] / every[some], sample_weight=every[some], increasing=True)
     value = np.maximum(0, 2 - 1 / np.maximum(share, 1e-12))
     found: NDArray[np.float64] = value[place[: len(audited)]]
     return found

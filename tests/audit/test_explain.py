@@ -56,11 +56,26 @@ def test_several_detections_of_one_object_are_one_suggestion() -> None:
         (0.9, 0, there),
         (0.8, 0, (50, 50, 70, 65)),  # the same object, IoU 0.75
         (0.7, 0, (52, 52, 56, 56)),  # a part of it
-        (0.6, 1, there),  # of another class, in the same place
-        (0.5, 1, (50, 50, 70, 60)),  # of another class, IoU 0.5: another object
+        (0.6, 1, there),  # of another class: which one it is their probabilities say
+        (0.5, 1, (50, 50, 70, 60)),  # that again, IoU 0.5
         (0.4, 0, (50, 66, 70, 90)),  # another object
     )
-    assert found.missing.tolist() == [0, 4, 5]
+    assert found.missing.tolist() == [0, 3, 5]
+
+
+def test_what_only_a_label_of_another_class_explains_is_told_with_that() -> None:
+    two = ((0, LABEL), (2, (12, 10, 32, 30)))
+    found = held(
+        (0.9, 1, (11.5, 10, 31.5, 30)),  # nearer to the second
+        (0.8, 1, LABEL),  # the same object
+        (0.7, 0, LABEL),  # its own label
+        (0.6, 3, (10, 10, 30, 24)),  # IoU 0.7
+        (0.5, 3, LABEL),
+        labels=two,
+    )
+    assert found.other.tolist() == [[0, 1], [4, 0]]
+    assert held((0.9, 1, LABEL), known=[True]).other.tolist() == []
+    assert held((0.9, 1, LABEL), labels=()).other.tolist() == []
 
 
 def test_what_is_part_of_a_suppressed_detection_is_an_object_of_its_own() -> None:
