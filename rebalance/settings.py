@@ -297,10 +297,10 @@ def checked(name: str, item: dataclasses.Field[Any], value: Any) -> Any:
 
 
 def classes_of(text: str, names: Iterable[str]) -> list[str]:
-    """The names of classes in a text, comma separated, in its order.
+    """The names of classes in a text, comma separated, in its order; none where it is empty.
 
     Raises:
-        ConfigError: one is not among those of the source, or is there twice.
+        ConfigError: one is not among those of the source, or is there twice, or the text has none.
     """
     known, found = [*names], [name.strip() for name in text.split(",") if name.strip()]
     for name in found:
@@ -310,6 +310,8 @@ def classes_of(text: str, names: Iterable[str]) -> list[str]:
             )
     if len({*found}) < len(found):
         raise ConfigError(f"classes={text} names a class twice")
+    if text and not found:
+        raise ConfigError(f"classes={text} names no class; the source has {', '.join(known)}")
     return found
 
 

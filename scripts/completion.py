@@ -7,7 +7,8 @@ labels completed once and more often by models that have not seen the image (`re
         [rate=0.5] [seeds=0,1,2] [classes=fish] [rounds=2]
         [workers=1]
 
-With `classes`, names, those alone lose labels, and the table is of them alone.
+With `classes`, names, those alone lose labels, and the table is of them alone. Each seed then has a data set of its
+own, which `rebalance report` shows as a setting of its own.
 
 Any other key takes the place of one of the trainings' (epochs=1). `workers` commands run at a time, each with `jobs`
 trainings; what was finished is not repeated. Where a command's folder is on another machine, the records that <out>
@@ -22,6 +23,7 @@ protocol (of a round against the one before: by itself), and the gap closed to c
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,8 +41,9 @@ from rebalance.audit.table import TOLD
 from rebalance.cli.main import guarded, pairs
 from rebalance.data import dataset
 from rebalance.data.derive import sparsify
+from rebalance.data.protocols import uses_rate
 from rebalance.errors import ConfigError, DataError, RunError
-from rebalance.experiments.grid import read_grid
+from rebalance.experiments.grid import difference, read_grid
 from rebalance.experiments.record import (
     COLUMNS,
     PACKED,
@@ -66,6 +69,7 @@ RECIPE = {
     "val": "False", "plots": "False", "amp": "False", "workers": "0", "device": "cpu", "jobs": "2",
 }  # fmt: skip
 METHODS = {"dropping": {"loss": "drop", "obj_drop": "0.75"}, "BRL": {"loss": "brl"}}
+OF_METHODS = {key for flags in METHODS.values() for key in flags}
 HOST = {"loss": "bce"}
 GIVEN, COMPLETE = "as labelled", "complete labels"
 PROTOCOLS = settings_of(SparsifyFlags)["protocol"].metadata["choices"][1:]
@@ -79,7 +83,7 @@ class Flags:
     data: str = setting("", "data set YAML with complete labels")
     out: str = setting("", "folder of the records and the table")
     protocols: str = setting("extreme,percent,hard", "how labels are taken away, comma separated")
-    rate: float = setting(0.5, "fraction of the boxes that percent takes away", low=0, high=1)
+    rate: float = setting(0.5, "fraction of the boxes that percent and per_class take away", low=0, high=1)
     seeds: str = setting("0,1,2", "training seeds, comma separated")
     classes: str = setting("", "names of the classes that lose labels, comma separated; default: all")
     rounds: int = setting(2, "how often labels are completed", low=1)
@@ -94,7 +98,7 @@ def commands(asked: Flags, name: str, protocol: str, recipe: Mapping[str, str]) 
     seeds, some = asked.seeds.split(","), bool(asked.classes)
 
     def command(word: str, root: str, own: str, flags: Mapping[str, str]) -> Command:
-        rate = {"rate": value_text(asked.rate)} if protocol == "percent" else {}
+        rate = {"rate": value_text(asked.rate)} if uses_rate(protocol) else {}
         lost = {"data": str(damaged(name, protocol, flags["seeds"]))} if some else {"protocol": protocol, **rate}
         given = {**recipe, **lost, **flags, "name": f"{name}-{protocol}-{own}"}
         return Path("runs", root, given["name"]), [word, *(f"{key}={value}" for key, value in given.items())]
@@ -116,15 +120,23 @@ def damaged(name: str, protocol: str, seed: str) -> Path:
 
 
 def lay_out(kept: Path, command: Command) -> None:
-    """Make the folder of a command from kept records: of the labels that are left and of complete ones."""
+    """Make the folder of a command from kept records: of the labels that are left and of complete ones.
+
+    Raises:
+        RunError: they are of other values.
+    """
     folder, (word, *flags) = command
-    found = {record.run: record for record in load(kept).finished if not record.labels.get("round")}
     args = dict(flag.split("=", 1) for flag in flags)
     asked = (rounds_asked(args)[1] if word == "rounds" else read_grid(args)).asked
+    sweep, mine = load(kept), json.loads(json.dumps(asked, default=str))
+    both = [key for key in mine if key in sweep.asked and key not in ("seeds", "device", *OF_METHODS)]
+    if changed := difference(*({key: values[key] for key in both} for values in (sweep.asked, mine))):
+        raise RunError(f"{kept} keeps records of other values: {changed}. Give the same, or another out=")
     runs = {}
-    for name, record in found.items():
-        loss, run = name.removeprefix("loss=").split(",", 1)
-        if loss == args["loss"] and str(record.seed) in args["seeds"].split(","):
+    for record in sweep.finished:
+        loss, _, run = record.run.removeprefix("loss=").partition(",")
+        given = not record.labels.get("round") and str(record.seed) in args["seeds"].split(",")
+        if run and given and loss == args["loss"]:
             runs[run] = record
     if not runs:
         return
@@ -137,17 +149,19 @@ def lay_out(kept: Path, command: Command) -> None:
 
 
 def merge(folders: Sequence[Path], out: Path) -> None:
-    """Keep the records of several folders as those of one."""
+    """Keep the records of several folders as those of one, beside those that are kept and in none of them."""
+    kept = [load(out)] if (out / PACKED).is_file() else []
     found = [load(folder) for folder in folders]
-    records = {f"loss={record.train['loss']},{record.run}": record for one in found for record in one.records}
-    asked = {key: value for one in reversed(found) for key, value in one.asked.items()}
+    records = {record.run: record for sweep in kept for record in sweep.records}
+    records |= {f"loss={record.train['loss']},{record.run}": record for one in found for record in one.records}
+    asked = {key: value for one in reversed([*found, *kept]) for key, value in one.asked.items()}
     asked["seeds"] = sorted({record.seed for record in records.values()})
     with TemporaryDirectory() as work:
         write(Path(work, SWEEP), Plan(asked=asked, runs=tuple(records)))
         for name, record in records.items():
             place = Path(work, RUNS, name)
             place.mkdir(parents=True)
-            write_json(place / RECORD, {**(read_json(record.folder / RECORD) or {}), "run": name})
+            write(place / RECORD, replace(record, run=name))
         pack(Path(work), out)
 
 
@@ -229,6 +243,8 @@ def main(argv: list[str]) -> None:
     require(asked, "data", "out")
     if unknown := set(asked.protocols.split(",")) - {*PROTOCOLS}:
         raise ConfigError(f"protocols={asked.protocols}: {min(unknown)} is not one of {', '.join(PROTOCOLS)}")
+    if asked.rate != Flags.rate and not any(map(uses_rate, asked.protocols.split(","))):
+        raise ConfigError(f"rate={value_text(asked.rate)} has no effect with protocols={asked.protocols}")
     source, out = dataset.load(asked.data), Path(asked.out)
     if not source.labelled("test"):
         raise DataError(f"{source.file}: no test image has a label, and the table is of test")
@@ -239,9 +255,14 @@ def main(argv: list[str]) -> None:
     if classes and asked.workers:
         of_all = {"data": asked.data, "rate": value_text(asked.rate), "classes": asked.classes}
         for protocol, seed in product(words, asked.seeds.split(",")):
-            flags = {**of_all, "protocol": protocol, "seed": seed}
-            if not (place := damaged(out.name, protocol, seed).parent).exists():
-                sparsify(parse(SparsifyFlags, {**flags, "out": str(place)}))
+            flags = parse(SparsifyFlags, {**of_all, "protocol": protocol, "seed": seed})
+            place = damaged(out.name, protocol, seed).parent
+            if not place.exists():
+                sparsify(replace(flags, out=str(place)))
+            made = read_json(place / "manifest.json") or {}
+            only = [row["name"] for row in made.get("classes", ()) if row["id"] in made.get("only", ())]
+            if {*only} != {*classes} or made.get("asked") not in (None, flags.rate):
+                raise RunError(f"{place} lost {made.get('asked')} of {', '.join(only)}: give another out=")
 
     def run(command: list[str]) -> int:
         return subprocess.run([sys.executable, "-m", "rebalance", *command], check=False).returncode
@@ -259,7 +280,8 @@ def main(argv: list[str]) -> None:
         folders = [folder for folder, _ in made if any(folder.glob(f"{RUNS}/*/{RECORD}"))]
         if folders:
             merge(folders, out / protocol)
-            write_json(out / protocol / "audits.json", audits(folders))
+            said = read_json(out / protocol / "audits.json") or {}
+            write_json(out / protocol / "audits.json", {**said, **audits(folders)})
         if folders or (not asked.workers and (out / protocol / PACKED).is_file()):
             table += rows(protocol, load(out / protocol).finished, classes)
     if table:

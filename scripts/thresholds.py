@@ -10,8 +10,8 @@ holds for the others.
         [classes=fish] [jobs=2]
 
 The sweep is `runs/benchmark/<name of out>` and goes on where it was stopped. <out>/records.jsonl keeps its records, and
-audits.json beside it what each audit said and the truth. <out>/table.csv is the table: for each pair how many boxes
-were added and how many places are unknown, the share of the boxes that is right, the share of the missing labels that
+audits.json beside it what each audit said and the truth. <out>/table.csv is the table: for each pair how many suggestions
+were decided and boxes added, how many places are unknown, the share of the boxes that is right, the share of the missing labels that
 is found again, and mAP in points on test and val with its difference from the labels that were left, paired by seed,
 with 95 % intervals, and the gap closed to complete labels.
 """
@@ -137,6 +137,13 @@ def decide(source: DataSet, audit: Path, count: int, out: Path) -> Path:
     return write_decisions(out, rows, words, about["suggestions_sha256"])
 
 
+def counted(manifest: Mapping[str, Any], classes: Sequence[str]) -> dict[str, int]:
+    """What became of the labels of a completed set, of all classes or of those named, and how many were decided."""
+    rows = [row for row in manifest["classes"] if row["name"] in classes or not classes]
+    decided = manifest["completed"]["accept"] + manifest["completed"]["reject"]
+    return {**{key: sum(row[key] for row in rows) for key in COUNTS}, "decided": decided}
+
+
 def table(
     found: Mapping[str, Mapping[int, Record]],
     counts: Mapping[str, Sequence[Mapping[str, int]]],
@@ -159,6 +166,7 @@ def table(
         if name in counts:
             total = {key: sum(one[key] for one in counts[name]) for key in COUNTS}
             missing = total["withheld"] + total["recovered"]
+            row |= {"decided": sum(one["decided"] for one in counts[name])}
             row |= {"added": total["added"], "unknown": total["unknown"]}
             row |= {
                 "right": round(total["recovered"] / max(1, total["added"]), 3),
@@ -172,7 +180,8 @@ def table(
             if name in counts and len(seeds) > 1:
                 gap = [one - left for one, left in zip(levels(COMPLETE, column), levels(LEFT, column), strict=True)]
                 if closed := gap_closed(gain, gap):
-                    row |= {f"{column} gap closed": round(closed.share, 2)}
+                    ends = {"gap closed": closed.share, "from": closed.low, "to": closed.high}
+                    row |= {f"{column} {end}": share and round(share, 3) for end, share in ends.items()}
         yield row
 
 
@@ -202,7 +211,7 @@ def main(argv: list[str]) -> None:
             given = {"data": os.path.relpath(file), "seeds": str(seed), "jobs": str(asked.jobs), "name": out.name}
             cells.append({**recipe, **given})
             names[seed, given["data"]] = way.name
-            counts[way.name].append((read_json(file.parent / "manifest.json") or {})["total"])
+            counts[way.name].append(counted(read_json(file.parent / "manifest.json") or {}, classes))
     done = keep(sweep(cells), out)
     write_json(out / "audits.json", audits)
     for record in done:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from small_data import make_dataset
 
 from rebalance.cli.main import guarded
 from rebalance.data import dataset
+from rebalance.errors import RunError
 from rebalance.experiments import sweep as module
 from rebalance.experiments.record import load as records
 
@@ -144,6 +146,21 @@ def test_kept_records_count_as_finished_but_for_those_of_completed_labels(elsewh
         read = script.rounds_asked if word == "rounds" else script.read_grid
         grid = read(dict(flag.split("=", 1) for flag in flags))
         module.refuse_other(folder, grid[1] if word == "rounds" else grid, {})
+        with pytest.raises(RunError, match="other values: epochs was 12, is 1"):
+            script.lay_out(kept, (Path("other"), [word, *(f.replace("epochs=12", "epochs=1") for f in flags)]))
+    assert not Path("other").exists()
+
+
+def test_what_is_kept_and_not_trained_here_stays(elsewhere: Path, tmp_path: Path) -> None:
+    script, kept = load("completion"), SCRIPTS.parent / "runs" / "reference" / "completion-deeppcb" / "percent"
+    asked = script.Flags(seeds="0")
+    command, *_ = script.commands(asked, "c", "percent", {**script.RECIPE, "data": "data/deeppcb/data.yaml"})
+    script.lay_out(kept, command)
+    out = shutil.copytree(kept, tmp_path / "kept")
+    script.merge([command[0]], out)
+    before, after = ({record.run: record for record in records(one).finished} for one in (kept, out))
+    assert {run: one.metrics for run, one in after.items()} == {run: one.metrics for run, one in before.items()}
+    assert {**records(out).asked, "device": None} == {**records(kept).asked, "device": None}
 
 
 def test_where_some_classes_lose_labels_each_seed_has_a_set_of_its_own(

@@ -346,7 +346,7 @@ def as_made(source: Source) -> Labels:
     manifest: dict[str, Any] = read_json(source.parent / "manifest.json") or {}
     protocol, rate, seed = manifest.get("protocol"), manifest.get("asked"), manifest.get("seed")
     if manifest.get("only"):  # of the labels of all classes it is a share
-        protocol, rate = "percent", manifest["reached"]
+        protocol, rate = "percent", round(manifest["reached"], 4)
     elif protocol not in PROTOCOLS:
         protocol, seed = "percent", 0
         rate = (rate or manifest.get("reached") or _share(source)) if dataset.load(source).has_withheld() else 0

@@ -89,8 +89,8 @@ def sparsify(given: SparsifyFlags) -> Manifest:
     given = parse(SparsifyFlags, as_dict(given))
     rule = Withhold(protocol=given.protocol, rate=given.rate, keep_one=given.keep_one, seed=given.seed)
     out, source = free(given.out), dataset.load(built_in(given.data))
-    numbers = {name: number for number, name in source.names.items()}
-    only = tuple(sorted(numbers[name] for name in classes_of(given.classes, numbers)))
+    named = classes_of(given.classes, source.names.values())
+    only = tuple(number for number, name in source.names.items() if name in named)
     return derive(source, replace(rule, classes=only), out)
 
 

@@ -473,13 +473,18 @@ def load(folder: str | Path, baseline: str = "") -> Sweep:
 
 
 def points(record: Record, column: str, classes: Sequence[str] = ()) -> float:
-    """The number of a table of comparisons, a key of COLUMNS, in points: of all classes, or the mean of those named."""
+    """The number of a table of comparisons, a key of COLUMNS, in points: of all classes, or the mean of those named.
+
+    Raises:
+        RunError: a class has no number, as the split has no label of it.
+    """
     split, metric = COLUMNS[column]
-    found = record.metrics[split]
     if not classes:
-        return float(100 * found[metric])
-    of = {key.split(": ", 1)[1]: values[metric] for key, values in found["per_class"].items()}
-    return float(100 * sum(of[name] for name in classes) / len(classes))
+        return float(100 * record.metrics[split][metric])
+    found = record.per_class[split]
+    if unknown := [name for name in classes if metric not in found.get(name, {})]:
+        raise RunError(f"{record.run}: {split} has no {metric} of {', '.join(unknown)}; it has {', '.join(found)}")
+    return float(100 * sum(found[name][metric] for name in classes) / len(classes))
 
 
 def by_epoch(records: Iterable[Record], key: str) -> dict[float, list[float]]:

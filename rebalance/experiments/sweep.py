@@ -601,13 +601,14 @@ def training_set(folder: Path, source: Path, labels: Labels, several: bool) -> P
 
 
 def _manifest(data: Path) -> dict[str, Any] | None:
-    """Of a generated or sparsified set: what was asked, what was reached, and the hash of the manifest."""
+    """Of a generated or sparsified set: what was asked, what was reached, of which classes, and the hash."""
     path = data.parent / "manifest.json"
     content = files.read_json(path)
     if content is None:
         return None
     digest = content.get("sha256") or hashlib.sha256(path.read_bytes()).hexdigest()
-    return {"asked": content.get("asked"), "reached": content.get("reached"), "sha256": digest}
+    some = {"only": content["only"]} if content.get("only") else {}
+    return {"asked": content.get("asked"), "reached": content.get("reached"), **some, "sha256": digest}
 
 
 @contextlib.contextmanager

@@ -164,8 +164,10 @@ def _labels(records: Iterable[Record]) -> str:
     seeds: dict[str, set[int]] = {}
     for labels in (record.labels for record in records):
         protocol = str(labels.get("protocol", "normal"))
-        reached = (labels.get("manifest") or {}).get("reached")
+        manifest = labels.get("manifest") or {}
+        reached, only = manifest.get("reached"), manifest.get("only")
         told = f", {100 * reached:.1f}% of the boxes withheld" if isinstance(reached, (int, float)) else ""
+        told += f", all of class {', '.join(map(str, only))}" if isinstance(only, list) else ""
         rate = f" {value_text(labels['rate'])}" if labels.get("rate") else ""
         noise = "".join(f", {name} {value_text(labels[name])}" for name in NOISE if labels.get(name))
         told += f", round {labels['round']}" if labels.get("round") else ""

@@ -568,6 +568,7 @@ def test_flags_are_checked_first(source: Path, tmp_path: Path) -> None:
         ({"protocol": "easy", "keep_one": True}, "keep_one=True goes with protocol=percent"),
         ({"classes": "fsh"}, r"'fsh' is not a class.*did you mean fish\?"),
         ({"classes": "fish, fish"}, "names a class twice"),
+        ({"classes": ","}, "classes=, names no class"),
     ]:
         with pytest.raises(ConfigError, match=message):
             sparsify(SparsifyFlags(**{"data": str(source), "out": str(tmp_path / "out"), **flags}))
