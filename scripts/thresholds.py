@@ -10,10 +10,11 @@ holds for the others.
         [classes=fish] [jobs=2]
 
 The sweep is `runs/benchmark/<name of out>` and goes on where it was stopped. <out>/records.jsonl keeps its records, and
-audits.json beside it what each audit said and the truth. <out>/table.csv is the table: for each pair how many suggestions
-were decided and boxes added, how many places are unknown, the share of the boxes that is right, the share of the missing labels that
-is found again, and mAP in points on test and val with its difference from the labels that were left, paired by seed,
-with 95 % intervals, and the gap closed to complete labels.
+audits.json beside it what each audit said and the truth. <out>/table.csv is the table: for each pair how many
+suggestions were decided and boxes added, how many places are unknown, the share of the boxes that is right, the share
+of the missing labels that is found again, and mAP in points on test and val with its difference from the labels that
+were left, paired by seed, with 95 % intervals, and the gap closed to complete labels. With `classes`, names, all of
+these are of those alone.
 """
 
 from __future__ import annotations
