@@ -13,7 +13,8 @@ own, which `rebalance report` shows as a setting of its own.
 Any other key takes the place of one of the trainings' (epochs=1). `workers` commands run at a time, each with `jobs`
 trainings; what was finished is not repeated. Where a command's folder is on another machine, the records that <out>
 keeps count as finished, but for those of completed labels, whose audits it does not keep. workers=0 runs nothing, and
-makes the table of what is there, and of records that are kept where nothing else is.
+makes the table of what is there, and of records that are kept where nothing else is. With `records` the table is that
+of several kept folders, of other seeds each.
 
 <out>/<protocol>/records.jsonl keeps the records, for `rebalance report`, and audits.json beside it what each audit said
 and the truth. <out>/table.csv is the table: mAP in points on test and val, differences from the labels that are left,
@@ -52,6 +53,7 @@ from rebalance.experiments.record import (
     SWEEP,
     Plan,
     Record,
+    Sweep,
     load,
     pack,
     points,
@@ -87,6 +89,7 @@ class Flags:
     seeds: str = setting("0,1,2", "training seeds, comma separated")
     classes: str = setting("", "names of the classes that lose labels, comma separated; default: all")
     rounds: int = setting(2, "how often labels are completed", low=1)
+    records: str = setting("", "folders of kept records, comma separated, whose table is made; nothing is trained")
     workers: int = setting(1, "commands at a time; 0: none", low=0)
 
 
@@ -235,6 +238,20 @@ def rows(protocol: str, records: Sequence[Record], classes: Sequence[str] = ()) 
         yield row
 
 
+def all_of(sweeps: Sequence[Sweep]) -> list[Record]:
+    """The records of several kept folders, of other seeds each."""
+    return [record for sweep in sweeps for record in sweep.finished]
+
+
+def write_table(out: Path, table: Sequence[Mapping[str, Any]]) -> None:
+    """Write table.csv and show it."""
+    frame = pandas.DataFrame(table)
+    shares = [name for name in frame if name.endswith((" p", " gap closed", " from", " to"))]
+    frame = frame.round({name: 3 if name in shares else 1 for name in frame.select_dtypes("number")})
+    write_whole(out / "table.csv", frame.to_csv(index=False, lineterminator="\n").encode())
+    print((out / "table.csv").read_text("utf-8"))
+
+
 def main(argv: list[str]) -> None:
     """`data=` and `out=`, see above."""
     own = settings_of(Flags)
@@ -252,6 +269,10 @@ def main(argv: list[str]) -> None:
     recipe = {**RECIPE, **{key: text for key, text in given.items() if key not in own}, "data": asked.data}
     classes = classes_of(asked.classes, source.names.values())
     words = {protocol: commands(asked, out.name, protocol, recipe) for protocol in asked.protocols.split(",")}
+    if asked.records:
+        kept = {name: [load(Path(one) / name) for one in asked.records.split(",")] for name in words}
+        write_table(out, [row for name, of in kept.items() for row in rows(name, all_of(of), classes)])
+        return
     if classes and asked.workers:
         of_all = {"data": asked.data, "rate": value_text(asked.rate), "classes": asked.classes}
         for protocol, seed in product(words, asked.seeds.split(",")):
@@ -285,11 +306,7 @@ def main(argv: list[str]) -> None:
         if folders or (not asked.workers and (out / protocol / PACKED).is_file()):
             table += rows(protocol, load(out / protocol).finished, classes)
     if table:
-        frame = pandas.DataFrame(table)
-        shares = [name for name in frame if name.endswith((" p", " gap closed", " from", " to"))]
-        frame = frame.round({name: 3 if name in shares else 1 for name in frame.select_dtypes("number")})
-        write_whole(out / "table.csv", frame.to_csv(index=False, lineterminator="\n").encode())
-        print((out / "table.csv").read_text("utf-8"))
+        write_table(out, table)
     if not table or any(codes):
         raise RunError(f"{sum(map(bool, codes))} of {len(codes)} commands failed, and {len(table)} rows have two seeds")
 
