@@ -130,6 +130,24 @@ def test_the_table_of_completed_labels_is_that_of_its_records(protocol: str) -> 
         assert found[name].to_numpy() == pytest.approx(own[name].to_numpy(), abs=0.06, nan_ok=True)
 
 
+@pytest.mark.parametrize(
+    ("table", "kept"),
+    [
+        ("completion-urchin", ("completion-urchin",)),
+        ("completion-urchin-again", ("completion-urchin-again",)),
+        ("completion-urchin-both", ("completion-urchin", "completion-urchin-again")),
+    ],
+)
+def test_the_table_of_one_class_is_that_of_its_records(table: str, kept: tuple[str, ...], tmp_path: Path) -> None:
+    of = SCRIPTS.parent / "runs" / "reference"
+    data = make_dataset(tmp_path / "set")
+    data.write_text(data.read_text("utf-8").replace(dataset.load(data).names[0], "fragile pink urchin"), "utf-8")
+    folders = ",".join(str(of / name) for name in kept)
+    given = [f"data={data}", f"out={tmp_path / 'out'}", "protocols=percent", "classes=fragile pink urchin"]
+    assert guarded(lambda: load("completion").main([*given, f"records={folders}"])) == 0
+    assert (tmp_path / "out" / "table.csv").read_text() == (of / table / "table.csv").read_text()
+
+
 def test_kept_records_count_as_finished_but_for_those_of_completed_labels(elsewhere: Path) -> None:
     script, kept = load("completion"), SCRIPTS.parent / "runs" / "reference" / "completion-deeppcb" / "percent"
     asked = script.Flags(seeds="0,2")
