@@ -4,8 +4,7 @@ For each protocol and seed, with labels of its own draw: the labels that are lef
 labels completed once and more often by models that have not seen the image (`rebalance rounds`), and complete labels.
 
     python scripts/completion.py data=<complete data set>.yaml out=<folder> [protocols=extreme,percent,hard]
-        [rate=0.5] [seeds=0,1,2] [classes=fish] [rounds=2]
-        [workers=1]
+        [rate=0.5] [seeds=0,1,2] [classes=fish] [rounds=2] [workers=1]
 
 With `classes`, names, those alone lose labels, and the table is of them alone. Each seed then has a data set of its
 own, which `rebalance report` shows as a setting of its own.

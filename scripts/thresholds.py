@@ -126,11 +126,11 @@ def completed(folder: Path, left: Record, way: Way, work: Path) -> Path:
 
 def decide(source: DataSet, audit: Path, count: int, out: Path) -> Path:
     """The decisions of somebody who knows what was withheld, on the first suggestions of missing labels."""
-    about, root = read_audit(audit), Path(read_audit(audit)["images_root"])
+    about = read_audit(audit)
     rows = [row for row in read_table(audit / SUGGESTIONS) if row.kind == "missing"][:count]
     missing = {}
     for name, size in about["sizes"].items():
-        lost = source.withheld(str(root / name))
+        lost = source.withheld(str(Path(about["images_root"], name)))
         missing[name] = Withheld(lost.boxes_xyxy(*size), lost.classes, np.zeros(len(lost.classes)))
     accept, reject = CHOICES
     words = {row.id: accept if good else reject for row, good in zip(rows, right(rows, missing)[0], strict=True)}

@@ -6,6 +6,10 @@ detections unexplained. Of these N · f(s) are false; the others are labels that
 
     P(missing | class, s) = max(0, 1 − N · f(s) / u(s))
 
+made monotone: a higher score is no less likely. Isotonic regression on both kinds of detections at once (the audited
+ones as 1, those of val as 0, with the weight of N over the images of val) gives q(s) = u / (u + N · f), from which
+P = max(0, 2 − 1 / q).
+
 An image counts by the share of it in which the class is asked for: regions say of the other part that nothing follows
 from a detection there.
 
@@ -13,11 +17,7 @@ A detection on an object of another class is explained where that has its label,
 label is missing. So f has those of val too, each with a weight: of that other class the labels that are missing, as
 they are estimated, for each one of val. Estimates and weights follow from each other, and are found in turns.
 
-made monotone: a higher score is no less likely. Isotonic regression on both kinds of detections at once (the audited
-ones as 1, those of val as 0, with the weight of N over the images of val) gives q(s) = u / (u + N · f), from which
-P = max(0, 2 − 1 / q).
-
-It is 0 below the score from which on missing labels would stand out most: where, if as many were missing as val has,
+P is 0 below the score from which on missing labels would stand out most: where, if as many were missing as val has,
 what is seen of them would exceed what is false by the most standard deviations. The labels of val and the scores with
 which they are found say where that is, and the audited detections have no say in it. Else each of thousands of faint
 detections would get a little. And all is 0 where what is seen from there on does not exceed what is false beyond
